@@ -1,0 +1,72 @@
+# make demo        separate the demo song, or SONG=path, into demo_stems/
+# make test        run every test in an environment of its own
+# make check       what CI runs: lint, format, types, tests
+# make test-audio  the tests that need torchaudio, in a second environment
+# make dist        build the wheel and the sdist, and check them for PyPI
+#
+# PIP_FLAGS is handed to pip. On Linux, PyPI's torch is a CUDA build of several GB; the CPU's is smaller:
+#   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+SONG ?= examples/demo.ogg
+OUT ?= demo_stems
+PIP_FLAGS ?=
+
+PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -not -path '*/__pycache__/*')
+PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
+
+.PHONY: demo test check lint test-audio dist ffmpeg clean
+
+demo: .venv/.done
+	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
+	@echo "The stems are in $(OUT)/"
+
+test: .venv-dev/.done ffmpeg
+	.venv-dev/bin/python -m pytest $(PYTEST_FLAGS)
+
+check: lint test
+
+lint: .venv-dev/.done
+	.venv-dev/bin/ruff check
+	.venv-dev/bin/ruff format --check
+	.venv-dev/bin/mypy
+
+test-audio: .venv-audio/.done
+	.venv-audio/bin/python -m pytest -m torchaudio tests/test_torchaudio.py
+
+dist: .venv-dev/.done
+	rm -rf dist
+	.venv-dev/bin/python -m build --outdir dist
+	.venv-dev/bin/twine check --strict dist/*
+
+# museval and stempeg want ffmpeg and ffprobe on the PATH as soon as they are imported.
+ffmpeg:
+	@if ! command -v ffmpeg >/dev/null || ! command -v ffprobe >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends ffmpeg; \
+	  else \
+	    echo "ffmpeg is missing. Type:  sudo apt-get install ffmpeg   (macOS: brew install ffmpeg)" >&2; exit 1; \
+	  fi; \
+	fi
+
+# As a user has it: the package built and installed, no checkout, no torch.
+.venv/.done: $(PACKAGE)
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) .
+	touch $@
+
+# Editable, with all extras. pip learnt --group in 25.1.
+.venv-dev/.done: pyproject.toml constraints/torch213.txt
+	$(PYTHON) -m venv .venv-dev
+	.venv-dev/bin/python $(PIP) --upgrade "pip>=25.1"
+	.venv-dev/bin/python $(PIP) --constraint constraints/torch213.txt --group dev --editable ".[torch,eval,train]"
+	touch $@
+
+.venv-audio/.done: pyproject.toml constraints/torchaudio211.txt
+	$(PYTHON) -m venv .venv-audio
+	.venv-audio/bin/python $(PIP) --upgrade "pip>=25.1"
+	.venv-audio/bin/python $(PIP) --constraint constraints/torchaudio211.txt --editable ".[torch]" pytest torchaudio
+	touch $@
+
+clean:
+	rm -rf .venv .venv-dev .venv-audio build dist demo_stems

@@ -1,0 +1,129 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+STEMS = ("vocals", "drums", "bass", "other")
+SHARES = (0.5, 0.25, 0.125, 0.125)  # of the mixture, a stem; they sum to one and are exact in binary
+
+
+@dataclass
+class FakeBackend:
+    """Splits every segment into fixed shares; `edges` is what it puts where it would lack context."""
+
+    segment_samples: int = 8192
+    margin_samples: int = 1024
+    sample_rate: int = 44_100
+    shares: tuple[float, ...] = SHARES
+    stems: tuple[str, ...] = STEMS
+    channels: int = 2
+    name: str = "fake"
+    device: str = "cpu"
+    edges: float | None = None
+    calls: int = 0
+    fail_at: int | None = None  # call that raises
+    failure: type[BaseException] = RuntimeError
+
+    def __call__(
+        self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """(b, c, n) to (b, k, c, n)."""
+        assert segment.dtype == np.float32 and segment.shape[1:] == (self.channels, self.segment_samples)
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise self.failure("asked to fail")
+        stems = segment[:, None] * np.array(self.shares, np.float32)[:, None, None]
+        if self.edges is not None and self.margin_samples:
+            stems[..., : self.margin_samples] = self.edges
+            stems[..., -self.margin_samples :] = self.edges
+        return stems if mix is None else np.einsum("ks,bscn->bkcn", mix, stems)
+
+
+@pytest.fixture
+def fake_backend() -> type[FakeBackend]:
+    return FakeBackend
+
+
+@pytest.fixture
+def noise() -> Callable[..., NDArray[np.float32]]:
+    """noise(channels, samples, peak=0.5): reproducible white noise (c, n)."""
+
+    def make(channels: int, samples: int, peak: float = 0.5) -> NDArray[np.float32]:
+        random = np.random.default_rng(samples)
+        return random.uniform(-peak, peak, (channels, samples)).astype(np.float32)
+
+    return make
+
+
+@pytest.fixture
+def song(tmp_path: Path, noise: Callable[..., NDArray[np.float32]]) -> Callable[..., Path]:
+    """song("name.wav", samples (c, n) or their number, rate, subtype): a file in a folder of its own."""
+
+    def write(
+        name: str, samples: NDArray[np.float32] | int, rate: int = 44_100, subtype: str | None = "FLOAT"
+    ) -> Path:
+        data = noise(2, samples) if isinstance(samples, int) else samples
+        path = tmp_path / "songs" / name
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, data.T, rate, subtype=subtype)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def onnx_model(tmp_path: Path) -> Callable[..., Path]:
+    """onnx_model(**metadata changes): a real ONNX file whose network splits the spectrogram into SHARES.
+
+    metadata=None leaves it out; frames=N declares a graph that does not fit its metadata.
+    """
+    onnx = pytest.importorskip("onnx")
+
+    def build(*, metadata: str | None = "", frames: int | None = None, **changes: Any) -> Path:
+        fields: dict[str, Any] = {
+            "format": 1,
+            "architecture": "shares",
+            "config": {},
+            "stems": list(STEMS),
+            "sample_rate": 44_100,
+            "channels": 2,
+            "n_fft": 512,
+            "hop": 128,
+            "segment_samples": 8192,
+            "margin_samples": 1024,
+            "name": "shares",
+            "license": "MIT",
+        } | changes
+        f, t = 257, frames or 8192 // 128 + 1
+        helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+        graph = helper.make_graph(
+            [
+                helper.make_node("Unsqueeze", ["mixture", "axis"], ["repeated"]),
+                helper.make_node("Mul", ["repeated", "shares"], ["stems"]),
+            ],
+            "shares",
+            [helper.make_tensor_value_info("mixture", float32, ["batch", 4, f, t])],
+            [helper.make_tensor_value_info("stems", float32, ["batch", 4, 4, f, t])],
+            [
+                helper.make_tensor("axis", onnx.TensorProto.INT64, [1], [1]),
+                helper.make_tensor("shares", float32, [1, 4, 1, 1, 1], list(SHARES)),
+            ],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        if metadata is not None:
+            helper.set_model_props(model, {"tfswa_sep": metadata or json.dumps(fields)})
+        path = tmp_path / "shares.onnx"
+        onnx.save(model, path)
+        return path
+
+    return build

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tfswa_sep import backends
+from tfswa_sep.backends import load_backend
+from tfswa_sep.backends.metadata import parse_metadata
+from tfswa_sep.backends.onnx import OnnxBackend, count_cores
+from tfswa_sep.errors import DeviceError, ModelError, UsageError
+
+Noise = Callable[..., NDArray[np.float32]]
+Build = Callable[..., Path]
+SHARES = (0.5, 0.25, 0.125, 0.125)
+
+
+def model(*offered: str) -> Any:
+    return SimpleNamespace(name="shares", files=[SimpleNamespace(backend=backend) for backend in offered])
+
+
+def load(path: Path, *offered: str, **options: Any) -> Any:
+    return load_backend(model(*(offered or ("onnx",))), lambda info, backend: path, **options)
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_onnx_splits_the_mixture(onnx_model: Build, noise: Noise) -> None:
+    backend = load(onnx_model())
+    assert (backend.name, backend.device, backend.stems) == (
+        "onnx",
+        "cpu",
+        ("vocals", "drums", "bass", "other"),
+    )
+    assert (backend.sample_rate, backend.channels) == (44_100, 2)
+    assert (backend.segment_samples, backend.margin_samples) == (8192, 1024)
+    segments = noise(6, 8192).reshape(3, 2, 8192)
+    stems = backend(segments)
+    assert stems.dtype == np.float32 and stems.shape == (3, 4, 2, 8192)
+    for index, share in enumerate(SHARES):
+        np.testing.assert_allclose(stems[:, index], segments * share, atol=1e-6)
+
+
+def test_onnx_mixes_before_the_inverse_transform(
+    onnx_model: Build, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = OnnxBackend(onnx_model())
+    inverted = []
+    original = backends.onnx.istft_channels  # type: ignore[attr-defined]
+
+    def count(parts: NDArray[np.float32], **options: int) -> Any:
+        inverted.append(parts.shape[1])
+        return original(parts, **options)
+
+    monkeypatch.setattr("tfswa_sep.backends.onnx.istft_channels", count)
+    segments = noise(2, 8192).reshape(1, 2, 8192)
+    mix = np.array([[0, 1, 1, 1]], np.float32)
+    np.testing.assert_allclose(backend(segments, mix=mix), segments[:, None] * 0.5, atol=1e-6)
+    mix = np.array([[0, 0, 1, 0], [1, 0, 0, 0]], np.float32)
+    np.testing.assert_allclose(backend(segments, mix=mix)[:, 0], segments * 0.125, atol=1e-6)
+    assert inverted == [1, 2]
+
+
+def test_onnx_may_be_called_from_threads(onnx_model: Build, noise: Noise) -> None:
+    backend = OnnxBackend(onnx_model(), threads=1)
+    segments = [noise(2, 8192).reshape(1, 2, 8192) * np.float32(scale) for scale in range(1, 9)]
+    with ThreadPoolExecutor(4) as pool:
+        for segment, stems in zip(segments, pool.map(backend, segments), strict=True):
+            np.testing.assert_allclose(stems[:, 0], segment * 0.5, atol=1e-5)
+
+
+def test_damaged_files_are_refused(
+    onnx_model: Build, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = onnx_model().read_bytes()
+    for content in (b"", b"no model", data[: len(data) // 2], b"\x08" + bytes(range(256)) * 40):
+        (path := tmp_path / "broken.onnx").write_bytes(content)
+        with pytest.raises(ModelError, match=r"broken\.onnx is (damaged|no model)") as caught:
+            OnnxBackend(path)
+        one_line(caught)
+    assert capfd.readouterr().err == ""
+
+
+def test_models_of_others_are_refused(onnx_model: Build) -> None:
+    with pytest.raises(ModelError, match="no model of tfswa-sep: it has no 'tfswa_sep' metadata") as caught:
+        OnnxBackend(onnx_model(metadata=None))
+    one_line(caught)
+
+
+def test_graph_and_metadata_must_agree(onnx_model: Build) -> None:
+    with pytest.raises(ModelError, match=r"expected 'mixture' of shape \(None, 4, 257, 65\)"):
+        OnnxBackend(onnx_model(frames=64))
+    with pytest.raises(ModelError, match=r"expected 'stems' of shape \(None, 2, 4, 257, 65\)"):
+        OnnxBackend(onnx_model(stems=["vocals", "other"]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    (
+        {"stems": []},
+        {"stems": ["vocals", "vocals"]},
+        {"stems": ["../vocals"]},
+        {"stems": ["a/b"]},
+        {"stems": 5},
+        {"stems": [["a"]]},
+        {"channels": 6},
+        {"channels": True},
+        {"sample_rate": "44100"},
+        {"sample_rate": 0},
+        {"hop": 100},
+        {"hop": 0},
+        {"segment_samples": 10**12},
+        {"segment_samples": 8192.0},
+        {"margin_samples": 4096},
+        {"margin_samples": -1},
+        {"format": 2},
+        {"format": None},
+        {"config": [1]},
+    ),
+)
+def test_wrong_metadata_is_refused(onnx_model: Build, change: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=r"shares\.onnx") as caught:
+        OnnxBackend(onnx_model(**change))
+    one_line(caught)
+
+
+@pytest.mark.parametrize("text", ("{", "[]", "null", "3", '"x"', "[" * 100_000, "{}"))
+def test_metadata_that_is_no_object_is_refused(text: str) -> None:
+    with pytest.raises(ModelError, match=r"m\.onnx"):
+        parse_metadata(text, file="m.onnx")
+
+
+def test_metadata_is_read(onnx_model: Build) -> None:
+    import onnx
+
+    text = onnx.load(onnx_model(config={"dims": [1, 2]})).metadata_props[0].value
+    metadata = parse_metadata(text, file="m.onnx")
+    assert metadata.config == {"dims": [1, 2]} and metadata.hop == 128 and metadata.license == "MIT"
+    missing = {key: value for key, value in json.loads(text).items() if key != "hop"}
+    with pytest.raises(ModelError, match="hop"):
+        parse_metadata(json.dumps(missing), file="m.onnx")
+
+
+def test_unknown_choices_are_usage_errors(onnx_model: Build) -> None:
+    path = onnx_model()
+    for options in ({"backend": "tensorflow"}, {"device": "tpu"}, {"threads": 0}):
+        with pytest.raises(UsageError):
+            load(path, **options)
+
+
+def test_missing_file_for_a_backend_is_told(onnx_model: Build) -> None:
+    with pytest.raises(ModelError, match="'shares' has no torch file: use --backend onnx"):
+        load(onnx_model(), backend="torch")
+
+
+def test_missing_package_is_told_with_its_install_line(
+    onnx_model: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DeviceError, match=r'needs the package torch: pip install "tfswa-sep\[torch\]"'):
+        load(onnx_model(), "onnx", "torch", backend="torch")
+    with pytest.raises(DeviceError, match="pip install onnxruntime"):
+        load(onnx_model())
+
+
+def test_onnx_has_no_gpu(onnx_model: Build) -> None:
+    with pytest.raises(DeviceError, match="not on cuda: use --backend torch"):
+        load(onnx_model(), backend="onnx", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("offered", "device", "gpu", "expected"),
+    (
+        (("onnx", "torch"), "auto", True, "torch"),
+        (("onnx", "torch"), "auto", False, "onnx"),
+        (("onnx", "torch"), "cpu", True, "onnx"),
+        (("onnx", "torch"), "cuda", False, "torch"),
+        (("onnx",), "auto", True, "onnx"),
+        (("torch",), "auto", False, "torch"),
+    ),
+)
+def test_auto_takes_the_fastest(
+    offered: tuple[str, ...], device: str, gpu: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "_has_gpu", lambda: gpu)
+    assert backends._choose_backend(model(*offered), device) == expected
+
+
+def test_choosing_onnx_imports_no_torch(onnx_model: Build) -> None:
+    code = (
+        "import sys; from types import SimpleNamespace as N; from tfswa_sep.backends import load_backend; "
+        "load_backend(N(name='m', files=[N(backend='onnx')]), lambda *_: sys.argv[1]); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(onnx_model())], check=True, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_cores_are_counted() -> None:
+    assert 0 <= count_cores() <= 4096

@@ -1,0 +1,244 @@
+"""Scores against numbers that can be worked out by hand, from real files on disk."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from numpy.typing import NDArray
+from rich.console import Console
+
+from tfswa_sep.errors import InputError, UsageError
+from tfswa_sep.evaluate import evaluate_estimates, evaluate_folder
+from tfswa_sep.metrics import RunningScore, sdr, si_sdr
+from tfswa_sep.multitrack import Feed, find_songs
+from tfswa_sep.report import report_table
+
+RATE = 44_100
+Samples = NDArray[np.float32]
+
+
+def noise(seed: int, seconds: float = 1.0, rms: float = 0.1) -> Samples:
+    """Stereo (2, n); two seeds are uncorrelated."""
+    rng = np.random.default_rng(seed)
+    return (rms * rng.standard_normal((2, round(seconds * RATE)))).astype(np.float32)
+
+
+def write_song(folder: Path, **stems: Samples) -> None:
+    folder.mkdir(parents=True)
+    for stem, samples in stems.items():
+        soundfile.write(folder / f"{stem}.wav", samples.T, RATE, subtype="FLOAT")
+
+
+def decibels(signal: Samples, error: Samples) -> float:
+    return float(10 * np.log10(np.sum(signal.astype(float) ** 2) / np.sum(error.astype(float) ** 2)))
+
+
+class FixedGains:
+    """A backend that takes each stem for a fixed share of the mixture."""
+
+    name, device = "onnx", "cpu"
+    stems = ("vocals", "drums", "bass", "other")
+    sample_rate, channels, segment_samples, margin_samples = RATE, 2, 20_480, 2_048
+    gains = np.array([0.4, 0.3, 0.2, 0.1], dtype=np.float32)
+
+    def __call__(self, segment: Samples, *, mix: Samples | None = None) -> Samples:
+        gains = self.gains if mix is None else mix @ self.gains
+        return np.asarray(gains[None, :, None, None] * segment[:, None])
+
+
+def test_sdr_is_the_ratio_of_energies() -> None:
+    reference = noise(1)
+    assert sdr(reference, np.float32(0.9) * reference) == pytest.approx(20.0, abs=1e-4)
+    assert sdr(reference, np.zeros_like(reference)) == pytest.approx(0.0, abs=1e-4)
+    assert sdr(reference, reference + noise(2)) == pytest.approx(decibels(reference, noise(2)), abs=1e-4)
+    assert 90 < (sdr(reference, reference) or 0) < 110  # finite
+
+
+def test_si_sdr_forgives_a_gain_and_nothing_else() -> None:
+    reference, error = noise(1), noise(2, rms=0.01)
+    error -= reference * np.float32(np.vdot(reference, error) / np.vdot(reference, reference))
+    expected = decibels(reference, error)
+    for gain in (0.1, 1.0, 3.0):
+        assert si_sdr(reference, np.float32(gain) * (reference + error)) == pytest.approx(expected, abs=1e-2)
+
+
+def test_nothing_is_said_of_silence() -> None:
+    silence = np.zeros((2, 1000), dtype=np.float32)
+    assert sdr(silence, noise(1)[:, :1000]) is None
+    assert si_sdr(silence, silence) is None
+    assert si_sdr(noise(1)[:, :1000], silence) is None
+
+
+def test_blocks_add_up_to_the_whole_and_shares_are_found() -> None:
+    stem, rest = noise(1), noise(2, rms=0.3)
+    estimate = np.float32(0.8) * stem + np.float32(0.05) * rest
+    whole, in_blocks = RunningScore(), RunningScore()
+    whole.add(stem, rest, estimate)
+    for start in range(0, stem.shape[1], 7001):
+        in_blocks.add(*(samples[:, start : start + 7001] for samples in (stem, rest, estimate)))
+    assert in_blocks.shares() == pytest.approx((0.8, 0.05), abs=1e-5)
+    assert in_blocks.sdr() == pytest.approx(whole.sdr(), abs=1e-9)
+
+
+def test_a_feed_gives_the_files_whatever_the_block(tmp_path: Path) -> None:
+    long, short = noise(1), noise(2, seconds=0.3)
+    write_song(tmp_path / "song", drums=long, bass=short)
+    feed = Feed([tmp_path / "song" / "drums.wav", tmp_path / "song" / "bass.wav"], RATE)
+    blocks = []
+    while not feed.ended:
+        blocks.append(feed.take(9973))
+    found = np.concatenate(blocks, axis=1)
+    expected = long.copy()
+    expected[:, : short.shape[1]] += short
+    assert feed.frames == long.shape[1]
+    np.testing.assert_array_equal(found[:, : long.shape[1]], expected)
+    assert not found[:, long.shape[1] :].any()
+
+
+def test_estimates_of_any_tool(tmp_path: Path) -> None:
+    """One song with four stems, one without vocals, one kept apart."""
+    for number, name in enumerate(("Apart 1", "Full", "Instrumental")):
+        names = ("vocals", "drums", "bass", "other")
+        stems = {stem: noise(10 * number + index) for index, stem in enumerate(names)}
+        if name == "Instrumental":
+            del stems["vocals"]
+        write_song(tmp_path / "true" / name, **stems)
+        gain = np.float32({"Apart 1": 0.5, "Full": 0.9, "Instrumental": 0.99}[name])
+        found = {stem: gain * samples for stem, samples in stems.items()}
+        write_song(tmp_path / "found" / name, **{"vocals": noise(99), **found})
+
+    report = evaluate_estimates(tmp_path / "true", tmp_path / "found", apart="Apart*", command="a b")
+
+    songs = {song.song: song for song in report.songs}
+    assert [songs[name].stems["drums"].sdr for name in ("Apart 1", "Full", "Instrumental")] == pytest.approx(
+        [6.0206, 20.0, 40.0], abs=1e-2
+    )
+    assert "vocals" in songs["Instrumental"].skipped  # silent
+    assert "accompaniment" in songs["Instrumental"].skipped  # the whole mixture
+    drums, count = report.mean("drums")
+    assert drums is not None
+    assert count == 2
+    assert drums.sdr == pytest.approx(30.0, abs=1e-2)
+    assert drums.mixture_sdr == pytest.approx(
+        (-4.77 - 3.01) / 2, abs=0.05
+    )  # three and two others, equally loud
+    assert drums.kept == pytest.approx(0.945, abs=1e-3)
+    assert drums.leaked == pytest.approx(0.0, abs=1e-3)
+    accompaniment, count = report.mean("accompaniment")
+    assert accompaniment is not None
+    assert count == 1
+    assert accompaniment.sdr == pytest.approx(20.0, abs=1e-2)
+
+    record = json.loads(report.to_json())
+    assert record["mean"]["drums"]["songs"] == 2
+    assert record["command"] == "a b"
+    assert record["real_time_factor"] is None
+    assert [song["apart"] for song in record["songs"]] == [True, False, False]
+    assert record["versions"]["numpy"] == np.__version__
+    console = Console(width=200, file=io.StringIO())
+    console.print(report_table(report))
+    assert isinstance(console.file, io.StringIO)
+    text = " ".join(console.file.getvalue().split())
+    assert "(Apart 1)" in text
+    assert "mean of 2" in text
+    assert "silent in this song" in text
+
+
+def test_the_separators_files_are_what_is_scored(tmp_path: Path) -> None:
+    stems = {"vocals": noise(1, rms=0.2), "drums": noise(2), "bass": noise(3)}  # other is silent
+    write_song(tmp_path / "data" / "Song. 1", **stems)
+    seen: list[tuple[str, float, float]] = []
+
+    report = evaluate_folder(
+        tmp_path / "data",
+        model=FixedGains(),
+        out=tmp_path / "kept",
+        on_progress=lambda song, done, total: seen.append((song, done, total)),
+    )
+
+    mixture = sum(stems.values(), np.zeros_like(stems["vocals"]))
+    (song,) = report.songs
+    for stem, gain in zip(("vocals", "drums", "bass"), FixedGains.gains, strict=False):
+        expected = decibels(stems[stem], stems[stem] - gain * mixture)
+        assert song.stems[stem].sdr == pytest.approx(expected, abs=1e-2)
+        baseline = decibels(stems[stem], stems[stem] - mixture)
+        assert song.stems[stem].mixture_sdr == pytest.approx(baseline, abs=1e-2)
+    rest = mixture - stems["vocals"]
+    assert song.stems["accompaniment"].sdr == pytest.approx(
+        decibels(rest, rest - np.float32(0.6) * mixture), abs=1e-2
+    )
+    assert song.skipped.keys() == {"other"}
+    assert not song.warnings
+    assert (report.backend, report.device, report.sha256) == ("onnx", "cpu", None)
+    assert (report.real_time_factor or 0) > 0
+    kept, _ = soundfile.read(tmp_path / "kept" / "Song. 1" / "bass.wav", dtype="float32")
+    np.testing.assert_allclose(kept.T, np.float32(0.2) * mixture, atol=1e-5)
+    assert seen[-1][0] == "Song. 1"
+    assert seen[-1][1:] == pytest.approx((1.0, 1.0))
+
+
+def test_opus_at_48_khz_is_scored_at_the_models_rate(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "song"
+    folder.mkdir(parents=True)
+    (tmp_path / "found").mkdir()
+    for seed, stem in enumerate(("vocals", "bass")):
+        dark = np.cumsum(noise(seed, rms=0.005), axis=1)
+        dark -= np.linspace(dark[:, 0], dark[:, -1], dark.shape[1], axis=1)
+        at_48 = soxr.resample(dark.T * 0.05, RATE, 48_000)
+        soundfile.write(folder / f"{stem}.opus", at_48, 48_000, format="OGG", subtype="OPUS")
+        decoded, rate = soundfile.read(folder / f"{stem}.opus", dtype="float32")
+        assert rate == 48_000
+        at_44 = soxr.resample(decoded, rate, RATE)
+        soundfile.write(tmp_path / "found" / f"{stem}.wav", at_44, RATE, subtype="FLOAT")
+    report = evaluate_estimates(tmp_path / "data", tmp_path / "found")
+    assert report.songs[0].seconds == pytest.approx(1.0, abs=0.01)
+    assert report.songs[0].stems["vocals"].sdr > 60
+    assert report.songs[0].stems["bass"].sdr > 60
+
+
+def test_a_mixture_file_is_taken_and_an_estimate_of_another_length_is_named(tmp_path: Path) -> None:
+    vocals, drums = noise(1), noise(2)
+    mixture = np.float32(0.5) * (vocals + drums)
+    write_song(tmp_path / "data" / "song", vocals=vocals, drums=drums, mixture=mixture)
+    write_song(tmp_path / "found", vocals=vocals[:, :-441])
+    report = evaluate_estimates(tmp_path / "data", tmp_path / "found")
+    score = report.songs[0].stems["vocals"]
+    assert score.mixture_sdr == pytest.approx(decibels(vocals, 0.5 * vocals - 0.5 * drums), abs=1e-2)
+    assert score.sdr == pytest.approx(20.0, abs=0.3)  # a hundredth of the energy is missing
+    assert report.songs[0].warnings == ("vocals has 43659 frames, the mixture 44100",)
+
+
+def test_the_ideal_ratio_mask_parts_what_does_not_overlap(tmp_path: Path) -> None:
+    time = np.arange(RATE) / RATE
+    low, high = (np.float32(0.2) * np.sin(2 * np.pi * f * np.tile(time, (2, 1))) for f in (200, 3000))
+    write_song(tmp_path / "data" / "song", bass=low.astype(np.float32), vocals=high.astype(np.float32))
+    write_song(tmp_path / "found", vocals=high.astype(np.float32))
+    report = evaluate_estimates(tmp_path / "data", tmp_path / "found", oracle=True)
+    score = report.songs[0].stems["vocals"]
+    assert score.mixture_sdr == pytest.approx(0.0, abs=0.1)
+    assert (score.oracle_sdr or 0) > 30
+
+
+def test_what_cannot_be_scored_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder of songs"):
+        find_songs(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no songs in"):
+        find_songs(tmp_path)
+    write_song(tmp_path / "data" / "song", vocals=noise(1), drums=noise(2))
+    with pytest.raises(UsageError, match="no song matches the pattern 'Sodium'"):
+        evaluate_estimates(tmp_path / "data", tmp_path, apart="Sodium")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no stems in"):
+        evaluate_estimates(tmp_path / "data", tmp_path / "empty")
+    write_song(tmp_path / "twice" / "song", vocals=noise(1), piano=noise(2))
+    with pytest.raises(InputError, match=r"piano\.wav is none of vocals"):
+        find_songs(tmp_path / "twice")
+    (tmp_path / "twice" / "song" / "piano.wav").rename(tmp_path / "twice" / "song" / "vocals.flac")
+    with pytest.raises(InputError, match="are the same stem"):
+        find_songs(tmp_path / "twice")

@@ -1,0 +1,230 @@
+"""The network: what each attention may mix, shapes at any length, gradients, and that it can learn."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor, nn  # noqa: E402
+
+from tfswa_sep.model.attention import (  # noqa: E402
+    FrequencyAttention,
+    ShiftedWindowAttention,
+    TimeAttention,
+)
+from tfswa_sep.model.block import DynamicFusion  # noqa: E402
+from tfswa_sep.model.config import PRESETS, Band, ModelConfig  # noqa: E402
+from tfswa_sep.model.transform import istft, separate_waveform, stft  # noqa: E402
+from tfswa_sep.model.unet import TfswaUNet, spectral_features  # noqa: E402
+
+TINY = ModelConfig(
+    n_fft=128,
+    hop=32,
+    bands=(Band(start=0, stop=32, stride=2), Band(start=32, stop=64, stride=8)),
+    dims=(8, 16),
+    convs=(1, 1),
+    attentions=(1, 1),
+    heads=2,
+    window=(5, 4),
+    head_dim=8,
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def reach(module: nn.Module, at: tuple[int, int], *, f: int = 10, t: int = 8) -> Tensor:
+    """(f, t) of bool: which positions change when the input changes at one position."""
+    module.eval()
+    x = torch.randn(1, 8, f, t)
+    changed = x.clone()
+    changed[:, :, at[0], at[1]] += 1.0
+    with torch.no_grad():
+        difference = (module(x) - module(changed)).abs().amax(dim=(0, 1))
+    result: Tensor = difference > 1e-7
+    return result
+
+
+def test_time_attention_mixes_only_within_a_frequency() -> None:
+    touched = reach(TimeAttention(8, 2), (3, 5))
+    assert touched[3].all()
+    assert touched.sum() == touched.shape[1]
+
+
+def test_frequency_attention_mixes_only_within_a_frame() -> None:
+    touched = reach(FrequencyAttention(8, 2), (3, 5))
+    assert touched[:, 5].all()
+    assert touched.sum() == touched.shape[0]
+
+
+def test_window_attention_mixes_only_within_a_window() -> None:
+    touched = reach(ShiftedWindowAttention(8, 2, window=(5, 4), shifted=False), (3, 5))
+    expected = torch.zeros(10, 8, dtype=torch.bool)
+    expected[0:5, 4:8] = True
+    assert torch.equal(touched, expected)
+
+
+@pytest.mark.parametrize(
+    ("at", "rows", "columns"),
+    [
+        ((3, 5), slice(2, 7), slice(2, 6)),  # a whole shifted window, 2 rows and 2 columns further on
+        ((0, 5), slice(0, 2), slice(2, 6)),  # the first rows were rolled round: a window of their own
+        ((9, 7), slice(7, 10), slice(6, 8)),  # the last rows and columns share a window with nothing rolled
+    ],
+)
+def test_shifted_window_attention_masks_what_the_roll_brought_together(
+    at: tuple[int, int], rows: slice, columns: slice
+) -> None:
+    touched = reach(ShiftedWindowAttention(8, 2, window=(5, 4), shifted=True), at)
+    expected = torch.zeros(10, 8, dtype=torch.bool)
+    expected[rows, columns] = True
+    assert torch.equal(touched, expected)
+
+
+def test_relative_position_bias_depends_on_the_offset_alone() -> None:
+    attention = ShiftedWindowAttention(8, 2, window=(3, 2), shifted=False)
+    index = attention.relative_index
+    # positions in a window are (row, column) = divmod(i, 2): 0 -> 3 and 2 -> 5 are both one down, one right
+    assert index[0, 3] == index[2, 5]
+    assert index[0, 3] != index[3, 0]
+    assert index.unique().numel() == (2 * 3 - 1) * (2 * 2 - 1)
+
+
+def test_fusion_weights_depend_on_the_input_and_sum_to_one() -> None:
+    fusion = DynamicFusion(8)
+    ones = [torch.ones(2, 8, 4, 4)] * 3
+    x = torch.randn(2, 8, 4, 4)
+    torch.testing.assert_close(fusion(x, ones), ones[0])
+    branches = [torch.randn(2, 8, 4, 4) for _ in range(3)]
+    assert not torch.allclose(fusion(x, branches), fusion(x + 3, branches))
+
+
+@pytest.mark.parametrize("frames", [1, 7, 8, 33])
+def test_any_number_of_frames(frames: int) -> None:
+    network = TfswaUNet(TINY).eval()
+    with torch.no_grad():
+        stems = network(torch.randn(2, 4, 65, frames))
+    assert stems.shape == (2, 4, 4, 65, frames)
+    assert torch.isfinite(stems).all()
+
+
+@pytest.mark.parametrize("samples", [1, 31, 32, 1000])
+def test_any_number_of_samples(samples: int) -> None:
+    network = TfswaUNet(TINY).eval()
+    with torch.no_grad():
+        stems = separate_waveform(network, torch.randn(1, 2, samples), n_fft=128, hop=32)
+    assert stems.shape == (1, 4, 2, samples)
+
+
+def test_stems_sum_to_the_mixture() -> None:
+    network = TfswaUNet(TINY).eval()
+    mixture = torch.randn(1, 4, 65, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(network(mixture).sum(dim=1), mixture, rtol=1e-4, atol=1e-4)
+
+
+def test_masks_are_bounded_without_the_consistency() -> None:
+    network = TfswaUNet(dataclasses.replace(TINY, mixture_consistent=False)).eval()
+    mixture = torch.ones(1, 4, 65, 8)
+    with torch.no_grad():
+        stems = network.apply_masks(torch.full((1, 4, 4, 64, 8), 50.0), mixture)
+    magnitude = (stems[:, :, 0::2].square() + stems[:, :, 1::2].square()).sqrt()
+    assert magnitude.max() <= 2**0.5 + 1e-5
+
+
+def test_silence_gives_silence() -> None:
+    network = TfswaUNet(TINY).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(1, 4, 65, 8)).abs().max() == 0
+
+
+def test_features_show_where_a_voice_sits() -> None:
+    centre = torch.randn(1, 2, 64, 4).repeat(1, 2, 1, 1)  # left equals right
+    features = spectral_features(centre, kind="complex")
+    assert features.shape == (1, 8, 64, 4)
+    side = features[:, -1]
+    assert side.max() < 0.2 < features[:, -2].mean()
+
+
+def test_stft_is_inverted() -> None:
+    x = torch.randn(2, 2, 5000)
+    back = istft(stft(x)[:, None], length=5000)[:, 0]
+    torch.testing.assert_close(back, x, atol=1e-5, rtol=0)
+
+
+def test_gradients_reach_every_parameter() -> None:
+    network = TfswaUNet(TINY).train()
+    target = torch.randn(2, 4, 4, 65, 16)
+    (network(torch.randn(2, 4, 65, 16)) - target).abs().mean().backward()
+    # A softmax does not see a bias that all keys share: query times key bias cancels there, up to rounding.
+    missing = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert missing == []
+
+
+def test_checkpointing_gives_the_same_gradients() -> None:
+    network = TfswaUNet(TINY).train()
+    x = torch.randn(2, 4, 65, 16)
+    gradients = []
+    for checkpointing in (False, True):
+        network.checkpointing = checkpointing
+        network.zero_grad()
+        network(x).square().mean().backward()
+        gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+@pytest.mark.slow
+def test_a_batch_can_be_overfitted() -> None:
+    network = TfswaUNet(TINY).train()
+    time = torch.arange(4096) / 4096
+    stems = torch.zeros(1, 4, 2, 4096)
+    for i, cycles in enumerate((300, 40, 900, 1600)):
+        stems[0, i] = torch.sin(2 * torch.pi * cycles * time) * (1 + torch.sin(2 * torch.pi * (i + 2) * time))
+    mixture = stems.sum(dim=1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(150):
+        loss = (separate_waveform(network, mixture, n_fft=128, hop=32) - stems).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "tolerance"), [("reference", 15.4, 0.01), ("paper", 44.3, 0.02), ("small", 2.7, 0.05)]
+)
+def test_presets_have_their_size(name: str, millions: float, tolerance: float) -> None:
+    with torch.device("meta"):
+        network = TfswaUNet(PRESETS[name])
+    count = sum(p.numel() for p in network.parameters()) / 1e6
+    assert count == pytest.approx(millions, rel=tolerance)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_configuration_survives_json(name: str) -> None:
+    import json
+
+    assert ModelConfig.from_json(json.loads(json.dumps(PRESETS[name].to_json()))) == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"unknown": 1},
+        {"dims": [8]},
+        {"bands": [{"start": 0, "stop": 32, "stride": 2}]},
+        {"bands": [{"start": 0, "stop": 1024, "stride": 3}]},
+        {"heads": 7},
+    ],
+)
+def test_configuration_that_cannot_be_built_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        ModelConfig.from_json({**PRESETS["small"].to_json(), **change})

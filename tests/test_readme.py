@@ -1,0 +1,136 @@
+"""README.md says nothing that is not so: its commands exist, its Python runs, its numbers were measured."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import tfswa_sep
+from tfswa_sep import cli, errors
+from training.report import fill_in, scores_table, speed_table
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+DOCUMENTS = README + (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+
+
+def commands(program: str) -> list[list[str]]:
+    """The words of each command line for `program` in the bash blocks, comments left out."""
+    blocks = re.findall(r"```bash\n(.*?)```", DOCUMENTS, re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [words for words in lines if words[:1] == [program]]
+
+
+@pytest.mark.parametrize("words", commands("tfswa-sep"), ids=shlex.join)
+def test_a_command_line_is_understood(words: list[str]) -> None:
+    """Every option and command is parsed by the real parser; nothing is run."""
+    context = typer.main.get_command(cli.app).make_context("tfswa-sep", words[1:], resilient_parsing=False)
+    command = context.command
+    rest = [*context._protected_args, *context.args]
+    while rest and hasattr(command, "commands"):
+        command = command.commands[rest[0]]
+        if "--help" in rest:
+            return
+        context = command.make_context(rest[0], rest[1:], parent=context)
+        rest = [*getattr(context, "_protected_args", []), *context.args]
+    assert rest == []
+
+
+@pytest.mark.parametrize("words", commands("make"), ids=shlex.join)
+def test_a_make_target_exists(words: list[str]) -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    if "SONG=path/to/song.mp3" in words:
+        assert 'tfswa-sep "path/to/song.mp3"' in done.stdout
+
+
+@pytest.mark.parametrize("words", commands("python"), ids=shlex.join)
+def test_a_training_module_exists(words: list[str]) -> None:
+    assert words[1] == "-m"
+    assert importlib.util.find_spec(words[2]) is not None
+    if "--help" in words:
+        done = subprocess.run(
+            [sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "usage" in done.stdout.lower() or "powered by hydra" in done.stdout.lower()
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the demo song under the name that the example uses."""
+    import soundfile
+
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    samples, rate = soundfile.read(ROOT / "examples" / "demo.ogg", dtype="float32", always_2d=True)
+    assert rate == 44100
+    (tmp_path / "song.mp3").write_bytes((ROOT / "examples" / "demo.ogg").read_bytes())
+    names = {"samples": samples[: 2 * rate].T}
+    exec(compile(ast.parse(code), "README.md", "exec"), names)
+    assert (tmp_path / "stems" / "song" / "accompaniment.wav").is_file()
+    assert set(names["stems"]) == {"vocals", "drums", "bass", "other"}
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    table = {int(code) for code in re.findall(r"^\| (\d) \|", README, re.MULTILINE)}
+    ours = {
+        kind.exit_code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.TfswaError)
+    }
+    assert table == {0, *ours}
+
+
+def test_the_tree_names_every_module() -> None:
+    for path in (ROOT / "tfswa_sep").glob("*.py"):
+        assert path.name in README or path.name.startswith("__")
+    for folder in re.findall(r"^([a-z_]+/) ", README, re.MULTILINE):
+        assert (ROOT / folder).is_dir()
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", DOCUMENTS):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_numbers_are_those_of_the_records() -> None:
+    assert fill_in(README) == README, "run: python -m training.report"
+
+
+def test_tables_say_what_the_records_say() -> None:
+    stems = {
+        "vocals": {"sdr": 6.123, "gain": 9.5, "songs": 1},
+        "bass": {"sdr": -1.0, "gain": 0.25, "songs": 1},
+    }
+    scores = scores_table(
+        {
+            "mean": stems,
+            "songs": [
+                {"song": "A", "apart": False, "stems": stems},
+                {"song": "B", "apart": True, "stems": {}},
+            ],
+            "date": "2026-01-02T03:04:05",
+            "backend": "onnx",
+            "machine": "a machine",
+        }
+    )
+    assert scores.splitlines()[0] == "| song | vocals | bass |"
+    assert "| A | 6.12 (+9.50) | -1.00 (+0.25) |" in scores and "| B (apart) | - | - |" in scores
+    median = {"wall": 12.34, "cpu": 1.0, "memory": 5e8}
+    found = {"minutes": 3.0, "backend": "onnx", "threads": None, "median": median, "real_time_factor": 0.0686}
+    speed = speed_table({"measurements": [found], "machine": "a machine"})
+    assert "| 3 min | onnx | auto | 12.3 s | 0.069 | 500 MB |" in speed
+
+
+def test_the_version_has_a_changelog_entry() -> None:
+    assert f"## {tfswa_sep.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")

@@ -1,0 +1,43 @@
+"""Separate songs into vocals, drums, bass and other.
+
+    import tfswa_sep
+
+    tfswa_sep.separate("song.mp3", out="stems")      # a file into files, as the command does
+    separator = tfswa_sep.Separator("small")         # a model that is loaded once, for many songs
+    stems = separator.separate(samples, rate=44100)  # (c, n) at full scale +-1 -> {"vocals": (c, n), ...}
+
+Importing the package costs nothing: each name loads what it needs when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tfswa_sep.errors import TfswaError
+
+if TYPE_CHECKING:
+    from tfswa_sep.separator import Separator, load_model
+    from tfswa_sep.separator import separate_file as separate
+
+__version__ = "0.1.0"
+__all__ = ["Separator", "TfswaError", "load_model", "separate"]
+
+_LAZY = {
+    "Separator": "Separator",
+    "load_model": "load_model",
+    "separate": "separate_file",
+}  # ours -> separator's
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first asked for (PEP 562)."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module("tfswa_sep.separator"), _LAZY[name])
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

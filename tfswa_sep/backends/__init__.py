@@ -1,0 +1,159 @@
+"""What runs the network: one file a backend, behind one small protocol, segment in, stems out.
+
+Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa_sep.errors import DeviceError, ModelError, UsageError
+
+BACKENDS = ("auto", "onnx", "torch")
+_INSTALL = {
+    "onnx": ("onnxruntime", "pip install onnxruntime"),
+    "torch": ("torch", 'pip install "tfswa-sep[torch]"'),
+}
+
+
+class Backend(Protocol):
+    """A loaded model. Attributes do not change; calls may come from several threads."""
+
+    @property
+    def name(self) -> str:
+        """Of the backend: "onnx" or "torch"."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where it computes: "cpu", "cuda:0", "mps"."""
+        ...
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """The model's s stems, in the order of its output."""
+        ...
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """c."""
+        ...
+
+    @property
+    def segment_samples(self) -> int:
+        """n, the length of every segment."""
+        ...
+
+    @property
+    def margin_samples(self) -> int:
+        """Samples at each side of a segment that lack context: the caller throws them away."""
+        ...
+
+    def __call__(
+        self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Separate segments (b, c, n) into stems (b, s, c, n), float32 at full scale +-1.
+
+        mix: a (k, s) matrix applied to the stems' spectra before the inverse transform; the result is then
+        (b, k, c, n). One stem of four costs one inverse transform, not four; so does the sum of three.
+        Raises ModelError if the network fails, DeviceError if memory runs out.
+        """
+        ...
+
+
+class _ModelFile(Protocol):
+    @property
+    def backend(self) -> str: ...
+
+
+class _Model(Protocol):
+    """What is needed of registry.ModelInfo: this package does not import the registry."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def files(self) -> Sequence[_ModelFile]: ...
+
+
+ModelT = TypeVar("ModelT", bound=_Model)
+
+
+def load_backend(
+    info: ModelT,
+    fetch: Callable[[ModelT, str], Path],
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+) -> Backend:
+    """Load a model with the fastest backend that is there, or with the one named.
+
+    fetch: registry.fetch, gives the verified local file of the model for a backend.
+    backend: "onnx", "torch", or "auto": torch if there is a GPU (CUDA or MPS) and a torch file, else onnx.
+    device: "auto", "cpu", "cuda", "cuda:N" or "mps".  threads: CPU threads, None for one a physical core.
+    Raises UsageError for an unknown backend, DeviceError if its package or the device is missing, ModelError
+    if the model has no file for it or the file is damaged.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend '{backend}': choose from {', '.join(BACKENDS)}")
+    if device not in ("auto", "cpu", "mps") and device.split(":")[0] != "cuda":
+        raise UsageError(f"unknown device '{device}': choose from auto, cpu, cuda, cuda:N, mps")
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads cannot compute: give 1 or more")
+    if backend == "auto":
+        backend = _choose_backend(info, device)
+    offered = [file.backend for file in info.files]
+    if backend not in offered:
+        raise ModelError(
+            f"model '{info.name}' has no {backend} file: use --backend {' or '.join(offered) or 'auto'}"
+        )
+    package, install = _INSTALL[backend]
+    if importlib.util.find_spec(package) is None:
+        raise DeviceError(f"the {backend} backend needs the package {package}: {install}")
+    if backend == "onnx" and device not in ("auto", "cpu"):
+        raise DeviceError(f"the onnx backend computes on the CPU, not on {device}: use --backend torch")
+    path = fetch(info, backend)  # before the heavy import: a damaged file is known at once
+    if backend == "onnx":
+        from tfswa_sep.backends.onnx import OnnxBackend
+
+        return OnnxBackend(path, threads=threads)
+    loaded: Backend = importlib.import_module("tfswa_sep.backends.torch").TorchBackend(
+        path, device=device, threads=threads
+    )
+    return loaded
+
+
+def _choose_backend(info: _Model, device: str) -> str:
+    offered = [file.backend for file in info.files]
+    if "onnx" not in offered and offered:
+        return offered[0]
+    if "torch" not in offered or device == "cpu":
+        return "onnx"
+    if device != "auto":  # a GPU was asked for by name
+        return "torch"
+    return "torch" if _has_gpu() else "onnx"
+
+
+def _has_gpu() -> bool:
+    """Whether torch is installed and sees a GPU."""
+    # Importing torch takes seconds: look for a driver first.
+    drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # Nvidia; Windows' Linux subsystem; AMD
+    if sys.platform == "linux" and not any(Path(driver).exists() for driver in drivers):
+        return False
+    if importlib.util.find_spec("torch") is None:
+        return False
+    torch = importlib.import_module("torch")
+    return bool(torch.cuda.is_available() or torch.backends.mps.is_available())

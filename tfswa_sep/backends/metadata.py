@@ -1,0 +1,77 @@
+"""What a model file says about itself: one JSON object under the key "tfswa_sep", in ONNX and safetensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tfswa_sep.errors import ModelError
+
+KEY = "tfswa_sep"
+FORMAT = 1
+_STEM = re.compile(r"[a-z][a-z0-9_-]{0,31}")  # stems become file names: no dots, no slashes
+_LONGEST_SEGMENT = 1 << 24  # samples, 6 minutes at 44.1 kHz: a limit for files that are not ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMetadata:
+    """How to feed a model, and what comes out of it."""
+
+    name: str
+    architecture: str  # preset
+    license: str
+    config: dict[str, Any]  # the model's own configuration; the torch backend builds the network from it
+    stems: tuple[str, ...]
+    sample_rate: int  # Hz
+    channels: int
+    n_fft: int  # samples
+    hop: int  # samples
+    segment_samples: int  # samples that the network sees at once
+    margin_samples: int  # context samples at each side of a segment that are thrown away
+
+
+def parse_metadata(text: str | None, *, file: str) -> ModelMetadata:
+    """Read and check the JSON `text` found in `file` (None: there was none). Raises ModelError, one line."""
+    if not text:
+        raise ModelError(f"{file} is no model of tfswa-sep: it has no '{KEY}' metadata")
+    try:
+        fields = json.loads(text)
+        if fields["format"] != FORMAT:
+            raise ModelError(
+                f"{file} has metadata format {fields['format']!r}, but {FORMAT} can be read: update tfswa-sep"
+            )
+        stems = tuple(fields["stems"])
+        metadata = ModelMetadata(
+            name=str(fields.get("name", "")),
+            architecture=str(fields.get("architecture", "")),
+            license=str(fields.get("license", "")),
+            config=dict(fields.get("config", {})),
+            stems=stems,
+            sample_rate=_whole(fields, "sample_rate", 8_000, 192_000),
+            channels=_whole(fields, "channels", 2, 2),
+            n_fft=_whole(fields, "n_fft", 64, 1 << 15),
+            hop=_whole(fields, "hop", 16, 1 << 15),
+            segment_samples=_whole(fields, "segment_samples", 64, _LONGEST_SEGMENT),
+            margin_samples=_whole(fields, "margin_samples", 0, _LONGEST_SEGMENT),
+        )
+        if not stems or len(set(stems)) < len(stems) or not all(_STEM.fullmatch(stem) for stem in stems):
+            raise ValueError("stems")
+        if metadata.n_fft % metadata.hop or metadata.n_fft % 2:
+            raise ValueError("hop")
+        if 2 * metadata.margin_samples >= metadata.segment_samples:
+            raise ValueError("margin_samples")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = "no JSON" if isinstance(error, json.JSONDecodeError) else f"at {error}"
+        raise ModelError(
+            f"{file} is damaged or no model of tfswa-sep: its metadata is wrong ({reason})"
+        ) from None
+    return metadata
+
+
+def _whole(fields: dict[str, Any], key: str, least: int, most: int) -> int:
+    value = fields[key]
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(key)
+    return value

@@ -1,0 +1,103 @@
+"""The PyTorch backend: CUDA, MPS, or the CPU (in bf16 where the processor multiplies it itself).
+
+Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from tfswa_sep.backends.metadata import KEY, ModelMetadata, parse_metadata
+from tfswa_sep.errors import DeviceError, ModelError
+from tfswa_sep.model.config import ModelConfig
+from tfswa_sep.model.transform import istft, stft
+from tfswa_sep.model.unet import TfswaUNet
+
+
+class TorchBackend:
+    """A model in a safetensors file; see backends.Backend.
+
+    Raises ModelError if the file is damaged or no model of tfswa-sep, DeviceError if the device is not there.
+    """
+
+    name = "torch"
+
+    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
+        self._device = _pick_device(device)
+        self.device = str(self._device)
+        if threads and self._device.type == "cpu":
+            torch.set_num_threads(threads)
+        self._path = path
+        network, self.metadata = load_network(path)
+        self._network = network.eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.stems = self.metadata.stems
+        self.sample_rate = self.metadata.sample_rate
+        self.channels = self.metadata.channels
+        self.segment_samples = self.metadata.segment_samples
+        self.margin_samples = self.metadata.margin_samples
+
+    def __call__(
+        self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Separate (b, c, n) into (b, s, c, n), or into (b, k, c, n) with a (k, s) mix; see Backend."""
+        n_fft, hop = self.metadata.n_fft, self.metadata.hop
+        try:
+            with torch.inference_mode(), self._autocast():
+                mixture = torch.from_numpy(np.ascontiguousarray(segment)).to(self._device)
+                stems = self._network(stft(mixture, n_fft=n_fft, hop=hop)).float()
+                if mix is not None:
+                    stems = torch.einsum("ks,bs...->bk...", torch.from_numpy(mix).to(self._device), stems)
+                waves = istft(stems, n_fft=n_fft, hop=hop, length=segment.shape[-1])
+                return waves.cpu().numpy()
+        except torch.OutOfMemoryError:
+            raise DeviceError(
+                f"memory of {self.device} ran out while separating: close other programs or use --device cpu"
+            ) from None
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        # Emulated bf16 is many times slower than float32: only where the processor has AMX tiles.
+        if self._device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+            return torch.autocast("cpu", dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def load_network(path: Path) -> tuple[TfswaUNet, ModelMetadata]:
+    """Build the network that a safetensors file describes, and fill in its weights (stored in any float type).
+
+    Raises ModelError if the file is damaged, or its weights do not fit its own configuration.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = parse_metadata((file.metadata() or {}).get(KEY), file=str(path))
+            config = ModelConfig.from_json(metadata.config)
+            network = TfswaUNet(config)
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ModelError(f"{path} is damaged or no safetensors model ({error}): fetch it again") from None
+    expected = network.state_dict()
+    shapes = {key: value.shape for key, value in weights.items()}
+    if shapes != {key: value.shape for key, value in expected.items()}:
+        raise ModelError(f"{path} is damaged: its weights do not fit the model that it describes")
+    network.load_state_dict({key: value.to(expected[key].dtype) for key, value in weights.items()})
+    return network, metadata
+
+
+def _pick_device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("this PyTorch sees no CUDA device: use --device cpu, or install the CUDA build of torch")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"there is no {wanted}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("MPS needs a Mac with Apple's own processor: use --device cpu")
+    return device

@@ -1,0 +1,57 @@
+"""What can go wrong, and the exit code that each kind gives.
+
+TfswaError            1  a bug of ours, or nothing below fits
+├── UsageError        2  an option or an argument makes no sense
+├── InputError        3  a song cannot be found, read or understood
+├── ModelError        4  a model is unknown, cannot be fetched, or is damaged
+├── OutputError       5  a stem cannot be written: permission, disk, format
+├── DeviceError       6  the backend or device is missing, or memory ran out
+└── BatchError        7  some songs of a batch failed, the others are done
+
+Interruption has the shell's codes: 130 after Ctrl-C, 143 after SIGTERM.
+The message of each error is one line that says what, which file, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class TfswaError(Exception):
+    """Base of every error that tfswa-sep raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(TfswaError):
+    """An option or an argument makes no sense."""
+
+    exit_code = 2
+
+
+class InputError(TfswaError):
+    """A song cannot be found, read or understood."""
+
+    exit_code = 3
+
+
+class ModelError(TfswaError):
+    """A model is unknown, cannot be fetched, or is damaged."""
+
+    exit_code = 4
+
+
+class OutputError(TfswaError):
+    """A stem cannot be written."""
+
+    exit_code = 5
+
+
+class DeviceError(TfswaError):
+    """The backend or device is missing, or its memory ran out."""
+
+    exit_code = 6
+
+
+class BatchError(TfswaError):
+    """Some songs of a batch failed; the others are done."""
+
+    exit_code = 7

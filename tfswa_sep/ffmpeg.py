@@ -1,0 +1,128 @@
+"""Decode what soundfile cannot read with an ffmpeg process.
+
+ffmpeg writes 32-bit floats with Sun's AU header to its standard output: the header says rate and channels as
+they are delivered, so neither ffprobe nor a parse of ffmpeg's messages is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa_sep.errors import InputError
+
+INSTALL = (
+    "install it (Debian and Ubuntu: apt install ffmpeg; macOS: brew install ffmpeg; "
+    "Windows: winget install ffmpeg; anywhere: pip install imageio-ffmpeg)"
+)
+_CUT_SECONDS = 1.0  # a container's duration may be this much longer than its sound
+
+
+class FfmpegDecoder:
+    """A song decoded by an ffmpeg process, at its own rate; see audio.Decoder.
+
+    Raises InputError if there is no ffmpeg, or ffmpeg finds no sound.
+    """
+
+    def __init__(self, path: Path) -> None:
+        program = find_ffmpeg()
+        if program is None:
+            raise InputError(
+                f"{path} is no wav, flac, ogg, opus or mp3, and reading it needs ffmpeg: {INSTALL}"
+            )
+        self._path = path
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # a file, no pipe: it cannot fill up and block ffmpeg
+        # Only local files: a hostile file cannot make ffmpeg open a network address.
+        command = [program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
+        command += ["-protocol_whitelist", "file,pipe", "-i", f"file:{path.resolve()}"]
+        command += ["-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._messages
+            )
+        except OSError as error:
+            self._messages.close()
+            raise InputError(f"{path}: {program} cannot be started: {error.strerror}") from None
+        assert self._process.stdout is not None
+        self._output = self._process.stdout
+        header = self._output.read(24)  # magic, header bytes, data bytes, encoding, rate, channels
+        if len(header) < 24 or header[:4] != b".snd":
+            self._process.wait()
+            messages = self._read_messages()
+            self.close()
+            if "matches no streams" in messages:
+                raise InputError(f"{path} has no sound track: choose another file")
+            raise InputError(
+                f"{path} is not audio that can be read ({_last_error(messages)}): check the file"
+            )
+        self._output.read(int.from_bytes(header[4:8], "big") - 24)
+        self.sample_rate = int.from_bytes(header[16:20], "big")
+        self.channels = int.from_bytes(header[20:24], "big")
+        self.frames = self._announced_frames()
+
+    def read(self, frames: int) -> NDArray[np.float32]:
+        """Up to `frames` next samples as (n, c); n is 0 only at the end."""
+        frame_bytes = 4 * self.channels
+        data = self._output.read(frames * frame_bytes)
+        whole = len(data) // frame_bytes * frame_bytes
+        return np.frombuffer(data[:whole], dtype=">f4").reshape(-1, self.channels).astype(np.float32)
+
+    def check_whole(self, decoded: int) -> None:
+        """Raise InputError if ffmpeg failed, or reported errors and gave less than the file announces."""
+        failed = self._process.wait() != 0
+        messages = self._read_messages()
+        cut = self.frames is not None and decoded < self.frames - _CUT_SECONDS * self.sample_rate
+        if failed or (cut and _errors(messages)):
+            raise InputError(
+                f"{self._path} is cut short or damaged after {decoded / self.sample_rate:.1f} s "
+                f"({_last_error(messages)}): copy or download it again"
+            )
+
+    def close(self) -> None:
+        """End the process and close its pipes."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._output.close()
+        self._messages.close()
+
+    def _announced_frames(self) -> int | None:
+        duration = re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", self._read_messages())
+        if duration is None:
+            return None
+        seconds = int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3])
+        return round(seconds * self.sample_rate) or None
+
+    def _read_messages(self) -> str:
+        self._messages.seek(0)
+        return self._messages.read().decode("utf-8", errors="replace")
+
+
+def find_ffmpeg() -> str | None:
+    """The ffmpeg on the PATH, else the one that the imageio-ffmpeg package brings, else None."""
+    if found := shutil.which("ffmpeg"):
+        return found
+    try:
+        return str(importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
+        return None
+
+
+def _errors(messages: str) -> list[str]:
+    return [
+        line.split("] ", line.count("] "))[-1]
+        for line in messages.splitlines()
+        if "[error]" in line or "[fatal]" in line
+    ]
+
+
+def _last_error(messages: str) -> str:
+    errors = _errors(messages)
+    return errors[-1].split(": ")[-1].strip() if errors else "ffmpeg gave no reason"

@@ -1,0 +1,88 @@
+"""How good an estimate is, in numbers. Sample arrays are (c, n) float32; both channels count together.
+
+    SDR     10 log10(energy of the reference / energy of the error): the "global SDR" or uSDR of the Music
+            Demixing challenges (Mitsufuji et al. 2021; Fabbro et al. 2023), which is not the windowed BSSEval
+            SDR of museval
+    SI-SDR  the same against the reference scaled to fit the estimate (Le Roux et al. 2019)
+    kept    how much of the true stem is in the estimate, and
+    leaked  how much of all the others: estimate ~ kept * stem + leaked * others, fitted by least squares
+
+None of these is defined for a silent reference.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Samples = NDArray[np.float32]
+
+SILENCE_RMS = 1e-5  # of full scale, -100 dB: below it a stem counts as silent
+ENERGY_FLOOR = 1e-7  # added to both energies of an SDR, as the challenges do: a perfect estimate stays finite
+
+
+def sdr(reference: Samples, estimate: Samples) -> float | None:
+    """Global SDR in dB of `estimate` against `reference`, both (c, n); None where the reference is silent."""
+    sums = RunningScore()
+    sums.add(reference, np.zeros_like(reference), estimate)
+    return None if sums.is_silent else sums.sdr()
+
+
+def si_sdr(reference: Samples, estimate: Samples) -> float | None:
+    """Scale-invariant SDR in dB, both (c, n); None where the reference or the estimate is silent."""
+    sums = RunningScore()
+    sums.add(reference, np.zeros_like(reference), estimate)
+    return None if sums.is_silent else sums.si_sdr()
+
+
+class RunningScore:
+    """The metrics of signals that come block by block: reference, the rest of its mixture, estimate."""
+
+    def __init__(self) -> None:
+        self.samples = 0  # counted over both channels
+        self.gram = np.zeros((3, 3))  # inner products of (reference, rest, estimate)
+        self.error = 0.0  # energy of reference - estimate; from the gram it would cancel
+
+    def add(self, reference: Samples, rest: Samples, estimate: Samples) -> None:
+        """Add one block, three times (c, n)."""
+        rows = np.stack([reference.ravel(), rest.ravel(), estimate.ravel()]).astype(np.float64)
+        self.samples += reference.size
+        self.gram += rows @ rows.T
+        self.error += float(np.sum((rows[0] - rows[2]) ** 2))
+
+    def _is_row_silent(self, row: int) -> bool:
+        return bool(self.gram[row, row] <= self.samples * SILENCE_RMS**2)
+
+    @property
+    def is_silent(self) -> bool:
+        """The reference is silent."""
+        return self._is_row_silent(0)
+
+    @property
+    def is_alone(self) -> bool:
+        """The reference is the whole mixture."""
+        return self._is_row_silent(1)
+
+    def sdr(self) -> float:
+        """Global SDR in dB."""
+        return _decibels(self.gram[0, 0], self.error)
+
+    def si_sdr(self) -> float | None:
+        """Scale-invariant SDR in dB; None where the estimate is silent."""
+        if self._is_row_silent(2):
+            return None
+        target = self.gram[0, 2] ** 2 / self.gram[0, 0]
+        return _decibels(target, max(self.gram[2, 2] - target, 0.0))
+
+    def shares(self) -> tuple[float, float]:
+        """(kept, leaked): least-squares gains of the reference and of the rest in the estimate."""
+        gains = np.linalg.lstsq(self.gram[:2, :2], self.gram[:2, 2], rcond=None)[0]
+        return float(gains[0]), float(gains[1])
+
+    def level(self) -> float:
+        """Energy of the estimate against the mixture's, in dB."""
+        return _decibels(self.gram[2, 2], float(self.gram[:2, :2].sum()))
+
+
+def _decibels(signal: float, noise: float) -> float:
+    return float(10 * np.log10((signal + ENERGY_FLOOR) / (noise + ENERGY_FLOOR)))

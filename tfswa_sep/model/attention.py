@@ -1,0 +1,99 @@
+"""The three attentions of a TFSWA block.
+
+TSA mixes frames within one frequency, FSA mixes frequencies within one frame, and SW-MSA mixes
+a small (frequency, time) window, shifted by half a window in every other block.
+
+Sources: TFSWA-ResUNet, EURASIP JASP 2025:39 (the three together); Liu et al., Swin Transformer,
+arXiv:2103.14030, section 3.2 (shifted windows, their mask, relative position bias).
+Axis letters: see `tfswa_sep.model.config`.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class _QueryKeyValue(nn.Module):
+    """1x1 convolutions around an attention: one in for query, key and value, one out."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.project = nn.Conv2d(dim, dim, 1)
+
+
+class TimeAttention(_QueryKeyValue):
+    """TSA: every frequency attends over all of its own frames."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, d, f, t) -> (b, d, f, t)"""
+        f = x.shape[2]
+        q, k, v = rearrange(self.qkv(x), "b (three h e) f t -> three (b f) h t e", three=3, h=self.heads)
+        y = functional.scaled_dot_product_attention(q, k, v)
+        return self.project(rearrange(y, "(b f) h t e -> b (h e) f t", f=f))  # type: ignore[no-any-return]
+
+
+class FrequencyAttention(_QueryKeyValue):
+    """FSA: every frame attends over all of its own frequencies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, d, f, t) -> (b, d, f, t)"""
+        t = x.shape[3]
+        q, k, v = rearrange(self.qkv(x), "b (three h e) f t -> three (b t) h f e", three=3, h=self.heads)
+        y = functional.scaled_dot_product_attention(q, k, v)
+        return self.project(rearrange(y, "(b t) h f e -> b (h e) f t", t=t))  # type: ignore[no-any-return]
+
+
+class ShiftedWindowAttention(_QueryKeyValue):
+    """SW-MSA: every position attends within its own window of (frequency, time).
+
+    With `shifted`, the windows lie half a window further along both axes; the map is rolled, and a mask
+    keeps apart what only the roll brought together (Swin, figure 4).
+    """
+
+    relative_index: Tensor
+
+    def __init__(self, dim: int, heads: int, *, window: tuple[int, int], shifted: bool) -> None:
+        super().__init__(dim, heads)
+        self.window = window
+        self.shift = (window[0] // 2, window[1] // 2) if shifted else (0, 0)
+        wf, wt = window
+        self.bias_table = nn.Parameter(torch.zeros((2 * wf - 1) * (2 * wt - 1), heads))
+        nn.init.trunc_normal_(self.bias_table, std=0.02)
+        position = torch.stack(torch.meshgrid(torch.arange(wf), torch.arange(wt), indexing="ij")).flatten(1)
+        offset = position[:, :, None] - position[:, None, :]
+        index = (offset[0] + wf - 1) * (2 * wt - 1) + offset[1] + wt - 1
+        self.register_buffer("relative_index", index, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, d, f, t) -> (b, d, f, t); f and t are multiples of the window."""
+        _, _, f, t = x.shape
+        (wf, wt), (sf, st) = self.window, self.shift
+        qkv = self.qkv(x)
+        if sf or st:
+            qkv = torch.roll(qkv, (-sf, -st), dims=(2, 3))
+        q, k, v = rearrange(
+            qkv, "b (three h e) (nf wf) (nt wt) -> three b (nf nt) h (wf wt) e", three=3, h=self.heads, wf=wf, wt=wt
+        )
+        bias = rearrange(self.bias_table[self.relative_index], "i j h -> h i j").to(q.dtype)
+        if sf or st:
+            bias = bias + self._mask(f, t, q)[:, None]
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        y = rearrange(y, "b (nf nt) h (wf wt) e -> b (h e) (nf wf) (nt wt)", nf=f // wf, wf=wf)
+        if sf or st:
+            y = torch.roll(y, (sf, st), dims=(2, 3))
+        return self.project(y)  # type: ignore[no-any-return]
+
+    def _mask(self, f: int, t: int, like: Tensor) -> Tensor:
+        """(window, i, j): 0 within one region of the rolled map, a large negative number across regions."""
+        (wf, wt), (sf, st) = self.window, self.shift
+        row, column = torch.arange(f, device=like.device), torch.arange(t, device=like.device)
+        # The last window of an axis holds two regions: what was there, and what the roll brought round.
+        region = (row >= f - sf).long()[:, None] * 2 + (column >= t - st).long()[None, :]
+        region = rearrange(region, "(nf wf) (nt wt) -> (nf nt) (wf wt)", wf=wf, wt=wt)
+        # Not minus infinity: half precision and quantized graphs bear a finite number better.
+        return (region[:, :, None] != region[:, None, :]).to(like.dtype) * -1e4

@@ -1,0 +1,98 @@
+"""What a stage is built of: a residual stack of convolutions, and the block that fuses the attentions.
+
+Batch normalisation follows its convolution wherever it can, because it then folds into it at export;
+ReLU because INT8 kernels fuse it. Axis letters: see `tfswa_sep.model.config`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tfswa_sep.model.attention import FrequencyAttention, ShiftedWindowAttention, TimeAttention
+from tfswa_sep.model.config import ModelConfig
+
+
+class ConvBlock(nn.Module):
+    """`convs` dense 3x3 convolutions with a residual connection around them."""
+
+    def __init__(self, dim: int, convs: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i in range(convs):
+            layers += [nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.BatchNorm2d(dim)]
+            if i + 1 < convs:
+                layers.append(nn.ReLU(inplace=True))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, d, f, t) -> (b, d, f, t)"""
+        return torch.relu(x + self.layers(x))
+
+
+class DynamicFusion(nn.Module):
+    """Weights of the three attentions, from the input itself: pooled features, a small MLP, a softmax."""
+
+    def __init__(self, dim: int, branches: int = 3) -> None:
+        super().__init__()
+        self.weigh = nn.Sequential(nn.Linear(dim, dim // 4), nn.ReLU(), nn.Linear(dim // 4, branches))
+
+    def forward(self, x: Tensor, branches: list[Tensor]) -> Tensor:
+        """x (b, d, f, t) and three tensors of its shape -> their weighted sum, (b, d, f, t)"""
+        weights = self.weigh(x.mean(dim=(2, 3))).softmax(dim=-1)  # (b, 3)
+        parts = [branch * weights[:, i, None, None, None] for i, branch in enumerate(branches)]
+        return parts[0] + parts[1] + parts[2]
+
+
+class TfswaBlock(nn.Module):
+    """Temporal, frequency and shifted-window attention, and a feed-forward layer, each with a residual.
+
+    `dynamic` runs the three side by side on one normalised input and sums them with weights that depend
+    on that input; `serial` runs them one after the other, as the journal version does, where the window
+    attention comes as the usual pair of a plain and a shifted one.
+    """
+
+    def __init__(self, dim: int, config: ModelConfig, *, shifted: bool) -> None:
+        super().__init__()
+        heads, window = config.heads, config.window
+        self.serial = config.fusion == "serial"
+        attentions: list[nn.Module] = [TimeAttention(dim, heads), FrequencyAttention(dim, heads)]
+        if self.serial:
+            attentions.append(ShiftedWindowAttention(dim, heads, window=window, shifted=False))
+            attentions.append(ShiftedWindowAttention(dim, heads, window=window, shifted=True))
+        else:
+            attentions.append(ShiftedWindowAttention(dim, heads, window=window, shifted=shifted))
+            self.fusion = DynamicFusion(dim)
+        self.attentions = nn.ModuleList(attentions)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in (attentions if self.serial else attentions[:1]))
+        self.feed_forward = nn.Sequential(
+            nn.BatchNorm2d(dim), nn.Conv2d(dim, 2 * dim, 1), nn.ReLU(inplace=True), nn.Conv2d(2 * dim, dim, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, d, f, t) -> (b, d, f, t)"""
+        if self.serial:
+            for norm, attention in zip(self.norms, self.attentions, strict=True):
+                x = x + attention(norm(x))
+        else:
+            y = self.norms[0](x)
+            x = x + self.fusion(y, [attention(y) for attention in self.attentions])
+        return x + self.feed_forward(x)  # type: ignore[no-any-return]
+
+
+class Stage(nn.Module):
+    """The blocks of one resolution: convolutions, then attentions."""
+
+    def __init__(self, dim: int, config: ModelConfig, *, convs: int, attentions: int, shift_first: bool) -> None:
+        super().__init__()
+        # A residual around at most two convolutions trains best; more become several blocks.
+        sizes = [2] * (convs // 2) + [1] * (convs % 2)
+        blocks: list[nn.Module] = [ConvBlock(dim, size) for size in sizes]
+        blocks += [TfswaBlock(dim, config, shifted=(i % 2 == 1) != shift_first) for i in range(attentions)]
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, d, f, t) -> (b, d, f, t)"""
+        for block in self.blocks:
+            x = block(x)
+        return x

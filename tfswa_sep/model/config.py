@@ -1,0 +1,146 @@
+"""The network's shape, as plain data, and the presets that have a name.
+
+Axis letters, here and in every module of this package:
+
+    b batch   s stem   c audio channel   n samples
+    f frequency (bins, or tokens after the stem)   t frames   d features   h heads
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+STEMS = ("vocals", "drums", "bass", "other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """A run of STFT bins that the stem folds into tokens of `stride` bins each."""
+
+    start: int  # first bin
+    stop: int  # one past the last bin
+    stride: int  # bins a token
+
+    @property
+    def tokens(self) -> int:
+        return (self.stop - self.start) // self.stride
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides the shape of a TFSWA-UNet; stored as JSON beside the weights."""
+
+    stems: tuple[str, ...] = STEMS
+    channels: int = 2  # audio channels
+    sample_rate: int = 44_100  # Hz
+    n_fft: int = 2048  # samples
+    hop: int = 512  # samples
+    segment_samples: int = 261_632  # what inference feeds at once: 512 frames, 5.9 s
+    margin_samples: int = 22_050  # context thrown away at each side of a segment
+    # The stem: bands of its own weights ("bands"), or equal sub-bands stacked as features ("stack").
+    stem: Literal["bands", "stack"] = "bands"
+    bands: tuple[Band, ...] = (
+        Band(start=0, stop=128, stride=2),
+        Band(start=128, stop=384, stride=4),
+        Band(start=384, stop=1024, stride=20),
+    )
+    # The features that the stem sees: complex and magnitude, or magnitude alone (then the mask is real).
+    features: Literal["complex", "magnitude"] = "complex"
+    dims: tuple[int, ...] = (32, 64, 96, 160)  # features a stage, finest first
+    convs: tuple[int, ...] = (1, 1, 2, 2)  # 3x3 convolutions a stage, in the encoder and in the decoder
+    attentions: tuple[int, ...] = (0, 0, 1, 1)  # TFSWA blocks a stage, in the encoder and in the decoder
+    heads: int = 4
+    window: tuple[int, int] = (5, 4)  # tokens of frequency, frames
+    fusion: Literal["dynamic", "serial"] = "dynamic"
+    head_dim: int = 32  # hidden features of each stem's head
+    # Masks that sum to one over the stems, so that the stems sum to the mixture.
+    mixture_consistent: bool = True
+
+    @property
+    def bins(self) -> int:
+        """Bins that the network works on: all but Nyquist's."""
+        return self.n_fft // 2
+
+    @property
+    def tokens(self) -> int:
+        """Frequency tokens after the stem."""
+        return sum(band.tokens for band in self.bands)
+
+    @property
+    def frame_multiple(self) -> int:
+        """Frame counts are padded to a multiple of this, so that strides and windows fit."""
+        return int(2 ** (len(self.dims) - 1) * self.window[1])
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types that `from_json` reads back."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> ModelConfig:
+        """Read `to_json`'s dictionary.
+
+        Raises:
+            ValueError: a field is unknown or of the wrong kind.
+        """
+        known = {field.name for field in dataclasses.fields(ModelConfig)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"unknown model setting {unknown[0]!r}")
+        try:
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+            if "bands" in values:
+                values["bands"] = tuple(b if isinstance(b, Band) else Band(**b) for b in values["bands"])
+            config = ModelConfig(**values)
+        except TypeError as error:
+            raise ValueError(f"malformed model settings: {error}") from error
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise ValueError where the numbers do not fit together."""
+        stages = len(self.dims)
+        if not (len(self.convs) == len(self.attentions) == stages):
+            raise ValueError("dims, convs and attentions must name the same number of stages")
+        edges = [0, *(band.stop for band in self.bands)]
+        if [band.start for band in self.bands] != edges[:-1] or edges[-1] != self.bins:
+            raise ValueError(f"the bands must cover bins 0 to {self.bins} without a gap")
+        if any((band.stop - band.start) % band.stride for band in self.bands):
+            raise ValueError("a band must hold a whole number of tokens")
+        if self.stem == "stack" and len({band.tokens for band in self.bands}) != 1:
+            raise ValueError("stacked sub-bands must be of one size")
+        rows = self.bands[0].tokens if self.stem == "stack" else self.tokens
+        if rows % 2 ** (stages - 1):
+            raise ValueError(f"{rows} frequency tokens cannot be halved {stages - 1} times")
+        for stage, (dim, blocks) in enumerate(zip(self.dims, self.attentions, strict=True)):
+            if blocks and (dim % self.heads or (rows >> stage) % self.window[0]):
+                raise ValueError(f"stage {stage}: heads or window do not divide {dim} features, {rows >> stage} rows")
+
+
+def _uniform_bands(count: int, *, stride: int) -> tuple[Band, ...]:
+    width = 1024 // count
+    return tuple(Band(start=i * width, stop=(i + 1) * width, stride=stride) for i in range(count))
+
+
+PRESETS: dict[str, ModelConfig] = {
+    # Cheap by design: non-uniform bands, dense 3x3 convolutions, attention where the map is small.
+    "small": ModelConfig(),
+    # The user's size: 15.4 M parameters, triple attention in all four stages.
+    "reference": ModelConfig(
+        dims=(48, 96, 192, 320), convs=(2, 2, 2, 2), attentions=(1, 1, 2, 2), head_dim=64
+    ),
+    # The journal version (EURASIP JASP 2025:39): magnitude of four stacked sub-bands, serial attention in
+    # the bottleneck only, one model a stem.
+    "paper": ModelConfig(
+        stems=("vocals",),
+        stem="stack",
+        features="magnitude",
+        bands=_uniform_bands(4, stride=1),
+        dims=(32, 64, 128, 256, 384, 384),
+        convs=(4, 4, 4, 4, 4, 4),
+        attentions=(0, 0, 0, 0, 0, 4),
+        window=(4, 4),
+        fusion="serial",
+        mixture_consistent=False,
+    ),
+}

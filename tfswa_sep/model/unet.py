@@ -1,0 +1,217 @@
+"""TFSWA-UNet: the mixture's spectrum in, every stem's spectrum out.
+
+            mixture (b, 2c, bins, t)
+                │ features          compressed complex spectrum and magnitudes
+                │ stem              bands of bins -> tokens
+    ┌── stage 1 ┤
+    │   down    ▼
+    │┌─ stage 2 ┤                   strides of two along frequency and time
+    ││  ...     ▼
+    ││      bottleneck              the last stage, once as encoder, once as decoder
+    │└─► + stage 2 decoder
+    └──► + stage 1 decoder
+                │ one head a stem   bounded complex masks
+                ▼
+            stems (b, s, 2c, bins, t)
+
+Axis letters: see `tfswa_sep.model.config`. Real and imaginary parts are channels (c0 re, c0 im, c1 re,
+c1 im), so that an exported graph holds no complex number.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from tfswa_sep.model.block import Stage
+from tfswa_sep.model.config import ModelConfig
+
+COMPRESSION = 0.3  # exponent of the magnitudes that the network sees; quiet partials stay visible
+POWER_FLOOR = 1e-6  # added to squared magnitudes: an STFT value of 1e-3 lies 114 dB under a full-scale sine
+
+
+def spectral_features(mixture: Tensor, *, kind: str) -> Tensor:
+    """What the stem sees of the mixture.
+
+    (b, 2c, f, t) -> (b, features, f, t). Magnitudes |X|^0.3 of every channel and, for two channels, of
+    their half sum and half difference (where a voice sits is a strong cue); `complex` puts the compressed
+    real and imaginary parts in front.
+    """
+    x = rearrange(mixture, "b (c two) f t -> two b c f t", two=2)
+    if kind == "complex" and x.shape[2] == 2:
+        mid, side = (x[:, :, :1] + x[:, :, 1:]) / 2, (x[:, :, :1] - x[:, :, 1:]) / 2
+        x = torch.cat([x, mid, side], dim=2)
+    power = x[0].square() + x[1].square() + POWER_FLOOR
+    magnitude = power ** (COMPRESSION / 2)
+    if kind == "magnitude":
+        return magnitude
+    scale = power ** ((COMPRESSION - 1) / 2)
+    channels = mixture.shape[1] // 2
+    return torch.cat([x[0, :, :channels] * scale[:, :channels], x[1, :, :channels] * scale[:, :channels], magnitude], 1)
+
+
+class BandStem(nn.Module):
+    """Bands of bins -> tokens, each band with a convolution of its own, and an embedding of the frequency."""
+
+    def __init__(self, config: ModelConfig, features: int) -> None:
+        super().__init__()
+        dim = config.dims[0]
+        self.bands = config.bands
+        self.convs = nn.ModuleList(
+            nn.Conv2d(features, dim, (band.stride, 3), stride=(band.stride, 1), padding=(0, 1)) for band in self.bands
+        )
+        self.norm = nn.BatchNorm2d(dim)
+        # Convolutions and attention cannot tell a low token from a high one by themselves.
+        self.frequency = nn.Parameter(torch.zeros(1, dim, config.tokens, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, features, bins, t) -> (b, d, tokens, t)"""
+        parts = [conv(x[:, :, band.start : band.stop]) for band, conv in zip(self.bands, self.convs, strict=True)]
+        return torch.relu(self.norm(torch.cat(parts, dim=2)) + self.frequency)
+
+
+class StackStem(nn.Module):
+    """Equal sub-bands stacked as features, all seen by one convolution."""
+
+    def __init__(self, config: ModelConfig, features: int) -> None:
+        super().__init__()
+        self.count = len(config.bands)
+        self.conv = nn.Conv2d(features * self.count, config.dims[0], 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(config.dims[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, features, bins, t) -> (b, d, bins / sub-bands, t)"""
+        x = rearrange(x, "b d (k f) t -> b (k d) f t", k=self.count)
+        return torch.relu(self.norm(self.conv(x)))
+
+
+class StemHead(nn.Module):
+    """Tokens -> the mask values of one stem's bins."""
+
+    def __init__(self, config: ModelConfig, outputs: int) -> None:
+        super().__init__()
+        self.bands, self.outputs, self.stacked = config.bands, outputs, config.stem == "stack"
+        hidden = config.head_dim
+        self.hidden = nn.Sequential(
+            nn.Conv2d(config.dims[0], hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
+        )
+        self.convs = nn.ModuleList(nn.Conv2d(hidden, outputs * band.stride, 1) for band in self.bands)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, d, tokens, t) -> (b, outputs, bins, t)"""
+        x = self.hidden(x)
+        parts, start = [], 0
+        for band, conv in zip(self.bands, self.convs, strict=True):
+            rows = x if self.stacked else x[:, :, start : start + band.tokens]
+            parts.append(rearrange(conv(rows), "b (o p) f t -> b o (f p) t", p=band.stride))
+            start += band.tokens
+        return torch.cat(parts, dim=2)
+
+
+class Upsample(nn.Module):
+    """Twice the frequencies and frames: a 1x1 convolution, then features become positions."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(dim, 4 * out, 1, bias=False), nn.PixelShuffle(2), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, d, f, t) -> (b, out, 2f, 2t)"""
+        return self.conv(x)  # type: ignore[no-any-return]
+
+
+class TfswaUNet(nn.Module):
+    """The network. `checkpointing` trades a second forward pass for the memory of the stages."""
+
+    def __init__(self, config: ModelConfig, *, checkpointing: bool = False) -> None:
+        super().__init__()
+        config.check()
+        self.config, self.checkpointing = config, checkpointing
+        complex_input = config.features == "complex"
+        features = config.channels
+        if complex_input:
+            features = 3 * config.channels + (2 if config.channels == 2 else 0)
+        self.mask_parts = 2 * config.channels if complex_input else config.channels
+        dims, last = config.dims, len(config.dims) - 1
+        self.stem = (BandStem if config.stem == "bands" else StackStem)(config, features)
+
+        def stages(shift_first: bool) -> nn.ModuleList:
+            shapes = zip(dims, config.convs, config.attentions, strict=True)
+            return nn.ModuleList(
+                Stage(dim, config, convs=convs, attentions=attentions, shift_first=shift_first)
+                for dim, convs, attentions in shapes
+            )
+
+        self.encoder, self.decoder = stages(False), stages(True)
+        self.down = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(dims[i], dims[i + 1], 2, stride=2, bias=False), nn.BatchNorm2d(dims[i + 1]), nn.ReLU()
+            )
+            for i in range(last)
+        )
+        self.up = nn.ModuleList(Upsample(dims[i + 1], dims[i]) for i in range(last))
+        self.heads = nn.ModuleList(StemHead(config, self.mask_parts) for _ in config.stems)
+
+    def forward(self, mixture: Tensor) -> Tensor:
+        """The spectrum of every stem.
+
+        Args:
+            mixture: (b, 2c, n_fft / 2 + 1, t) of any t >= 1, real and imaginary parts as channels.
+
+        Returns:
+            (b, s, 2c, n_fft / 2 + 1, t) in float32
+        """
+        t = mixture.shape[3]
+        mixture = mixture.float()
+        with torch.autocast(mixture.device.type, enabled=False):  # powers of small numbers need float32
+            x = spectral_features(mixture[:, :, : self.config.bins], kind=self.config.features)
+        x = functional.pad(x, (0, -t % self.config.frame_multiple))
+        masks = torch.stack([head(trunk) for trunk in [self._trunk(x)] for head in self.heads], dim=1)
+        with torch.autocast(mixture.device.type, enabled=False):
+            return self.apply_masks(masks[..., :t].float(), mixture)
+
+    def _trunk(self, x: Tensor) -> Tensor:
+        """(b, features, bins, t) -> (b, d, tokens, t)"""
+        x = self.stem(x)
+        skips = []
+        for stage, down in zip(self.encoder, [*self.down, None], strict=True):
+            x = self._run(stage, x)
+            if down is not None:
+                skips.append(x)
+                x = down(x)
+        x = self._run(self.decoder[-1], x)
+        for i in reversed(range(len(self.up))):
+            x = self._run(self.decoder[i], torch.relu(self.up[i](x) + skips[i]))
+        return x
+
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(stage, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return stage(x)  # type: ignore[no-any-return]
+
+    def apply_masks(self, masks: Tensor, mixture: Tensor) -> Tensor:
+        """Bound the masks, and multiply.
+
+        masks (b, s, mask_parts, bins, t), mixture (b, 2c, bins + 1, t) -> (b, s, 2c, bins + 1, t)
+        """
+        masks = functional.pad(masks.flatten(0, 1), (0, 0, 0, 1), mode="replicate").unflatten(0, masks.shape[:2])
+        if self.config.features == "magnitude":
+            return torch.sigmoid(masks).repeat_interleave(2, dim=2) * mixture[:, None]
+        real, imaginary = masks[:, :, 0::2], masks[:, :, 1::2]  # (b, s, c, f, t)
+        radius = (real.square() + imaginary.square() + 1e-6).sqrt()
+        bound = torch.tanh(radius) / radius  # a magnitude of at most one
+        real, imaginary = real * bound, imaginary * bound
+        if self.config.mixture_consistent:
+            # What the masks leave of one is shared out by their size (Wisdom et al., arXiv:1811.08521, eq. 5).
+            share = radius * bound + 1e-3
+            share = share / share.sum(dim=1, keepdim=True)
+            real = real + share * (1 - real.sum(dim=1, keepdim=True))
+            imaginary = imaginary - share * imaginary.sum(dim=1, keepdim=True)
+        mix_real, mix_imaginary = mixture[:, None, 0::2], mixture[:, None, 1::2]
+        stems = torch.stack(
+            [real * mix_real - imaginary * mix_imaginary, real * mix_imaginary + imaginary * mix_real], dim=3
+        )
+        return stems.flatten(2, 3)

@@ -1,0 +1,136 @@
+"""Songs as folders of true stems, and reading several files side by side.
+
+    FOLDER/<song>/<stem>.<wav|flac|opus|ogg|mp3>      stems vocals, drums, bass, other
+
+A stem without a file is silent. The mixture is `mixture.*` where it is there, else the sum of the stems.
+Everything is read as stereo in blocks, so that memory does not grow with the song.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from tfswa_sep.audio import Samples, open_audio
+from tfswa_sep.errors import InputError
+from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
+
+STEMS = (VOCALS, "drums", "bass", "other")
+MIXTURE = "mixture"
+AUDIO_SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3")
+CHANNELS = 2  # mono files count as two equal channels
+BLOCK_SECONDS = 10  # read at a time
+
+
+@dataclass(frozen=True)
+class Song:
+    """A song whose true stems are known."""
+
+    name: str
+    files: dict[str, Path]  # stem or "mixture" -> file
+
+    def truths(self, rate: int) -> dict[str, Feed]:
+        """A feed for each of STEMS, the silent ones too."""
+        return {stem: Feed([self.files[stem]] if stem in self.files else [], rate) for stem in STEMS}
+
+    def write_mixture(self, path: Path, *, rate: int) -> float:
+        """Write the mixture as a 32-bit float WAV, which holds sums above full scale; returns its seconds."""
+        stems = [self.files[stem] for stem in STEMS if stem in self.files]
+        feed, written = Feed([self.files[MIXTURE]] if MIXTURE in self.files else stems, rate), 0
+        with soundfile.SoundFile(path, "w", rate, CHANNELS, subtype="FLOAT", format="WAV") as target:
+            while not feed.ended:
+                block = feed.take(BLOCK_SECONDS * rate)[:, : feed.frames - written]
+                target.write(block.T)
+                written += block.shape[1]
+        return written / rate
+
+
+def find_songs(data: Path) -> list[Song]:
+    """The songs in the folders of `data`, and `data` itself if it is one. Raises InputError for none."""
+    if not data.is_dir():
+        raise InputError(f"{data} is no folder of songs")
+    folders = [data, *sorted(folder for folder in data.iterdir() if folder.is_dir())]
+    songs = [Song(folder.resolve().name, stem_files(folder)) for folder in folders]
+    songs = [song for song in songs if song.files.keys() & set(STEMS)]
+    if not songs:
+        raise InputError(f"no songs in {data}: expected folders with vocals.wav, drums.flac and the like")
+    return songs
+
+
+def stem_files(folder: Path) -> dict[str, Path]:
+    """{stem, "accompaniment" or "mixture": file} of one song; empty for a folder of something else.
+
+    Raises InputError for two files of one stem, and for a stem of another name beside known ones: left out,
+    it would be missing from the mixture.
+    """
+    known = (*STEMS, ACCOMPANIMENT, MIXTURE)
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in AUDIO_SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in files:
+            raise InputError(f"{path} and {files[path.stem].name} are the same stem: remove one")
+        files[path.stem] = path
+    unknown = [path for stem, path in files.items() if stem not in known]
+    if len(unknown) == len(files):
+        return {}
+    if unknown:
+        raise InputError(f"{unknown[0]} is none of {', '.join(known)}: rename it, or mix it into one of them")
+    return files
+
+
+class Feed:
+    """The sum of some files (of none: silence) as stereo blocks of an asked size; silence after the end."""
+
+    def __init__(self, paths: list[Path], rate: int) -> None:
+        self._sources = [_Source(path, rate) for path in paths]
+
+    def take(self, frames: int) -> Samples:
+        """The next samples, (CHANNELS, frames). Raises InputError as `audio.open_audio` does."""
+        total = np.zeros((CHANNELS, frames), dtype=np.float32)
+        for source in self._sources:
+            total += source.take(frames)
+        return total
+
+    @property
+    def frames(self) -> int:
+        """Frames of the longest file that are decoded so far; of the whole file once it has ended."""
+        return max((source.frames for source in self._sources), default=0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing but silence is left to take."""
+        return all(source.ended for source in self._sources)
+
+
+class _Source:
+    """One file of a feed."""
+
+    def __init__(self, path: Path, rate: int) -> None:
+        self.frames = 0
+        self.ended = False
+        self._blocks = _blocks(path, rate)
+        self._held = np.zeros((CHANNELS, 0), dtype=np.float32)
+
+    def take(self, frames: int) -> Samples:
+        pieces, held = [self._held], self._held.shape[1]
+        while held < frames and not self.ended:
+            block = next(self._blocks, None)
+            if block is None:
+                self.ended = True
+            else:
+                pieces.append(block)
+                held += block.shape[1]
+                self.frames += block.shape[1]
+        joined = np.concatenate(pieces, axis=1)
+        self._held = joined[:, frames:]
+        return np.pad(joined[:, :frames], ((0, 0), (0, max(0, frames - held))))
+
+
+def _blocks(path: Path, rate: int) -> Iterator[Samples]:
+    with open_audio(path) as reader:
+        yield from reader.blocks(rate, CHANNELS)

@@ -1,0 +1,271 @@
+"""The only orchestrator: a song (or an array) through a model, into stems.
+
+    open_audio -> blocks at the model's rate -> overlap_add(backend) -> StemWriter
+
+Memory does not grow with the song: blocks stream from one end to the other. Loudness is never changed, unless
+`rescale` asks for it. Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa_sep import registry
+from tfswa_sep.audio import BLOCK, LOUDEST, RATES, AudioReader, Samples, open_audio, resample
+from tfswa_sep.backends import Backend, load_backend
+from tfswa_sep.errors import InputError, ModelError
+from tfswa_sep.overlap import overlap_add, plan_segments
+from tfswa_sep.stem_writer import StemWriter, Written, find_format
+from tfswa_sep.stems import NAME_TEMPLATE, parse_stems, target_paths
+
+Progress = Callable[[float, float | None], None]  # (seconds done, seconds in all or None where unknown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeparationResult:
+    """What separate_file wrote."""
+
+    files: dict[str, Path]  # stem -> file
+    seconds: float  # length of the song
+    sample_rate: int  # Hz, of the files
+    clipped: dict[str, int]  # stem -> samples cut off at full scale, all channels together
+    gain: float  # common gain that rescale applied to all stems, 1.0 for none
+    model: str
+    backend: str
+    device: str
+    warnings: tuple[str, ...]  # one line each
+
+
+class Separator:
+    """A model that separates songs; it is loaded on first use and may be used from several threads.
+
+    model: a registered name, a model file's path, a ModelInfo, a loaded Backend, or None for the default.
+    backend: "auto", "onnx" or "torch".  device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+    threads: CPU threads, None for one a physical core.  batch_size: segments computed at once (helps GPUs).
+    """
+
+    def __init__(
+        self,
+        model: str | Path | registry.ModelInfo | Backend | None = None,
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        batch_size: int = 1,
+    ) -> None:
+        self._model = model
+        self._choice = (backend, device, threads)
+        self._batch_size = batch_size
+        self._lock = threading.Lock()
+        self._loaded: Backend | None = None
+        self._name = ""
+
+    @property
+    def backend(self) -> Backend:
+        """The loaded model. Raises ModelError, DeviceError or UsageError when it cannot be loaded."""
+        with self._lock:
+            if self._loaded is None:
+                self._name, self._loaded = self._load()
+            return self._loaded
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """The model's stems."""
+        return self.backend.stems
+
+    def _load(self) -> tuple[str, Backend]:
+        backend, device, threads = self._choice
+        if self._model is None:
+            info = registry.default_model()
+        elif isinstance(self._model, (str, Path)):
+            info = registry.find_model(self._model)
+        elif isinstance(self._model, registry.ModelInfo):
+            info = self._model
+        else:
+            return self._model.name, self._model
+        return info.name, load_backend(info, registry.fetch, backend=backend, device=device, threads=threads)
+
+    def separate(
+        self, audio: NDArray[np.floating], rate: int, *, stems: str | Sequence[str] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Separate samples in memory.
+
+        audio: (c, n) with c 1 or 2, or (n,), at full scale +-1.  rate: Hz.
+        stems: see stems.parse_stems, None for all.
+        Returns stem -> float32 array of the same shape and rate.
+        Raises InputError for another shape, no samples, or samples that are no numbers; UsageError for an
+        unknown stem.
+        """
+        samples = np.atleast_2d(np.asarray(audio, dtype=np.float32))
+        channels, frames = samples.shape if samples.ndim == 2 else (0, 0)
+        if channels not in (1, 2) or not frames:
+            raise InputError(f"expected samples of shape (1 or 2 channels, n > 0), got {np.shape(audio)}")
+        if not RATES[0] <= rate <= RATES[1]:
+            raise InputError(f"{rate} samples a second is no rate for music")
+        if not np.abs(samples).max() <= LOUDEST:  # False for NaN too
+            raise InputError("the samples hold numbers that are not finite, or no sound")
+        names, mix = parse_stems(stems, self.stems)
+        stereo = np.repeat(samples, self.backend.channels // channels, axis=0)
+        cut = (stereo[:, start : start + BLOCK] for start in range(0, frames, BLOCK))
+        blocks = self._separate_blocks(resample(cut, rate, self.backend.sample_rate), mix, channels)
+        flat = (block.reshape(-1, block.shape[-1]) for block in blocks)  # (k * c, n)
+        parts = list(resample(flat, self.backend.sample_rate, rate))
+        joined = np.concatenate([*parts, np.zeros((len(names) * channels, 0), np.float32)], axis=1)[
+            :, :frames
+        ]
+        joined = np.pad(joined, ((0, 0), (0, frames - joined.shape[1])))
+        stacked = joined.reshape(len(names), *np.shape(audio))
+        return dict(zip(names, stacked, strict=True))
+
+    def separate_file(
+        self,
+        path: str | Path,
+        *,
+        out: str | Path = ".",
+        stems: str | Sequence[str] | None = None,
+        audio_format: str = "wav",
+        bit_depth: str | None = None,
+        rescale: bool = False,
+        name: str = NAME_TEMPLATE,
+        overwrite: bool = True,
+        on_progress: Progress | None = None,
+    ) -> SeparationResult:
+        """Separate a song into files with its own sample rate, channels and length, all of them or none.
+
+        stems: see stems.parse_stems, None for all.  audio_format: "wav" or "flac".
+        bit_depth: "32f" (wav), "24" or "16"; None for 32f in wav and 24 in flac.
+        rescale: bring too loud stems under full scale by one common gain, where integer files would clip.
+        name: template of the files' paths under `out`, see stems.target_paths.
+        overwrite: False refuses to replace files of an earlier run.
+        on_progress: called after each piece, in this thread.
+        Raises InputError, UsageError, ModelError, DeviceError or OutputError; then nothing is left behind.
+        """
+        encoding = find_format(audio_format, bit_depth)
+        with open_audio(path) as song:
+            model = self.backend
+            names, mix = parse_stems(stems, model.stems)
+            targets = target_paths(
+                song.path, names, out=Path(out), extension=encoding.extension, template=name
+            )
+            rate = encoding.nearest_rate(song.sample_rate)
+            writer = StemWriter(
+                targets,
+                audio_format=encoding,
+                rate=rate,
+                model_rate=model.sample_rate,
+                channels=song.channels,
+                frames=None if song.frames is None else _at_rate(song.frames, song.sample_rate, rate),
+                rescale=rescale,
+                overwrite=overwrite,
+            )
+            with writer:
+                blocks = song.blocks(model.sample_rate, model.channels)
+                done = 0
+                for block in self._separate_blocks(blocks, mix, song.channels):
+                    writer.write(block)
+                    done += block.shape[-1]
+                    if on_progress:
+                        total = None if song.frames is None else song.frames / song.sample_rate
+                        on_progress(done / model.sample_rate, total)
+                written = writer.commit(_at_rate(song.decoded, song.sample_rate, rate))
+            return SeparationResult(
+                files=written.files,
+                seconds=song.decoded / song.sample_rate,
+                sample_rate=rate,
+                clipped=written.clipped,
+                gain=written.gain,
+                model=self._name,
+                backend=model.name,
+                device=model.device,
+                warnings=tuple(_warnings(song, rate, audio_format, written)),
+            )
+
+    def _separate_blocks(
+        self, blocks: Iterable[Samples], mix: NDArray[np.float32], channels: int
+    ) -> Iterator[Samples]:
+        """Blocks (c, n) at the model's rate to stems (k, channels, n); a mono song's two become one again."""
+        model = self.backend
+        plan = plan_segments(segment=model.segment_samples, margin=model.margin_samples)
+        all_stems = np.array_equal(mix, np.eye(len(model.stems)))  # then there is nothing to mix
+
+        def run(segments: Samples) -> Samples:
+            if (
+                not segments.any()
+            ):  # silence has silent stems, whatever a network's biases say, and costs nothing
+                return np.zeros((len(segments), len(mix), *segments.shape[1:]), np.float32)
+            return model(segments, mix=None if all_stems else mix)
+
+        for block in overlap_add(blocks, run, plan, batch_size=self._batch_size):
+            if not np.isfinite(block.sum()):
+                raise ModelError(
+                    "the network gave numbers that are not finite: try --backend onnx or --device cpu"
+                )
+            yield block.mean(axis=1, keepdims=True) if channels == 1 else block
+
+
+def separate_file(
+    path: str | Path,
+    *,
+    model: str | Path | registry.ModelInfo | Backend | Separator | None = None,
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    out: str | Path = ".",
+    stems: str | Sequence[str] | None = None,
+    audio_format: str = "wav",
+    bit_depth: str | None = None,
+    rescale: bool = False,
+    name: str = NAME_TEMPLATE,
+    overwrite: bool = True,
+    on_progress: Progress | None = None,
+) -> SeparationResult:
+    """Separate one song into files: see Separator and Separator.separate_file.
+
+    For several songs give one Separator as the model: it is loaded once.
+    """
+    if not isinstance(model, Separator):
+        model = Separator(model, backend=backend, device=device, threads=threads)
+    return model.separate_file(
+        path,
+        out=out,
+        stems=stems,
+        audio_format=audio_format,
+        bit_depth=bit_depth,
+        rescale=rescale,
+        name=name,
+        overwrite=overwrite,
+        on_progress=on_progress,
+    )
+
+
+def load_model(
+    model: str | Path | registry.ModelInfo | None = None,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+) -> Backend:
+    """The loaded network itself: segments (b, c, n) to stems (b, s, c, n); see backends.Backend."""
+    return Separator(model, backend=backend, device=device, threads=threads).backend
+
+
+def _at_rate(frames: int, rate: int, wanted: int) -> int:
+    return frames if rate == wanted else max(1, round(frames * wanted / rate))
+
+
+def _warnings(song: AudioReader, rate: int, audio_format: str, written: Written) -> Iterator[str]:
+    if song.peak == 0:
+        yield f"{song.path} is silent, so its stems are silent too"
+    if rate != song.sample_rate:
+        yield f"{audio_format} files cannot hold {song.sample_rate} Hz: the stems have {rate} Hz"
+    if clipped := {stem: count for stem, count in written.clipped.items() if count}:
+        counts = ", ".join(f"{stem} {count}" for stem, count in clipped.items())
+        yield f"samples above full scale were clipped ({counts}): use 32f or rescale to keep them"
+    if written.gain < 1:
+        yield f"all stems were made quieter by {-20 * np.log10(written.gain):.2f} dB, so that none clips"

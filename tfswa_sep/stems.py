@@ -1,0 +1,101 @@
+"""Which stems are asked for, and what their files are called."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa_sep.errors import UsageError
+
+ACCOMPANIMENT = "accompaniment"  # everything but the vocals
+VOCALS = "vocals"
+NAME_TEMPLATE = "{track}/{stem}{ext}"
+_FIELDS = ("track", "stem", "ext")
+
+
+def parse_stems(
+    request: str | Sequence[str] | None, available: Sequence[str]
+) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """Understand a choice of stems: names, "accompaniment", and sums such as "drums+bass"; None means all.
+
+    request: expressions separated by commas, or a list of such.  available: the model's s stems.
+    Returns k names, in the order asked for and each once, and the (k, s) matrix of zeros and ones that makes
+    them from the model's stems.
+    Raises UsageError for an unknown stem, naming the choices, and for an empty choice.
+    """
+    if request is None:
+        request = list(available)
+    expressions = [
+        part for text in ([request] if isinstance(request, str) else request) for part in text.split(",")
+    ]
+    rows: dict[str, NDArray[np.float32]] = {}
+    seen: set[frozenset[str]] = set()
+    for expression in expressions:
+        terms = list(dict.fromkeys(term.strip().lower() for term in expression.split("+")))
+        if terms == [""]:
+            continue  # a trailing comma
+        row = np.zeros(len(available), dtype=np.float32)
+        for term in terms:
+            row[_find_stem(term, available)] = 1
+        if frozenset(terms) not in seen:
+            seen.add(frozenset(terms))
+            rows["+".join(terms)] = row
+    if not rows:
+        raise UsageError(f"no stem was asked for: {_choices(available)}")
+    return tuple(rows), np.stack(list(rows.values()))
+
+
+def _find_stem(term: str, available: Sequence[str]) -> list[int]:
+    if term in available:
+        return [available.index(term)]
+    if term == ACCOMPANIMENT and VOCALS in available:
+        return [index for index, stem in enumerate(available) if stem != VOCALS]
+    raise UsageError(f"unknown stem '{term}': {_choices(available)}")
+
+
+def _choices(available: Sequence[str]) -> str:
+    names = [*available, ACCOMPANIMENT] if VOCALS in available else list(available)
+    return f"choose from {', '.join(names)}, or a sum such as {'+'.join(available[:2])}"
+
+
+def target_paths(
+    song: Path, stems: Sequence[str], *, out: Path, extension: str, template: str = NAME_TEMPLATE
+) -> dict[str, Path]:
+    """Stem -> file under `out`, from a template of {track} (the song's name), {stem} and {ext} (".wav").
+
+    Raises UsageError for another field, a path that leaves `out`, one path for two stems, or the song's own.
+    """
+    _check_template(template)
+    targets: dict[str, Path] = {}
+    for stem in stems:
+        name = template.format(track=song.stem, stem=stem, ext=extension)
+        if not name or name.endswith(("/", os.sep)) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UsageError(
+                f"the name template '{template}' leads outside the output folder ({name}): change --name"
+            )
+        path = out / name
+        if path in targets.values():
+            raise UsageError(
+                f"the name template '{template}' gives two stems one file ({path}): use {{stem}} in it"
+            )
+        if path.resolve() == song.resolve():
+            raise UsageError(
+                f"a stem would overwrite the song itself ({path}): choose another --out or --name"
+            )
+        targets[stem] = path
+    return targets
+
+
+def _check_template(template: str) -> None:
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UsageError(f"the name template '{template}' cannot be understood: {error}") from None
+    for _, field, specification, conversion in parts:
+        if field is not None and (field not in _FIELDS or specification or conversion):
+            raise UsageError(f"the name template '{template}' may use only {{track}}, {{stem}} and {{ext}}")

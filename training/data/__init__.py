@@ -1,0 +1,1 @@
+"""The training corpus: pools of decoded stems, built by `python -m training.data.build`."""

@@ -1,0 +1,247 @@
+"""Build the corpus: `python -m training.data.build --shared DATA --debian PACKAGES --out POOLS`.
+
+Every source becomes one array `<pool>/<source>.npy`, int16 (n, 1 or 2), 44.1 kHz, to be memory-mapped,
+and a row in manifest.json. Arrays and manifest are written beside their place and renamed, the manifest after
+every source, so that training can start on what is there. A second run builds only what is new or changed.
+"""
+
+import argparse
+import concurrent.futures
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from training.data import catalogue, render, rendered, sources, sung
+from training.data.sources import SAMPLE_RATE, Audio, Piece, Source
+
+FORMAT = 1
+HEADER_BYTES = 128  # of a version 1.0 .npy file with this shape; room for the length to grow
+POOLS = ("song", "vocals", "accompaniment", "drums", "bass", "other")
+
+Recipe = Callable[[Source, np.random.Generator], Iterator[Piece]]
+RECIPES: dict[str, Recipe] = {
+    "whole": sources.whole,
+    "takes": sources.takes,
+    "sounding": sources.sounding,
+    "speech": sources.speech,
+    "music": sources.music,
+    "drums": render.drums,
+    "bass": render.bass,
+    "other": render.other,
+    "strums": render.strummed,
+    "sung": sung.sung,
+}
+
+
+def to_int16(audio: Audio) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """Round +-1 float to int16, clipped at full scale."""
+    return np.asarray(np.clip(np.rint(audio * 32767.0), -32768, 32767), "<i2")
+
+
+def write_array(path: Path, pieces: Iterable[Piece]) -> tuple[list[tuple[int, int]], list[str], list[float]]:
+    """Append pieces to one .npy file, which appears under its name only when it is whole.
+
+    Returns sample ranges, labels and bandwidths (Hz) of the pieces; writes nothing when there are none.
+    Raises ValueError when mono and stereo pieces are mixed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    segments: list[tuple[int, int]] = []
+    labels: list[str] = []
+    widths: list[float] = []
+    channels = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as f:
+            f.write(bytes(HEADER_BYTES))
+            for piece in pieces:
+                channels = channels or piece.audio.shape[1]
+                if piece.audio.shape[1] != channels:
+                    raise ValueError(
+                        f"{path.name}: {piece.label} has {piece.audio.shape[1]} channels, not {channels}"
+                    )
+                start = segments[-1][1] if segments else 0
+                segments.append((start, start + len(piece.audio)))
+                labels.append(piece.label)
+                widths.append(sources.bandwidth(piece.audio))
+                f.write(np.ascontiguousarray(to_int16(piece.audio)).tobytes())
+            f.seek(0)
+            shape = (segments[-1][1] if segments else 0, max(channels, 1))
+            head = {"descr": "<i2", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(f, head)
+            if f.tell() != HEADER_BYTES:
+                raise ValueError(f"{path.name}: unexpected header of {f.tell()} bytes")
+        if segments:
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return segments, labels, widths
+
+
+def build_source(source: Source, out: Path, seed: int) -> dict[str, Any]:
+    """Make one array and return its manifest row (minutes 0 and no array where nothing usable was found)."""
+    began = time.monotonic()
+    fingerprint = source.fingerprint(seed)
+    path = out / source.pool / f"{source.name}.npy"
+    generator = np.random.default_rng(int(fingerprint, 16))
+    segments, labels, widths = write_array(path, RECIPES[source.recipe](source, generator))
+    samples = segments[-1][1] if segments else 0
+    return {
+        "pool": source.pool,
+        "source": source.name,
+        "licence": source.licence,
+        "licence_class": source.licence_class,
+        "version": source.version,
+        "minutes": round(samples / SAMPLE_RATE / 60, 3),
+        "bandwidth_hz": round(statistics.median(widths)) if widths else 0,
+        "array": f"{source.pool}/{source.name}.npy" if segments else None,
+        "fingerprint": fingerprint,
+        "seconds_to_build": round(time.monotonic() - began, 1),
+        **source.extra,
+        "segments": segments,
+        "labels": labels,
+    }
+
+
+def write_manifest(out: Path, rows: list[dict[str, Any]], seed: int) -> None:
+    """Replace manifest.json in one step; rows keep the order of the catalogue.
+
+    Sources that gave nothing usable are listed apart, so that a second run need not try them again.
+    """
+    temporary = out / ".manifest.json.tmp"
+    content: dict[str, Any] = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "seed": seed}
+    content |= {"sources": [r for r in rows if r["array"]], "empty": [r for r in rows if not r["array"]]}
+    temporary.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+    os.replace(temporary, out / "manifest.json")
+
+
+def read_manifest(out: Path) -> dict[str, dict[str, Any]]:
+    """Rows of an earlier run by their fingerprint, as far as their arrays are still there."""
+    path = out / "manifest.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"sources": []}
+    rows = content["sources"] + content.get("empty", [])
+    return {r["fingerprint"]: r for r in rows if r["array"] is None or (out / r["array"]).is_file()}
+
+
+def all_sources(shared: Path, debian: Path | None, soundfonts: Path) -> list[Source]:
+    """Every source that can be built from what lies in these folders, most important first."""
+    found = catalogue.song_sources(shared) + catalogue.voice_sources(shared)
+    spoken = catalogue.speech_sources(shared, debian) if debian else []
+    music = catalogue.music_sources(shared, debian) if debian else []
+    music.sort(key=lambda s: s.pool != "other")  # the guitar game's guitars first
+    renders = rendered.rendered_sources(shared, soundfonts, debian)
+    lead = [s for s in renders if s.extra.get("round") == 1]
+    rest = [s for s in renders if s.extra.get("round") != 1]
+    # Half an hour of each rendered pool comes early: training can start once every pool has something.
+    # After it one of each kind in turn, so that a build that is still going on serves all pools.
+    turns = itertools.zip_longest(sung.sung_sources(shared), rest, music[10:])
+    mixed = [s for turn in turns for s in turn if s is not None]
+    return found + music[:4] + lead + spoken + music[4:10] + mixed
+
+
+def build(
+    found: list[Source],
+    out: Path,
+    *,
+    seed: int = 0,
+    processes: int = 2,
+    on_done: Callable[[dict[str, Any], bool], None] = lambda row, kept: None,
+) -> list[dict[str, Any]]:
+    """Build the sources that are missing or changed, keep the others, and return all rows.
+
+    A source that fails is reported through on_done as a row with "error" and left out of the manifest.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob("*/.*.npy.*.tmp"):  # of a run that was killed: two builds must not share a folder
+        left.unlink()
+    known = read_manifest(out)
+    order = {s.fingerprint(seed): i for i, s in enumerate(found)}
+    rows = {f: known[f] for f in order if f in known}
+    for row in rows.values():
+        on_done(row, True)
+    todo = [s for f, s in zip(order, found, strict=True) if f not in rows]
+
+    def save() -> list[dict[str, Any]]:
+        kept = [rows[f] for f in sorted(rows, key=order.__getitem__)]
+        write_manifest(out, kept, seed)
+        return kept
+
+    save()
+    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
+        futures = {pool.submit(build_source, s, out, seed): s for s in todo}
+        for future in concurrent.futures.as_completed(futures):
+            try:
+                row = future.result()
+            except Exception as error:  # one bad source must not end a build of hours
+                source = futures[future]
+                on_done(
+                    {"pool": source.pool, "source": source.name, "error": f"{type(error).__name__}: {error}"},
+                    False,
+                )
+                continue
+            rows[row["fingerprint"]] = row
+            save()
+            on_done(row, False)
+    return save()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code (1 when a source failed)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.data.build", description="Build the training corpus."
+    )
+    parser.add_argument("--shared", type=Path, required=True, help="folder of the shared raw material")
+    parser.add_argument("--debian", type=Path, help="folder of unpacked Debian packages")
+    parser.add_argument("--soundfonts", type=Path, default=Path("/usr/share/sounds"), help="holds sf2/, sf3/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the arrays and manifest.json")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", action="append", default=[], choices=POOLS, help="repeatable")
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME_OR_LICENCE_CLASS",
+        help="leave out; repeatable",
+    )
+    options = parser.parse_args(arguments)
+    if not (options.shared / "multitrack/train").is_dir():
+        parser.error(f"{options.shared} holds no multitrack/train")
+    left_out = set(options.without)
+    found = [
+        s
+        for s in all_sources(options.shared, options.debian, options.soundfonts)
+        if not left_out & {s.name, s.licence_class, s.licence}
+    ]
+    wanted = [s for s in found if not options.only or s.pool in options.only]
+    failed = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("corpus", total=len(wanted))
+
+        def on_done(row: dict[str, Any], kept: bool) -> None:
+            progress.advance(task)
+            if "error" in row:
+                failed.append(row)
+                progress.console.print(f"[red]{row['pool']}/{row['source']}: {row['error']}")
+            elif not kept:
+                what = f"{row['pool']}/{row['source']}: {row['minutes']:.1f} min"
+                progress.console.print(f"{what} in {row['seconds_to_build']:.0f} s", highlight=False)
+
+        rows = build(wanted, options.out, seed=options.seed, processes=options.processes, on_done=on_done)
+        for pool in POOLS:
+            minutes = sum(r["minutes"] for r in rows if r["pool"] == pool)
+            progress.console.print(f"{pool:14} {minutes:8.1f} min", highlight=False)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

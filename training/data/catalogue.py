@@ -1,0 +1,185 @@
+"""The list of recorded sources: album stems, voicebanks, speech and game music, with their terms of use."""
+
+import gzip
+import re
+import zipfile
+from pathlib import Path
+
+import soundfile
+
+from training.data.sources import ARCHIVE_MARK, SAMPLE_RATE, Source, read_tsv
+
+AUDIO_SUFFIXES = (".ogg", ".oga", ".mp3", ".opus", ".flac", ".wav")
+NOT_MUSIC = re.compile(r"^(voices?|sfx|soundfx|ambien\w*|speech|weapons|announcer|player|effects?)$", re.I)
+MUSIC_FOLDER = re.compile(r"/(musics?|music\.ocg|bgm|cdtracks|soundtrack)/", re.I)  # beside it lie effects
+HAS_VOICE = re.compile(r"voic|vocal|choir|chorus|sing(er|ing)?\b|lyric|[_-]fast$", re.I)
+
+ALBUM = ("CC0-1.0", "permissive", "c9299620cbc6")
+
+# name: files, licence, class, commit (the data card of the raw material holds the terms in full)
+VOICEBANKS = {
+    "alys": ("alys-db-001-ja-*", "GPL-3.0", "copyleft", "bfcc78a29a75"),
+    "scottpoid": ("scottpoid-ja-*", "SCOTTPOID voicebank terms", "own-terms", "36c13b1ca28c"),
+    "dorodoro": ("dorodoro-ja", "Dorodoro user terms", "own-terms", "a726f3e3a268"),
+    "iona": ("iona-beta", "MIT", "permissive", "8f02cf53e52b"),
+    "erithacus": ("erithacus", "CC-BY-4.0", "attribution", "b2c9e370c162"),
+    "yuki": ("yuki", "public domain waiver", "permissive", "5e5c8493809f"),
+    "torone-rei": ("torone-rei", "MIT", "permissive", "ff2d3271867b"),
+    "ibuki": ("ibuki", "GPL-2.0", "copyleft", "4be5d4648cd1"),
+    "hitsuboku-kumi": ("hitsuboku-kumi-ja", "Hitsuboku Kumi terms", "own-terms", "8122640fa048"),
+}
+
+# Package: folder of the clips, and the expression whose group 1 names the speaker or language.
+SPEECH = {
+    "tuxpaint-stamps-default": ("usr/share/tuxpaint/stamps", r"_desc(?:_(\w+))?\.(?:ogg|wav)$"),
+    "klettres-data": ("usr/share/klettres", r"klettres/([^/]+)/"),
+    "ktuberling-data": ("usr/share/ktuberling/sounds", r"sounds/([^/]+)/"),
+    "hedgewars-data": ("usr/share/games/hedgewars/Data/Sounds/voices", r"voices/([^/]+)/"),
+    "fillets-ng-data": ("usr/share/games/fillets-ng/sound", r"/([a-z]{2})/[^/]+$"),
+    "fillets-ng-data-cs": ("usr/share/games/fillets-ng/sound", r"/(cs)/[^/]+$"),
+    "fillets-ng-data-nl": ("usr/share/games/fillets-ng/sound", r"/(nl)/[^/]+$"),
+    "unknown-horizons": ("usr/share/unknown-horizons/content/audio/voice", r"voice/(\w+)/"),
+    "redeclipse-data": ("usr/share/games/redeclipse/data/sounds", r"sounds/(voice|announcer)/"),
+    "nexuiz-data": ("usr/share/games/nexuiz", r"sound/(?:player|announcer)/([^/]+)/"),
+}
+WITH_SINGER = {"marsshooter-data"}
+NO_MUSIC = (
+    "tuxpaint-stamps-default", "klettres-data", "ktuberling-data", "hydrogen-drumkits",
+    "fillets-ng-data-cs", "fillets-ng-data-nl",
+)  # fmt: skip
+RANKED = (
+    "nexuiz-music", "warzone2100-music", "supertuxkart-data", "redeclipse-data", "hedgewars-data",
+    "naev-data", "xmoto-data", "warmux-data", "supertux-data", "torcs-data", "starfighter-data",
+    "ufoai-music", "wesnoth-1.16-music", "openclonk-data", "singularity-music",
+)  # fmt: skip
+
+
+def audio_files(folder: Path) -> list[str]:
+    """Sound files below a folder, members of zip and pk3 archives included, sorted."""
+    found: list[str] = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
+        if path.suffix.lower() in AUDIO_SUFFIXES:
+            found.append(str(path))
+        elif path.suffix.lower() in (".pk3", ".zip") and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as z:
+                names = [m for m in z.namelist() if m.lower().endswith(AUDIO_SUFFIXES)]
+            found += [f"{path}{ARCHIVE_MARK}{m}" for m in sorted(names)]
+    return found
+
+
+def is_music(name: str) -> bool:
+    """False for names that tell of voices, effects or a sped-up version of another file."""
+    parts = name.replace(ARCHIVE_MARK, "/").split("/")
+    return not any(NOT_MUSIC.match(p) for p in parts[:-1]) and not HAS_VOICE.search(Path(parts[-1]).stem)
+
+
+def licence_class(licence: str) -> str:
+    """Strongest class named in a licence text: copyleft, attribution, permissive, else own-terms."""
+    text = licence.lower().replace("_", "-")
+    if re.search(r"gpl|-sa\b|share-?alike|artistic|fdl|free art|\bfal\b", text):
+        return "copyleft"
+    if re.search(r"cc-by|by-[34]", text):
+        return "attribution"
+    if re.search(r"cc-?0|public|unlicense|\bpd\b|mit|expat|bsd|zlib|isc\b", text):
+        return "permissive"
+    return "own-terms"
+
+
+def package_terms(package: Path, known: dict[str, str]) -> tuple[str, str, str]:
+    """Licence text, its class and the version of an unpacked Debian package.
+
+    `known` (from debian_music.tsv) goes before the licence names in the package's copyright file.
+    """
+    doc = package / "usr/share/doc" / package.name
+    licence = known.get(package.name, "")
+    if not licence or licence.startswith("see "):
+        path = doc / "copyright"
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        names = sorted(set(re.findall(r"^License:[ \t]*(\S.*)$", text, re.M)))
+        licence = "; ".join(n for n in names if len(n) < 60)
+        if not licence and re.search(r"ShareAlike", text):
+            licence = "CC-BY-SA"
+        if not licence and re.search(r"GPL|General Public License", text):
+            licence = "GPL"
+        licence = licence or "see the package's copyright file"
+    version = ""
+    for log in sorted(doc.glob("changelog*.gz")):
+        with gzip.open(log, "rt", encoding="utf-8", errors="replace") as f:
+            if match := re.match(r"\S+ \(([^)]+)\)", f.readline()):
+                version = match[1]
+    return licence, licence_class(licence), version
+
+
+def song_sources(shared: Path) -> list[Source]:
+    """The aligned stems of the training songs; bass and other are masked where the bass is not known."""
+    found = []
+    for folder in sorted((shared / "multitrack/train").iterdir()):
+        stems = sorted(folder.glob("*.opus"))
+        frames = max(round(soundfile.info(p).duration * SAMPLE_RATE) for p in stems)
+        extra: dict[str, object] = {"song": folder.name}
+        if not (folder / "bass.opus").exists():
+            extra["masked"] = ["bass", "other"]
+        for path in stems:
+            name = f"{folder.name}.{path.stem}"
+            extra_row = {**extra, "stem": path.stem}
+            found.append(Source("song", name, *ALBUM, "whole", (str(path),), {"frames": frames}, extra_row))
+    return found
+
+
+def voice_sources(shared: Path) -> list[Source]:
+    """Album vocals where they sound, and every voicebank."""
+    album = tuple(str(p) for p in sorted((shared / "multitrack/train").glob("*/vocals.opus")))
+    found = [Source("vocals", "album", *ALBUM, "sounding", album)]
+    for name, (pattern, *terms) in VOICEBANKS.items():
+        pairs = [
+            (str(p), str(p.with_suffix(".tsv"))) for p in sorted((shared / "voices").glob(f"{pattern}.opus"))
+        ]
+        files = tuple(f for pair in pairs for f in pair)
+        found.append(Source("vocals", name, terms[0], terms[1], terms[2], "takes", files))
+    return found
+
+
+def known_licences(shared: Path) -> dict[str, str]:
+    """Licences of Debian packages as debian_music.tsv states them."""
+    return {row["package"]: row["licence"] for row in read_tsv(shared / "debian_music.tsv")}
+
+
+def speech_sources(shared: Path, debian: Path) -> list[Source]:
+    """One source per package and language (or speaker) of the unpacked packages with speech."""
+    found = []
+    for package, (folder, pattern) in SPEECH.items():
+        root = debian / package
+        groups: dict[str, list[str]] = {}
+        for path in audio_files(root / folder) if root.is_dir() else []:
+            if match := re.search(pattern, path):
+                groups.setdefault(match[1] or "en", []).append(path)
+        if not groups:
+            continue
+        terms = package_terms(root, {})
+        for group, files in sorted(groups.items()):
+            name = f"{package.removesuffix('-default').removesuffix('-data')}-{group.replace('@', '-')}"
+            found.append(
+                Source("vocals", name, *terms, "speech", tuple(files), {"min_hz": 10000}, {"speech": True})
+            )
+    return found
+
+
+def music_sources(shared: Path, debian: Path) -> list[Source]:
+    """Game soundtracks of the unpacked packages, and the guitar game's guitars and backing, best first."""
+    known = known_licences(shared)
+    packages = sorted(p for p in debian.iterdir() if p.is_dir() and p.name not in WITH_SINGER)
+    packages.sort(key=lambda p: RANKED.index(p.name) if p.name in RANKED else len(RANKED))
+    found = []
+    for root in packages:
+        files = tuple(f for f in audio_files(root) if is_music(f))
+        terms = package_terms(root, known)
+        if root.name.startswith("fretsonfire-songs"):
+            guitars = tuple(f for f in files if f.endswith("/guitar.ogg"))
+            found.append(Source("other", root.name.replace("songs", "guitar"), *terms, "sounding", guitars))
+            # Muldjord is a band whose backing tracks may hold its singer; Sectoid plays alone.
+            files = tuple(f for f in files if f.endswith("/song.ogg") and "muldjord" not in f)
+        files = tuple(f for f in files if MUSIC_FOLDER.search(f)) or files
+        if files and root.name not in NO_MUSIC:
+            settings = {"minutes": 60, "min_hz": 9000}
+            found.append(Source("accompaniment", root.name, *terms, "music", files, settings))
+    return found

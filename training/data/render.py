@@ -1,0 +1,207 @@
+"""MIDI to stems: drums, bass and others, through soundfonts and sampled instruments, with studio effects."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from training.data import effects, strums
+from training.data.midi import Track, clip_tracks, read_tracks, synthesize, transpose
+from training.data.sampler import Note, load_instrument, load_kit, play, play_drums
+from training.data.sources import SAMPLE_RATE, Audio, Piece, Source, normalise, read_tsv, sounding_spans
+
+ROLAND_TO_GM = {
+    22: 42,
+    26: 46,
+    58: 43,
+    40: 38,
+}  # hi-hat edges, floor tom rim, snare rim of the Groove MIDI pads
+BASS_PROGRAMS = range(32, 40)
+GUITAR_PROGRAMS = range(24, 32)
+# Programs that may stand in for each other, by General MIDI family; electric guitars are listed on their own.
+FAMILIES = (
+    (0, 1, 2, 3, 4, 5, 6, 7), (8, 9, 10, 11, 12, 13, 14), (16, 17, 18, 19, 20, 21, 22),
+    (24, 25, 26, 27, 28, 29, 30),
+    (40, 41, 42, 44, 45, 48, 49, 50, 51), (46, 104, 105, 106, 107), (56, 57, 58, 59, 60, 61, 62, 63),
+    (64, 65, 66, 67, 68, 69, 70, 71), (72, 73, 74, 75, 79), (80, 81, 82, 83, 84, 87),
+    (88, 89, 90, 92, 93, 94, 95),
+)  # fmt: skip
+LONGEST = 150.0  # s taken from one MIDI file
+
+
+def pieces(source: Source, generator: np.random.Generator, audio: Audio, label: str) -> Iterator[Piece]:
+    """Level a render and give it out without its long silences."""
+    audio = normalise(audio)
+    for start, end in sounding_spans(audio, floor_db=-55, hang=2.0, shortest=4.0):
+        yield Piece(audio[start:end], label)
+
+
+def spread(names: list[str], generator: np.random.Generator) -> list[str]:
+    """Shuffled so that the groups (the first part of each path: a drummer) take turns."""
+    groups: dict[str, list[str]] = {}
+    for name in generator.permutation(sorted(names)):
+        groups.setdefault(str(name).split("/")[0], []).append(str(name))
+    longest = max(map(len, groups.values()), default=0)
+    return [g[i] for i in range(longest) for g in groups.values() if i < len(g)]
+
+
+def members(table: str, archive: str) -> dict[str, tuple[str, float]]:
+    """Name in the table -> (member of the zip, playing time in s)."""
+    rows = read_tsv(Path(table))
+    with zipfile.ZipFile(archive) as z:
+        inside = z.namelist()
+    by_tail = {name.split("/", 1)[-1]: name for name in inside} | {name: name for name in inside}
+    return {r["file"]: (by_tail[r["file"]], float(r["seconds"])) for r in rows if r["file"] in by_tail}
+
+
+def minutes_of(source: Source, found: Iterator[Piece]) -> Iterator[Piece]:
+    """Stop after settings["minutes"]."""
+    left = source.settings["minutes"] * 60 * SAMPLE_RATE
+    for piece in found:
+        yield piece
+        left -= len(piece.audio)
+        if left <= 0:
+            return
+
+
+def drums(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """Drum takes (settings["midi"]: groove or freedoom) through a sampled kit or a soundfont's presets."""
+    return minutes_of(source, _drums(source, rng))
+
+
+def _drums(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    table, archive, sound = source.files[:3]
+    index = members(table, archive)
+    shortest = 20 if source.settings["midi"] == "groove" else 30
+    for name in spread([n for n, (_, s) in index.items() if s >= shortest], rng):
+        member, length = index[name]
+        tracks = [t for t in read_tracks(archive, member) if t.drums]
+        seconds = min(length, 120.0)
+        tracks = clip_tracks(tracks, start=0.0, seconds=seconds)
+        if not tracks or len(tracks[0].notes) < 20:
+            continue
+        moved = tuple(
+            Note(n.start, n.duration, ROLAND_TO_GM.get(n.pitch, n.pitch), n.velocity) for n in tracks[0].notes
+        )
+        seconds += 1.5
+        if sound.endswith("index.tsv"):
+            audio = play_drums(moved, load_kit(str(Path(sound).parent)), rng, seconds=seconds)
+        else:
+            preset = int(rng.choice(source.settings["presets"]))
+            track = Track(preset, moved, source.settings.get("bank128", True))
+            audio = synthesize([track], sound, seconds=seconds)
+        if rng.random() < 0.4:
+            audio = effects.compress(
+                audio, threshold_db=rng.uniform(-24, -10), ratio=rng.uniform(2, 6), release=0.1
+            )
+        if rng.random() < 0.25:
+            audio = effects.drive(audio, rng.uniform(0.5, 2.0))
+        yield from pieces(source, rng, effects.colour(audio, rng), name)
+
+
+def bass_line(tracks: list[Track]) -> tuple[Note, ...]:
+    """The bass track, else the lowest melodic one, by octaves moved to where a bass plays; may be empty."""
+    melodic = [t for t in tracks if not t.drums and t.program < 112 and len(t.notes) >= 30]
+    if not melodic:
+        return ()
+    basses = [t for t in melodic if t.program in BASS_PROGRAMS]
+    chosen = max(basses, key=lambda t: len(t.notes)) if basses else None
+    if chosen is None:
+        chosen = min(melodic, key=lambda t: float(np.mean([n.pitch for n in t.notes])))
+    centre = float(np.median([n.pitch for n in chosen.notes]))
+    octaves = round((36 - centre) / 12)
+    return transpose(chosen.notes, 12 * octaves)
+
+
+def bass(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """Bass lines of the Freedoom music through a sampled bass or a soundfont's bass programs; (n, 1)."""
+    return minutes_of(source, _bass(source, rng))
+
+
+def _bass(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    table, archive, sound = source.files[:3]
+    hertz = effects.eq_grid()
+    for name, (member, length) in (
+        (n, members(table, archive)[n]) for n in spread(list(members(table, archive)), rng)
+    ):
+        window = min(length, LONGEST)
+        tracks = clip_tracks(
+            read_tracks(archive, member), start=rng.uniform(0, length - window), seconds=window
+        )
+        notes = transpose(bass_line(tracks), int(rng.integers(-4, 5)))
+        if len(notes) < 30:
+            continue
+        if sound.endswith("index.tsv"):
+            instrument = load_instrument(str(Path(sound).parent), tuple(source.settings["articulations"]))
+            audio = play(notes, instrument, rng, seconds=window + 1)
+        else:
+            track = Track(int(rng.choice(source.settings["programs"])), notes)
+            audio = synthesize([track], sound, seconds=window + 1).mean(axis=1, keepdims=True)
+        chain = rng.choice(["di", "drive", "amp", "plain"])
+        if chain == "drive":
+            audio = effects.drive(audio, rng.uniform(1.0, 6.0))
+        if chain in ("drive", "amp"):
+            audio = effects.equalize(audio, effects.low_pass(hertz, rng.uniform(1200, 5000), 2))
+        if rng.random() < 0.5:
+            audio = effects.compress(audio, threshold_db=rng.uniform(-20, -8), ratio=rng.uniform(2, 5))
+        if chain != "plain":
+            audio = effects.colour(audio, rng, wet=0.0)
+        yield from pieces(source, rng, audio, f"{name} {chain}")
+
+
+def substitute(program: int, rng: np.random.Generator) -> int:
+    """Half of the time another program of the same family; synth effects become pads."""
+    for family in FAMILIES:
+        if program in family:
+            return int(rng.choice(family)) if rng.random() < 0.5 else program
+    return int(rng.choice(FAMILIES[-1])) if program >= 96 else program
+
+
+def other(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """What is neither drums nor bass in the Freedoom music, guitars through an amplifier; (n, 2).
+
+    settings["only_guitars"] keeps the guitar tracks and gives them electric guitar programs.
+    """
+    return minutes_of(source, _other(source, rng))
+
+
+def _other(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    table, archive, sound = source.files[:3]
+    index = members(table, archive)
+    for name in spread(list(index), rng):
+        member, length = index[name]
+        window = min(length, LONGEST)
+        tracks = clip_tracks(
+            read_tracks(archive, member), start=rng.uniform(0, length - window), seconds=window
+        )
+        shift = int(rng.integers(-4, 5))
+        guitars: list[Track] = []
+        rest: list[Track] = []
+        for t in tracks:
+            if t.drums or t.program in BASS_PROGRAMS or t.program >= 112:
+                continue
+            program = substitute(t.program, rng)
+            electric = program in (26, 27, 28, 29, 30, 31)
+            if source.settings.get("only_guitars"):
+                if t.program not in GUITAR_PROGRAMS and t.program not in (80, 81, 84, 87):
+                    continue
+                program, electric = int(rng.choice([27, 28, 29, 30, 30, 29])), True
+            moved = Track(program, transpose(t.notes, shift))
+            (guitars if electric else rest).append(moved)
+        audio = np.zeros((int((window + 2) * SAMPLE_RATE), 2), np.float32)
+        for group, plugged in ((guitars, True), (rest, False)):
+            if sum(len(t.notes) for t in group) < 20:
+                continue
+            pans = [int(rng.integers(24, 104)) for _ in group]
+            sounds = synthesize(group, sound, seconds=window + 2, room=bool(rng.random() < 0.4), pans=pans)
+            if plugged and rng.random() < 0.75:
+                sounds = effects.amp(sounds, rng, amount=10 ** rng.uniform(-0.3, 0.9))
+            audio += normalise(sounds, level_db=rng.uniform(-26, -18))
+        if np.abs(audio).max() > 0:
+            yield from pieces(source, rng, effects.colour(audio, rng, wet=0.3), name)
+
+
+def strummed(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """Strummed and picked guitars over made-up chord progressions; (n, 2)."""
+    return minutes_of(source, strums.performances(source, rng))

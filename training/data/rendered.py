@@ -1,0 +1,104 @@
+"""The list of rendered sources: which MIDI files go through which sounds, and for how long."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from training.data.catalogue import licence_class, package_terms
+from training.data.sources import Source
+
+FLUID, MUSE = "sf2/FluidR3_GM.sf2", "sf3/MuseScore_General.sf3"  # below the folder of soundfonts
+SCORE_TERMS = {"groove": "CC-BY-4.0 (Groove MIDI Dataset)", "freedoom": "BSD-3-Clause (Freedoom)", "": ""}
+SOUND_TERMS = {
+    FLUID: "MIT (soundfont)",
+    MUSE: "MIT (soundfont)",
+    "drums/muldjord": "CC-BY-4.0 (MuldjordKit)",
+    "drums/uzu": "Unlicense (uzu-drumkit)",
+}  # the sampled basses and guitars are CC0
+AVL_KITS = {"avl-black-pearl": "Black_Pearl_4_LV2.sf2", "avl-red-zeppelin": "Red_Zeppelin_4_LV2.sf2"}
+ALL_BASSES = [32, 33, 34, 35, 36, 37, 38, 39]
+OTHER_KITS = [16, 17, 24, 25, 32, 33, 40, 48]  # power, electronic, 808, jazz, brush, orchestra
+SHORT_LONG = ["staccato", "sustain"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Render:
+    """One rendered source; `score` is groove, freedoom or "" (made-up chords), `sound` a file or folder."""
+
+    pool: str
+    name: str
+    score: str
+    sound: str
+    minutes: int
+    turn: int = 2  # those of turn 1 are built first
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+RENDERS = (
+    Render("drums", "groove-muldjord-1", "groove", "drums/muldjord", 12, 1),
+    Render("bass", "growlybass-1", "freedoom", "bass/growlybass", 8, 1, {"articulations": ["sustain"]}),
+    Render("other", "strums-shinyguitar-1", "", "guitar/shinyguitar", 8, 1),
+    Render("other", "freedoom-fluidr3-1", "freedoom", FLUID, 12, 1),
+    Render("drums", "groove-fluidr3-standard-1", "groove", FLUID, 10, 1, {"presets": [0, 1, 2, 3, 8, 9]}),
+    Render("bass", "fluidr3-1", "freedoom", FLUID, 12, 1, {"programs": [32, 33, 33, 34, 34, 35, 36, 37]}),
+    Render("other", "strums-fluidr3-1", "", FLUID, 8, 1),
+    Render("drums", "groove-avl-black-pearl", "groove", "avl-black-pearl", 16, 1),
+    Render("drums", "groove-avl-red-zeppelin", "groove", "avl-red-zeppelin", 16),
+    Render("bass", "meatbass", "freedoom", "bass/meatbass", 10, 2, {"articulations": ["pizzicato"]}),
+    Render("other", "freedoom-guitars-fluidr3", "freedoom", FLUID, 15, 2, {"only_guitars": True}),
+    Render("drums", "groove-muldjord-2", "groove", "drums/muldjord", 24),
+    Render(
+        "bass", "flbass-finger", "freedoom", "bass/flbass", 10, 2,
+        {"articulations": ["finger-long-bridge", "finger-long-neck"]},
+    ),
+    Render("other", "strums-emilyguitar", "", "guitar/emilyguitar", 10),
+    Render("other", "freedoom-musescore", "freedoom", MUSE, 30),
+    Render("drums", "groove-musescore-standard", "groove", MUSE, 12, 2, {"presets": [0, 1, 4, 5, 10, 14]}),
+    Render("bass", "flbass-pick", "freedoom", "bass/flbass", 8, 2, {"articulations": ["pick-long"]}),
+    Render("bass", "musescore", "freedoom", MUSE, 20, 2, {"programs": ALL_BASSES}),
+    Render("other", "strums-musescore", "", MUSE, 8),
+    Render("other", "freedoom-fluidr3-2", "freedoom", FLUID, 30),
+    Render("drums", "freedoom-fluidr3", "freedoom", FLUID, 12, 2, {"presets": [0, 8, 16, 16, 24]}),
+    Render("drums", "groove-fluidr3-mixed", "groove", FLUID, 12, 2, {"presets": OTHER_KITS}),
+    Render("bass", "growlybass-2", "freedoom", "bass/growlybass", 16, 2, {"articulations": SHORT_LONG}),
+    Render("other", "freedoom-guitars-musescore", "freedoom", MUSE, 12, 2, {"only_guitars": True}),
+    Render("other", "strums-shinyguitar-2", "", "guitar/shinyguitar", 10),
+    Render("drums", "freedoom-muldjord", "freedoom", "drums/muldjord", 15),
+    Render("drums", "groove-uzu", "groove", "drums/uzu", 8),
+    Render("bass", "fluidr3-2", "freedoom", FLUID, 16, 2, {"programs": [33, 34, 36, 37, 38, 39]}),
+)  # fmt: skip
+
+
+def rendered_sources(shared: Path, soundfonts: Path, debian: Path | None) -> list[Source]:
+    """All rendered sources whose sounds are there; extra["round"] is 1 for those that are built first."""
+    found = []
+    for render in RENDERS:
+        settings = {"midi": render.score, "minutes": render.minutes, **render.settings}
+        terms = SOUND_TERMS.get(render.sound, "CC0-1.0")
+        if render.sound in (FLUID, MUSE):
+            sound = soundfonts / render.sound
+        elif render.sound in AVL_KITS:
+            if debian is None:
+                continue
+            package = debian / "avldrums.lv2-soundfont"
+            sound = package / "usr/share/sounds/sf2" / AVL_KITS[render.sound]
+            terms = f"GPL-2+ (avldrums {package_terms(package, {})[2]})" if package.is_dir() else terms
+            settings |= {"presets": [0], "bank128": False}
+        else:
+            sound = shared / render.sound / "index.tsv"
+        if not sound.is_file():
+            continue
+        score = (
+            tuple(str(shared / f"midi/{render.score}{end}") for end in (".tsv", ".zip"))
+            if render.score
+            else ()
+        )
+        recipe = render.pool if render.score else "strums"
+        licence = " + ".join(t for t in (SCORE_TERMS[render.score], terms) if t)
+        extra = {"rendered": True, "round": render.turn}
+        files = (*score, str(sound))
+        kind = licence_class(licence)
+        found.append(
+            Source(render.pool, render.name, licence, kind, "rendered", recipe, files, settings, extra)
+        )
+    return found

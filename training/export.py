@@ -1,0 +1,166 @@
+"""A checkpoint becomes a product: `python -m training.export CHECKPOINT --out tfswa_sep/weights`.
+
+Writes NAME.onnx (spectrum in, spectra out; the STFT stays outside the graph), compares it with torch on noise
+shaped like music, and brings the entry's sizes and hashes in models.toml up to date. With --torch also writes
+NAME.safetensors, which the torch backend reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from safetensors.torch import save_file
+
+from tfswa_sep.backends.metadata import FORMAT, KEY
+from tfswa_sep.model.config import ModelConfig
+from tfswa_sep.model.unet import TfswaUNet
+
+TOLERANCE = 1e-4  # of the largest output, between torch and ONNX Runtime in float32
+LICENSE = "GPL-3.0-or-later"
+
+
+def load_checkpoint(path: Path) -> tuple[TfswaUNet, dict[str, Any]]:
+    """The averaged network of a training checkpoint, and the checkpoint itself."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    network = TfswaUNet(ModelConfig.from_json(checkpoint["shape"])).eval()
+    network.load_state_dict(checkpoint["average"])
+    return network, checkpoint
+
+
+def metadata(config: ModelConfig, *, name: str) -> dict[str, Any]:
+    """What travels in the file: see tfswa_sep/backends/metadata.py."""
+    return {
+        "format": FORMAT,
+        "name": name,
+        "architecture": "tfswa-unet",
+        "license": LICENSE,
+        "config": config.to_json(),
+        "stems": list(config.stems),
+        "sample_rate": config.sample_rate,
+        "channels": config.channels,
+        "n_fft": config.n_fft,
+        "hop": config.hop,
+        "segment_samples": config.segment_samples,
+        "margin_samples": config.margin_samples,
+    }
+
+
+def export_onnx(network: TfswaUNet, path: Path, *, name: str) -> float:
+    """Write the graph with float32 weights, and return its largest relative difference from torch.
+
+    Raises ValueError where the two differ by more than TOLERANCE.
+    """
+    config = network.config
+    frames = config.segment_samples // config.hop + 1
+    example = _musical_noise(2, 2 * config.channels, config.n_fft // 2 + 1, frames)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        raw = Path(folder) / "raw.onnx"
+        program = torch.onnx.export(
+            network,
+            (example,),
+            input_names=["mixture"],
+            output_names=["stems"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
+            dynamo=True,
+            verbose=False,
+        )
+        program.save(str(raw), external_data=False)
+        graph = onnx.load(raw)
+    del graph.metadata_props[:]
+    entry = graph.metadata_props.add()
+    entry.key, entry.value = KEY, json.dumps(metadata(config, name=name))
+    for node in graph.graph.node:  # the exporter leaves source paths of this machine in every node
+        del node.metadata_props[:]
+        node.doc_string = ""
+    onnx.checker.check_model(graph)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    onnx.save(graph, temporary)
+    os.replace(temporary, path)
+    return compare(network, path, example)
+
+
+def compare(network: TfswaUNet, path: Path, example: torch.Tensor) -> float:
+    """Largest difference between torch and ONNX Runtime, relative to the largest output. Raises ValueError."""
+    with torch.inference_mode():
+        expected = network(example).numpy()
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found: Any = session.run(["stems"], {"mixture": example.numpy()})[0]
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    if not difference <= TOLERANCE:
+        raise ValueError(f"{path}: ONNX Runtime differs from torch by {difference:.1e} of the largest output")
+    return difference
+
+
+def export_safetensors(network: TfswaUNet, path: Path, *, name: str) -> None:
+    """Write the weights in float16; counters and the tables that the network makes itself stay out."""
+    state = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(state, temporary, metadata={KEY: json.dumps(metadata(network.config, name=name))})
+    os.replace(temporary, path)
+
+
+def update_registry(registry: Path, *, name: str, files: dict[str, Path]) -> None:
+    """Set sha256 and bytes of bundled files in models.toml, the rest of the text untouched.
+
+    Raises ValueError where the entry has no such file.
+    """
+    text = registry.read_text()
+    for backend, path in files.items():
+        content = path.read_bytes()
+        pattern = re.compile(
+            rf'(\[\[models\.{re.escape(name)}\.files\]\]\nbackend = "{backend}"\nwhere = "bundled:{re.escape(path.name)}"\n)'
+            r'sha256 = "[0-9a-f]*"\nbytes = \d+'
+        )
+        entry = f'\\g<1>sha256 = "{hashlib.sha256(content).hexdigest()}"\nbytes = {len(content)}'
+        text, count = pattern.subn(entry, text)
+        if count != 1:
+            raise ValueError(f"{registry} has no bundled {backend} file {path.name} under models.{name}")
+    temporary = registry.with_name(f".{registry.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, registry)
+
+
+def _musical_noise(*shape: int) -> torch.Tensor:
+    """(b, 2c, f, t): complex noise that falls by 6 dB an octave, as loud music does."""
+    generator = torch.Generator().manual_seed(0)
+    slope = 100.0 / torch.arange(1, shape[2] + 1)[None, None, :, None]
+    return torch.randn(*shape, generator=generator) * slope
+
+
+def main() -> None:
+    """Parse the command line, and export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--name", default="small")
+    parser.add_argument("--out", type=Path, default=Path("tfswa_sep/weights"))
+    parser.add_argument("--registry", type=Path, help="a models.toml whose hashes are brought up to date")
+    parser.add_argument("--torch", action="store_true", help="also write NAME.safetensors")
+    options = parser.parse_args()
+    network, checkpoint = load_checkpoint(options.checkpoint)
+    # Both files carry the same numbers: what float16 cannot hold is rounded before either is written.
+    network.load_state_dict({k: v.half().to(v.dtype) for k, v in network.state_dict().items()})
+    options.out.mkdir(parents=True, exist_ok=True)
+    files = {"onnx": options.out / f"{options.name}.onnx"}
+    difference = export_onnx(network, files["onnx"], name=options.name)
+    print(f"{files['onnx']}: step {checkpoint['step']}, differs from torch by {difference:.1e}")
+    if options.torch:
+        files["torch"] = options.out / f"{options.name}.safetensors"
+        export_safetensors(network, files["torch"], name=options.name)
+        print(f"{files['torch']}: {files['torch'].stat().st_size} bytes")
+    if options.registry:
+        update_registry(options.registry, name=options.name, files=files)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Write the numbers of a released model into README.md: `python -m training.report`.
+
+They come from two records, which the release checklist in CONTRIBUTING.md makes with the installed wheel:
+
+    training/runs/small/scores.json     tfswa-sep eval --data ... --json
+    training/runs/small/benchmark.json  python -m training.benchmark --json
+
+What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced, and nothing else. A test
+compares README.md with the records, so that it cannot say what was not measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = ROOT / "training" / "runs" / "small"
+
+Record = dict[str, Any]
+
+
+def fill_in(readme: str, records: Path = RUN) -> str:
+    """README.md's text with every block written anew; a block whose record is not there says so."""
+    for name, (file, render) in BLOCKS.items():
+        path = records / file
+        body = render(json.loads(path.read_text("utf-8"))) if path.is_file() else "Not measured yet."
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        if readme.count(begin) != 1 or readme.count(end) != 1:
+            raise ValueError(f"README.md needs exactly one block {name!r}")
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}{body}\n{end}{rest.partition(end)[2]}"
+    return readme
+
+
+def scores_table(record: Record) -> str:
+    """One line a song, then the mean: the SDR of each stem, and in brackets how far above the mixture's."""
+    stems = list(record["mean"])
+    rows = [["song", *stems], ["---", *["---:"] * len(stems)]]
+    for song in record["songs"]:
+        name = f"{song['song']} (apart)" if song["apart"] else song["song"]
+        rows.append([name, *(_cell(song["stems"].get(stem)) for stem in stems)])
+    rows.append(["**mean**", *(_cell(record["mean"][stem]) for stem in stems)])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\nMeasured on {record['date'][:10]}, {record['backend']} backend; {record['machine']}."
+
+
+def speed_table(record: Record) -> str:
+    """One line a setting: the real-time factor and the highest memory of the whole command."""
+    rows = [
+        "| song | backend | threads | time | real-time factor | memory |",
+        "| ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for found in record["measurements"]:
+        median = found["median"]
+        setting = f"| {found['minutes']:g} min | {found['backend']} | {found['threads'] or 'auto'}"
+        cost = f"{median['wall']:.1f} s | {found['real_time_factor']:.3f} | {median['memory'] / 1e6:.0f} MB"
+        rows.append(f"{setting} | {cost} |")
+    return "\n".join(rows) + f"\n\nMeasured on {record['machine']}."
+
+
+BLOCKS: dict[str, tuple[str, Callable[[Record], str]]] = {
+    "scores": ("scores.json", scores_table),
+    "speed": ("benchmark.json", speed_table),
+}
+
+
+def _cell(score: Record | None) -> str:
+    return "-" if score is None else f"{score['sdr']:.2f} ({score['gain']:+.2f})"
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    path = ROOT / "README.md"
+    path.write_text(fill_in(path.read_text("utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
