@@ -82,6 +82,7 @@ def test_build_writes_arrays_that_map_and_a_manifest(speech: Source, tmp_path: P
     content = json.loads((out / "manifest.json").read_text())
     assert content["sources"][0]["licence_class"] == "permissive"
     assert content["sample_rate"] == 44100
+    assert f"| vocals | clips | {row['minutes']} |" in (out / "card.md").read_text()
 
 
 def test_build_keeps_what_is_there_and_rebuilds_what_changed(speech: Source, tmp_path: Path) -> None:

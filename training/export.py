@@ -75,6 +75,7 @@ def export_onnx(network: TfswaUNet, path: Path, *, name: str) -> float:
             dynamo=True,
             verbose=False,
         )
+        assert program is not None  # dynamo=True
         program.save(str(raw), external_data=False)
         graph = onnx.load(raw)
     del graph.metadata_props[:]
@@ -91,7 +92,7 @@ def export_onnx(network: TfswaUNet, path: Path, *, name: str) -> float:
 
 
 def compare(network: TfswaUNet, path: Path, example: torch.Tensor) -> float:
-    """Largest difference between torch and ONNX Runtime, relative to the largest output. Raises ValueError."""
+    """Difference between torch and ONNX Runtime, of the largest output. Raises ValueError above TOLERANCE."""
     with torch.inference_mode():
         expected = network(example).numpy()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -104,7 +105,10 @@ def compare(network: TfswaUNet, path: Path, example: torch.Tensor) -> float:
 
 def export_safetensors(network: TfswaUNet, path: Path, *, name: str) -> None:
     """Write the weights in float16; counters and the tables that the network makes itself stay out."""
-    state = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
+    state = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in network.state_dict().items()
+    }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(state, temporary, metadata={KEY: json.dumps(metadata(network.config, name=name))})
     os.replace(temporary, path)
@@ -119,7 +123,8 @@ def update_registry(registry: Path, *, name: str, files: dict[str, Path]) -> Non
     for backend, path in files.items():
         content = path.read_bytes()
         pattern = re.compile(
-            rf'(\[\[models\.{re.escape(name)}\.files\]\]\nbackend = "{backend}"\nwhere = "bundled:{re.escape(path.name)}"\n)'
+            rf'(\[\[models\.{re.escape(name)}\.files\]\]\nbackend = "{backend}"\n'
+            rf'where = "bundled:{re.escape(path.name)}"\n)'
             r'sha256 = "[0-9a-f]*"\nbytes = \d+'
         )
         entry = f'\\g<1>sha256 = "{hashlib.sha256(content).hexdigest()}"\nbytes = {len(content)}'
@@ -140,7 +145,9 @@ def _musical_noise(*shape: int) -> torch.Tensor:
 
 def main() -> None:
     """Parse the command line, and export."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--name", default="small")
     parser.add_argument("--out", type=Path, default=Path("tfswa_sep/weights"))

@@ -57,7 +57,7 @@ class Validation:
 
     @torch.inference_mode()
     def score(self, network: nn.Module) -> dict[str, float]:
-        """SDR above the mixture's own (dB), mean over the songs in which the stem sounds, and its mean over stems."""
+        """SDR above the mixture's own (dB): a stem's mean over its songs, and the mean of these."""
         device = next(network.parameters()).device
         gains: dict[str, list[float]] = {name: [] for name in STEMS}
         for stems in self.songs.values():

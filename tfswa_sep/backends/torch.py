@@ -68,7 +68,7 @@ class TorchBackend:
 
 
 def load_network(path: Path) -> tuple[TfswaUNet, ModelMetadata]:
-    """Build the network that a safetensors file describes, and fill in its weights (stored in any float type).
+    """Build the network that a safetensors file describes, and fill in its weights (of any float type).
 
     Raises ModelError if the file is damaged, or its weights do not fit its own configuration.
     """
@@ -95,7 +95,9 @@ def _pick_device(wanted: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("this PyTorch sees no CUDA device: use --device cpu, or install the CUDA build of torch")
+        raise DeviceError(
+            "this PyTorch sees no CUDA device: use --device cpu, or install the CUDA build of torch"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"there is no {wanted}: this machine has {torch.cuda.device_count()} CUDA devices")
     if device.type == "mps" and not torch.backends.mps.is_available():

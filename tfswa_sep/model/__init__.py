@@ -1,1 +1,1 @@
-"""The network: `config` its shape, `attention` TSA, FSA and SW-MSA, `block` their fusion, `unet` the whole."""
+"""The network: config its shape, attention the three attentions, block their fusion, unet the whole."""

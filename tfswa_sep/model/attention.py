@@ -16,39 +16,43 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class _QueryKeyValue(nn.Module):
-    """1x1 convolutions around an attention: one in for query, key and value, one out."""
+class _Attention(nn.Module):
+    """Query, key and value from one linear layer, and one more for what comes out.
+
+    Features come last here: then every regrouping of axes moves whole feature vectors, where one that tears
+    them apart costs more than the attention itself (measured in ONNX Runtime).
+    """
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
-        self.project = nn.Conv2d(dim, dim, 1)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.project = nn.Linear(dim, dim)
 
 
-class TimeAttention(_QueryKeyValue):
+class TimeAttention(_Attention):
     """TSA: every frequency attends over all of its own frames."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, d, f, t) -> (b, d, f, t)"""
-        f = x.shape[2]
-        q, k, v = rearrange(self.qkv(x), "b (three h e) f t -> three (b f) h t e", three=3, h=self.heads)
+        """(b, f, t, d) -> (b, f, t, d)"""
+        f = x.shape[1]
+        q, k, v = rearrange(self.qkv(x), "b f t (three h e) -> three (b f) h t e", three=3, h=self.heads)
         y = functional.scaled_dot_product_attention(q, k, v)
-        return self.project(rearrange(y, "(b f) h t e -> b (h e) f t", f=f))  # type: ignore[no-any-return]
+        return self.project(rearrange(y, "(b f) h t e -> b f t (h e)", f=f))  # type: ignore[no-any-return]
 
 
-class FrequencyAttention(_QueryKeyValue):
+class FrequencyAttention(_Attention):
     """FSA: every frame attends over all of its own frequencies."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, d, f, t) -> (b, d, f, t)"""
-        t = x.shape[3]
-        q, k, v = rearrange(self.qkv(x), "b (three h e) f t -> three (b t) h f e", three=3, h=self.heads)
+        """(b, f, t, d) -> (b, f, t, d)"""
+        t = x.shape[2]
+        q, k, v = rearrange(self.qkv(x), "b f t (three h e) -> three (b t) h f e", three=3, h=self.heads)
         y = functional.scaled_dot_product_attention(q, k, v)
-        return self.project(rearrange(y, "(b t) h f e -> b (h e) f t", t=t))  # type: ignore[no-any-return]
+        return self.project(rearrange(y, "(b t) h f e -> b f t (h e)", t=t))  # type: ignore[no-any-return]
 
 
-class ShiftedWindowAttention(_QueryKeyValue):
+class ShiftedWindowAttention(_Attention):
     """SW-MSA: every position attends within its own window of (frequency, time).
 
     With `shifted`, the windows lie half a window further along both axes; the map is rolled, and a mask
@@ -70,22 +74,29 @@ class ShiftedWindowAttention(_QueryKeyValue):
         self.register_buffer("relative_index", index, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, d, f, t) -> (b, d, f, t); f and t are multiples of the window."""
-        _, _, f, t = x.shape
-        (wf, wt), (sf, st) = self.window, self.shift
-        qkv = self.qkv(x)
+        """(b, f, t, d) -> (b, f, t, d); f and t are multiples of the window."""
+        _, f, t, _ = x.shape
+        (wf, wt), (sf, st), h = self.window, self.shift, self.heads
         if sf or st:
-            qkv = torch.roll(qkv, (-sf, -st), dims=(2, 3))
+            x = torch.roll(x, (-sf, -st), dims=(1, 2))
+        # Windows stand beside the heads: attention in four dimensions is what ONNX can hold.
         q, k, v = rearrange(
-            qkv, "b (three h e) (nf wf) (nt wt) -> three b (nf nt) h (wf wt) e", three=3, h=self.heads, wf=wf, wt=wt
+            self.qkv(x),
+            "b (nf wf) (nt wt) (three h e) -> three b (nf nt h) (wf wt) e",
+            three=3,
+            h=h,
+            wf=wf,
+            wt=wt,
         )
         bias = rearrange(self.bias_table[self.relative_index], "i j h -> h i j").to(q.dtype)
         if sf or st:
-            bias = bias + self._mask(f, t, q)[:, None]
+            bias = (bias + self._mask(f, t, q)[:, None]).flatten(0, 1)
+        else:
+            bias = bias.repeat(f // wf * (t // wt), 1, 1)
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        y = rearrange(y, "b (nf nt) h (wf wt) e -> b (h e) (nf wf) (nt wt)", nf=f // wf, wf=wf)
+        y = rearrange(y, "b (nf nt h) (wf wt) e -> b (nf wf) (nt wt) (h e)", nf=f // wf, wf=wf, h=h)
         if sf or st:
-            y = torch.roll(y, (sf, st), dims=(2, 3))
+            y = torch.roll(y, (sf, st), dims=(1, 2))
         return self.project(y)  # type: ignore[no-any-return]
 
     def _mask(self, f: int, t: int, like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ ReLU because INT8 kernels fuse it. Axis letters: see `tfswa_sep.model.config`.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from tfswa_sep.model.attention import FrequencyAttention, ShiftedWindowAttention, TimeAttention
@@ -38,10 +39,11 @@ class DynamicFusion(nn.Module):
         self.weigh = nn.Sequential(nn.Linear(dim, dim // 4), nn.ReLU(), nn.Linear(dim // 4, branches))
 
     def forward(self, x: Tensor, branches: list[Tensor]) -> Tensor:
-        """x (b, d, f, t) and three tensors of its shape -> their weighted sum, (b, d, f, t)"""
-        weights = self.weigh(x.mean(dim=(2, 3))).softmax(dim=-1)  # (b, 3)
+        """x (b, f, t, d) and three tensors of its shape -> their weighted sum, (b, f, t, d)"""
+        weights = self.weigh(x.mean(dim=(1, 2))).softmax(dim=-1)  # (b, 3)
         parts = [branch * weights[:, i, None, None, None] for i, branch in enumerate(branches)]
-        return parts[0] + parts[1] + parts[2]
+        total: Tensor = parts[0] + parts[1] + parts[2]
+        return total
 
 
 class TfswaBlock(nn.Module):
@@ -64,7 +66,9 @@ class TfswaBlock(nn.Module):
             attentions.append(ShiftedWindowAttention(dim, heads, window=window, shifted=shifted))
             self.fusion = DynamicFusion(dim)
         self.attentions = nn.ModuleList(attentions)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in (attentions if self.serial else attentions[:1]))
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(dim) for _ in (attentions if self.serial else attentions[:1])
+        )
         self.feed_forward = nn.Sequential(
             nn.BatchNorm2d(dim), nn.Conv2d(dim, 2 * dim, 1), nn.ReLU(inplace=True), nn.Conv2d(2 * dim, dim, 1)
         )
@@ -73,17 +77,21 @@ class TfswaBlock(nn.Module):
         """(b, d, f, t) -> (b, d, f, t)"""
         if self.serial:
             for norm, attention in zip(self.norms, self.attentions, strict=True):
-                x = x + attention(norm(x))
+                y = attention(rearrange(norm(x), "b d f t -> b f t d"))
+                x = x + rearrange(y, "b f t d -> b d f t")
         else:
-            y = self.norms[0](x)
-            x = x + self.fusion(y, [attention(y) for attention in self.attentions])
+            y = rearrange(self.norms[0](x), "b d f t -> b f t d")
+            y = self.fusion(y, [attention(y) for attention in self.attentions])
+            x = x + rearrange(y, "b f t d -> b d f t")
         return x + self.feed_forward(x)  # type: ignore[no-any-return]
 
 
 class Stage(nn.Module):
     """The blocks of one resolution: convolutions, then attentions."""
 
-    def __init__(self, dim: int, config: ModelConfig, *, convs: int, attentions: int, shift_first: bool) -> None:
+    def __init__(
+        self, dim: int, config: ModelConfig, *, convs: int, attentions: int, shift_first: bool
+    ) -> None:
         super().__init__()
         # A residual around at most two convolutions trains best; more become several blocks.
         sizes = [2] * (convs // 2) + [1] * (convs % 2)

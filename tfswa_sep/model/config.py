@@ -25,6 +25,7 @@ class Band:
 
     @property
     def tokens(self) -> int:
+        """Tokens that the band becomes."""
         return (self.stop - self.start) // self.stride
 
 
@@ -38,7 +39,7 @@ class ModelConfig:
     n_fft: int = 2048  # samples
     hop: int = 512  # samples
     segment_samples: int = 261_632  # what inference feeds at once: 512 frames, 5.9 s
-    margin_samples: int = 22_050  # context thrown away at each side of a segment
+    margin_samples: int = 11_025  # context thrown away at each side of a segment
     # The stem: bands of its own weights ("bands"), or equal sub-bands stacked as features ("stack").
     stem: Literal["bands", "stack"] = "bands"
     bands: tuple[Band, ...] = (
@@ -88,7 +89,9 @@ class ModelConfig:
         if unknown := sorted(set(data) - known):
             raise ValueError(f"unknown model setting {unknown[0]!r}")
         try:
-            values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+            values: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+            }
             if "bands" in values:
                 values["bands"] = tuple(b if isinstance(b, Band) else Band(**b) for b in values["bands"])
             config = ModelConfig(**values)
@@ -114,7 +117,9 @@ class ModelConfig:
             raise ValueError(f"{rows} frequency tokens cannot be halved {stages - 1} times")
         for stage, (dim, blocks) in enumerate(zip(self.dims, self.attentions, strict=True)):
             if blocks and (dim % self.heads or (rows >> stage) % self.window[0]):
-                raise ValueError(f"stage {stage}: heads or window do not divide {dim} features, {rows >> stage} rows")
+                raise ValueError(
+                    f"stage {stage}: heads or window do not divide {dim} features, {rows >> stage} rows"
+                )
 
 
 def _uniform_bands(count: int, *, stride: int) -> tuple[Band, ...]:
@@ -127,7 +132,7 @@ PRESETS: dict[str, ModelConfig] = {
     "small": ModelConfig(),
     # The user's size: 15.4 M parameters, triple attention in all four stages.
     "reference": ModelConfig(
-        dims=(48, 96, 192, 320), convs=(2, 2, 2, 2), attentions=(1, 1, 2, 2), head_dim=64
+        dims=(48, 96, 184, 320), convs=(2, 2, 2, 2), attentions=(1, 1, 2, 2), head_dim=64
     ),
     # The journal version (EURASIP JASP 2025:39): magnitude of four stacked sub-bands, serial attention in
     # the bottleneck only, one model a stem.
@@ -137,7 +142,7 @@ PRESETS: dict[str, ModelConfig] = {
         features="magnitude",
         bands=_uniform_bands(4, stride=1),
         dims=(32, 64, 128, 256, 384, 384),
-        convs=(4, 4, 4, 4, 4, 4),
+        convs=(4, 4, 4, 3, 3, 2),
         attentions=(0, 0, 0, 0, 0, 4),
         window=(4, 4),
         fusion="serial",

@@ -17,8 +17,10 @@ HOP = 512  # samples
 def stft(x: Tensor, *, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:
     """(b, c, n) -> (b, 2c, f, t), real and imaginary parts as channels; t = n // hop + 1"""
     window = torch.hann_window(n_fft, device=x.device)
-    spectrum = torch.stft(x.flatten(0, 1), n_fft, hop, window=window, pad_mode="constant", return_complex=True)
-    parts = torch.view_as_real(spectrum).unflatten(0, x.shape[:2])
+    spectrum = torch.stft(
+        x.flatten(0, 1), n_fft, hop, window=window, pad_mode="constant", return_complex=True
+    )
+    parts = torch.view_as_real(spectrum).view(*x.shape[:2], *spectrum.shape[1:], 2)
     return rearrange(parts, "b c f t two -> b (c two) f t")
 
 
@@ -27,7 +29,8 @@ def istft(spectrum: Tensor, *, length: int, n_fft: int = N_FFT, hop: int = HOP) 
     window = torch.hann_window(n_fft, device=spectrum.device)
     parts = rearrange(spectrum, "b s (c two) f t -> (b s c) f t two", two=2).contiguous()
     x = torch.istft(torch.view_as_complex(parts), n_fft, hop, window=window, length=length)
-    return x.view(*spectrum.shape[:2], spectrum.shape[2] // 2, length)
+    waves: Tensor = x.view(*spectrum.shape[:2], spectrum.shape[2] // 2, length)
+    return waves
 
 
 def separate_waveform(network: nn.Module, mixture: Tensor, *, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:

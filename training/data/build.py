@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,24 @@ def write_manifest(out: Path, rows: list[dict[str, Any]], seed: int) -> None:
     content |= {"sources": [r for r in rows if r["array"]], "empty": [r for r in rows if not r["array"]]}
     temporary.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     os.replace(temporary, out / "manifest.json")
+    temporary = out / ".card.md.tmp"
+    temporary.write_text(card(rows), encoding="utf-8")
+    os.replace(temporary, out / "card.md")
+
+
+def card(rows: list[dict[str, Any]]) -> str:
+    """The data card as a Markdown table: what was rendered or read, under which terms, how many minutes."""
+    lines = [
+        "| pool | source | minutes | bandwidth (Hz) | licence | class | version |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [
+            row[k]
+            for k in ("pool", "source", "minutes", "bandwidth_hz", "licence", "licence_class", "version")
+        ]
+        lines.append("| " + " | ".join(str(c).replace("|", "/") for c in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def read_manifest(out: Path) -> dict[str, dict[str, Any]]:
@@ -153,9 +171,10 @@ def build(
     *,
     seed: int = 0,
     processes: int = 2,
+    pools: Sequence[str] = POOLS,
     on_done: Callable[[dict[str, Any], bool], None] = lambda row, kept: None,
 ) -> list[dict[str, Any]]:
-    """Build the sources that are missing or changed, keep the others, and return all rows.
+    """Build the sources of `pools` that are missing or changed, keep the others, and return all rows.
 
     A source that fails is reported through on_done as a row with "error" and left out of the manifest.
     """
@@ -167,7 +186,7 @@ def build(
     rows = {f: known[f] for f in order if f in known}
     for row in rows.values():
         on_done(row, True)
-    todo = [s for f, s in zip(order, found, strict=True) if f not in rows]
+    todo = [s for f, s in zip(order, found, strict=True) if f not in rows and s.pool in pools]
 
     def save() -> list[dict[str, Any]]:
         kept = [rows[f] for f in sorted(rows, key=order.__getitem__)]
@@ -221,11 +240,10 @@ def main(arguments: list[str] | None = None) -> int:
         for s in all_sources(options.shared, options.debian, options.soundfonts)
         if not left_out & {s.name, s.licence_class, s.licence}
     ]
-    wanted = [s for s in found if not options.only or s.pool in options.only]
     failed = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
-        task = progress.add_task("corpus", total=len(wanted))
+        task = progress.add_task("corpus", total=len(found))
 
         def on_done(row: dict[str, Any], kept: bool) -> None:
             progress.advance(task)
@@ -236,7 +254,14 @@ def main(arguments: list[str] | None = None) -> int:
                 what = f"{row['pool']}/{row['source']}: {row['minutes']:.1f} min"
                 progress.console.print(f"{what} in {row['seconds_to_build']:.0f} s", highlight=False)
 
-        rows = build(wanted, options.out, seed=options.seed, processes=options.processes, on_done=on_done)
+        rows = build(
+            found,
+            options.out,
+            seed=options.seed,
+            processes=options.processes,
+            pools=options.only or POOLS,
+            on_done=on_done,
+        )
         for pool in POOLS:
             minutes = sum(r["minutes"] for r in rows if r["pool"] == pool)
             progress.console.print(f"{pool:14} {minutes:8.1f} min", highlight=False)

@@ -141,7 +141,7 @@ class Mixer:
         return (mixture * gain).astype(np.float32), (stems * gain).astype(np.float32), known
 
     def _song(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        """The stems of one moment of one song (s, c, n), each a little louder or softer, and which are known."""
+        """One moment of one song: stems (s, c, n), each a little louder or softer, and which are known."""
         song = self._songs[sorted(self._songs)[int(rng.integers(len(self._songs)))]]
         n = min(len(samples) for samples in song["stems"].values())
         start = int(rng.integers(n - self.length))
@@ -192,7 +192,8 @@ class Mixer:
             return _floats(song[start : start + n])
         arrays = self._pools[pool]
         array = arrays[int(rng.choice(len(arrays), p=self._weights[pool]))]
-        parts, filled, index = [], 0, int(rng.choice(len(array.segments), p=array.weights))
+        parts: list[Floats] = []
+        filled, index = 0, int(rng.choice(len(array.segments), p=array.weights))
         while filled < n:
             start, end = array.segments[index % len(array.segments)]
             if not parts and end - start > n:
@@ -205,7 +206,7 @@ class Mixer:
         return np.concatenate(parts, axis=1)[:, :n]
 
     def _colour(self, x: Floats, rng: np.random.Generator, *, wet: float) -> Floats:
-        """A random equalizer curve and, with probability `wet`, a room; both in one multiplication of spectra."""
+        """A random equalizer curve and, with probability `wet`, a room, in one multiplication of spectra."""
         rate, n = self.settings.sample_rate, self.length
         size = 2 ** int(np.ceil(np.log2(n + rate // 2)))
         points = np.array([40, 120, 400, 1200, 4000, 12_000])
@@ -262,7 +263,8 @@ def _active_rms(x: Floats) -> float:
 
 def _drive(x: Floats, rng: np.random.Generator) -> Floats:
     gain = rng.uniform(1, 6) / max(float(np.abs(x).max()), 1e-6)
-    return np.tanh(x * np.float32(gain))
+    driven: Floats = np.tanh(x * np.float32(gain), dtype=np.float32)
+    return driven
 
 
 def _pan(position: float) -> tuple[float, float]:

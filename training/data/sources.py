@@ -93,6 +93,14 @@ def read_audio(name: str) -> Audio:
     return np.ascontiguousarray(audio, np.float32)
 
 
+def read_span(name: str, start: float, end: float) -> Audio:
+    """The samples between two times (s) of a file that libsndfile reads, (n, c) at 44.1 kHz."""
+    with soundfile.SoundFile(name) as f:
+        f.seek(round(start * f.samplerate))
+        audio = f.read(round((end - start) * f.samplerate), dtype="float32", always_2d=True)
+        return np.asarray(soxr.resample(audio, f.samplerate, SAMPLE_RATE), np.float32)
+
+
 def stereo(audio: Audio) -> Audio:
     """(n, 2): mono on both channels."""
     return np.repeat(audio, 2, axis=1) if audio.shape[1] == 1 else audio

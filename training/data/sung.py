@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.catalogue import VOICEBANKS
-from training.data.sources import SAMPLE_RATE, Audio, Piece, Source, normalise, read_audio, read_tsv
+from training.data.sources import SAMPLE_RATE, Audio, Piece, Source, normalise, read_span, read_tsv
 
 MINUTES = {
     "alys": 9, "scottpoid": 9, "hitsuboku-kumi": 8, "ibuki": 8, "yuki": 6,
@@ -136,24 +136,21 @@ def sung(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
     The words of a phrase often come twice, to another melody: verses do that, and it halves the analysis.
     """
     left = source.settings["minutes"] * 60 * SAMPLE_RATE
-    takes: list[tuple[str, int, int, float, str]] = []
-    banks: dict[str, Audio] = {}
+    takes: list[tuple[str, float, float, float, str]] = []
     for opus, table in zip(source.files[::2], source.files[1::2], strict=True):
         for row in read_tsv(Path(table)):
-            start, end = (round(float(row[k]) * SAMPLE_RATE) for k in ("start_seconds", "end_seconds"))
+            start, end = float(row["start_seconds"]), float(row["end_seconds"])
             hertz = float(row.get("measured_hz") or 0)
-            if 70 < hertz < 900 and end - start > 0.6 * SAMPLE_RATE:
-                takes.append((opus, start, min(end, start + 9 * SAMPLE_RATE), hertz, row["source_file"]))
+            if 70 < hertz < 900 and end - start > 0.6:
+                takes.append((opus, start, min(end, start + 9), hertz, row["source_file"]))
     while left > 0:
         ratio, beat = 2 ** rng.uniform(-0.22, 0.22), 60 / rng.uniform(65, 150)
         line: list[Audio] = []
         labels = []
         while sum(map(len, line)) < 25 * SAMPLE_RATE:
             opus, start, end, hertz, name = takes[int(rng.integers(len(takes)))]
-            if opus not in banks:
-                banks[opus] = normalise(read_audio(opus)[:, :1])
-            take = analyse(banks[opus][start:end], hertz)
-            count = syllables(name, (end - start) / SAMPLE_RATE)
+            take = analyse(read_span(opus, start, end)[:, :1], hertz)
+            count = syllables(name, end - start)
             for _ in range(int(rng.choice([1, 2, 2]))):
                 phrase = sing(take, hertz, count, rng, ratio=ratio, beat=beat)
                 if len(phrase) < 0.3 * SAMPLE_RATE or not np.isfinite(phrase).all():

@@ -1,0 +1,462 @@
+"""Training: losses, mixtures, the loop and its resumption, validation. Export has a module of its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("hydra")
+pytest.importorskip("lightning_fabric")
+
+from hydra import compose, initialize_config_dir  # noqa: E402
+from hydra.errors import ConfigCompositionException  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from tfswa_sep.model.config import PRESETS, STEMS, Band, ModelConfig  # noqa: E402
+from tfswa_sep.model.transform import stft  # noqa: E402
+from training import export, losses, train, validate  # noqa: E402
+from training.data.build import to_int16  # noqa: E402
+from training.data.mix import Mixer, MixSettings  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+RATE = 44_100
+CHUNK = 0.3  # seconds
+
+# The transform of the product, and as little network as there can be behind it.
+TINY = ModelConfig(
+    bands=(Band(start=0, stop=128, stride=8), Band(start=128, stop=1024, stride=56)),
+    dims=(8, 16),
+    convs=(1, 1),
+    attentions=(0, 1),
+    heads=2,
+    window=(4, 4),
+    head_dim=8,
+    segment_samples=31 * 512,
+    margin_samples=1024,
+)
+
+
+def write_pools(folder: Path) -> Path:
+    """Pools as training.data.build writes them: two seconds of coloured noise each, and one song."""
+    random = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+
+    def add(pool: str, name: str, audio: NDArray[np.float64], pieces: int, **extra: Any) -> None:
+        (folder / pool).mkdir(parents=True, exist_ok=True)
+        np.save(folder / pool / f"{name}.npy", to_int16(audio.astype(np.float32)))
+        edges = np.linspace(0, len(audio), pieces + 1).astype(int).tolist()
+        row = {
+            "pool": pool,
+            "source": name,
+            "minutes": len(audio) / RATE / 60,
+            "array": f"{pool}/{name}.npy",
+            "segments": list(itertools.pairwise(edges)),
+        }
+        rows.append({**row, **extra})
+
+    def noise(channels: int, seconds: float = 2.0) -> NDArray[np.float64]:
+        return random.uniform(-0.5, 0.5, (round(seconds * RATE), channels))
+
+    for pool in ("drums", "bass", "other", "accompaniment"):
+        add(pool, "stereo", noise(2), 1)
+    add("vocals", "mono", noise(1), 1)
+    add("vocals", "takes", noise(2), 20)  # pieces of 0.1 s
+    moment = noise(2)  # stems of a song that are scaled copies show whether they are cut at one place
+    for stem, scale in zip(STEMS, (1.0, 0.5, 0.3, 0.2), strict=True):
+        add("song", f"a.{stem}", moment * scale, 1, song="a", stem=stem)
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "sample_rate": RATE, "sources": rows}))
+    return folder
+
+
+def edit_manifest(pools: Path, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+    """Pass every row of the manifest through `change`; None drops it."""
+    path = pools / "manifest.json"
+    content = json.loads(path.read_text())
+    content["sources"] = [new for row in content["sources"] if (new := change(row)) is not None]
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pools(tmp_path_factory.mktemp("pools"))
+
+
+@pytest.fixture
+def own_pools(tmp_path: Path) -> Path:
+    return write_pools(tmp_path / "pools")
+
+
+def only(kind: str, **settings: Any) -> MixSettings:
+    return MixSettings(seconds=CHUNK, kinds={kind: 1.0}, **settings)
+
+
+# --- losses
+
+
+def test_waveform_loss_by_hand() -> None:
+    target = torch.zeros(1, 2, 2, 10)
+    target[:, 0], target[:, 1] = 1.0, -3.0
+    estimate = torch.zeros_like(target)
+    for known, expected in (([[1, 1]], 2.0), ([[1, 0]], 1.0), ([[0, 1]], 3.0), ([[0, 0]], 0.0)):
+        assert float(losses.waveform_l1(estimate, target, torch.tensor(known))) == pytest.approx(expected)
+
+
+def spectral_error(difference: NDArray[np.float32], n_fft: int) -> float:
+    """Mean |re| and |im| of the orthonormal STFT of (n,), written out in numpy."""
+    hop, window = n_fft // 4, np.sin(np.pi * np.arange(n_fft) / n_fft) ** 2
+    padded = np.pad(difference, n_fft // 2)
+    frames = [padded[i : i + n_fft] * window for i in range(0, len(difference) + 1, hop)]
+    spectrum = np.fft.rfft(np.array(frames)) / np.sqrt(n_fft)
+    return float((np.abs(spectrum.real).mean() + np.abs(spectrum.imag).mean()) / 2)
+
+
+@pytest.mark.parametrize("n_ffts", [[512], [2048], [4096, 2048, 512]])
+def test_spectral_loss_is_the_transform_written_out(n_ffts: list[int]) -> None:
+    """2048 takes the network's own spectrum, without a transform: the value must be the same."""
+    random = np.random.default_rng(1)
+    estimate, target = random.normal(size=(2, 2, 3, 2, 8192)).astype(np.float32)
+    known = np.array([[1, 0, 1], [0, 0, 1]])
+    errors = [
+        [np.mean([spectral_error(x, n) for x in channels for n in n_ffts]) for channels in stems]
+        for stems in estimate - target
+    ]
+    expected = 2 * (np.array(errors) * known).sum() / known.sum()
+    waves = torch.from_numpy(estimate)
+    found = losses.multi_resolution_stft_l1(
+        waves,
+        torch.from_numpy(target),
+        torch.from_numpy(known),
+        n_ffts=n_ffts,
+        spectrum=stft(waves.flatten(0, 1)).view(2, 3, 4, 1025, -1),
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_unknown_stems_get_no_gradient() -> None:
+    spectrum = torch.randn(1, 2, 4, 1025, 9, requires_grad=True)
+    estimate = torch.randn(1, 2, 2, 4096, requires_grad=True)
+    target, known = torch.randn(1, 2, 2, 4096), torch.tensor([[1.0, 0.0]])
+    loss = losses.waveform_l1(estimate, target, known) + losses.multi_resolution_stft_l1(
+        estimate, target, known, n_ffts=[2048, 512], spectrum=spectrum
+    )
+    torch.autograd.backward(loss)
+    for gradient in (spectrum.grad, estimate.grad):
+        assert gradient is not None
+        assert gradient[:, 0].abs().sum() > 0 and gradient[:, 1].abs().sum() == 0
+
+
+# --- mixtures
+
+
+def test_a_batch_depends_on_seed_and_step_alone(pools: Path) -> None:
+    settings = MixSettings(seconds=CHUNK)
+    first, second = Mixer(pools, settings, seed=3), Mixer(pools, settings, seed=3)
+    forwards = [first.batch(step, 2) for step in (0, 7)]
+    backwards = [second.batch(step, 2) for step in (7, 0)][::-1]
+    for one, other in zip(forwards, backwards, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not torch.equal(forwards[0][0], forwards[1][0])
+    assert not torch.equal(forwards[0][0][0], forwards[0][0][1])
+    assert not torch.equal(forwards[0][0], Mixer(pools, settings, seed=4).batch(0, 2)[0])
+
+
+@pytest.mark.parametrize("kind", ["stems", "song"])
+def test_known_stems_sum_to_the_mixture(pools: Path, kind: str) -> None:
+    mixture, stems, known = Mixer(pools, only(kind)).batch(0, 6)
+    assert mixture.shape == (6, 2, round(CHUNK * RATE)) and stems.shape == (6, 4, *mixture.shape[1:])
+    assert mixture.dtype == stems.dtype == known.dtype == torch.float32
+    assert mixture.abs().amax(dim=(1, 2)).min() > 0.01
+    torch.testing.assert_close(stems.sum(dim=1), mixture, atol=1e-6, rtol=0)
+    assert known.all()
+
+
+def test_stems_of_a_song_are_cut_at_one_place(pools: Path) -> None:
+    _, stems, _ = Mixer(pools, only("song")).batch(0, 4)
+    for example in stems:
+        assert torch.corrcoef(example.flatten(1)).min() > 0.99
+
+
+def test_stems_of_songs_apart_do_not_agree(pools: Path) -> None:
+    settings = only("stems", drop=dict.fromkeys(STEMS, 0.0))
+    _, stems, _ = Mixer(pools, settings).batch(0, 2)
+    for example in stems:
+        assert (torch.corrcoef(example.flatten(1)) - torch.eye(4)).abs().max() < 0.2
+
+
+def test_accompaniment_is_no_stem(pools: Path) -> None:
+    settings = only("accompaniment", drop={"vocals": 0.0, "accompaniment": 0.0})
+    mixture, stems, known = Mixer(pools, settings).batch(0, 4)
+    assert torch.equal(known, torch.tensor([[1.0, 0, 0, 0]]).expand(4, 4))
+    assert stems[:, 1:].abs().max() == 0
+    rest = mixture - stems[:, 0]
+    assert stems[:, 0].abs().amax(dim=(1, 2)).min() > 0.01 and rest.abs().amax(dim=(1, 2)).min() > 0.01
+
+
+def test_masked_stems_of_a_song_are_unknown(own_pools: Path) -> None:
+    def mask(row: dict[str, Any]) -> dict[str, Any] | None:
+        if row.get("stem") == "bass":
+            return None
+        return {**row, "masked": ["bass", "other"]} if row["pool"] == "song" else row
+
+    edit_manifest(own_pools, mask)
+    mixture, stems, known = Mixer(own_pools, only("song")).batch(0, 3)
+    assert torch.equal(known, torch.tensor([[1.0, 1, 0, 0]]).expand(3, 4))
+    assert stems[:, 2].abs().max() == 0 < stems[:, 3].abs().max()
+    torch.testing.assert_close(stems.sum(dim=1), mixture, atol=1e-6, rtol=0)
+
+
+def test_mixtures_are_finite_and_within_full_scale(pools: Path) -> None:
+    loud = only("stems", level_spread=30.0)
+    for settings in (MixSettings(seconds=CHUNK), loud):
+        mixture, stems, _ = Mixer(pools, settings).batch(1, 8)
+        assert torch.isfinite(mixture).all() and torch.isfinite(stems).all()
+        assert mixture.abs().max() <= 1 + 1e-6
+
+
+def test_a_peak_is_held_at_full_scale(own_pools: Path) -> None:
+    """Clicks: a mixture of little power and high peaks."""
+    for path in own_pools.glob("*/*.npy"):
+        clicks = np.zeros_like(np.load(path))
+        clicks[::4000] = 32_000
+        np.save(path, clicks)
+    mixture, _, _ = Mixer(own_pools, only("song", equalizer=0.0)).batch(0, 4)
+    assert mixture.abs().amax(dim=(1, 2)).tolist() == pytest.approx([1.0] * 4, abs=1e-6)
+
+
+def test_silence_is_mixed_without_a_nan(own_pools: Path) -> None:
+    for path in own_pools.glob("*/*.npy"):
+        np.save(path, np.zeros_like(np.load(path)))
+    for kind in ("stems", "accompaniment", "song"):
+        mixture, stems, _ = Mixer(own_pools, only(kind)).batch(0, 2)
+        assert mixture.abs().max() == 0 and stems.abs().max() == 0
+
+
+@pytest.mark.parametrize("empty", ["vocals", "bass", "accompaniment"])
+def test_an_empty_pool_is_told(own_pools: Path, empty: str) -> None:
+    edit_manifest(own_pools, lambda row: None if row["pool"] == empty else row)
+    with pytest.raises(
+        ValueError, match=rf"the pool '{empty}' is empty; run python -m training\.data\.build"
+    ):
+        Mixer(own_pools, MixSettings(seconds=CHUNK))
+
+
+@pytest.mark.parametrize("length", [2000, 30_000])  # under and over a chunk
+def test_a_chunk_never_crosses_a_segment(own_pools: Path, length: int) -> None:
+    gap, level, poison = 100, 1000, 30_000
+    samples = np.full((10 * (length + gap), 1), poison, np.int16)
+    segments = [(i * (length + gap) + gap, (i + 1) * (length + gap)) for i in range(10)]
+    for i, (start, end) in enumerate(segments):
+        samples[start:end] = (i + 1) * level
+    np.save(own_pools / "drums/stereo.npy", samples)
+    edit_manifest(own_pools, lambda row: {**row, "segments": segments} if row["pool"] == "drums" else row)
+    mixer, wanted = Mixer(own_pools, only("stems")), 14_000
+    for seed in range(50):
+        chunk = mixer._read("drums", wanted, np.random.default_rng(seed))
+        assert chunk.shape == (2, wanted)
+        values = np.rint(chunk[0] * 32_768).astype(int)
+        edges = np.flatnonzero(np.diff(values)) + 1
+        pieces = [part for part in np.split(values, edges) if part[0] != 0]  # zeros: pauses between pieces
+        assert set(values) <= {0, *range(level, 10 * level + 1, level)}
+        if length > wanted:
+            assert len(pieces) == 1 and len(pieces[0]) == wanted
+        else:
+            assert len(pieces) > 1
+            assert all(len(piece) == length for piece in pieces[:-1]) and len(pieces[-1]) <= length
+
+
+# --- the loop
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    config = SimpleNamespace(steps=110, warmup_steps=10, learning_rate=1e-3, final_learning_rate=1e-5)
+    rates = [train.learning_rate(step, config) for step in range(111)]
+    assert rates[0] == pytest.approx(1e-4) and rates[4] == pytest.approx(5e-4)
+    assert rates[9] == rates[10] == 1e-3 == max(rates)
+    assert rates[60] == pytest.approx((1e-3 + 1e-5) / 2)
+    assert rates[110] == pytest.approx(1e-5)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert train.learning_rate(10_000, config) == pytest.approx(1e-5)
+
+
+def test_average_by_hand() -> None:
+    model = nn.BatchNorm1d(1)
+    average = train.Average(model, 0.5)
+    with torch.no_grad():
+        model.weight.fill_(11.0)
+        model.running_mean.fill_(20.0)  # type: ignore[union-attr]
+        model.num_batches_tracked.fill_(7)  # type: ignore[union-attr]
+    average.update(model, 0)  # decay 1/10: the first weights are soon forgotten
+    assert average.state["weight"].item() == pytest.approx(0.1 * 1 + 0.9 * 11)
+    assert average.state["running_mean"].item() == pytest.approx(0.9 * 20)
+    assert average.state["num_batches_tracked"] == 7
+    average.update(model, 1000)  # the decay asked for
+    assert average.state["weight"].item() == pytest.approx(0.5 * 10 + 0.5 * 11)
+    assert model.weight.item() == 11.0
+
+
+def settings(pools: Path, out: Path, *overrides: str) -> DictConfig:
+    """The configuration that a command line gives."""
+    fixed = [
+        f"data.pools={pools}",
+        f"data.mix.seconds={CHUNK}",
+        f"out={out}",
+        "training.steps=4",
+        "training.batch_size=2",
+        "training.warmup_steps=1",
+        "training.save_every=2",
+        "training.workers=0",
+        "training.threads=1",
+        "training.accelerator=cpu",
+        "training.precision=32-true",
+    ]
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "training/configs")):
+        return compose("config", overrides=[*fixed, *overrides])
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`small` is a tiny network, and what training sets in the process is put back."""
+    monkeypatch.setitem(PRESETS, "small", TINY)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def flatten(state: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries and lists -> one dictionary by path."""
+    if isinstance(state, dict | list):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        return {key: value for k, v in items for key, value in flatten(v, f"{prefix}/{k}").items()}
+    return {prefix: state}
+
+
+def test_unknown_settings_are_refused(pools: Path, tmp_path: Path) -> None:
+    for wrong in ("training.stepz=3", "data.mixx.seconds=3", "modell=small"):
+        with pytest.raises(ConfigCompositionException, match=wrong.partition("=")[0].rpartition(".")[2]):
+            settings(pools, tmp_path, wrong)
+
+
+def test_pools_must_be_given(tmp_path: Path, tiny: None) -> None:
+    config = settings(Path("nowhere"), tmp_path)
+    config.data.pools = "???"
+    with pytest.raises(Exception, match=r"Missing mandatory value: data\.pools"):
+        train.train(config)
+
+
+def test_a_killed_run_resumes_to_the_exact_step(
+    pools: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = torch.load(train.train(settings(pools, tmp_path / "whole")), weights_only=True)
+
+    original = train.batches
+
+    def killed(config: DictConfig, start: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for done, batch in enumerate(original(config, start)):
+            if done == 3:  # one step after the last checkpoint: it has to be done again
+                raise KeyboardInterrupt
+            yield batch
+
+    config = settings(pools, tmp_path / "parts")
+    monkeypatch.setattr(train, "batches", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config)
+    middle = torch.load(tmp_path / "parts/last.ckpt", weights_only=True)
+    assert middle["step"] == 2
+    monkeypatch.setattr(train, "batches", original)
+    resumed = torch.load(train.train(config), weights_only=True)
+
+    assert whole["step"] == resumed["step"] == 4
+    for part in ("model", "average", "optimizer"):
+        one, other = flatten(whole[part]), flatten(resumed[part])
+        assert one.keys() == other.keys()
+        different = [
+            key
+            for key, value in one.items()
+            if not (torch.equal(value, other[key]) if isinstance(value, Tensor) else value == other[key])
+        ]
+        assert different == []
+    assert not torch.equal(middle["model"]["stem.convs.0.weight"], whole["model"]["stem.convs.0.weight"])
+    assert not list((tmp_path / "parts").glob(".*"))  # no temporary file is left
+
+
+def write_song(folder: Path) -> None:
+    """One second of four stems, the same tone at the same level; the vocals come in at the middle."""
+    folder.mkdir(parents=True)
+    tone = 0.2 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
+    for stem in STEMS:
+        late = tone * (np.arange(RATE) >= RATE // 2) if stem == "vocals" else tone
+        soundfile.write(folder / f"{stem}.wav", np.stack([late, late], axis=1), RATE, subtype="FLOAT")
+
+
+def test_a_run_is_validated_and_keeps_its_best(pools: Path, tmp_path: Path, tiny: None) -> None:
+    write_song(tmp_path / "valid/song")
+    where = (f"data.valid={tmp_path / 'valid'}", "data.valid_seconds=0.3")
+    config = settings(pools, tmp_path / "run", *where, "training.steps=1", "training.loss.n_ffts=[2048]")
+    last = torch.load(train.train(config), weights_only=True)
+    assert set(last["scores"]) == {*STEMS, "mean"} and last["best"] == last["scores"]["mean"]
+    assert math.isfinite(last["best"])
+    best = torch.load(tmp_path / "run/best.ckpt", weights_only=True)
+    assert best["step"] == 1 and "optimizer" not in best and best["shape"] == last["shape"]
+    assert ModelConfig.from_json(json.loads(json.dumps(best["shape"]))) == TINY
+    assert json.loads(best["config"])["training"]["steps"] == 1
+    assert list((tmp_path / "run/tensorboard").glob("events.*"))
+    network, _ = export.load_checkpoint(tmp_path / "run/best.ckpt")
+    assert not network.training
+    assert all(torch.equal(value, last["average"][key]) for key, value in network.state_dict().items())
+
+
+# --- validation
+
+
+def test_sdr_by_hand() -> None:
+    reference = torch.ones(2, 50)
+    assert validate.sdr(reference, reference * 0.9) == pytest.approx(20.0, abs=1e-4)
+    assert validate.sdr(reference, torch.zeros(2, 50)) == pytest.approx(0.0, abs=1e-4)
+    # both channels together: one right, one silent
+    half = torch.stack([reference[0], torch.zeros(50)])
+    assert validate.sdr(reference, half) == pytest.approx(10 * math.log10(2), abs=1e-4)
+
+
+class Halves(nn.Module):
+    """Gives half the mixture as every stem."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, mixture: Tensor) -> Tensor:
+        return (mixture * self.share)[:, None].expand(-1, len(STEMS), -1, -1, -1)
+
+
+def test_validation_scores_where_every_stem_sounds(tmp_path: Path) -> None:
+    write_song(tmp_path / "song")
+    (tmp_path / "notes.txt").write_text("no song")
+    validation = validate.Validation(tmp_path, seconds=0.25)
+    assert list(validation.songs) == ["song"]
+    assert validation.songs["song"].abs().amax(dim=(1, 2)).min() > 0.19  # the vocals sing in what was chosen
+    scores = validation.score(Halves())
+    # A stem is x, the mixture 4x, the estimate 2x: errors of x (0 dB) and, for the mixture, of 3x (-9.54 dB).
+    assert scores == pytest.approx(dict.fromkeys([*STEMS, "mean"], 20 * math.log10(3)), abs=0.01)
+
+
+def test_a_stem_that_a_song_lacks_is_not_scored(tmp_path: Path) -> None:
+    write_song(tmp_path / "whole")
+    write_song(tmp_path / "instrumental")
+    (tmp_path / "instrumental/vocals.wav").unlink()
+    scores = validate.Validation(tmp_path, seconds=0.25).score(Halves())
+    assert scores["vocals"] == pytest.approx(20 * math.log10(3), abs=0.01)
+    # x of 3x, guessed at 1.5x: -20 log10(0.5) against -20 log10(2)
+    assert scores["drums"] == pytest.approx((20 * math.log10(3) + 20 * math.log10(4)) / 2, abs=0.01)
