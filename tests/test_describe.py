@@ -8,42 +8,44 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tfswa_sep.model.config import PRESETS, ModelConfig
+from tfswa_sep.model.config import PRESETS
 from training import describe
 
 
-def test_small_is_cheap() -> None:
-    total = describe.describe(PRESETS["small"], depth=0)[-1]
-    assert 1e9 < total.flops <= 5e9
+@pytest.fixture(scope="module")
+def costs() -> dict[str, describe.ModuleCost]:
+    """Every module of `small`, by name; the whole network is ""."""
+    return {cost.name: cost for cost in describe.describe(PRESETS["small"], depth=6)}
 
 
-def test_modules_add_up_to_the_network() -> None:
-    *children, total = describe.describe(PRESETS["small"], depth=1)
-    assert [cost.name for cost in children] == ["stem", "encoder", "decoder", "down", "up", "heads"]
-    assert {cost.depth for cost in children} == {1} and total.depth == 0
-    assert sum(cost.parameters for cost in children) == total.parameters
-    assert sum(cost.flops for cost in children) == pytest.approx(total.flops)
-    assert total.megabytes == pytest.approx(total.parameters * 4e-6)
+def test_small_is_cheap(costs: dict[str, describe.ModuleCost]) -> None:
+    assert 1e9 < costs[""].flops <= 5e9
+    assert costs[""].megabytes == pytest.approx(costs[""].parameters * 4e-6)
 
 
-def test_flops_are_those_that_a_hand_counts() -> None:
-    config = ModelConfig(dims=(32, 64), convs=(1, 1), attentions=(0, 1))
-    costs = {cost.name: cost.flops for cost in describe.describe(config, depth=5)}
+@pytest.mark.parametrize("parent", ["", "encoder", "encoder.2.blocks", "heads.0"])
+def test_modules_add_up(costs: dict[str, describe.ModuleCost], parent: str) -> None:
+    depth = parent.count(".") + 2 if parent else 1
+    inside = [
+        cost
+        for name, cost in costs.items()
+        if cost.depth == depth and (not parent or name.startswith(parent + "."))
+    ]
+    assert len(inside) > 1
+    assert sum(cost.parameters for cost in inside) == costs[parent].parameters
+    assert sum(cost.flops for cost in inside) == pytest.approx(costs[parent].flops)
+
+
+def test_flops_are_those_that_a_hand_counts(costs: dict[str, describe.ModuleCost]) -> None:
     frames, seconds = 512, 261_632 / 44_100
     # a multiply-add is two; 8 features in, 32 out, a kernel of 2 bins by 3 frames, 64 tokens
-    assert costs["stem.convs.0"] == pytest.approx(2 * (8 * 2 * 3) * 32 * 64 * frames / seconds)
-    # half the frames and tokens; four linear layers of 64 by 64, then queries by keys and weights by values
-    positions, row = 80 * frames // 2, frames // 2
-    expected = 2 * positions * (4 * 64 * 64 + 2 * row * 64) / seconds
-    assert costs["encoder.1.blocks.1.attentions.0"] == pytest.approx(expected)
-
-
-def test_depth_goes_down_into_the_network() -> None:
-    costs = {cost.name: cost for cost in describe.describe(PRESETS["small"], depth=2)}
-    stages = [costs[f"encoder.{i}"] for i in range(4)]
-    assert sum(stage.parameters for stage in stages) == costs["encoder"].parameters
-    assert sum(stage.flops for stage in stages) == pytest.approx(costs["encoder"].flops)
-    assert max(cost.depth for cost in costs.values()) == 2
+    stem = 2 * (8 * 2 * 3) * 32 * 64 * frames / seconds
+    assert costs["stem.convs.0"].flops == pytest.approx(stem)
+    # the third stage: 160 tokens and 512 frames halved twice, 96 features;
+    # four linear layers' worth of 96 by 96, then queries by keys and weights by values
+    tokens, frames, dim = 40, 128, 96
+    attention = 2 * tokens * frames * (4 * dim * dim + 2 * frames * dim) / seconds
+    assert costs["encoder.2.blocks.1.attentions.0"].flops == pytest.approx(attention)
 
 
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,17 +144,49 @@ def test_spectral_loss_is_the_transform_written_out(n_ffts: list[int]) -> None:
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
+def test_sdr_loss_by_hand() -> None:
+    target = torch.stack([torch.ones(2, 50), torch.zeros(2, 50)])[None]
+    mixture = torch.ones(1, 2, 50)  # an energy of 100, so a floor of 1
+    estimate = torch.stack([torch.full((2, 50), 0.9), torch.full((2, 50), 0.3)])[None]  # errors of 1 and 9
+    sounding, silent = -10 * math.log10(101 / 2), -10 * math.log10(1 / 10)
+    for known, expected in (
+        ([[1, 0]], sounding),
+        ([[0, 1]], silent),
+        ([[1, 1]], (sounding + silent) / 2),
+        ([[0, 0]], 0.0),
+    ):
+        loss = losses.negative_sdr(estimate, target, torch.tensor(known), mixture=mixture)
+        assert float(loss) == pytest.approx(expected, abs=1e-4)
+
+
+def test_spectral_terms_are_those_of_the_waveform() -> None:
+    """Spectra that waveforms have: the same L1 as the transform's, and by Parseval's theorem the same SDR."""
+    estimate, target = torch.randn(2, 2, 3, 2, 32_768, generator=torch.Generator().manual_seed(0))
+    mixture, known = target.sum(dim=1), torch.tensor([[1, 0, 1], [0, 0, 1]])
+    spectrum = stft(estimate.flatten(0, 1)).view(2, 3, 4, 1025, -1)
+    wanted = stft(target.flatten(0, 1)).view(2, 3, 4, 1025, -1)
+    l1, sdr = losses.spectral_terms(spectrum, wanted, known, mixture=stft(mixture))
+    expected = losses.multi_resolution_stft_l1(estimate, target, known, n_ffts=[2048], spectrum=spectrum)
+    assert float(l1) == pytest.approx(float(expected), rel=1e-5)
+    expected = losses.negative_sdr(estimate, target, known, mixture=mixture)
+    assert float(sdr) == pytest.approx(float(expected), abs=0.05)  # dB; windows weigh the ends less
+
+
 def test_unknown_stems_get_no_gradient() -> None:
     spectrum = torch.randn(1, 2, 4, 1025, 9, requires_grad=True)
     estimate = torch.randn(1, 2, 2, 4096, requires_grad=True)
-    target, known = torch.randn(1, 2, 2, 4096), torch.tensor([[1.0, 0.0]])
-    loss = losses.waveform_l1(estimate, target, known) + losses.multi_resolution_stft_l1(
-        estimate, target, known, n_ffts=[2048, 512], spectrum=spectrum
-    )
-    torch.autograd.backward(loss)
-    for gradient in (spectrum.grad, estimate.grad):
-        assert gradient is not None
-        assert gradient[:, 0].abs().sum() > 0 and gradient[:, 1].abs().sum() == 0
+    target, mixture, known = torch.randn(1, 2, 2, 4096), torch.randn(1, 2, 4096), torch.tensor([[1.0, 0.0]])
+    wanted = stft(target.flatten(0, 1)).view(spectrum.shape)
+    terms = [
+        losses.waveform_l1(estimate, target, known),
+        losses.negative_sdr(estimate, target, known, mixture=mixture),
+        losses.multi_resolution_stft_l1(estimate, target, known, n_ffts=[2048, 512], spectrum=spectrum),
+        *losses.spectral_terms(spectrum, wanted, known, mixture=stft(mixture)),
+    ]
+    for term in terms:
+        for gradient in torch.autograd.grad(term, (spectrum, estimate), retain_graph=True, allow_unused=True):
+            if gradient is not None:
+                assert gradient[:, 0].abs().sum() > 0 and gradient[:, 1].abs().sum() == 0
 
 
 # --- mixtures
@@ -401,10 +433,11 @@ def write_song(folder: Path) -> None:
         soundfile.write(folder / f"{stem}.wav", np.stack([late, late], axis=1), RATE, subtype="FLOAT")
 
 
-def test_a_run_is_validated_and_keeps_its_best(pools: Path, tmp_path: Path, tiny: None) -> None:
+@pytest.mark.parametrize("domain", ["spectrum", "waveform"])
+def test_a_run_is_validated_and_keeps_its_best(pools: Path, tmp_path: Path, tiny: None, domain: str) -> None:
     write_song(tmp_path / "valid/song")
     where = (f"data.valid={tmp_path / 'valid'}", "data.valid_seconds=0.3")
-    config = settings(pools, tmp_path / "run", *where, "training.steps=1", "training.loss.n_ffts=[2048]")
+    config = settings(pools, tmp_path / "run", *where, "training.steps=1", f"training.loss.domain={domain}")
     last = torch.load(train.train(config), weights_only=True)
     assert set(last["scores"]) == {*STEMS, "mean"} and last["best"] == last["scores"]["mean"]
     assert math.isfinite(last["best"])

@@ -111,6 +111,7 @@ def export_safetensors(network: TfswaUNet, path: Path, *, name: str) -> None:
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(state, temporary, metadata={KEY: json.dumps(metadata(network.config, name=name))})
+    temporary.chmod(0o644)  # safetensors keeps its files to the owner
     os.replace(temporary, path)
 
 

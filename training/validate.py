@@ -27,6 +27,8 @@ def load_stems(song: Path) -> Tensor:
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
         audio = soxr.resample(audio, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else audio
         arrays[name] = np.broadcast_to(audio.T, (2, len(audio)))
+    if not arrays:
+        raise ValueError(f"{song} holds no stem: expected {', '.join(STEMS)} as wav, flac, opus, ogg or mp3")
     length = min(array.shape[1] for array in arrays.values())
     stems = np.zeros((len(STEMS), 2, length), np.float32)
     for i, name in enumerate(STEMS):

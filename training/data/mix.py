@@ -96,12 +96,22 @@ class Mixer:
             array = _Array(samples, segments, lengths / lengths.sum())
             self._pools.setdefault(row["pool"], []).append(array)
             minutes.setdefault(row["pool"], []).append(row["minutes"])
+        short = [name for name, song in self._songs.items() if _frames(song["stems"]) < self.length]
+        if short:
+            raise ValueError(f"{pools}: the song {short[0]!r} is shorter than {settings.seconds} s")
+        self._sung = [
+            song["stems"]["vocals"]
+            for _, song in sorted(self._songs.items())
+            if "vocals" in song["stems"] and "vocals" not in song["masked"]
+        ]
         for pool, values in minutes.items():
             # The square root keeps a long source from drowning the many short ones: variety before minutes.
             weights = np.sqrt(np.array(values, np.float32))
             self._weights[pool] = weights / weights.sum()
         needed = {"vocals"} | ({"drums", "bass", "other"} if settings.kinds.get("stems") else set())
         needed |= {"accompaniment"} if settings.kinds.get("accompaniment") else set()
+        if settings.kinds.get("song") and not self._songs:
+            needed |= {"drums", "bass", "other"}  # `example` falls back to stems
         if missing := sorted(needed - set(self._pools)):
             raise ValueError(
                 f"{pools}: the pool {missing[0]!r} is empty; run python -m training.data.build first"
@@ -143,8 +153,8 @@ class Mixer:
     def _song(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
         """One moment of one song: stems (s, c, n), each a little louder or softer, and which are known."""
         song = self._songs[sorted(self._songs)[int(rng.integers(len(self._songs)))]]
-        n = min(len(samples) for samples in song["stems"].values())
-        start = int(rng.integers(n - self.length))
+        n = _frames(song["stems"])
+        start = int(rng.integers(n - self.length + 1))
         stems = np.zeros((len(STEMS), 2, self.length), np.float32)
         for i, stem in enumerate(STEMS):
             if stem in song["stems"]:
@@ -186,8 +196,8 @@ class Mixer:
 
     def _read(self, pool: str, n: int, rng: np.random.Generator) -> Floats:
         """(c, <= n) of a pool's arrays; short pieces are laid one after the other until they fill it."""
-        if pool == "vocals" and self._songs and rng.random() < self.settings.album_vocals:
-            song = self._songs[sorted(self._songs)[int(rng.integers(len(self._songs)))]]["stems"]["vocals"]
+        if pool == "vocals" and self._sung and rng.random() < self.settings.album_vocals:
+            song = self._sung[int(rng.integers(len(self._sung)))]
             start = int(rng.integers(max(len(song) - n, 1)))
             return _floats(song[start : start + n])
         arrays = self._pools[pool]
@@ -234,6 +244,11 @@ class MixDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         return self.mixer.batch(step, self.batch_size)
+
+
+def _frames(stems: dict[str, NDArray[np.int16]]) -> int:
+    """Frames that all stems of a song have."""
+    return min(len(samples) for samples in stems.values())
 
 
 def _floats(samples: NDArray[np.int16]) -> Floats:
