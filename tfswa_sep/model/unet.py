@@ -179,9 +179,10 @@ class TfswaUNet(nn.Module):
         if missing := -t % self.config.frame_multiple:
             x = functional.pad(x, (0, missing))
         trunk = self._trunk(x)
-        masks = torch.stack([head(trunk) for head in self.heads], dim=1)
+        # bf16 heads would double the error that a bf16 trunk brings (measured: 8e-4 of full scale, without 4e-4).
         with torch.autocast(mixture.device.type, enabled=False):
-            return self.apply_masks(masks[..., :t].float(), mixture)
+            masks = torch.stack([head(trunk.float()) for head in self.heads], dim=1)
+            return self.apply_masks(masks[..., :t], mixture)
 
     def _trunk(self, x: Tensor) -> Tensor:
         """(b, features, bins, t) -> (b, d, tokens, t)"""
