@@ -179,7 +179,7 @@ class TfswaUNet(nn.Module):
         if missing := -t % self.config.frame_multiple:
             x = functional.pad(x, (0, missing))
         trunk = self._trunk(x)
-        # bf16 heads would double the error that a bf16 trunk brings (measured: 8e-4 of full scale, without 4e-4).
+        # bf16 heads double the error that a bf16 trunk brings (measured: 8e-4 of full scale, without 4e-4).
         with torch.autocast(mixture.device.type, enabled=False):
             masks = torch.stack([head(trunk.float()) for head in self.heads], dim=1)
             return self.apply_masks(masks[..., :t], mixture)
