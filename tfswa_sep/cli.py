@@ -118,8 +118,10 @@ def separate(
     from tfswa_sep import registry
 
     info = registry.find_model(model) if model else registry.default_model()
-    if len(info.files) == 1 or backend != "auto":
-        registry.fetch(info, info.files[0].backend if backend == "auto" else backend)  # damage is told first
+    # Damage is told before anything heavy loads; a download waits until the backend is chosen.
+    sure = [f.backend for f in info.files if len(info.files) == 1 or f.where.startswith("bundled:")]
+    for needed in sure if backend == "auto" else [backend]:
+        registry.fetch(info, needed)
     planned = batch.plan_songs(songs, name)
     if len(planned) == 1:
         batch.check_song(songs[0], COMMANDS)
