@@ -95,7 +95,7 @@ def measure(command: list[str]) -> Run:
 
 def find_command(name: str) -> str:
     """The path of an installed command: on the PATH, else beside this Python."""
-    beside = Path(sys.executable).with_name(name)
+    beside = Path(sys.executable).parent / name  # an absolute path stays itself
     found = shutil.which(name) or (str(beside) if beside.exists() else None)
     if found is None:
         raise SystemExit(
