@@ -88,7 +88,7 @@ class Take:
 
 def analyse(audio: Audio, hertz: float) -> Take:
     """Take apart (n, 1) audio that is sung at about `hertz`."""
-    import pyworld  # type: ignore[import-untyped]  # only this recipe needs it
+    import pyworld  # only this recipe needs it
 
     x = np.ascontiguousarray(audio[:, 0], np.float64)
     period = FRAME * 1000
