@@ -61,7 +61,7 @@ def separate(
     """
     from tfswa_sep import registry
 
-    commands = context.parent.command.list_commands(context.parent) if context.parent else []
+    commands = list(getattr(context.parent and context.parent.command, "commands", ()))
     info = registry.find_model(model) if model else registry.default_model()
     # Damage is told before anything heavy loads; a download waits until the backend is chosen.
     sure = [f.backend for f in info.files if len(info.files) == 1 or f.where.startswith("bundled:")]
