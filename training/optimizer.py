@@ -1,9 +1,9 @@
 """The optimizers: Muon for the matrices and convolutions, AdamW for everything else.
 
 Muon moves every weight matrix by the nearest orthogonal matrix to its averaged gradient, so that the
-directions in which the gradient is small are learnt as fast as the others. Source: K. Jordan et al., "Muon:
-an optimizer for hidden layers in neural networks", 2024, https://kellerjordan.github.io/posts/muon/; the scale
-that lets it share AdamW's learning rate: Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982.
+directions in which the gradient is small are learnt as fast as the others. Sources: K. Jordan et al., "Muon:
+an optimizer for hidden layers in neural networks", 2024 (https://kellerjordan.github.io/posts/muon/), and for
+the scale that lets it share AdamW's learning rate Liu et al., arXiv:2502.16982.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def orthogonalize(matrix: Tensor, *, steps: int = 5) -> Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix) / (matrix.norm() + 1e-7)
+    x: Tensor = (matrix.T if tall else matrix) / (matrix.norm() + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram: Tensor = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T.contiguous() if tall else x
 
