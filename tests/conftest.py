@@ -29,6 +29,7 @@ class FakeBackend:
     channels: int = 2
     name: str = "fake"
     device: str = "cpu"
+    workers: int = 1
     edges: float | None = None
     calls: int = 0
     fail_at: int | None = None  # call that raises
@@ -90,10 +91,18 @@ def onnx_model(tmp_path: Path) -> Callable[..., Path]:
     onnx = pytest.importorskip("onnx")
 
     def build(*, metadata: str | None = "", frames: int | None = None, **changes: Any) -> Path:
+        config = {
+            "n_fft": 512,
+            "hop": 128,
+            "bands": [{"start": 0, "stop": 256, "stride": 1}],
+            "dims": [8],
+            "convs": [1],
+            "attentions": [0],
+        }
         fields: dict[str, Any] = {
-            "format": 1,
+            "format": 2,
             "architecture": "shares",
-            "config": {},
+            "config": config,
             "stems": list(STEMS),
             "sample_rate": 44_100,
             "channels": 2,
@@ -104,19 +113,19 @@ def onnx_model(tmp_path: Path) -> Callable[..., Path]:
             "name": "shares",
             "license": "MIT",
         } | changes
-        f, t = 257, frames or 8192 // 128 + 1
+        t = frames or 8192 // 128 + 1
         helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+        # A convolution of nothing but biases: for every stem the real and imaginary parts of two channels.
+        masks = np.zeros((len(SHARES), 2, 2))
+        masks[:, :, 0] = np.arctanh(SHARES)[:, None]
         graph = helper.make_graph(
-            [
-                helper.make_node("Unsqueeze", ["mixture", "axis"], ["repeated"]),
-                helper.make_node("Mul", ["repeated", "shares"], ["stems"]),
-            ],
+            [helper.make_node("Conv", ["features_0", "nothing", "shares"], ["masks_0"])],
             "shares",
-            [helper.make_tensor_value_info("mixture", float32, ["batch", 4, f, t])],
-            [helper.make_tensor_value_info("stems", float32, ["batch", 4, 4, f, t])],
+            [helper.make_tensor_value_info("features_0", float32, ["batch", 8, 256, t])],
+            [helper.make_tensor_value_info("masks_0", float32, ["batch", 16, 256, t])],
             [
-                helper.make_tensor("axis", onnx.TensorProto.INT64, [1], [1]),
-                helper.make_tensor("shares", float32, [1, 4, 1, 1, 1], list(SHARES)),
+                helper.make_tensor("nothing", float32, [16, 8, 1, 1], [0.0] * 128),
+                helper.make_tensor("shares", float32, [16], masks.flatten()),
             ],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "audio": {"errors", "ffmpeg", "mp3"},
     "stem_writer": {"errors", "audio"},
     "multitrack": {"errors", "audio", "stems"},
-    "backends": {"errors", "spectrogram", "model"},
+    "masks": {"model"},
+    "backends": {"errors", "masks", "spectrogram", "model"},
     "separator": {"errors", "audio", "overlap", "registry", "backends", "stems", "stem_writer"},
     "batch": {"errors", "separator"},
     "evaluate": {

@@ -201,7 +201,7 @@ class Separator:
                 return np.zeros((len(segments), len(mix), *segments.shape[1:]), np.float32)
             return model(segments, mix=None if all_stems else mix)
 
-        for block in overlap_add(blocks, run, plan, batch_size=self._batch_size):
+        for block in overlap_add(blocks, run, plan, batch_size=self._batch_size, workers=model.workers):
             if not np.isfinite(block.sum()):
                 raise ModelError(
                     "the network gave numbers that are not finite: try --backend onnx or --device cpu"

@@ -10,7 +10,7 @@ from typing import Any
 from tfswa_sep.errors import ModelError
 
 KEY = "tfswa_sep"
-FORMAT = 1
+FORMAT = 2  # 1 had the spectrogram's masks in the ONNX graph
 _STEM = re.compile(r"[a-z][a-z0-9_-]{0,31}")  # stems become file names: no dots, no slashes
 _LONGEST_SEGMENT = 1 << 24  # samples, 6 minutes at 44.1 kHz: a limit for files that are not ours
 

@@ -27,6 +27,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    workers = 1  # torch and GPUs spread one segment over all they have
 
     def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
         self._device = _pick_device(device)
