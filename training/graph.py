@@ -21,7 +21,7 @@ class MaskNetwork(nn.Module):
 
     def __init__(self, network: TfswaUNet) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).eval()
+        self.network = copy.deepcopy(network)
         self.config = network.config
         for module in self.network.modules():
             fold_norms(module)
@@ -31,6 +31,7 @@ class MaskNetwork(nn.Module):
             _side_by_side([cast(nn.Conv2d, head.convs[i]) for head in heads], groups=len(heads))
             for i in range(len(self.config.bands))
         )
+        self.eval()
 
     def forward(self, *bands: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
