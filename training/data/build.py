@@ -39,6 +39,7 @@ RECIPES: dict[str, Recipe] = {
     "other": render.other,
     "strums": render.strummed,
     "sung": sung.sung,
+    "sung_speech": sung.sung_speech,
 }
 
 
@@ -160,7 +161,8 @@ def all_sources(shared: Path, debian: Path | None, soundfonts: Path) -> list[Sou
     rest = [s for s in renders if s.extra.get("round") != 1]
     # Half an hour of each rendered pool comes early: training can start once every pool has something.
     # After it one of each kind in turn, so that a build that is still going on serves all pools.
-    turns = itertools.zip_longest(sung.sung_sources(shared), rest, music[10:])
+    melodic = sung.sung_sources(shared) + sung.sung_speech_sources(spoken)
+    turns = itertools.zip_longest(melodic, rest, music[10:])
     mixed = [s for turn in turns for s in turn if s is not None]
     return found + music[:4] + lead + spoken + music[4:10] + mixed
 

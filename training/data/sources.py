@@ -11,7 +11,7 @@ import io
 import json
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +193,13 @@ def sounding(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
             yield Piece(audio[start:end], f"{Path(name).parent.name}/{Path(name).stem}@{start}")
 
 
-def speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    """Short spoken clips brought to one level; those under settings["min_hz"] bandwidth are left out."""
+def spoken_clips(source: Source, names: Iterable[str]) -> Iterator[Piece]:
+    """Clips without the silence around them, at one level; (n, 1).
+
+    Left out: copies, silence, what cannot be decoded, bandwidths under settings["min_hz"].
+    """
     seen: set[str] = set()
-    for name in source.files:
+    for name in names:
         digest = hashlib.md5(read_bytes(name)).hexdigest()
         if digest in seen:
             continue
@@ -211,6 +214,11 @@ def speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
         audio = audio[spans[0][0] : spans[-1][1]]
         if bandwidth(audio) >= source.settings["min_hz"]:
             yield Piece(normalise(audio), Path(name).name)
+
+
+def speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """Spoken clips as they are, in the order of their names."""
+    return spoken_clips(source, source.files)
 
 
 def music(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
