@@ -411,7 +411,7 @@ def test_a_killed_run_resumes_to_the_exact_step(
     resumed = torch.load(train.train(config), weights_only=True)
 
     assert whole["step"] == resumed["step"] == 4
-    for part in ("model", "average", "optimizer"):
+    for part in ("model", "average", "optimizers"):
         one, other = flatten(whole[part]), flatten(resumed[part])
         assert one.keys() == other.keys()
         different = [
@@ -442,7 +442,7 @@ def test_a_run_is_validated_and_keeps_its_best(pools: Path, tmp_path: Path, tiny
     assert set(last["scores"]) == {*STEMS, "mean"} and last["best"] == last["scores"]["mean"]
     assert math.isfinite(last["best"])
     best = torch.load(tmp_path / "run/best.ckpt", weights_only=True)
-    assert best["step"] == 1 and "optimizer" not in best and best["shape"] == last["shape"]
+    assert best["step"] == 1 and "optimizers" not in best and best["shape"] == last["shape"]
     assert ModelConfig.from_json(json.loads(json.dumps(best["shape"]))) == TINY
     assert json.loads(best["config"])["training"]["steps"] == 1
     assert list((tmp_path / "run/tensorboard").glob("events.*"))

@@ -27,6 +27,7 @@ from tfswa_sep.model.transform import istft, stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import losses
 from training.data.mix import MixDataset, Mixer, MixSettings
+from training.optimizer import make_optimizers
 from training.validate import Validation
 
 Batch = tuple[Tensor, Tensor, Tensor]  # mixtures (b, c, n), stems (b, s, c, n), which are known (b, s)
@@ -128,10 +129,7 @@ class Run:
         if settings.compile_masks:  # a minute once; their many small steps then cost a third (measured)
             self.model.apply_masks = torch.compile(self.model.apply_masks)  # type: ignore[method-assign]
             losses.spectral_terms = torch.compile(losses.spectral_terms)
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self.wrapped, self.optimizer = self.fabric.setup(self.model, optimizer)
+        self.wrapped, *self.optimizers = self.fabric.setup(self.model, *make_optimizers(self.model, settings))
         self.average = Average(self.model, settings.ema_decay)
         self.done, self.seconds, self.best = 0, 0.0, -math.inf  # steps; spent before this process; best score
         self.out.mkdir(parents=True, exist_ok=True)
@@ -147,7 +145,8 @@ class Run:
     def _restore(self, stored: dict[str, Any]) -> None:
         self.model.load_state_dict(stored["model"])
         self.average.state = {k: v.to(self.fabric.device) for k, v in stored["average"].items()}
-        self.optimizer.load_state_dict(stored["optimizer"])
+        for optimizer, state in zip(self.optimizers, stored["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         self.done, self.seconds, self.best = stored["step"], stored["seconds"], stored["best"]
 
     @property
@@ -159,18 +158,18 @@ class Run:
         """Train on one batch. Returns the loss, its terms, and the gradient's norm before clipping."""
         settings = self.config.training
         mixture, stems, known = (part.to(self.fabric.device) for part in batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.done, settings)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.done, settings)
         loss, terms = compute_loss(self.wrapped, (mixture, stems, known), settings.loss)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
-        norm = self.fabric.clip_gradients(
-            self.wrapped, self.optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
-        )
-        values = {"loss": loss, **terms, "gradient_norm": cast(Tensor, norm)}
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        values = {"loss": loss, **terms, "gradient_norm": norm}
         numbers = {name: float(value.detach()) for name, value in values.items()}
         if math.isfinite(numbers["gradient_norm"]):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         self.average.update(self.model, self.done)
         self.done += 1
         return numbers
@@ -188,7 +187,7 @@ class Run:
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.done,
             "seconds": self.spent,
             "best": self.best,
@@ -198,7 +197,7 @@ class Run:
         }
         save(self.out / "last.ckpt", state)
         if better:
-            save(self.out / "best.ckpt", {k: v for k, v in state.items() if k != "optimizer"})
+            save(self.out / "best.ckpt", {k: v for k, v in state.items() if k != "optimizers"})
 
 
 def train(config: DictConfig) -> Path:
