@@ -6,7 +6,8 @@ Three kinds of example, in the proportions of the config:
     song            one moment of one real song, at times with another voice: what its manifest row does
                     not mask is known
 The arrays lie on the device that mixes: in its memory, or mapped from their files on a CPU. Batch `step`
-depends on the seed and on `step` alone, so that a resumed run sees what the uninterrupted one would have seen.
+depends on the seed and on `step` alone, so that a resumed run sees what the uninterrupted one would have
+seen.
 """
 
 from __future__ import annotations

@@ -69,10 +69,9 @@ def doubled(x: Tensor, rng: np.random.Generator, *, pairs: int) -> Tensor:
 
 def read_at(x: Tensor, place: Tensor) -> Tensor:
     """(c, n) at fractional sample positions (m,), linear between samples; outside of it the nearest one."""
-    place = place.clamp(0, x.shape[1] - 1.001)
-    low = place.long()
-    part = place - low
-    return x[:, low] * (1 - part) + x[:, low + 1] * part
+    place = place.clamp(0, x.shape[1] - 1)
+    low = place.long().clamp(max=x.shape[1] - 2)
+    return torch.lerp(x[:, low], x[:, low + 1], place - low)
 
 
 def envelope(spectrum: Tensor) -> Tensor:
@@ -85,27 +84,31 @@ def envelope(spectrum: Tensor) -> Tensor:
 def resynthesize(x: Tensor, frames: int, *, formant: float = 1.0, noise: Tensor | None = None) -> Tensor:
     """(c, n) -> (c, frames) at the same pitch, the formants times `formant`; with `noise` whispered.
 
-    A phase vocoder (Flanagan and Golden, Bell System Technical Journal 45, 1966) with the hop of the analysis,
-    so that a frame's phase grows by what it grew between the two frames it lies between.
+    A phase vocoder (Flanagan and Golden, Bell System Technical Journal 45, 1966) with the hop of the
+    analysis, so that a frame's phase grows by what it grew between the two frames it lies between.
     """
     window = torch.hann_window(FRAME).to(x)
     spectrum = torch.stft(x, FRAME, HOP, window=window, return_complex=True)
     if x.shape[1] != frames:
         wanted = frames // HOP + 1
-        place = torch.linspace(0, spectrum.shape[-1] - 1.001, wanted).to(x)
-        low = place.long()
+        place = torch.linspace(0, spectrum.shape[-1] - 1, wanted).to(x)
+        low = place.long().clamp(max=spectrum.shape[-1] - 2)
         size = torch.lerp(spectrum.abs()[..., low], spectrum.abs()[..., low + 1], (place - low)[None, None])
         growth = (spectrum[..., low + 1] * spectrum[..., low].conj()).angle()
-        phase = spectrum[..., :1].angle() + growth.cumsum(dim=-1) - growth
+        middle = wanted // 2  # where the phases are the recorded ones: at the edges lies padding
+        turned = growth.cumsum(dim=-1) - growth
+        phase = spectrum[..., low[middle], None].angle() + turned - turned[..., middle, None]
         spectrum = torch.polar(size, phase)
     if formant != 1 or noise is not None:
         shape = envelope(spectrum)
-        place = (torch.arange(shape.shape[1]).to(x) / formant).clamp(max=shape.shape[1] - 1.001)
-        low = place.long()
+        place = (torch.arange(shape.shape[1]).to(x) / formant).clamp(max=shape.shape[1] - 1)
+        low = place.long().clamp(max=shape.shape[1] - 2)
         moved = torch.lerp(shape[:, low], shape[:, low + 1], (place - low)[None, :, None])
         if noise is None:
             spectrum = spectrum * (moved - shape).clamp(-2.5, 2.5).exp()
         else:
             white = torch.stft(noise[:, :frames], FRAME, HOP, window=window, return_complex=True)
-            spectrum = white[..., : moved.shape[-1]] * (moved.exp() / math.sqrt(FRAME * 3 / 8))
+            whispered = white[..., : moved.shape[-1]] * moved.exp()
+            power = (s.abs().square().sum(dim=1, keepdim=True) for s in (spectrum, whispered))
+            spectrum = whispered * (next(power) / next(power).clamp(min=1e-9)).sqrt()
     return torch.istft(spectrum, FRAME, HOP, window=window, length=frames)
