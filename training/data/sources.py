@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 Audio = NDArray[np.float32]  # (n, c), 44.1 kHz, full scale +-1
 
 SAMPLE_RATE = 44100
+NARROW_HZ = 3000  # bandwidth under which speech is of no use
 ARCHIVE_MARK = "::"  # "music.pk3::sound/a.ogg" is a member of a zip archive
 
 
@@ -193,10 +194,10 @@ def sounding(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
             yield Piece(audio[start:end], f"{Path(name).parent.name}/{Path(name).stem}@{start}")
 
 
-def spoken_clips(source: Source, names: Iterable[str]) -> Iterator[Piece]:
+def spoken_clips(names: Iterable[str], min_hz: float) -> Iterator[Piece]:
     """Clips without the silence around them, at one level; (n, 1).
 
-    Left out: copies, silence, what cannot be decoded, bandwidths under settings["min_hz"].
+    Left out: copies, silence, what cannot be decoded, bandwidths under `min_hz`.
     """
     seen: set[str] = set()
     for name in names:
@@ -212,13 +213,21 @@ def spoken_clips(source: Source, names: Iterable[str]) -> Iterator[Piece]:
         if not spans or active_level(audio) < -55:
             continue
         audio = audio[spans[0][0] : spans[-1][1]]
-        if bandwidth(audio) >= source.settings["min_hz"]:
+        if bandwidth(audio) >= min_hz:
             yield Piece(normalise(audio), Path(name).name)
 
 
 def speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    """Spoken clips as they are, in the order of their names."""
-    return spoken_clips(source, source.files)
+    """Spoken clips in the order of their names; where none has settings["min_hz"], the narrow ones.
+
+    A narrow voice is mixed with music as narrow (see training/data/mix.py).
+    """
+    found = False
+    for piece in spoken_clips(source.files, source.settings["min_hz"]):
+        found = True
+        yield piece
+    if not found:
+        yield from spoken_clips(source.files, NARROW_HZ)
 
 
 def music(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
