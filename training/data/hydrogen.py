@@ -11,7 +11,7 @@ from training.data.sources import Audio, read_audio, stereo
 # General MIDI drum notes by what an instrument is called; the first expression that fits counts.
 PIECES = (
     (37, r"side ?stick|rim ?click|\bstick\b"), (39, r"clap"), (54, r"tambourine"), (56, r"cowbell"),
-    (46, r"(hat|hh).*op|open.*(hat|hh)|free"), (44, r"(hat|hh).*pe?d|pedal.*(hat|hh)"),
+    (46, r"(hat|hh).*op|open.*(hat|hh)|hat.*free"), (44, r"(hat|hh).*pe?d|pedal.*(hat|hh)"),
     (42, r"\bhat\b|\bhh\b"),
     (53, r"ride.*(bell|cup)|\bbell"), (51, r"ride"), (55, r"splash"), (49, r"crash|cymbal"),
     (43, r"floor|low.*tom|tom.*(low|floor)"), (45, r"mid.*tom|tom.*(mid|2)"), (48, r"tom"),
