@@ -9,6 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor  # noqa: E402
+
 from training.data import augment  # noqa: E402
 from training.data.augment import EQ_POINTS, Filters  # noqa: E402
 
@@ -21,17 +23,17 @@ def filters() -> Filters:
     return Filters(LENGTH, sample_rate=RATE, seed=0, device=torch.device("cpu"))
 
 
-def tone(hertz: float, n: int) -> torch.Tensor:
+def tone(hertz: float, n: int) -> Tensor:
     return torch.sin(2 * math.pi * hertz * torch.arange(n) / RATE)[None]
 
 
-def strongest(x: torch.Tensor) -> float:
+def strongest(x: Tensor) -> float:
     """Hz of the highest bin of (1, n)."""
     spectrum = torch.fft.rfft(x[0] * torch.hann_window(x.shape[1])).abs()
-    return float(spectrum.argmax()) * RATE / x.shape[1]
+    return float(spectrum.argmax()) * float(RATE / x.shape[1])
 
 
-def noise(n: int, seed: int = 0) -> torch.Tensor:
+def noise(n: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(0, 0.2, (2, n)).astype(np.float32))
 
 

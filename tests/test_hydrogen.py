@@ -18,9 +18,10 @@ LAYER = "<layer><filename>{}</filename><min>{}</min><max>1</max></layer>"
 @pytest.mark.parametrize(
     ("name", "note"),
     [("Kick 1", 36), ("BassDrum", 36), ("Snare Jazz", 38), ("Stick", 37), ("Hand Clap", 39),
-     ("Snare (Pearl Free Floating)", 38), ("Closed HH", 42), ("Open HH", 46), ("Pedal HH", 44), ("Sabian Hat Open", 46), ("hi-hat closed", 42), ("Floor Tom", 43),
-     ("Tom Low", 43), ("Tom Mid", 45), ("Tom Hi", 48), ("Crash Left", 49), ("Ride Bell", 53), ("Ride", 51),
-     ("VariBreaks Hat 1 Cl", 42), ("Zap 1", None), ("19", None)],
+     ("Snare (Pearl Free Floating)", 38), ("Closed HH", 42), ("Open HH", 46), ("Pedal HH", 44),
+     ("Sabian Hat Open", 46), ("hi-hat closed", 42), ("Floor Tom", 43), ("Tom Low", 43), ("Tom Mid", 45),
+     ("Tom Hi", 48), ("Crash Left", 49), ("Ride Bell", 53), ("Ride", 51), ("VariBreaks Hat 1 Cl", 42),
+     ("Zap 1", None), ("19", None)],
 )  # fmt: skip
 def test_pieces_are_known_by_their_names(name: str, note: int | None) -> None:
     assert piece(name) == note

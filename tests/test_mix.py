@@ -12,6 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor  # noqa: E402
+
 from training.data.mix import STEMS, Mixer, MixSettings  # noqa: E402
 
 RATE = 44_100
@@ -148,7 +150,7 @@ def test_a_chunk_never_crosses_a_segment(own_pools: Path, length: int) -> None:
             assert all(len(piece) == length for piece in pieces[:-1]) and len(pieces[-1]) <= length
 
 
-def treble(x: torch.Tensor, hertz: float) -> float:
+def treble(x: Tensor, hertz: float) -> float:
     """Share of the power of (..., n) above `hertz`."""
     power = torch.fft.rfft(x.double() * torch.hann_window(x.shape[-1])).abs().square()
     first = int(hertz * x.shape[-1] / RATE)

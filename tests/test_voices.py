@@ -9,13 +9,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor  # noqa: E402
+
 from training.data import voices  # noqa: E402
 
 RATE, N = 44_100, 30_000
 MANNERS = ("formant", "whisper", "growl", "drive", "harmony", "double", "choir")
 
 
-def vowel(hertz: float = 200.0, formant: float = 1000.0) -> torch.Tensor:
+def vowel(hertz: float = 200.0, formant: float = 1000.0) -> Tensor:
     """Harmonics of `hertz` under one resonance, (1, N)."""
     time = torch.arange(N) / RATE
     x = torch.zeros(N)
@@ -26,24 +28,24 @@ def vowel(hertz: float = 200.0, formant: float = 1000.0) -> torch.Tensor:
     return (0.2 * x)[None]
 
 
-def white(n: int = N) -> torch.Tensor:
+def white(n: int = N) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).standard_normal((2, n)).astype(np.float32))
 
 
-def spectrum(x: torch.Tensor) -> torch.Tensor:
+def spectrum(x: Tensor) -> Tensor:
     return torch.fft.rfft(x[0] * torch.hann_window(x.shape[1])).abs()
 
 
-def pitch(x: torch.Tensor) -> float:
+def pitch(x: Tensor) -> float:
     """Hz by autocorrelation, between 100 and 500."""
     correlation = torch.fft.irfft(torch.fft.rfft(x[0], 2 * x.shape[1]).abs().square())
     first, last = RATE // 500, RATE // 100
-    return RATE / (first + int(correlation[first:last].argmax()))
+    return float(RATE / (first + int(correlation[first:last].argmax())))
 
 
-def centroid(x: torch.Tensor) -> float:
+def centroid(x: Tensor) -> float:
     power = spectrum(x).square()
-    return float((power * torch.arange(len(power))).sum() / power.sum()) * RATE / x.shape[1]
+    return float((power * torch.arange(len(power))).sum() / power.sum()) * float(RATE / x.shape[1])
 
 
 @pytest.mark.parametrize("tempo", [0.8, 1.25])

@@ -40,11 +40,13 @@ def fast_length(n: int) -> int:
 
 def active_rms(x: Tensor) -> Tensor:
     """RMS of the louder half of blocks of 50 ms (at 44.1 kHz), (): pauses must not make a voice soft."""
-    blocks = x[..., : x.shape[-1] // 2205 * 2205].unflatten(-1, (-1, 2205))
-    if blocks.shape[-2] == 0:
+    count = x.shape[-1] // 2205
+    if count == 0:
         return x.new_zeros(())
+    blocks = x[..., : count * 2205].reshape(-1, count, 2205)
     power = blocks.square().mean(dim=(0, 2)).sort().values
-    return power[len(power) // 2 :].mean().sqrt()
+    level: Tensor = power[len(power) // 2 :].mean().sqrt()
+    return level
 
 
 class Filters:
@@ -76,7 +78,8 @@ class Filters:
 
     def low_pass(self, hertz: float) -> Tensor:
         """Response (bins,) that is 1 up to 4 % under `hertz` and 0 from 4 % above it on."""
-        return (0.5 + (hertz - self.hertz) / (0.08 * hertz)).clamp(0, 1)
+        gain: Tensor = (0.5 + (hertz - self.hertz) / (0.08 * hertz)).clamp(0, 1)
+        return gain
 
     def space(self, rng: np.random.Generator, *, room: bool, echo: bool) -> Tensor:
         """Response (2, bins) of the sound itself with, if wanted, a room and an echo."""
@@ -94,13 +97,15 @@ class Filters:
             delay, feedback = rng.uniform(0.06, 0.24), rng.uniform(0.15, 0.5)
             for repeat in range(1, 1 + int(ROOM_SECONDS / delay)):
                 impulse[:, min(int(repeat * delay * rate), impulse.shape[1] - 1)] += feedback**repeat
-        return torch.fft.rfft(impulse, self.size)
+        response: Tensor = torch.fft.rfft(impulse, self.size)
+        return response
 
     def apply(self, x: Tensor, size: int, response: Tensor) -> Tensor:
         """(c, read_size) -> (c, length): resampled by `size` over the filters' own size, and filtered."""
         spectrum = torch.fft.rfft(x, size)[..., : self.size // 2 + 1] * (self.size / size)
         response = response[..., : spectrum.shape[-1]]
-        return torch.fft.irfft(spectrum * response, self.size)[..., : self.length]
+        sound: Tensor = torch.fft.irfft(spectrum * response, self.size)[..., : self.length]
+        return sound
 
 
 def limiter(mixture: Tensor, ceiling: float, *, smooth: int = 8) -> Tensor:

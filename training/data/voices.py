@@ -78,7 +78,8 @@ def envelope(spectrum: Tensor) -> Tensor:
     """Smooth log magnitude (c, f, t) of a spectrum: the first LIFTER samples of its cepstrum."""
     cepstrum = torch.fft.irfft(spectrum.abs().clamp(min=1e-6).log(), dim=1)
     cepstrum[:, LIFTER : FRAME - LIFTER + 1] = 0
-    return torch.fft.rfft(cepstrum, dim=1).real
+    smooth: Tensor = torch.fft.rfft(cepstrum, dim=1).real
+    return smooth
 
 
 def resynthesize(x: Tensor, frames: int, *, formant: float = 1.0, noise: Tensor | None = None) -> Tensor:
