@@ -24,7 +24,8 @@ def filters() -> Filters:
 
 
 def tone(hertz: float, n: int) -> Tensor:
-    return torch.sin(2 * math.pi * hertz * torch.arange(n) / RATE)[None]
+    wave: Tensor = torch.sin(2 * math.pi * hertz * torch.arange(n) / RATE)[None]
+    return wave
 
 
 def strongest(x: Tensor) -> float:
@@ -34,7 +35,8 @@ def strongest(x: Tensor) -> float:
 
 
 def noise(n: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).normal(0, 0.2, (2, n)).astype(np.float32))
+    samples: Tensor = torch.from_numpy(np.random.default_rng(seed).normal(0, 0.2, (2, n)).astype(np.float32))
+    return samples
 
 
 @pytest.mark.parametrize("n", [2, 1023, 154_350, 262_145])

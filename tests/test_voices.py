@@ -25,15 +25,18 @@ def vowel(hertz: float = 200.0, formant: float = 1000.0) -> Tensor:
         x += math.exp(-((math.log2(k * hertz / formant) / 0.5) ** 2)) * torch.sin(
             2 * math.pi * hertz * k * time
         )
-    return (0.2 * x)[None]
+    sung: Tensor = 0.2 * x[None]
+    return sung
 
 
 def white(n: int = N) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(0).standard_normal((2, n)).astype(np.float32))
+    noise: Tensor = torch.from_numpy(np.random.default_rng(0).standard_normal((2, n)).astype(np.float32))
+    return noise
 
 
 def spectrum(x: Tensor) -> Tensor:
-    return torch.fft.rfft(x[0] * torch.hann_window(x.shape[1])).abs()
+    size: Tensor = torch.fft.rfft(x[0] * torch.hann_window(x.shape[1])).abs()
+    return size
 
 
 def pitch(x: Tensor) -> float:

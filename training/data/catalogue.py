@@ -44,7 +44,7 @@ SPEECH = {
     "0ad-data": ("usr/share/games/0ad/mods/public", r"audio/voice/([^/]+)/"),
     "wesnoth-1.16-data": (
         "usr/share/games/wesnoth/1.16/data/core/sounds",
-        r"sounds/(?:voice/)?([a-z]+(?:-old)?-(?:fe)?male|dwarf|goblin|troll|ogre|naga|lich|orc-small|orc|drake)-",
+        r"sounds/(human(?:-female|-old)*|elf|dwarf|goblin|troll|ogre|naga|lich|orc(?:-small)?)-(?:die|hit|laugh)",
     ),
 }
 # Groups that hold the same recordings as another one, and groups with two speakers (the two fish of

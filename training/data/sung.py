@@ -31,6 +31,7 @@ MINUTES = {
     "dorodoro": 5, "torone-rei": 5, "iona": 5, "erithacus": 4,
 }  # fmt: skip
 SPEECH_MINUTES = 2.0  # at most, of every speaker
+FEWEST_CLIPS = 10
 SPOKEN_PITCH = (65.0, 600.0)  # Hz
 SPOKEN_SYLLABLE = 0.2  # s
 FRAME = 0.008  # s between WORLD frames
@@ -243,7 +244,7 @@ def sung_sources(shared: Path) -> list[Source]:
 
 
 def sung_speech_sources(speech: Iterable[Source]) -> list[Source]:
-    """Every speaker singing, for SPEECH_MINUTES or as long as there are words."""
+    """Every speaker of more than a few shouts singing, for SPEECH_MINUTES or as long as there are words."""
     return [
         dataclasses.replace(
             source,
@@ -253,4 +254,5 @@ def sung_speech_sources(speech: Iterable[Source]) -> list[Source]:
             extra={**source.extra, "sung": True, "speakers": 0},  # the same ones again
         )
         for source in speech
+        if len(source.files) >= FEWEST_CLIPS
     ]
