@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -136,3 +137,45 @@ def onnx_model(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return build
+
+
+def write_pools(folder: Path) -> Path:
+    """Pools as training.data.build writes them: two seconds of coloured noise each, and one song."""
+    random = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+
+    def add(pool: str, name: str, audio: NDArray[np.float64], pieces: int, **extra: Any) -> None:
+        (folder / pool).mkdir(parents=True, exist_ok=True)
+        np.save(folder / pool / f"{name}.npy", (audio * 32_767).astype(np.int16))
+        edges = np.linspace(0, len(audio), pieces + 1).astype(int).tolist()
+        row = {
+            "pool": pool,
+            "source": name,
+            "minutes": len(audio) / 44_100 / 60,
+            "array": f"{pool}/{name}.npy",
+            "segments": list(itertools.pairwise(edges)),
+        }
+        rows.append({**row, **extra})
+
+    def noise(channels: int, seconds: float = 2.0) -> NDArray[np.float64]:
+        return random.uniform(-0.5, 0.5, (round(seconds * 44_100), channels))
+
+    for pool in ("drums", "bass", "other", "accompaniment"):
+        add(pool, "stereo", noise(2), 1)
+    add("vocals", "mono", noise(1), 1)
+    add("vocals", "takes", noise(2), 20)  # pieces of 0.1 s
+    moment = noise(2)  # stems of a song that are scaled copies show whether they are cut at one place
+    for stem, scale in zip(STEMS, (1.0, 0.5, 0.3, 0.2), strict=True):
+        add("song", f"a.{stem}", moment * scale, 1, song="a", stem=stem)
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "sample_rate": 44_100, "sources": rows}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pools(tmp_path_factory.mktemp("pools"))
+
+
+@pytest.fixture
+def own_pools(tmp_path: Path) -> Path:
+    return write_pools(tmp_path / "pools")
