@@ -28,11 +28,10 @@ MAY_IMPORT = {
     "mp3": {"errors"},
     "ffmpeg": {"errors"},
     "stems": {"errors"},
-    "download": {"errors"},
     "terminal": {"errors"},
     "command_groups": set[str](),
     "options": set[str](),
-    "registry": {"errors", "download"},
+    "registry": {"errors"},
     "audio": {"errors", "ffmpeg", "mp3"},
     "stem_writer": {"errors", "audio"},
     "multitrack": {"errors", "audio", "stems"},
@@ -43,9 +42,10 @@ MAY_IMPORT = {
         "errors", "separator", "audio", "registry", "backends", "metrics", "multitrack", "report",
         "spectrogram", "stems",
     },
+    "doctor": {"errors", "registry", "backends", "separator", "ffmpeg"},
     "commands": {
         "errors", "batch", "command_groups", "options", "terminal", "registry", "separator", "evaluate",
-        "report",
+        "report", "doctor",
     },
     "cli": {"commands", "command_groups", "terminal"},
     "__main__": {"cli"},
@@ -53,7 +53,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 # modules that load at `tfswa-sep --help`: what they import at the top must be light
 AT_THE_DOOR = {
-    "__init__", "__main__", "batch", "cli", "command_groups", "commands", "download", "errors", "options",
+    "__init__", "__main__", "batch", "cli", "command_groups", "commands", "doctor", "errors", "options",
     "registry", "terminal",
 }  # fmt: skip
 HEAVY = {
