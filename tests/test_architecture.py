@@ -28,33 +28,34 @@ MAY_IMPORT = {
     "mp3": {"errors"},
     "ffmpeg": {"errors"},
     "stems": {"errors"},
-    "download": {"errors"},
     "terminal": {"errors"},
     "command_groups": set[str](),
     "options": set[str](),
-    "registry": {"errors", "download"},
+    "registry": {"errors"},
     "audio": {"errors", "ffmpeg", "mp3"},
     "stem_writer": {"errors", "audio"},
     "multitrack": {"errors", "audio", "stems"},
     "masks": {"model"},
     "backends": {"errors", "masks", "spectrogram", "model"},
-    "separator": {"errors", "audio", "overlap", "registry", "backends", "stems", "stem_writer"},
+    "arrays": {"errors", "audio", "stem_writer"},
+    "separator": {"errors", "arrays", "audio", "overlap", "registry", "backends", "stems", "stem_writer"},
     "batch": {"errors", "separator"},
     "evaluate": {
         "errors", "separator", "audio", "registry", "backends", "metrics", "multitrack", "report",
         "spectrogram", "stems",
     },
+    "doctor": {"errors", "registry", "backends", "separator", "ffmpeg"},
     "commands": {
         "errors", "batch", "command_groups", "options", "terminal", "registry", "separator", "evaluate",
-        "report",
+        "report", "doctor",
     },
     "cli": {"commands", "command_groups", "terminal"},
     "__main__": {"cli"},
-    "__init__": {"errors", "separator"},
+    "__init__": {"errors", "arrays", "separator"},
 }  # fmt: skip
 # modules that load at `tfswa-sep --help`: what they import at the top must be light
 AT_THE_DOOR = {
-    "__init__", "__main__", "batch", "cli", "command_groups", "commands", "download", "errors", "options",
+    "__init__", "__main__", "batch", "cli", "command_groups", "commands", "doctor", "errors", "options",
     "registry", "terminal",
 }  # fmt: skip
 HEAVY = {
@@ -121,7 +122,9 @@ def test_every_rule_is_for_a_module_that_exists() -> None:
 
 
 def test_the_exported_names() -> None:
-    assert sorted(tfswa_sep.__all__) == ["Separator", "TfswaError", "load_model", "separate"]
+    assert sorted(tfswa_sep.__all__) == [
+        "SeparationResult", "Separator", "Stems", "TfswaError", "load_model", "separate"
+    ]  # fmt: skip
     for name in tfswa_sep.__all__:
         assert getattr(tfswa_sep, name).__doc__ and name in dir(tfswa_sep)
     with pytest.raises(AttributeError, match="nothing"):

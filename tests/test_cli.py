@@ -81,7 +81,9 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert "typer" in loaded and not loaded.intersection(HEAVY)
 
 
-@pytest.mark.parametrize("command", ["", "separate", "models", "models list", "models path", "eval"])
+@pytest.mark.parametrize(
+    "command", ["", "separate", "models", "models list", "models pull", "models verify", "eval", "doctor"]
+)
 def test_help_fits_a_terminal(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*command.split(), "--help"]) == 0
     out, err = capsys.readouterr()

@@ -11,13 +11,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep import registry
-from tfswa_sep.audio import BLOCK, LOUDEST, RATES, AudioReader, Samples, open_audio, resample
+from tfswa_sep.arrays import SaveOptions, Stems, join_stems, save_stems, stream_stems
+from tfswa_sep.audio import BLOCK, AudioReader, Samples, open_audio
 from tfswa_sep.backends import Backend, load_backend
 from tfswa_sep.errors import InputError, ModelError
 from tfswa_sep.overlap import overlap_add, plan_segments
@@ -45,7 +48,8 @@ class SeparationResult:
 class Separator:
     """A model that separates songs; it is loaded on first use and may be used from several threads.
 
-    model: a registered name, a model file's path, a ModelInfo, a loaded Backend, or None for the default.
+    model: a registered name, an hf:// or https:// address, a model file's path, a ModelInfo, a loaded
+    Backend, or None for the default.
     backend: "auto", "onnx" or "torch".  device: "auto", "cpu", "cuda", "cuda:N" or "mps".
     threads: CPU threads, None for one a physical core.  batch_size: segments computed at once (helps GPUs).
     """
@@ -65,6 +69,16 @@ class Separator:
         self._lock = threading.Lock()
         self._loaded: Backend | None = None
         self._name = ""
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **options: Any) -> Separator:
+        """The separator of a model file, .onnx or .safetensors, loaded at once; options as of the class.
+
+        Raises ModelError for a file that is not there, damaged or no model of ours; DeviceError.
+        """
+        separator = cls(registry.find_model(Path(path).expanduser().absolute()), **options)
+        _ = separator.backend
+        return separator
 
     @property
     def backend(self) -> Backend:
@@ -92,36 +106,51 @@ class Separator:
         return info.name, load_backend(info, registry.fetch, backend=backend, device=device, threads=threads)
 
     def separate(
-        self, audio: NDArray[np.floating], rate: int, *, stems: str | Sequence[str] | None = None
-    ) -> dict[str, NDArray[np.float32]]:
+        self,
+        audio: NDArray[np.floating],
+        rate: int,
+        *,
+        stems: str | Sequence[str] | None = None,
+        on_progress: Progress | None = None,
+    ) -> Stems:
         """Separate samples in memory.
 
         audio: (c, n) with c 1 or 2, or (n,), at full scale +-1.  rate: Hz.
         stems: see stems.parse_stems, None for all.
+        on_progress: called after each piece, in this thread, with the seconds done and in all.
         Returns stem -> float32 array of the same shape and rate.
-        Raises InputError for another shape, no samples, or samples that are no numbers; UsageError for an
-        unknown stem.
+        Raises InputError for another shape or samples that are no numbers, UsageError for an unknown stem.
         """
         samples = np.atleast_2d(np.asarray(audio, dtype=np.float32))
-        channels, frames = samples.shape if samples.ndim == 2 else (0, 0)
-        if channels not in (1, 2) or not frames:
+        frames = samples.shape[-1]
+        if samples.ndim != 2 or len(samples) not in (1, 2) or not frames:
             raise InputError(f"expected samples of shape (1 or 2 channels, n > 0), got {np.shape(audio)}")
-        if not RATES[0] <= rate <= RATES[1]:
-            raise InputError(f"{rate} samples a second is no rate for music")
-        if not np.abs(samples).max() <= LOUDEST:  # False for NaN too
-            raise InputError("the samples hold numbers that are not finite, or no sound")
+        cut = (samples[:, start : start + BLOCK] for start in range(0, frames, BLOCK))
+        parts, done = [], 0
+        for part in self.stream(cut, rate, stems=stems):
+            parts.append(part)
+            done += part.samples
+            if on_progress and part.samples:
+                on_progress(done / rate, frames / rate)
+        return join_stems(parts, np.shape(audio))
+
+    def stream(
+        self, blocks: Iterable[NDArray[np.floating]], rate: int, *, stems: str | Sequence[str] | None = None
+    ) -> Iterator[Stems]:
+        """Separate samples that come block by block, such as a recording under way; memory does not grow.
+
+        blocks: (c, n) each, c 1 or 2 and the same for all, any n, at full scale +-1.  rate: Hz.
+        Yields blocks of stems, each stem (c, m), as soon as they can be known: the first after one segment of
+        the model (`backend.segment_samples`). In all they have as many samples as went in.
+        Raises as `separate` does, when the block in question is reached.
+        """
         names, mix = parse_stems(stems, self.stems)
-        stereo = np.repeat(samples, self.backend.channels // channels, axis=0)
-        cut = (stereo[:, start : start + BLOCK] for start in range(0, frames, BLOCK))
-        blocks = self._separate_blocks(resample(cut, rate, self.backend.sample_rate), mix, channels)
-        flat = (block.reshape(-1, block.shape[-1]) for block in blocks)  # (k * c, n)
-        parts = list(resample(flat, self.backend.sample_rate, rate))
-        joined = np.concatenate([*parts, np.zeros((len(names) * channels, 0), np.float32)], axis=1)[
-            :, :frames
-        ]
-        joined = np.pad(joined, ((0, 0), (0, frames - joined.shape[1])))
-        stacked = joined.reshape(len(names), *np.shape(audio))
-        return dict(zip(names, stacked, strict=True))
+        separate = partial(self._separate_blocks, mix=mix)
+        return stream_stems(blocks, rate, names, separate, model_rate=self.backend.sample_rate)
+
+    def save(self, stems: Stems, folder: str | Path, **options: Unpack[SaveOptions]) -> dict[str, Path]:
+        """Write stems to `folder`/<stem>.<extension>, all of them or none: see arrays.save_stems."""
+        return save_stems(stems, Path(folder), **options)
 
     def separate_file(
         self,

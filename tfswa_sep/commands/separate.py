@@ -11,7 +11,7 @@ import typer
 
 from tfswa_sep import batch, terminal
 from tfswa_sep.errors import BatchError, DeviceError, ModelError, UsageError
-from tfswa_sep.options import BackendName, Debug, Device, Json, Model, Quiet, Threads
+from tfswa_sep.options import BackendName, Debug, Device, Json, Model, Offline, Quiet, Threads
 from tfswa_sep.terminal import progress_bar
 
 
@@ -49,6 +49,7 @@ def separate(
     backend: BackendName = "auto",
     device: Device = "auto",
     threads: Threads = None,
+    offline: Offline = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say how long each song took.")] = False,
