@@ -22,7 +22,7 @@ from tfswa_sep.errors import OutputError
 from tfswa_sep.ffmpeg import find_ffmpeg
 from tfswa_sep.formats import AudioFormat
 from tfswa_sep.resample import Samples, interleave
-from tfswa_sep.tags import write_cover
+from tfswa_sep.tags import write_cover, write_mp3_text
 
 _SUBTYPES = {"mp3": ("MP3", "MPEG_LAYER_III"), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS")}
 
@@ -55,11 +55,12 @@ class Encoder:
         self._target = target
         self._format = audio_format
         self._cover = cover
+        self._tags = dict(tags or {})
         try:
             if audio_format.container == "m4a":
-                self._sink: _Soundfile | _Ffmpeg = _Ffmpeg(path, rate, channels, audio_format, tags or {})
+                self._sink: _Soundfile | _Ffmpeg = _Ffmpeg(path, rate, channels, audio_format, self._tags)
             else:
-                self._sink = _Soundfile(path, rate, channels, audio_format, tags or {}, large=large)
+                self._sink = _Soundfile(path, rate, channels, audio_format, self._tags, large=large)
         except (OSError, soundfile.LibsndfileError) as error:
             raise cannot_write(target, error) from None
 
@@ -96,6 +97,8 @@ class Encoder:
             return
         try:
             self._sink.close()
+            if self._format.container == "mp3" and self._tags:
+                write_mp3_text(self.path, self._tags)
             if self._cover:
                 write_cover(self.path, self._format.extension, self._cover)
             with self.path.open("rb+") as file:
@@ -133,7 +136,8 @@ class _Soundfile:
             str(path), "w", rate, channels, subtype=subtype, format=container, **steering
         )
         for name, text in tags.items():
-            setattr(self._file, name, text)
+            if container != "MP3" or text.isascii():  # see tags.write_mp3_text
+                setattr(self._file, name, text)
 
     @property
     def closed(self) -> bool:

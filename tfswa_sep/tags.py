@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,26 @@ def read_cover(path: Path) -> bytes | None:
             found = [bytes(picture) for picture in file.tags["covr"]]
         return found[0] if found and _kind(found[0]) else None
     return None
+
+
+def write_mp3_text(path: Path, text: Mapping[str, str]) -> None:
+    """Write the text of an MP3 in place, where mutagen is there. Raises OSError.
+
+    libsndfile 1.2.2 writes UTF-8 as if it were Latin-1, so it can be trusted with ASCII alone.
+    """
+    if not can_write_covers():
+        return
+    import mutagen
+    from mutagen import easyid3
+
+    try:
+        easy = easyid3.EasyID3(path)
+        for name, value in text.items():
+            if name in easyid3.EasyID3.valid_keys:
+                easy[name] = value
+        easy.save()
+    except mutagen.MutagenError as error:
+        raise OSError(0, str(error)) from None
 
 
 def write_cover(path: Path, extension: str, cover: bytes) -> None:
