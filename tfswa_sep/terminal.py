@@ -36,6 +36,11 @@ def run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
         if hasattr(stream, "reconfigure"):  # a file name that is no text must not end the program
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
+    with _only_our_words(debug=debug):
+        return _run(command, debug=debug, as_json=as_json)
+
+
+def _run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
     try:
         code = command()
         sys.stdout.flush()
@@ -173,6 +178,30 @@ def _open_what_is_closed() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+@contextmanager
+def _only_our_words(*, debug: bool) -> Iterator[None]:
+    """Keep decoders written in C from talking to stderr about a file's faults; with `debug` they may."""
+    try:
+        ours = sys.stderr.fileno() == 2 and not debug
+    except (OSError, ValueError):  # a test has put something else in its place
+        ours = False
+    if not ours:
+        yield
+        return
+    before, kept = sys.stderr, os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    sys.stderr = os.fdopen(kept, "w", buffering=1, encoding=before.encoding, errors="backslashreplace")
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        sys.stderr.close()
+        sys.stderr = before
 
 
 def _cannot_print() -> bool:
