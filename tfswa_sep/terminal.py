@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 PROGRAM = "tfswa-sep"
+# A write that fails so is one to stdout: all others have been made an OutputError.
+_CANNOT_PRINT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as the shell has it: 128 + the signal's number
 
 
@@ -55,7 +58,7 @@ def _run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
     except SystemExit as stop:  # typer's way to say that the pipe broke, and the end of shell completion
         return _leave_quietly() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, OSError) and _cannot_print():
+        if isinstance(error, OSError) and error.filename is None and error.errno in _CANNOT_PRINT:
             error = OutputError(f"cannot write to the standard output ({error.strerror}): make room")
             as_json = False
             _print_nowhere()
@@ -202,14 +205,6 @@ def _only_our_words(*, debug: bool) -> Iterator[None]:
         os.dup2(kept, 2)
         sys.stderr.close()
         sys.stderr = before
-
-
-def _cannot_print() -> bool:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 def _leave_quietly() -> int:
