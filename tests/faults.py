@@ -46,7 +46,7 @@ class Fault:
     def __str__(self) -> str:
         return self.name
 
-    def check(self, folder: Path, *, timeout: float = 60) -> None:
+    def check(self, folder: Path, *, timeout: float = 150) -> None:
         """Run the row in `folder`, which is empty, and assert all that it says."""
         undo = self.prepare(folder)
         try:
@@ -100,7 +100,7 @@ def listing(folder: Path) -> dict[str, str]:
     return found
 
 
-def wait_for(condition: Callable[[], object], *, seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], object], *, seconds: float = 100) -> None:
     """Wait until `condition` holds; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

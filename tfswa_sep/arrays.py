@@ -13,9 +13,11 @@ from typing import TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.audio import BLOCK, LOUDEST, RATES, Samples, resample
+from tfswa_sep.audio import BLOCK, LOUDEST, RATES
 from tfswa_sep.errors import InputError
-from tfswa_sep.stem_writer import StemWriter, find_format
+from tfswa_sep.formats import find_format
+from tfswa_sep.resample import Samples, resample
+from tfswa_sep.stem_writer import StemWriter
 
 MODEL_CHANNELS = 2  # of every model (backends/metadata.py)
 

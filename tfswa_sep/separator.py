@@ -1,16 +1,12 @@
-"""The only orchestrator: a song (or an array) through a model, into stems.
+"""A model, and what goes through it: an array, or a song's blocks on their way into files (song_files.py).
 
-    open_audio -> blocks at the model's rate -> overlap_add(backend) -> StemWriter
-
-Memory does not grow with the song: blocks stream from one end to the other. Loudness is never changed, unless
-`rescale` asks for it. Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples.
+Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,29 +16,14 @@ from numpy.typing import NDArray
 
 from tfswa_sep import registry
 from tfswa_sep.arrays import SaveOptions, Stems, join_stems, save_stems, stream_stems
-from tfswa_sep.audio import BLOCK, AudioReader, Samples, open_audio
+from tfswa_sep.audio import BLOCK
 from tfswa_sep.backends import Backend, load_backend
 from tfswa_sep.errors import InputError, ModelError
 from tfswa_sep.overlap import overlap_add, plan_segments
-from tfswa_sep.stem_writer import StemWriter, Written, find_format
-from tfswa_sep.stems import NAME_TEMPLATE, parse_stems, target_paths
-
-Progress = Callable[[float, float | None], None]  # (seconds done, seconds in all or None where unknown)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeparationResult:
-    """What separate_file wrote."""
-
-    files: dict[str, Path]  # stem -> file
-    seconds: float  # length of the song
-    sample_rate: int  # Hz, of the files
-    clipped: dict[str, int]  # stem -> samples cut off at full scale, all channels together
-    gain: float  # common gain that rescale applied to all stems, 1.0 for none
-    model: str
-    backend: str
-    device: str
-    warnings: tuple[str, ...]  # one line each
+from tfswa_sep.resample import Samples
+from tfswa_sep.song_files import FileOptions, Progress, separate_song
+from tfswa_sep.song_files import SeparationResult as SeparationResult
+from tfswa_sep.stems import parse_stems
 
 
 class Separator:
@@ -153,67 +134,18 @@ class Separator:
         return save_stems(stems, Path(folder), **options)
 
     def separate_file(
-        self,
-        path: str | Path,
-        *,
-        out: str | Path = ".",
-        stems: str | Sequence[str] | None = None,
-        audio_format: str = "wav",
-        bit_depth: str | None = None,
-        rescale: bool = False,
-        name: str = NAME_TEMPLATE,
-        overwrite: bool = True,
-        on_progress: Progress | None = None,
+        self, path: str | Path, *, on_progress: Progress | None = None, **options: Unpack[FileOptions]
     ) -> SeparationResult:
         """Separate a song into files with its own sample rate, channels and length, all of them or none.
 
-        stems: see stems.parse_stems, None for all.  audio_format: "wav" or "flac".
-        bit_depth: "32f" (wav), "24" or "16"; None for 32f in wav and 24 in flac.
-        rescale: bring too loud stems under full scale by one common gain, where integer files would clip.
-        name: template of the files' paths under `out`, see stems.target_paths.
-        overwrite: False refuses to replace files of an earlier run.
-        on_progress: called after each piece, in this thread.
+        on_progress: called after each piece, in this thread.  options: see song_files.FileOptions.
         Raises InputError, UsageError, ModelError, DeviceError or OutputError; then nothing is left behind.
         """
-        encoding = find_format(audio_format, bit_depth)
-        with open_audio(path) as song:
-            model = self.backend
-            names, mix = parse_stems(stems, model.stems)
-            targets = target_paths(
-                song.path, names, out=Path(out), extension=encoding.extension, template=name
-            )
-            rate = encoding.nearest_rate(song.sample_rate)
-            writer = StemWriter(
-                targets,
-                audio_format=encoding,
-                rate=rate,
-                model_rate=model.sample_rate,
-                channels=song.channels,
-                frames=None if song.frames is None else _at_rate(song.frames, song.sample_rate, rate),
-                rescale=rescale,
-                overwrite=overwrite,
-            )
-            with writer:
-                blocks = song.blocks(model.sample_rate, model.channels)
-                done = 0
-                for block in self._separate_blocks(blocks, mix, song.channels):
-                    writer.write(block)
-                    done += block.shape[-1]
-                    if on_progress:
-                        total = None if song.frames is None else song.frames / song.sample_rate
-                        on_progress(done / model.sample_rate, total)
-                written = writer.commit(_at_rate(song.decoded, song.sample_rate, rate))
-            return SeparationResult(
-                files=written.files,
-                seconds=song.decoded / song.sample_rate,
-                sample_rate=rate,
-                clipped=written.clipped,
-                gain=written.gain,
-                model=self._name,
-                backend=model.name,
-                device=model.device,
-                warnings=tuple(_warnings(song, rate, audio_format, written)),
-            )
+        model = self.backend
+
+        return separate_song(
+            path, model, self._separate_blocks, model_name=self._name, on_progress=on_progress, **options
+        )
 
     def _separate_blocks(
         self, blocks: Iterable[Samples], mix: NDArray[np.float32], channels: int
@@ -245,14 +177,8 @@ def separate_file(
     backend: str = "auto",
     device: str = "auto",
     threads: int | None = None,
-    out: str | Path = ".",
-    stems: str | Sequence[str] | None = None,
-    audio_format: str = "wav",
-    bit_depth: str | None = None,
-    rescale: bool = False,
-    name: str = NAME_TEMPLATE,
-    overwrite: bool = True,
     on_progress: Progress | None = None,
+    **options: Unpack[FileOptions],
 ) -> SeparationResult:
     """Separate one song into files: see Separator and Separator.separate_file.
 
@@ -260,17 +186,7 @@ def separate_file(
     """
     if not isinstance(model, Separator):
         model = Separator(model, backend=backend, device=device, threads=threads)
-    return model.separate_file(
-        path,
-        out=out,
-        stems=stems,
-        audio_format=audio_format,
-        bit_depth=bit_depth,
-        rescale=rescale,
-        name=name,
-        overwrite=overwrite,
-        on_progress=on_progress,
-    )
+    return model.separate_file(path, on_progress=on_progress, **options)
 
 
 def load_model(
@@ -282,19 +198,3 @@ def load_model(
 ) -> Backend:
     """The loaded network itself: segments (b, c, n) to stems (b, s, c, n); see backends.Backend."""
     return Separator(model, backend=backend, device=device, threads=threads).backend
-
-
-def _at_rate(frames: int, rate: int, wanted: int) -> int:
-    return frames if rate == wanted else max(1, round(frames * wanted / rate))
-
-
-def _warnings(song: AudioReader, rate: int, audio_format: str, written: Written) -> Iterator[str]:
-    if song.peak == 0:
-        yield f"{song.path} is silent, so its stems are silent too"
-    if rate != song.sample_rate:
-        yield f"{audio_format} files cannot hold {song.sample_rate} Hz: the stems have {rate} Hz"
-    if clipped := {stem: count for stem, count in written.clipped.items() if count}:
-        counts = ", ".join(f"{stem} {count}" for stem, count in clipped.items())
-        yield f"samples above full scale were clipped ({counts}): use 32f or rescale to keep them"
-    if written.gain < 1:
-        yield f"all stems were made quieter by {-20 * np.log10(written.gain):.2f} dB, so that none clips"
