@@ -21,6 +21,12 @@ class SongsFirst(TyperGroup):
         return super().parse_args(ctx, args)
 
 
+class RunFirst(SongsFirst):
+    """A group of which `run` is meant where no other command is named."""
+
+    fallback = "run"
+
+
 class ListFirst(SongsFirst):
     """A group of which `list` is meant where nothing is said."""
 
