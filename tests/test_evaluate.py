@@ -130,14 +130,14 @@ def test_a_feed_gives_the_files_whatever_the_block(tmp_path: Path) -> None:
 def test_estimates_of_any_tool(tmp_path: Path) -> None:
     """One song with four stems, one without vocals, one kept apart."""
     for number, name in enumerate(("Apart 1", "Full", "Instrumental")):
-        names = ("vocals", "drums", "bass", "other")
-        stems = {stem: noise(10 * number + index) for index, stem in enumerate(names)}
+        stem_names = ("vocals", "drums", "bass", "other")
+        stems = {stem: noise(10 * number + index) for index, stem in enumerate(stem_names)}
         if name == "Instrumental":
             del stems["vocals"]
         write_song(tmp_path / "true" / name, **stems)
         gain = np.float32({"Apart 1": 0.5, "Full": 0.9, "Instrumental": 0.99}[name])
-        found = {stem: gain * samples for stem, samples in stems.items()}
-        write_song(tmp_path / "found" / name, **{"vocals": noise(99), **found})
+        guess = {stem: gain * samples for stem, samples in stems.items()}
+        write_song(tmp_path / "found" / name, **{"vocals": noise(99), **guess})
 
     found = evaluate_estimates(tmp_path / "true", tmp_path / "found", apart="Apart*", command="a b")
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tfswa_sep.evaluation.run import Progress
 
 MUSEVAL, FAST = "museval", "fast"  # as in evaluation/scoring.py, which is too heavy to load here
+FILE_WIDTH = 160  # characters, where a table goes to a file
 
 app = typer.Typer(
     cls=RunFirst, rich_markup_mode=None, epilog="All options for scoring: tfswa-sep eval run --help"
@@ -131,7 +132,7 @@ def evaluate(
         _write(report / "results.csv", found.to_csv())
         _write(report / "report.html", html_report(found))
     if not quiet:
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
         for method in found.methods:
             if method.kind != BASELINE:
                 console.print(song_table(method, name))

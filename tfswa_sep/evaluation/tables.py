@@ -10,6 +10,7 @@ from tfswa_sep.evaluation.bsseval import FAST_SECONDS
 from tfswa_sep.evaluation.compare import Difference
 from tfswa_sep.evaluation.results import BASELINE, LABELS, Evaluation, MethodScores, StemScore
 
+DETAILS = {"mixture_sdr", "gain", "kept", "leaked"}  # only in the table of one method
 PLACES = {"kept": 2, "leaked": 3}  # decimals; two for all that is in dB
 
 
@@ -46,7 +47,8 @@ def song_table(method: MethodScores, data: str) -> Table:
 
 def summary_table(evaluation: Evaluation) -> Table:
     """One line a stem and method: medians over the songs, as the MUSDB18 protocol has them."""
-    metrics = [name for name in LABELS if any(name in method.metrics for method in evaluation.methods)]
+    known = {name for method in evaluation.methods for name in method.metrics}
+    metrics = [name for name in LABELS if name in known and name not in DETAILS]
     table = Table(title=f"{evaluation.data}, medians over the songs, dB")
     for name in ("stem", "method", "songs", *(LABELS[metric] for metric in metrics)):
         table.add_column(name, justify="left" if name in ("stem", "method") else "right")
@@ -74,9 +76,12 @@ def differences(evaluation: Evaluation) -> list[str]:
                 quick, official = (method.values(stem, f"{kind}_{metric}") for kind in ("fast", "museval"))
                 gaps += [quick[song] - official[song] for song in quick.keys() & official.keys()]
             if gaps:
+                mean, low, high = (
+                    round(gap, 2) + 0.0 for gap in (sum(gaps) / len(gaps), min(gaps), max(gaps))
+                )  # adding zero takes the sign off -0.0
                 lines.append(
-                    f"{method.name}: {metric.upper()} fast - v4 is {sum(gaps) / len(gaps):+.2f} dB on "
-                    f"average, from {min(gaps):+.2f} to {max(gaps):+.2f}"
+                    f"{method.name}: {metric.upper()} fast - v4 is {mean:+.2f} dB on average, "
+                    f"from {low:+.2f} to {high:+.2f}"
                 )
     if lines:
         lines.append(
