@@ -26,6 +26,10 @@ class RunFirst(SongsFirst):
 
     fallback = "run"
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the fallback in front, unless a command or an option of this group stands there."""
+        return super().parse_args(ctx, args or [self.fallback])
+
 
 class ListFirst(SongsFirst):
     """A group of which `list` is meant where nothing is said."""

@@ -24,7 +24,9 @@ class _Axis:
         low, high = min(values), max(values)
         if zero:
             low, high = min(low, 0.0), max(high, 0.0)
-        span = max(high - low, 1e-3)
+        if high - low < 1:  # a single value: some room around it
+            low, high = low - 0.5, high + 0.5
+        span = high - low
         power = 10.0 ** math.floor(math.log10(span / 5))
         self.step: float = next(size * power for size in (1, 2, 5, 10) if span / (size * power) <= 6)
         self.low = math.floor(low / self.step) * self.step
