@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "separator": {
         "errors", "arrays", "audio", "backends", "overlap", "registry", "resample", "song_files", "stems",
     },
-    "batch": {"errors", "inputs", "manifest", "registry", "separator", "song_files", "stems"},
+    "batch": {"audio", "errors", "inputs", "manifest", "registry", "separator", "song_files", "stems"},
     "jobs": {"batch", "errors"},
     "evaluation": {
         "errors", "separator", "audio", "registry", "backends", "resample", "spectrogram", "stems",

@@ -216,7 +216,7 @@ ROWS = [
     F("name of other fields", song(), "song.wav --name {song}{stem}{ext}", 2, "may use only {track}, {stem} and {ext}"),
     F("name that tells secrets", song(), "song.wav --name {stem.__class__}", 2, "may use only {track}, {stem}"),
     F("name without end", song(), "song.wav --name {stem", 2, "cannot be understood"),
-    F("name for all stems", song(), "song.wav --name {track}{ext}", 2, "gives two stems one file"),
+    F("name for all stems", song(), "song.wav --out out --name {track}{ext}", 2, "gives two stems one file"),
     F("name for all songs", both(song(), song("b.wav")), "song.wav b.wav --name {stem}{ext}", 2, "needs {track}"),
     F("name of the song", song("bass.wav"), "bass.wav --name {stem}{ext}", 2, "overwrite the song itself"),
     F("name too long", song(), f"song.wav --name {'x' * 300}{{stem}}", 5, "File name too long"),

@@ -141,7 +141,7 @@ def open_audio(path: str | Path, *, downmix: bool = False, allow_truncated: bool
     short (as far as its header tells), of more than two channels, or needs ffmpeg where there is none.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     decoder = _open_decoder(path)
     try:
         if decoder.channels > 2:
@@ -164,7 +164,8 @@ def open_audio(path: str | Path, *, downmix: bool = False, allow_truncated: bool
     return AudioReader(path, decoder, allow_truncated=allow_truncated)
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise InputError unless `path` is a file that can be opened and holds something."""
     try:
         size = path.stat().st_size
         if path.is_dir():

@@ -88,6 +88,7 @@ class Work:
 
     def separate(self, song: PlannedSong, on_progress: Progress | None = None) -> Outcome:
         """Separate one song, unless that is done already. Raises what a song can fail with."""
+        from tfswa_sep.audio import check_file
         from tfswa_sep.stems import folder_of, target_paths
 
         began = time.perf_counter()
@@ -95,9 +96,12 @@ class Work:
         target_paths(song.path, (), out=out, extension="", template=name)  # a wrong template is told first
         record = manifest.manifest_path(out / folder_of(name, song.track), song.track)
         try:
+            check_file(song.path)  # a pipe would be waited for without end
             work = manifest.describe_work(song.path, self.model, self.options)
         except OSError as error:
             raise InputError(f"{song.name} cannot be read: {error.strerror or error}") from None
+        except TfswaError as error:
+            raise type(error)(str(error).replace(str(song.path), song.name)) from None
         if not self.overwrite and (result := manifest.finished_work(record, work)):
             return Outcome(song, "skipped", result)
         try:

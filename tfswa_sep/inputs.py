@@ -39,6 +39,8 @@ def find_songs(arguments: Sequence[str], *, recursive: bool) -> list[FoundSong]:
     """
     found: list[FoundSong] = []
     for argument in arguments:
+        if "\0" in argument:
+            raise InputError(f"no such file: {argument} (no name holds a null character)")
         path = Path(argument)
         if argument != STDIN and path.is_dir():
             found += _in_folder(path, recursive=recursive)
