@@ -1,0 +1,72 @@
+"""One training step on noise, just as a configuration would take it: to learn its memory, FLOPs and time."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from tfswa_sep.model.config import PRESETS
+from tfswa_sep.model.transform import stft
+from tfswa_sep.model.unet import TfswaUNet
+from training import losses
+from training.checkpoint import Average
+from training.data.batches import seconds_of
+from training.optimizer import make_optimizer
+from training.parallel import pick_precision
+
+PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class Rehearsal:
+    """Model, optimizer, average and one batch. `step` may be called again and again."""
+
+    def __init__(self, config: DictConfig, *, checkpointing: bool | None = None) -> None:
+        shape, settings = PRESETS[config.model.preset], config.training
+        cuda = settings.accelerator != "cpu" and torch.cuda.is_available()
+        self.device, self.settings = torch.device("cuda" if cuda else "cpu"), settings
+        self.dtype = PRECISIONS[pick_precision(settings.precision)]
+        self.seconds = seconds_of(config.data)  # of an example
+        wanted = config.model.checkpointing if checkpointing is None else checkpointing
+        self.model = TfswaUNet(shape, checkpointing=wanted).to(self.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(self.model, settings)
+        self.average = Average(self.model, settings.ema_decay)
+        size = (
+            settings.batch_size,
+            len(shape.stems),
+            shape.channels,
+            round(self.seconds * shape.sample_rate),
+        )
+        self.stems = 0.1 * torch.randn(size, device=self.device)
+        self.mixture = self.stems.sum(dim=1)
+        self.known = torch.ones(size[:2], device=self.device)
+
+    def loss(self) -> Tensor:
+        """The forward pass."""
+        mixed = self.dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype) if mixed else nullcontext():
+            spectrum = self.model(stft(self.mixture))
+        total, _ = losses.weigh_terms(
+            spectrum, self.mixture, self.stems, self.known, weights=self.settings.loss
+        )
+        return total
+
+    def step(self) -> None:
+        """Forward, backward, clipping, the optimizer, the average."""
+        self.model.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.loss())
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.optimizer.step()
+        self.average.update(self.model, 0)
+
+
+def rehearse(config: DictConfig, *, checkpointing: bool | None = None) -> Any:
+    """Two steps: only the second has the optimizer's state beside its activations from the start."""
+    rehearsal = Rehearsal(config, checkpointing=checkpointing)
+    rehearsal.step()
+    rehearsal.step()
+    return rehearsal
