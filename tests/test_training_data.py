@@ -75,7 +75,7 @@ def test_musdb_is_found_and_decoded(tmp_path: Path, is_wav: bool) -> None:
     assert samples.shape[1:] == (4, 2) and samples.dtype == np.int16
     for i in range(4):
         assert pitch(samples[:, i]) == pytest.approx(200 * 2**i, abs=3)
-        assert np.abs(samples[RATE // 4 : RATE // 2, i]).max() == pytest.approx(3277, rel=0.03)
+        assert np.abs(samples[RATE // 4 : RATE // 2, i]).max() == pytest.approx(3277, rel=0.05)  # AAC
     with pytest.raises(InputError, match="has no folder train"):
         musdb.find_tracks(tmp_path / "train", "train", is_wav=is_wav)
 

@@ -1,4 +1,4 @@
-"""What the attentions look at: `python -m training.attention_maps MODEL.safetensors SONG --at 42.5 --out maps.png`.
+"""What the attentions look at: `python -m training.attention_maps MODEL SONG --at 42.5 --out maps.png`.
 
 For one frame of a song, the weights of the last block that has all three attentions, averaged over heads:
 
@@ -37,8 +37,8 @@ SECONDS = 5.9  # of song around the moment
 def attention_weights(network: TfswaUNet, spectrum: Tensor, frame: float) -> dict[str, Tensor]:
     """{"TSA": (f, t), "FSA": (f, f), "SW-MSA": (f, t)} of the last block with attentions.
 
-    spectrum (1, 2c, bins, t) of the song, frame: the moment as a share of its length, 0 to 1. Rows of TSA and FSA
-    sum to one; of SW-MSA every window's part does, once for each of the frame's positions in it.
+    spectrum (1, 2c, bins, t) of the song, frame: the moment as a share of its length, 0 to 1. Rows of TSA and
+    FSA sum to one; of SW-MSA every window's part does, once for each of the frame's positions in it.
     Raises ValueError for a network without attentions.
     """
     found: dict[str, Tensor] = {}
@@ -86,7 +86,7 @@ def _softmax(q: Tensor, k: Tensor, bias: Tensor | float = 0.0) -> Tensor:
 
 
 def _window_weights(module: ShiftedWindowAttention, x: Tensor, at: int) -> Tensor:
-    """(f, t): what the positions of frame `at` look at, each within its own window; see the module's forward."""
+    """(f, t): what the positions of frame `at` look at, each within its own window."""
     _, f, t, _ = x.shape
     (wf, wt), (sf, st), h = module.window, module.shift, module.heads
     rolled = torch.roll(x, (-sf, -st), dims=(1, 2))
@@ -104,10 +104,11 @@ def _window_weights(module: ShiftedWindowAttention, x: Tensor, at: int) -> Tenso
 
 
 def draw(spectrum: Tensor, weights: dict[str, Tensor], frame: float) -> Image.Image:
-    """The panels, one under the other; low frequencies are at the bottom."""
+    """The panels, one under the other, each from its least (black) to its most; low frequencies at the bottom."""
     level = 10 * torch.log10(spectrum[0].square().sum(dim=0) + 1e-10)
     panels = {"mixture": ((level - level.max()) / 80 + 1).clamp(0, 1)} | {
-        name: (value / value.max()).sqrt() for name, value in weights.items()
+        name: (value - value.min()) / (value.max() - value.min()).clamp(min=1e-12)
+        for name, value in weights.items()
     }
     width, height = PANEL
     picture = Image.new("RGB", (width, (height + 18) * len(panels)), "white")
@@ -137,7 +138,9 @@ def read_around(song: Path, at: float, network: TfswaUNet) -> tuple[Tensor, floa
         samples = np.concatenate(list(reader.blocks(config.sample_rate, config.channels)), axis=1)
     moment, half = round(at * config.sample_rate), round(SECONDS / 2 * config.sample_rate)
     if not 0 <= moment < samples.shape[1]:
-        raise InputError(f"{song} has no second {at:g}: it is {samples.shape[1] / config.sample_rate:.1f} s long")
+        raise InputError(
+            f"{song} has no second {at:g}: it is {samples.shape[1] / config.sample_rate:.1f} s long"
+        )
     start = max(min(moment - half, samples.shape[1] - 2 * half), 0)
     part = torch.from_numpy(np.ascontiguousarray(samples[:, start : start + 2 * half]))
     return stft(part[None], n_fft=config.n_fft, hop=config.hop), (moment - start) / part.shape[1]

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tfswa_sep.report import machine
 from training.configuration import run_command
-from training.rehearsal import Rehearsal
+from training.rehearsal import NoNumbers, Rehearsal
 
 STEPS = 5  # timed, after one that is not
 PEAKS = {  # dense bf16 FLOPs a second, from Nvidia's data sheets
@@ -35,7 +35,7 @@ def training_flops(config: DictConfig) -> int:
     """Of one batch, forward and backward; no number is computed."""
     counter = FlopCounterMode(display=False)
     # Attention is counted where it is spelt out as matrix products: the CPU's fused kernel is not.
-    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), counter:
+    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), NoNumbers(), counter:
         torch.autograd.backward(Rehearsal(config, checkpointing=False).loss())
     return int(counter.get_total_flops())
 

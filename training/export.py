@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from tfswa_sep.backends.metadata import FORMAT, KEY
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import TfswaUNet
+from training.checkpoint import read
 
 TOLERANCE = 1e-4  # of the largest output, between torch and ONNX Runtime in float32
 LICENSE = "GPL-3.0-or-later"
@@ -32,19 +33,19 @@ LICENSE = "GPL-3.0-or-later"
 
 def load_checkpoint(path: Path) -> tuple[TfswaUNet, dict[str, Any]]:
     """The averaged network of a training checkpoint, and the checkpoint itself."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read(path)
     network = TfswaUNet(ModelConfig.from_json(checkpoint["shape"])).eval()
     network.load_state_dict(checkpoint["average"])
     return network, checkpoint
 
 
-def metadata(config: ModelConfig, *, name: str) -> dict[str, Any]:
+def metadata(config: ModelConfig, *, name: str, license_name: str = LICENSE) -> dict[str, Any]:
     """What travels in the file: see tfswa_sep/backends/metadata.py."""
     return {
         "format": FORMAT,
         "name": name,
         "architecture": "tfswa-unet",
-        "license": LICENSE,
+        "license": license_name,
         "config": config.to_json(),
         "stems": list(config.stems),
         "sample_rate": config.sample_rate,
@@ -56,7 +57,7 @@ def metadata(config: ModelConfig, *, name: str) -> dict[str, Any]:
     }
 
 
-def export_onnx(network: TfswaUNet, path: Path, *, name: str) -> float:
+def export_onnx(network: TfswaUNet, path: Path, *, name: str, license_name: str = LICENSE) -> float:
     """Write the graph with float32 weights, and return its largest relative difference from torch.
 
     Raises ValueError where the two differ by more than TOLERANCE.
@@ -80,7 +81,7 @@ def export_onnx(network: TfswaUNet, path: Path, *, name: str) -> float:
         graph = onnx.load(raw)
     del graph.metadata_props[:]
     entry = graph.metadata_props.add()
-    entry.key, entry.value = KEY, json.dumps(metadata(config, name=name))
+    entry.key, entry.value = KEY, json.dumps(metadata(config, name=name, license_name=license_name))
     for node in graph.graph.node:  # the exporter leaves source paths of this machine in every node
         del node.metadata_props[:]
         node.doc_string = ""
@@ -103,14 +104,15 @@ def compare(network: TfswaUNet, path: Path, example: torch.Tensor) -> float:
     return difference
 
 
-def export_safetensors(network: TfswaUNet, path: Path, *, name: str) -> None:
+def export_safetensors(network: TfswaUNet, path: Path, *, name: str, license_name: str = LICENSE) -> None:
     """Write the weights in float16; counters and the tables that the network makes itself stay out."""
     state = {
         key: value.half() if value.is_floating_point() else value
         for key, value in network.state_dict().items()
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(state, temporary, metadata={KEY: json.dumps(metadata(network.config, name=name))})
+    told = metadata(network.config, name=name, license_name=license_name)
+    save_file(state, temporary, metadata={KEY: json.dumps(told)})
     temporary.chmod(0o644)  # safetensors keeps its files to the owner
     os.replace(temporary, path)
 

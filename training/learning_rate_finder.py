@@ -1,4 +1,4 @@
-"""Find a learning rate: `python -m training.learning_rate_finder data=... [key=value ...]`, as for training.train.
+"""Find a learning rate: `python -m training.learning_rate_finder` with the words for training.train.
 
 The rate grows step by step from a very small one until the loss explodes; where the smoothed loss falls
 steepest is a good one to train with (Smith, arXiv:1506.01186, section 3.3). Nothing is saved.
@@ -64,7 +64,7 @@ def has_exploded(smoothed: list[float]) -> bool:
 
 
 def suggest(rates: list[float], losses: list[float]) -> float:
-    """The rate at which the smoothed loss falls steepest against the rate's logarithm, before its lowest point.
+    """The rate at which the smoothed loss falls steepest, by the rate's logarithm, before its lowest point.
 
     Raises ValueError where the loss never falls.
     """

@@ -17,14 +17,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from training.configuration import run_command
-from training.rehearsal import rehearse
+from training.rehearsal import NoNumbers, rehearse
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(NoNumbers):
     """Counts the bytes of all tensors that are alive, and remembers the highest count."""
 
     def __init__(self) -> None:
@@ -36,7 +35,7 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation, and count what it makes; views share the storage of what they look at."""
-        result = func(*args, **(kwargs or {}))
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self._count(value.untyped_storage())
