@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 image = pytest.importorskip("PIL.Image")
 pytest.importorskip("onnxscript")
 
+from torch import Tensor  # noqa: E402
+
 from tfswa_sep.model.attention import FrequencyAttention, ShiftedWindowAttention, TimeAttention  # noqa: E402
 from tfswa_sep.model.config import Band, ModelConfig  # noqa: E402
 from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
@@ -43,7 +45,7 @@ def test_weights_are_those_of_the_attention(kind: str) -> None:
         module.project.weight.copy_(torch.eye(dim))
         module.project.bias.zero_()
     x = torch.randn(1, f, t, dim)
-    found: dict[str, torch.Tensor] = {}
+    found: dict[str, Tensor] = {}
     module.register_forward_hook(attention_maps._keeper(found, (at + 0.5) / t))
     with torch.inference_mode():
         output = module(x)[0, :, at]  # (f, d)

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("hydra")
 
-from torch import Tensor  # noqa: E402
+from torch import Generator, Tensor  # noqa: E402
 
 from tfswa_sep.errors import UsageError  # noqa: E402
 from training.configuration import load_config  # noqa: E402
@@ -19,12 +19,12 @@ from training.data.augment import Augmentation  # noqa: E402
 RATE = 44_100
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int = 0) -> Generator:
+    return Generator().manual_seed(seed)
 
 
 def noise(b: int = 6, s: int = 3, n: int = 4096) -> Tensor:
-    return torch.randn(b, s, 2, n, generator=seeded(1)) * 0.1
+    return 0.1 * Tensor(torch.randn(b, s, 2, n, generator=seeded(1)))
 
 
 def config(*overrides: str) -> SimpleNamespace:
@@ -137,9 +137,8 @@ def tones() -> Tensor:
     """(2, 2, 2, n): 440 and 1000 Hz, in two examples."""
     pytest.importorskip("torchaudio", exc_type=ImportError)
     t = torch.arange(2 * RATE) / RATE
-    return torch.stack([torch.sin(2 * torch.pi * f * t) for f in (440.0, 1000.0)])[None, :, None].repeat(
-        2, 1, 2, 1
-    )
+    waves: Tensor = torch.stack([torch.sin(2 * torch.pi * f * t) for f in (440.0, 1000.0)])
+    return waves[None, :, None].repeat(2, 1, 2, 1)
 
 
 @pytest.mark.torchaudio
@@ -183,7 +182,8 @@ def test_spec_augment_silences_a_band_and_a_stretch_of_all_stems() -> None:
     for before, after in zip(x, y, strict=True):
         ratio = spectrum(after).mean(dim=2) / spectrum(before).mean(dim=2)  # (s * c, f)
         bands, frames = ratio < 0.05, spectrum(after).mean(dim=1) / spectrum(before).mean(dim=1) < 0.05
-        assert (bands == bands[0]).all() and (frames == frames[0]).all()
+        # the same of all stems and channels, but for what the windows smear at the edges
+        assert (bands ^ bands[0]).sum(dim=1).max() <= 2 and (frames ^ frames[0]).sum(dim=1).max() <= 4
         assert bands[0].any() or frames[0].any()
         assert bands[0].sum() < 200 and frames[0].sum() < 40
     assert torch.equal(augment.spec_augment(x, p=0.0, bins=200, frames=40, generator=seeded()), x)

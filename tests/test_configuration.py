@@ -10,7 +10,6 @@ pytest.importorskip("torch")
 pytest.importorskip("hydra")
 
 from tfswa_sep.errors import UsageError
-from training import configuration
 from training.configuration import CONFIGS, load_config, run_command
 
 POOLS = "data.pools=x"
@@ -59,7 +58,7 @@ def test_an_error_is_one_line_and_a_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(configuration.sys, "argv", ["train", *words])
+        monkeypatch.setattr("sys.argv", ["train", *words])
 
         def fail(config: object) -> None:
             raise ValueError("too short")

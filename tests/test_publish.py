@@ -202,7 +202,7 @@ def test_a_checkpoint_goes_to_the_hub_and_comes_back(hub: str, checkpoint: Path,
         program = PUBLISH_AND_FETCH.format(entry=str(tmp_path / "out/models.toml"))
         return subprocess.run(
             [sys.executable, "-c", program, *words],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900,
         )  # fmt: skip
 
     refused = run("hf_wrong")

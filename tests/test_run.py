@@ -93,10 +93,11 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_fp16_scales_clips_and_skips(songs: Path, tmp_path: Path, tiny: None) -> None:
-    exact = run_of(songs, tmp_path / "32")
+    plain = "augment@data.augment=none"
+    exact = run_of(songs, tmp_path / "32", plain)
     batch = next(exact.batches())
     wanted = exact.step(batch)
-    half = run_of(songs, tmp_path / "16", "training.precision=16-mixed")
+    half = run_of(songs, tmp_path / "16", plain, "training.precision=16-mixed")
     scaler = half.fabric.strategy.precision.scaler  # type: ignore[attr-defined]
     scaler.scale(torch.zeros(()))  # makes its state
     scaler.update(1e30)
@@ -112,7 +113,7 @@ def test_fp16_scales_clips_and_skips(songs: Path, tmp_path: Path, tiny: None) ->
     assert found["gradient_norm"] == pytest.approx(wanted["gradient_norm"], rel=0.05)
     assert found["loss"] == pytest.approx(wanted["loss"], rel=0.01)
     half.save({}, best=False)
-    again = run_of(songs, tmp_path / "16", "training.precision=16-mixed")
+    again = run_of(songs, tmp_path / "16", plain, "training.precision=16-mixed")
     assert again.fabric.strategy.precision.scaler.get_scale() == 1024.0  # type: ignore[attr-defined]
 
 
@@ -206,16 +207,14 @@ def test_hidden_patches_alone_are_predicted(songs: Path, tmp_path: Path, tiny: N
     for batch in run.batches():
         numbers = run.step(batch)
     assert math.isfinite(numbers["loss"])
-    assert same(
-        heads, {k: v for k, v in run.model.heads.state_dict().items() if k in heads and "num" not in k}
-    )
+    assert same(heads, run.model.heads.state_dict())
     assert not torch.equal(before["stem.frequency"], weights(run)["stem.frequency"])
     run.save({}, best=False)
     after = run_of(songs, tmp_path / "after", f"training.warm_start={tmp_path / 'last.ckpt'}")
     assert torch.equal(after.model.state_dict()["stem.frequency"], run.average.state["stem.frequency"])
     hidden = hide(torch.zeros(2, 8, 1024, 64), generator=torch.Generator().manual_seed(0))
     assert 0.3 < hidden.float().mean() < 0.5
-    patches = hidden.float().unflatten(2, (32, 32)).unflatten(4, (4, 16))
+    patches = hidden.float().view(2, 1, 32, 32, 4, 16)
     assert set(patches.mean(dim=(3, 5)).flatten().tolist()) == {0.0, 1.0}
     assert isinstance(run.trained, MaskedSpectrogram)
 
@@ -244,7 +243,7 @@ def test_magnitude_loss_by_hand() -> None:
     silent = torch.zeros_like(target, requires_grad=True)
     loss = losses.multi_resolution_magnitude(silent, torch.zeros_like(target), known, n_ffts=[512])
     loss.backward()  # type: ignore[no-untyped-call]
-    assert float(loss) == 0 and silent.grad is not None and torch.isfinite(silent.grad).all()
+    assert float(loss.detach()) == 0 and silent.grad is not None and torch.isfinite(silent.grad).all()
 
 
 def test_consistency_loss_by_hand() -> None:

@@ -466,7 +466,8 @@ def song_stems(*, vocals: bool = True) -> Tensor:
     """(s, c, n): one second of four stems, the same tone at the same level; vocals come in at the middle."""
     tone = 0.2 * torch.sin(2 * math.pi * 440 * torch.arange(RATE) / RATE)
     late = tone * (torch.arange(RATE) >= RATE // 2) * vocals
-    return torch.stack([late, tone, tone, tone])[:, None].expand(-1, 2, -1)
+    stems: Tensor = torch.stack([late, tone, tone, tone])[:, None].expand(-1, 2, -1)
+    return stems
 
 
 def validation(*songs: Tensor, matrix: Tensor | None = None) -> validate.Validation:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 pytest.importorskip("hydra")
 
+from torch import Tensor  # noqa: E402
+
 from tfswa_sep.errors import InputError, UsageError  # noqa: E402
 from training.configuration import load_config  # noqa: E402
 from training.data import cache, folder, musdb  # noqa: E402
@@ -180,7 +182,7 @@ def test_a_batch_is_the_same_for_any_workers_and_processes(tmp_path: Path) -> No
     samples = np.random.default_rng(0).integers(-9000, 9000, (3 * RATE, 2, 2)).astype(np.int16)
     chunks = SongChunks([cached(tmp_path, samples)], seconds=0.1, seed=5)
 
-    def batches(first: int, count: int, workers: int, start: int = 0) -> list[torch.Tensor]:
+    def batches(first: int, count: int, workers: int, start: int = 0) -> list[Tensor]:
         steps = range(start, 3)
         return [b[0] for b in load_batches(chunks, steps, count=count, first=first, workers=workers)]
 

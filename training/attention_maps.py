@@ -82,7 +82,8 @@ def _queries_and_keys(module: TimeAttention | FrequencyAttention, x: Tensor) -> 
 
 
 def _softmax(q: Tensor, k: Tensor, bias: Tensor | float = 0.0) -> Tensor:
-    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias).softmax(dim=-1)
+    weights: Tensor = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias).softmax(dim=-1)
+    return weights
 
 
 def _window_weights(module: ShiftedWindowAttention, x: Tensor, at: int) -> Tensor:
@@ -104,7 +105,7 @@ def _window_weights(module: ShiftedWindowAttention, x: Tensor, at: int) -> Tenso
 
 
 def draw(spectrum: Tensor, weights: dict[str, Tensor], frame: float) -> Image.Image:
-    """The panels, one under the other, each from its least (black) to its most; low frequencies at the bottom."""
+    """The panels, each from its least (black) to its most; low frequencies are at the bottom."""
     level = 10 * torch.log10(spectrum[0].square().sum(dim=0) + 1e-10)
     panels = {"mixture": ((level - level.max()) / 80 + 1).clamp(0, 1)} | {
         name: (value - value.min()) / (value.max() - value.min()).clamp(min=1e-12)

@@ -6,7 +6,7 @@ Axis letters: see `tfswa_sep.model.config`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,13 @@ from tfswa_sep.model.transform import N_FFT, istft, stft
 
 
 def weigh_terms(
-    spectrum: Tensor, mixture: Tensor, stems: Tensor, known: Tensor, *, weights: Any
+    spectrum: Tensor,
+    mixture: Tensor,
+    stems: Tensor,
+    known: Tensor,
+    *,
+    weights: Any,
+    inverse: Callable[..., Tensor] = istft,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum, and its terms by name; a term that weighs nothing is not computed.
 
@@ -30,7 +36,7 @@ def weigh_terms(
             wanted = stft(stems.flatten(0, 1)).view(spectrum.shape)
         terms["stft"], terms["sdr"] = spectral_terms(spectrum, wanted, known, mixture=stft(mixture))
     else:
-        estimate = istft(spectrum, length=mixture.shape[-1])
+        estimate = inverse(spectrum, length=mixture.shape[-1])
         n_ffts = list(weights.n_ffts)
         if weights.get("waveform"):
             terms["waveform"] = waveform_l1(estimate, stems, known)

@@ -23,11 +23,11 @@ from training.configuration import run_command
 from training.rehearsal import NoNumbers, rehearse
 
 
-class LiveBytes(NoNumbers):
+class LiveBytes(NoNumbers):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that are alive, and remembers the highest count."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live, self.peak = 0, 0
         self._seen: set[int] = set()
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision, Precision
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -31,9 +31,9 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         count = x.numel() // x.shape[1] * distributed.get_world_size()
-        mean: Tensor = all_reduce(x.mean(dim=(0, 2, 3))) / distributed.get_world_size()
+        mean: Tensor = _mean_of_all(x.mean(dim=(0, 2, 3)))
         centred = x - mean[:, None, None]
-        variance: Tensor = all_reduce(centred.square().mean(dim=(0, 2, 3))) / distributed.get_world_size()
+        variance: Tensor = _mean_of_all(centred.square().mean(dim=(0, 2, 3)))
         with torch.no_grad():
             share = self.momentum or 0.0
             self.running_mean.lerp_(mean, share)  # type: ignore[union-attr]
@@ -41,6 +41,10 @@ class SyncedBatchNorm(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+def _mean_of_all(x: Tensor) -> Tensor:
+    return all_reduce(x) / distributed.get_world_size()  # type: ignore[no-any-return,no-untyped-call]
 
 
 def pick_precision(wanted: str) -> str:
@@ -83,7 +87,7 @@ def synchronise_norms(model: nn.Module, fabric: Fabric) -> nn.Module:
     if fabric.world_size == 1:
         return model
     if fabric.device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:

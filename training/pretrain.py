@@ -39,7 +39,8 @@ class MaskedSpectrogram(nn.Module):
         with torch.autocast(mixture.device.type, enabled=False):
             found = self.head(trunk.float())
         error = (found - features).abs() * hidden
-        return error.sum() / (hidden.sum() * features.shape[1]).clamp(min=1)
+        loss: Tensor = error.sum() / (hidden.sum() * features.shape[1]).clamp(min=1)
+        return loss
 
 
 def hide(features: Tensor, *, generator: torch.Generator) -> Tensor:

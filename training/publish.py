@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,23 +137,14 @@ Data: {data}. {checkpoint["step"]} steps{f" ({recipe})" if recipe else ""}. File
 """
 
 
-def push(folder: Path, repo: str, names: list[str], *, private: bool) -> str:
-    """Upload files of a folder to a Hugging Face repository, made if it is not there; returns the commit.
-
-    Raises ModelError for what the server refuses.
-    """
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+@contextmanager
+def told_plainly(repo: str) -> Iterator[None]:
+    """Turns what the server or the network says against an upload into a ModelError."""
     try:
-        api.create_repo(repo, private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            allow_patterns=names,
-            commit_message=f"Publish {', '.join(names)}",
-        )
+        yield
     except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"cannot upload to {repo}: {error} (is HF_TOKEN set?)") from error
-    return str(done.oid)
+        words = " ".join(str(error).split())
+        raise ModelError(f"cannot upload to {repo}: {words} (is HF_TOKEN set, and may it write?)") from error
 
 
 def publish(options: argparse.Namespace, *, command: str) -> None:
@@ -167,6 +159,9 @@ def publish(options: argparse.Namespace, *, command: str) -> None:
         "data": options.data,
         "scores": scores,
     }
+    if options.repo:  # before the work, so that a wrong token is told at once
+        with told_plainly(options.repo):
+            HfApi().create_repo(options.repo, private=options.private, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     # Both files carry the same numbers: what float16 cannot hold is rounded before either is written.
     network.load_state_dict({k: v.half().to(v.dtype) for k, v in network.state_dict().items()})
@@ -179,7 +174,10 @@ def publish(options: argparse.Namespace, *, command: str) -> None:
     where = {backend: path.name for backend, path in paths.items()}
     if options.repo:
         names = [*where.values(), "README.md"]
-        commit = push(out, options.repo, names, private=options.private)
+        with told_plainly(options.repo):
+            commit = str(
+                HfApi().upload_folder(repo_id=options.repo, folder_path=out, allow_patterns=names).oid
+            )
         where = {backend: f"hf://{options.repo}@{commit}/{file}" for backend, file in where.items()}
         print(f"https://huggingface.co/{options.repo}/tree/{commit}")
     files = {backend: (place, paths[backend]) for backend, place in where.items()}

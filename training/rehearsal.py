@@ -6,13 +6,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from einops import rearrange
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tfswa_sep.model.config import PRESETS
-from tfswa_sep.model.transform import stft
+from tfswa_sep.model.transform import HOP, N_FFT, istft, stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import losses
 from training.checkpoint import Average
@@ -23,16 +24,30 @@ from training.parallel import pick_precision
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-class NoNumbers(TorchDispatchMode):
-    """Lets tensors without numbers pass where torch asks for one: istft looks for zeros, Adam at its step."""
+class NoNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lets tensors without numbers pass where torch asks for one: Adam looks at its step."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation, or answer for it."""
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return False if args[0].dtype == torch.bool else 1.0
+        if isinstance(args[0] if args else None, FakeTensor):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return False if args[0].dtype == torch.bool else 1.0
+            if func is torch.ops.aten.equal.default:
+                return True
         return func(*args, **(kwargs or {}))
+
+
+def overlap_add(spectrum: Tensor, *, length: int) -> Tensor:
+    """What istft costs, which refuses tensors without numbers. (b, s, 2c, f, t) -> (b, s, c, n)"""
+    parts = rearrange(spectrum, "b s (c two) f t -> (b s c) f t two", two=2).contiguous()
+    window = torch.hann_window(N_FFT, device=spectrum.device)[:, None]
+    frames = torch.fft.irfft(torch.view_as_complex(parts), dim=1) * window
+    padded = (1, (frames.shape[2] - 1) * HOP + N_FFT)
+    waves = nn.functional.fold(frames, padded, (1, N_FFT), stride=(1, HOP))[:, 0, 0, N_FFT // 2 :][:, :length]
+    envelope = torch.ones_like(waves[:1])
+    return (waves / envelope).view(*spectrum.shape[:2], -1, length)
 
 
 class Rehearsal:
@@ -45,8 +60,11 @@ class Rehearsal:
         self.dtype = PRECISIONS[pick_precision(settings.precision)]
         self.seconds = seconds_of(config.data)  # of an example
         wanted = config.model.checkpointing if checkpointing is None else checkpointing
-        self.model = TfswaUNet(shape, checkpointing=wanted).to(self.device)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with self.device:
+            self.model = TfswaUNet(shape, checkpointing=wanted)
+        for weight in self.model.parameters():  # Module.to cannot swap tensors without numbers
+            if weight.ndim == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, settings)
         self.average = Average(self.model, settings.ema_decay)
         size = (
@@ -64,8 +82,9 @@ class Rehearsal:
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype) if mixed else nullcontext():
             spectrum = self.model(stft(self.mixture))
+        inverse = overlap_add if isinstance(spectrum, FakeTensor) else istft
         total, _ = losses.weigh_terms(
-            spectrum, self.mixture, self.stems, self.known, weights=self.settings.loss
+            spectrum, self.mixture, self.stems, self.known, weights=self.settings.loss, inverse=inverse
         )
         return total
 

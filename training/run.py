@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from tfswa_sep.model.config import PRESETS
 from tfswa_sep.model.transform import stft
@@ -53,7 +53,7 @@ class Run:
         self.masked = settings.objective == "masked"
         if settings.objective not in ("separate", "masked"):
             raise ValueError(f"unknown training.objective {settings.objective!r}: choose separate or masked")
-        trained = MaskedSpectrogram(self.model) if self.masked else self.model
+        trained: nn.Module = MaskedSpectrogram(self.model) if self.masked else self.model
         trained = synchronise_norms(trained, self.fabric)
         self.wrapped, self.optimizer = self.fabric.setup(trained, make_optimizer(trained, settings))
         self.trained = self.wrapped.module
@@ -107,7 +107,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.trained.zero_grad(set_to_none=True)
-        parts = list(zip(*(tensor.split(settings.batch_size) for tensor in batch), strict=True))
+        parts = list(zip(*(torch.split(tensor, settings.batch_size) for tensor in batch), strict=True))
         for i, part in enumerate(parts):
             with self.fabric.no_backward_sync(self.wrapped, enabled=i + 1 < len(parts)):
                 loss, terms = self._loss(part, generator=self._generator(i))
@@ -118,8 +118,8 @@ class Run:
             self.wrapped, self.optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
         )
         assert norm is not None  # max_norm was given
-        totals = {name: self.fabric.all_reduce(value, reduce_op="mean") for name, value in totals.items()}
-        numbers = {name: float(value) for name, value in (totals | {"gradient_norm": norm}).items()}
+        means: Any = self.fabric.all_reduce(totals, reduce_op="mean")
+        numbers = {name: float(value) for name, value in {**means, "gradient_norm": norm}.items()}
         # fp16's scaler must see infinite gradients too: it skips the step itself, and scales less.
         if math.isfinite(numbers["gradient_norm"]) or getattr(self.fabric.strategy.precision, "scaler", None):
             self.optimizer.step()

@@ -7,6 +7,7 @@ SpecAugment are torchaudio's, which has to be installed where their probability 
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from training.data.batches import Batch
 from training.data.tracks import SAMPLE_RATE
 
 N_FFT, HOP = 2048, 512  # of the time stretch, samples
-STRETCH_STEPS, SEMITONE_STEPS = 8, 4  # torchaudio filters for one ratio at a time, and keeps its filters
+STRETCH_STEPS, PITCH_STEPS = 8, 8  # ratios to each side: one a batch is drawn
 
 
 class Augmentation:
@@ -131,35 +132,43 @@ def stretch_time(x: Tensor, *, p: float, most: float, generator: torch.Generator
 
     All stems of an example alike. What becomes shorter ends in silence.
     """
-
-    def change(waves: Tensor, ratio: float) -> Tensor:
-        from torchaudio.functional import phase_vocoder
-
-        n, window = waves.shape[-1], torch.hann_window(N_FFT, device=waves.device)
-        spectrum = torch.stft(waves.flatten(0, 2), N_FFT, HOP, window=window, return_complex=True)
-        advance = torch.linspace(0, torch.pi * HOP, N_FFT // 2 + 1, device=waves.device)[:, None]
-        spectrum = phase_vocoder(spectrum, ratio, advance)
-        length = round(n / ratio)
-        found = torch.istft(spectrum, N_FFT, HOP, window=window, length=length)[:, :n]
-        return torch.nn.functional.pad(found, (0, n - found.shape[1])).view(waves.shape)
-
-    ratio = 1 + most * _step(STRETCH_STEPS, generator)
-    return _on_some(x, lambda waves: change(waves, ratio), p=p, generator=generator)
+    speed = 1 + most * _step(STRETCH_STEPS, generator)
+    return _on_some(x, lambda waves: _fit(_vocode(waves, speed), x.shape[-1]), p=p, generator=generator)
 
 
 def shift_pitch(x: Tensor, *, p: float, semitones: float, generator: torch.Generator) -> Tensor:
-    """Higher or lower by up to `semitones`, all stems of an example alike. x (b, s, c, n)"""
+    """Higher or lower by up to `semitones`, all stems of an example alike. x (b, s, c, n)
+
+    Stretched, then resampled by a ratio of small numbers, a few cents beside the tempered one: torchaudio's
+    own pitch_shift resamples between rates that may share no factor, with filters of gigabytes.
+    """
 
     def change(waves: Tensor) -> Tensor:
-        from torchaudio.functional import pitch_shift
+        from torchaudio.functional import resample
 
-        shifted: Tensor = pitch_shift(
-            waves, SAMPLE_RATE, round(steps), bins_per_octave=12 * SEMITONE_STEPS, n_fft=N_FFT
-        )
-        return shifted
+        longer = _vocode(waves, 1 / float(ratio))
+        return _fit(resample(longer, ratio.numerator, ratio.denominator), waves.shape[-1])
 
-    steps = semitones * SEMITONE_STEPS * _step(round(semitones * SEMITONE_STEPS) or 1, generator)
-    return _on_some(x, change, p=p if round(steps) else 0.0, generator=generator)
+    step = _step(PITCH_STEPS, generator)
+    ratio = Fraction(2 ** (semitones * step / 12)).limit_denominator(16)
+    return _on_some(x, change, p=p if ratio != 1 else 0.0, generator=generator)
+
+
+def _vocode(x: Tensor, speed: float) -> Tensor:
+    """(..., n) -> (..., n / speed), at the same pitch"""
+    from torchaudio.functional import phase_vocoder
+
+    window = torch.hann_window(N_FFT, device=x.device)
+    spectrum = torch.stft(x.flatten(0, -2), N_FFT, HOP, window=window, return_complex=True)
+    advance = torch.linspace(0, torch.pi * HOP, N_FFT // 2 + 1, device=x.device)[:, None]
+    length = round(x.shape[-1] / speed)
+    found = torch.istft(phase_vocoder(spectrum, speed, advance), N_FFT, HOP, window=window, length=length)
+    return found.view(*x.shape[:-1], length)
+
+
+def _fit(x: Tensor, n: int) -> Tensor:
+    """The first `n` samples, silence where there are fewer."""
+    return torch.nn.functional.pad(x[..., :n], (0, max(n - x.shape[-1], 0)))
 
 
 def spec_augment(x: Tensor, *, p: float, bins: int, frames: int, generator: torch.Generator) -> Tensor:
@@ -199,7 +208,8 @@ def _on_some(
     if not chosen.any():
         return x
     indices = chosen.nonzero()[:, 0].to(x.device)
-    return x.index_copy(0, indices, change(x[indices]))
+    changed: Tensor = x.index_copy(0, indices, change(x[indices]))
+    return changed
 
 
 def lowpass(batch: Batch, highest: float) -> Batch:

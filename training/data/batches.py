@@ -89,7 +89,7 @@ def open_data(config: DictConfig, targets: tuple[str, ...], *, seed: int) -> Tra
 
     Raises InputError for songs that are not there or cannot be read, UsageError for an unknown target.
     """
-    kind = config.get("kind", "open")
+    kind, stems = config.get("kind", "open"), tuple[str, ...]()
     if kind == "open":
         settings = MixSettings(**cast(dict[str, Any], OmegaConf.to_container(config.mix)))
         pools, stems = Path(config.pools), STEMS

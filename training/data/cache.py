@@ -115,7 +115,8 @@ def _activity(samples: NDArray[np.int16]) -> NDArray[np.bool_]:
     starts = range(0, max(len(samples), 1), ACTIVITY_BLOCK)
     blocks = [samples[start : start + ACTIVITY_BLOCK].astype(np.float32) / 32_768 for start in starts]
     powers = np.array([np.square(block).sum(axis=(0, 2)) / max(2 * len(block), 1) for block in blocks])
-    return np.sqrt(powers) > SILENT
+    active: NDArray[np.bool_] = np.sqrt(powers) > SILENT
+    return active
 
 
 def _sha256(path: Path) -> str:
