@@ -32,7 +32,7 @@ lint: .venv-dev/.done
 	.venv-dev/bin/mypy
 
 test-audio: .venv-audio/.done
-	.venv-audio/bin/python -m pytest -m torchaudio tests/test_torchaudio.py tests/test_augment.py
+	.venv-audio/bin/python -m pytest -m torchaudio tests/test_torchaudio.py tests/test_augment_batches.py
 
 dist: .venv-dev/.done
 	rm -rf dist
@@ -59,7 +59,7 @@ ffmpeg:
 .venv-dev/.done: pyproject.toml constraints/torch213.txt
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/python $(PIP) --upgrade "pip>=25.1"
-	.venv-dev/bin/python $(PIP) --constraint constraints/torch213.txt --group dev --editable ".[torch,eval,train]"
+	.venv-dev/bin/python $(PIP) --constraint constraints/torch213.txt --group dev --editable ".[torch,eval,tags,train]"
 	touch $@
 
 .venv-audio/.done: pyproject.toml constraints/torchaudio211.txt

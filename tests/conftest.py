@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class FakeBackend:
     channels: int = 2
     name: str = "fake"
     device: str = "cpu"
+    workers: int = 1
     edges: float | None = None
     calls: int = 0
     fail_at: int | None = None  # call that raises
@@ -90,10 +92,18 @@ def onnx_model(tmp_path: Path) -> Callable[..., Path]:
     onnx = pytest.importorskip("onnx")
 
     def build(*, metadata: str | None = "", frames: int | None = None, **changes: Any) -> Path:
+        config = {
+            "n_fft": 512,
+            "hop": 128,
+            "bands": [{"start": 0, "stop": 256, "stride": 1}],
+            "dims": [8],
+            "convs": [1],
+            "attentions": [0],
+        }
         fields: dict[str, Any] = {
-            "format": 1,
+            "format": 2,
             "architecture": "shares",
-            "config": {},
+            "config": config,
             "stems": list(STEMS),
             "sample_rate": 44_100,
             "channels": 2,
@@ -104,19 +114,19 @@ def onnx_model(tmp_path: Path) -> Callable[..., Path]:
             "name": "shares",
             "license": "MIT",
         } | changes
-        f, t = 257, frames or 8192 // 128 + 1
+        t = frames or 8192 // 128 + 1
         helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+        # A convolution of nothing but biases: for every stem the real and imaginary parts of two channels.
+        masks = np.zeros((len(SHARES), 2, 2))
+        masks[:, :, 0] = np.arctanh(SHARES)[:, None]
         graph = helper.make_graph(
-            [
-                helper.make_node("Unsqueeze", ["mixture", "axis"], ["repeated"]),
-                helper.make_node("Mul", ["repeated", "shares"], ["stems"]),
-            ],
+            [helper.make_node("Conv", ["features_0", "nothing", "shares"], ["masks_0"])],
             "shares",
-            [helper.make_tensor_value_info("mixture", float32, ["batch", 4, f, t])],
-            [helper.make_tensor_value_info("stems", float32, ["batch", 4, 4, f, t])],
+            [helper.make_tensor_value_info("features_0", float32, ["batch", 8, 256, t])],
+            [helper.make_tensor_value_info("masks_0", float32, ["batch", 16, 256, t])],
             [
-                helper.make_tensor("axis", onnx.TensorProto.INT64, [1], [1]),
-                helper.make_tensor("shares", float32, [1, 4, 1, 1, 1], list(SHARES)),
+                helper.make_tensor("nothing", float32, [16, 8, 1, 1], [0.0] * 128),
+                helper.make_tensor("shares", float32, [16], masks.flatten()),
             ],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -127,3 +137,45 @@ def onnx_model(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return build
+
+
+def write_pools(folder: Path) -> Path:
+    """Pools as training.data.build writes them: two seconds of coloured noise each, and one song."""
+    random = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+
+    def add(pool: str, name: str, audio: NDArray[np.float64], pieces: int, **extra: Any) -> None:
+        (folder / pool).mkdir(parents=True, exist_ok=True)
+        np.save(folder / pool / f"{name}.npy", (audio * 32_767).astype(np.int16))
+        edges = np.linspace(0, len(audio), pieces + 1).astype(int).tolist()
+        row = {
+            "pool": pool,
+            "source": name,
+            "minutes": len(audio) / 44_100 / 60,
+            "array": f"{pool}/{name}.npy",
+            "segments": list(itertools.pairwise(edges)),
+        }
+        rows.append({**row, **extra})
+
+    def noise(channels: int, seconds: float = 2.0) -> NDArray[np.float64]:
+        return random.uniform(-0.5, 0.5, (round(seconds * 44_100), channels))
+
+    for pool in ("drums", "bass", "other", "accompaniment"):
+        add(pool, "stereo", noise(2), 1)
+    add("vocals", "mono", noise(1), 1)
+    add("vocals", "takes", noise(2), 20)  # pieces of 0.1 s
+    moment = noise(2)  # stems of a song that are scaled copies show whether they are cut at one place
+    for stem, scale in zip(STEMS, (1.0, 0.5, 0.3, 0.2), strict=True):
+        add("song", f"a.{stem}", moment * scale, 1, song="a", stem=stem)
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "sample_rate": 44_100, "sources": rows}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pools(tmp_path_factory.mktemp("pools"))
+
+
+@pytest.fixture
+def own_pools(tmp_path: Path) -> Path:
+    return write_pools(tmp_path / "pools")

@@ -31,6 +31,7 @@ class SplitEvenly:
 
     name, device, stems = "onnx", "cpu", STEMS
     sample_rate, channels, segment_samples, margin_samples = 44_100, 2, 44_100, 4_410
+    workers = 1
 
     def __call__(
         self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
@@ -58,7 +59,9 @@ def write_song(path: Path, *, seconds: float = 0.5) -> Path:
 
 
 def files_in(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """All but the manifests."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json")
+    return {str(path.relative_to(folder)) for path in found}
 
 
 def python(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -80,7 +83,9 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert "typer" in loaded and not loaded.intersection(HEAVY)
 
 
-@pytest.mark.parametrize("command", ["", "separate", "models", "models list", "models path", "eval"])
+@pytest.mark.parametrize(
+    "command", ["", "separate", "models", "models list", "models pull", "models verify", "eval", "doctor"]
+)
 def test_help_fits_a_terminal(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*command.split(), "--help"]) == 0
     out, err = capsys.readouterr()
@@ -141,9 +146,11 @@ def test_it_says_what_ran_and_what_it_wrote(work: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr() == ("", "")
 
 
-def test_json_is_one_object(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_object_a_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["song.wav", "--stems", "vocals", "--json"]) == 0
-    (song,) = json.loads(capsys.readouterr().out)["songs"]
+    (line,) = capsys.readouterr().out.splitlines()
+    song = json.loads(line)
+    assert (song["song"], song["status"]) == ("song.wav", "done")
     assert song["files"] == {"vocals": "song/vocals.wav"} and song["seconds"] == 0.5
     assert (song["model"], song["backend"], song["device"]) == ("small", "onnx", "cpu")
     assert cli.run(["none.wav", "--json"]) == 3
@@ -157,9 +164,59 @@ def test_json_is_one_object(work: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_finished_stems_are_replaced_unless_forbidden(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(2):
-        assert cli.run(["song.wav"]) == 0
+    for words in (["song.wav"], ["song.wav", "--overwrite"], ["song.wav", "--stems", "vocals"]):
+        assert cli.run(words) == 0
     assert cli.run(["song.wav", "--no-overwrite"]) == OutputError.exit_code
+
+
+def test_finished_work_is_skipped_and_half_done_work_done_again(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stem, manifest = work / "song" / "bass.wav", work / "song" / ".song.tfswa-sep.json"
+
+    def status(*words: str) -> str:
+        assert cli.run(["song.wav", "--json", *words]) == 0
+        return str(json.loads(capsys.readouterr().out)["status"])
+
+    assert [status(), status(), status("--no-overwrite"), status("--overwrite")] == [
+        "done", "skipped", "skipped", "done",
+    ]  # fmt: skip
+    stem.write_bytes(b"half")
+    assert status() == "done" and len(stem.read_bytes()) > 1000
+    stem.unlink()
+    assert status() == "done" and stem.exists()
+    manifest.unlink()
+    assert status() == "done"
+    manifest.write_text("{")
+    assert status() == "done"
+    assert status("--bit-depth", "16") == "done"  # other options
+    write_song(work / "song.wav", seconds=0.6)
+    assert status() == "done"  # another song
+    assert cli.run(["song.wav"]) == 0
+    assert capsys.readouterr().out.startswith("song.wav was done before in the same way (--overwrite")
+
+
+def test_folders_are_walked_and_mirrored(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for song in ("in/a.wav", "in/deep/er/a.wav", "in/deep/.hidden.wav"):
+        write_song(work / song)
+    (work / "in" / "notes.txt").write_text("no song")
+    assert cli.run(["in", "--stems", "bass", "-o", "out", "-q"]) == 0
+    assert files_in(work / "out") == {"a/bass.wav"}
+    for _ in range(2):  # what lies in in/a and in/deep/er/a after the first run are no songs
+        assert cli.run(["in", "-r", "--stems", "bass", "-o", "in", "-q"]) == 0
+    assert files_in(work / "in") - {"a.wav", "deep/er/a.wav", "deep/.hidden.wav", "notes.txt"} == {
+        "a/bass.wav",
+        "deep/er/a/bass.wav",
+    }
+    assert cli.run(["in/*.wav", "--stems", "bass", "-o", "globbed", "-q"]) == 0
+    assert files_in(work / "globbed") == {"a/bass.wav"}
+
+
+def test_shards_take_every_song_once(work: Path) -> None:
+    songs = [str(write_song(work / f"{name}.wav", seconds=0.1)) for name in "abcde"]
+    for shard, expected in (("1/2", "ace"), ("2/2", "bd")):
+        assert cli.run([*songs, "--shard", shard, "--stems", "bass", "-o", shard[0], "-q"]) == 0
+        assert files_in(work / shard[0]) == {f"{name}/bass.wav" for name in expected}
 
 
 # --- several songs
@@ -183,10 +240,11 @@ def test_one_bad_file_does_not_end_the_batch(work: Path, capsys: pytest.CaptureF
     (work / "text.mp3").write_text("no song at all\n")
     assert cli.run(["text.mp3", "song.wav", "none.wav", "--stems", "vocals"]) == 7
     assert files_in(work) == {"song.wav", "text.mp3", "song/vocals.wav"}
-    text, none, summary = capsys.readouterr().err.splitlines()
+    out, err = capsys.readouterr()
+    none, text = err.splitlines()
     assert text.startswith("tfswa-sep: ") and "text.mp3" in text
     assert none == "tfswa-sep: no such file: none.wav"
-    assert summary == "tfswa-sep: 2 of 3 songs failed: text.mp3, none.wav"
+    assert out.endswith("\n\n1 done, 2 failed\n") and max(map(len, out.splitlines())) <= 80
 
 
 def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +268,7 @@ def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.Ca
         (["song.wav", "--stems", "piano"], 2, "unknown stem 'piano'"),
         (["song.wav", "--model", "smal"], 4, "did you mean 'small'?"),
         (["song.wav", "--out", "text.mp3/deep"], 5, "text.mp3"),
-        (["song.wav", "--format", "mp3"], 2, "'mp3'"),
+        (["song.wav", "--format", "mp4"], 2, "'mp4'"),
         (["song.wav", "--format", "flac", "--bit-depth", "32f"], 2, "32f"),
         (["song.wav", "--threads", "0"], 2, "--threads"),
         (["song.wav", "--no-such-option"], 2, "--no-such-option"),

@@ -101,7 +101,7 @@ def test_build_keeps_what_is_there_and_rebuilds_what_changed(speech: Source, tmp
     assert path.is_file()
 
 
-def test_a_source_without_minutes_is_listed_apart_and_not_tried_again(speech: Source, tmp_path: Path) -> None:
+def test_a_source_without_minutes_is_listed_apart_and_tried_again(speech: Source, tmp_path: Path) -> None:
     out = tmp_path / "pools"
     silent = dataclasses.replace(speech, name="silent", files=speech.files[2:3])
     build.build([silent, speech], out, processes=1)
@@ -110,7 +110,7 @@ def test_a_source_without_minutes_is_listed_apart_and_not_tried_again(speech: So
     assert [r["source"] for r in content["empty"]] == ["silent"]
     seen: list[bool] = []
     build.build([silent, speech], out, processes=1, on_done=lambda row, kept: seen.append(kept))
-    assert seen == [True, True]
+    assert seen == [True, False]
 
 
 def test_a_failing_source_leaves_nothing_and_does_not_stop_the_others(speech: Source, tmp_path: Path) -> None:
@@ -219,3 +219,51 @@ def test_licence_classes(text: str, kind: str) -> None:
 )  # fmt: skip
 def test_music_is_told_from_voices_and_effects(name: str, kept: bool) -> None:
     assert catalogue.is_music(name) is kept
+
+
+def test_a_speaker_of_narrow_recordings_is_kept_as_recorded(tmp_path: Path) -> None:
+    """At 12 kHz no clip has 10 kHz; beside a wide one, narrow clips are left out."""
+    random = np.random.default_rng(0)
+    for name, rate in (("narrow", 12_000), ("wide", SAMPLE_RATE)):
+        soundfile.write(tmp_path / f"{name}.wav", random.uniform(-0.2, 0.2, rate), rate)
+    files = tuple(str(tmp_path / f"{n}.wav") for n in ("narrow", "wide"))
+    source = Source("vocals", "a", "CC0-1.0", "permissive", "1", "speech", files, {"min_hz": 10_000})
+
+    def labels(source: Source) -> list[str]:
+        return [piece.label for piece in sources.speech(source, random)]
+
+    assert labels(source) == ["wide.wav"]
+    assert labels(dataclasses.replace(source, files=files[:1])) == ["narrow.wav"]
+
+
+def test_what_is_said_of_a_source_may_change_without_a_build(speech: Source, tmp_path: Path) -> None:
+    out = tmp_path / "pools"
+    build.build([speech], out, processes=1)
+    before = (out / "vocals/clips.npy").stat().st_mtime_ns
+    (row,) = build.build([dataclasses.replace(speech, extra={"speakers": 3})], out, processes=1)
+    assert row["speakers"] == 3 and (out / "vocals/clips.npy").stat().st_mtime_ns == before
+    assert "| clips |" in (out / "card.md").read_text() and "| 3 |" in (out / "card.md").read_text()
+
+
+def test_the_command_fails_where_a_source_is_empty_unless_it_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    song = tmp_path / "shared/multitrack/train/Song/vocals.opus"
+    song.parent.mkdir(parents=True)
+    (tmp_path / "shared/voices").mkdir()
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, 48_000 * 2)
+    soundfile.write(song, sound, 48_000, format="OGG", subtype="OPUS")
+    banks = list(catalogue.VOICEBANKS)  # none of them is there
+    without = banks[1:] + [f"sung-{bank}-{part}" for bank in banks for part in (1, 2)]
+    command = ["--shared", str(tmp_path / "shared"), "--out", str(tmp_path / "pools"), "--processes", "1"]
+    command += ["--soundfonts", str(tmp_path)]
+    command += [f"--without={name}" for name in without]
+    assert build.main(command) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "vocals/alys: nothing in it can be used" in printed and "--without alys" in printed
+    assert build.main([*command, "--without", "alys"]) == 0
+    assert [r["source"] for r in json.loads((tmp_path / "pools/manifest.json").read_text())["sources"]] == [
+        "Song.vocals",
+        "album",
+    ]
+    assert build.main([*command, "--without", "alys", "--without", "permissive"]) == 0

@@ -75,10 +75,13 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     samples, rate = soundfile.read(ROOT / "examples" / "demo.ogg", dtype="float32", always_2d=True)
     assert rate == 44100
     (tmp_path / "song.mp3").write_bytes((ROOT / "examples" / "demo.ogg").read_bytes())
-    names = {"samples": samples[: 2 * rate].T}
+    names = {"samples": samples[: 2 * rate].T, "blocks": [samples[:rate].T, samples[rate : 2 * rate].T]}
     exec(compile(ast.parse(code), "README.md", "exec"), names)
     assert (tmp_path / "stems" / "song" / "accompaniment.wav").is_file()
     assert set(names["stems"]) == {"vocals", "drums", "bass", "other"}
+    assert {path.name for path in (tmp_path / "stems" / "live").iterdir()} == {
+        "vocals.flac", "drums.flac", "bass.flac", "other.flac",
+    }  # fmt: skip
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
-import os
-import subprocess
-import sys
-import textwrap
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from model_server import BODY, COMMIT, SHA256
 
-from tfswa_sep import download, registry
-from tfswa_sep.errors import ModelError, OutputError
+from tfswa_sep import registry
+from tfswa_sep.errors import ModelError, UsageError
 from tfswa_sep.registry import ModelFile, ModelInfo
+from tfswa_sep.registry.models_toml import is_allowed_url
 
-BODY = b"\x08\x0a" + bytes(range(256)) * 5000  # 1.3 MB, begins like an ONNX file
-SHA256 = hashlib.sha256(BODY).hexdigest()
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ENTRY = f"""
 [models.tiny]
 summary = "for tests"
@@ -106,6 +97,16 @@ def test_an_entry_is_read_whole(tmp_path: Path) -> None:
         ("tiny.onnx", "http://127.0.0.1.example.org/tiny.onnx", "https://"),
         ("tiny.onnx", "ftp://example.org/tiny.onnx", "https://"),
         ("tiny.onnx", "file:///etc/tiny.onnx", "https://"),
+        ("tiny.onnx", "http://[/tiny.onnx", "must end in .onnx"),
+        ("tiny.onnx", "//server/share/tiny.onnx", "server's share"),
+        ("tiny.onnx", r"\\\\server\\share\\tiny.onnx", "server's share"),
+        ("tiny.onnx", r"tiny\u0000.onnx", "control characters"),
+        ('"for tests"', r'"\u001b[2Jfor tests"', "control characters"),
+        ("vocals = 6", "vocals = nan", "scores must be numbers"),
+        ("44100", "0x" + "f" * 5000, "out of range"),
+        ("44100", "1" * 5000, "cannot read"),
+        ("44100", "[" * 5000, "cannot read"),
+        ("[models.tiny]", '[models."../tiny"]', "a name has letters"),
     ],
 )
 def test_what_is_not_understood_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -170,100 +171,6 @@ def test_a_damaged_bundled_file_is_refused(
         registry.fetch(model_of("bundled:tiny.onnx"), "onnx")
 
 
-# --- downloads, from a server on this machine
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """A web server and a Hugging Face hub, with one answer a path."""
-
-    asked: list[str]
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        type(self).asked.append(f"{self.command} {self.path}")
-        if self.path.endswith("away.onnx"):
-            self.send_response(302)
-            self.send_header("Location", "http://example.org/tiny.onnx")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-        elif self.path.endswith(("tiny.onnx", "wrong.onnx", "cut.onnx", "long.onnx")):
-            body = BODY if "wrong" not in self.path else BODY[::-1]
-            body += b"more" * ("long" in self.path)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body if "cut" not in self.path else body[: len(body) // 2])
-                self.close_connection = True
-        else:
-            self.send_error(404)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    monkeypatch.setenv("TFSWA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    Handler.asked = []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{running.server_port}"
-        finally:
-            running.shutdown()
-            thread.join()
-
-
-def test_a_download_is_kept_and_not_asked_for_again(server: str, tmp_path: Path) -> None:
-    model = model_of(f"{server}/tiny.onnx")
-    path = registry.fetch(model, "onnx")
-    assert path.read_bytes() == BODY
-    assert registry.fetch(model, "onnx") == path
-    assert Handler.asked == ["GET /tiny.onnx"]
-    path.write_bytes(BODY[:-3])  # the disk was full, or somebody wrote into it
-    assert registry.fetch(model, "onnx").read_bytes() == BODY
-    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("wrong.onnx", "has the SHA-256"),
-        ("cut.onnx", "cut off at 640001 of 1280002 bytes"),
-        ("long.onnx", "longer than the 1280002 bytes"),
-        ("gone.onnx", "the server says 404"),
-        ("away.onnx", "leads to http://example.org/tiny.onnx, which is not https"),
-    ],
-)
-def test_a_bad_download_leaves_nothing_behind(server: str, tmp_path: Path, name: str, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        registry.fetch(model_of(f"{server}/{name}"), "onnx")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_no_network_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TFSWA_CACHE", str(tmp_path))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with pytest.raises(ModelError, match=r"cannot download http://127.0.0.1:1/tiny.onnx: .*online\?\)$"):
-        registry.fetch(model_of("http://127.0.0.1:1/tiny.onnx"), "onnx")
-
-
-def test_a_cache_that_cannot_be_written_names_the_way_out(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("TFSWA_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(OutputError, match="set TFSWA_CACHE"):
-        registry.fetch(model_of(f"{server}/tiny.onnx"), "onnx")
-
-
 def test_only_https_or_this_machine() -> None:
     allowed = ["https://example.org/a", "http://localhost:8000/a", "http://127.0.0.1/a", "http://[::1]:1/a"]
     refused = [
@@ -272,51 +179,69 @@ def test_only_https_or_this_machine() -> None:
         "https:///a",
         "ftp://localhost/a",
         "a.onnx",
+        "http://[",
     ]
-    assert all(map(download.is_allowed_url, allowed))
-    assert not any(map(download.is_allowed_url, refused))
+    assert all(map(is_allowed_url, allowed))
+    assert not any(map(is_allowed_url, refused))
 
 
-HUB_SCRIPT = textwrap.dedent(
-    """
-    import sys
-    from tfswa_sep import download
-    from tfswa_sep.errors import TfswaError
-    from pathlib import Path
-    cache, commit, size, sha256 = sys.argv[1:5]
-    for file in sys.argv[5:]:
-        try:
-            expected = {"size": int(size), "sha256": sha256}
-            path = download.from_hugging_face("org/repo", commit, file, into=Path(cache), **expected)
-            print("ok", path.stat().st_size)
-        except TfswaError as error:
-            print(type(error).__name__, error)
-    """
+# --- the user's own list
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TFSWA_CONFIG", str(tmp_path))
+    return tmp_path
+
+
+def test_the_users_own_list_comes_on_top(config: Path) -> None:
+    (config / "tiny.onnx").write_bytes(BODY)
+    write_registry(config)
+    assert list(registry.load_registry()) == ["tiny", "small"]
+    assert registry.default_model().name == "tiny"  # its own default comes before ours
+    assert registry.fetch(registry.find_model("tiny"), "onnx") == config / "tiny.onnx"
+    write_registry(config, ENTRY.replace("default = true", "").replace("[models.tiny", "[models.small"))
+    with pytest.raises(ModelError, match="exactly one model must say default"):  # it took our default's name
+        registry.load_registry()
+
+
+def test_a_broken_list_of_the_users_own_names_itself(config: Path) -> None:
+    path = write_registry(config, "[models")
+    with pytest.raises(ModelError, match="cannot read") as caught:
+        registry.default_model()
+    assert str(path) in str(caught.value)
+    path.write_bytes(b" " * (2 << 20))
+    with pytest.raises(ModelError, match="at most 1 MB"):
+        registry.default_model()
+
+
+@pytest.mark.parametrize(
+    ("platform", "cache", "config"),
+    [
+        ("linux", ".cache/tfswa-sep", ".config/tfswa-sep"),
+        ("darwin", "Library/Caches/tfswa-sep", "Library/Application Support/tfswa-sep"),
+        ("win32", "AppData/Local/tfswa-sep", "AppData/Roaming/tfswa-sep"),
+    ],
 )
+def test_folders_are_the_platforms(
+    platform: str, cache: str, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "TFSWA_CACHE", "TFSWA_CONFIG", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "LOCALAPPDATA", "APPDATA",
+    ):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sys.platform", platform)
+    assert registry.cache_folder() == tmp_path / cache
+    assert registry.config_folder() == tmp_path / config
+    monkeypatch.setenv("TFSWA_CACHE", str(tmp_path / "mine"))
+    assert registry.cache_folder() == tmp_path / "mine"
+    assert registry.hub_cache_folder() == tmp_path / "mine" / "huggingface"
 
 
-def test_the_real_hugging_face_client(server: str, tmp_path: Path) -> None:
-    """Its own process: the client reads HF_ENDPOINT when it is imported."""
-
-    def ask(*files: str, endpoint: str = server) -> list[str]:
-        arguments = [str(tmp_path / "hub"), COMMIT, str(len(BODY)), SHA256, *files]
-        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", HUB_SCRIPT, *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        return done.stdout.splitlines()
-
-    good, wrong, gone = ask("tiny.onnx", "wrong.onnx", "gone.onnx")
-    assert good == f"ok {len(BODY)}"
-    assert wrong.startswith("ModelError wrong.onnx of org/repo from Hugging Face has the SHA-256")
-    assert gone.startswith("ModelError cannot download gone.onnx of org/repo from Hugging Face:")
-    assert all(COMMIT in request for request in Handler.asked)  # never a branch, which could move
-    # Offline now: what was whole is still there, what was thrown away cannot be got.
-    kept, missing = ask("tiny.onnx", "wrong.onnx", endpoint="http://127.0.0.1:1")
-    assert kept == f"ok {len(BODY)}"
-    assert missing.startswith("ModelError cannot download wrong.onnx")
+def test_what_was_not_downloaded_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "mine.onnx").write_bytes(BODY)
+    for name in ("small", str(tmp_path / "mine.onnx")):
+        with pytest.raises(UsageError, match="was not downloaded"):
+            registry.remove(name)
+    assert (tmp_path / "mine.onnx").is_file()

@@ -133,7 +133,7 @@ def test_nothing_is_left_behind_when_the_network_fails(
     backend = fake_backend(fail_at=3, failure=failure)
     with pytest.raises(failure):
         separate_file(song("a.wav", 60_000), model=backend, out=tmp_path / "out" / "deep")
-    assert backend.calls == 3
+    assert backend.calls in (3, 4)  # the next segment was on its way
     assert os.listdir(tmp_path) == ["songs"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tfswa_sep.spectrogram import from_channels, istft, istft_channels, stft, to_channels
+from tfswa_sep.spectrogram import add_frames, istft, stft
 
 Noise = Callable[..., NDArray[np.float32]]
 LENGTHS = (1, 511, 512, 513, 2047, 44_107)
@@ -56,28 +56,13 @@ def test_equals_torch(noise: Noise, length: int) -> None:
     np.testing.assert_allclose(istft(changed, length=length), inverse, atol=1e-5)
 
 
-def test_real_layout_alternates_real_and_imaginary_parts(noise: Noise) -> None:
-    spectrum = stft(noise(6, 3000).reshape(3, 2, 3000), n_fft=256, hop=64)
-    parts = to_channels(spectrum)
-    assert parts.dtype == np.float32 and parts.shape == (3, 4, 129, 47)
-    for index, expected in enumerate(
-        (spectrum[:, 0].real, spectrum[:, 0].imag, spectrum[:, 1].real, spectrum[:, 1].imag)
-    ):
-        np.testing.assert_array_equal(parts[:, index], expected)
-    stems = np.stack([parts, parts * 2], axis=1)
-    np.testing.assert_array_equal(from_channels(stems), np.stack([spectrum, spectrum * 2], axis=1))
-
-
-@pytest.mark.parametrize("frames", (1, 127, 128, 129, 300))
-def test_direct_inverse_equals_the_inverse_of_the_complex_layout(frames: int) -> None:
-    random = np.random.default_rng(frames)
-    parts = random.standard_normal((2, 3, 4, 129, frames)).astype(np.float32)
-    length = (frames - 1) * 64 + 17
-    direct = istft_channels(parts, n_fft=256, hop=64, length=length)
-    assert direct.shape == (2, 3, 2, length) and direct.dtype == np.float32
-    np.testing.assert_allclose(
-        direct, istft(from_channels(parts), n_fft=256, hop=64, length=length), atol=1e-6
-    )
+@pytest.mark.parametrize("frames", (1, 7, 60))
+def test_frames_may_come_in_chunks(noise: Noise, frames: int) -> None:
+    spectrum = stft(noise(3, 5000), n_fft=256, hop=64)
+    lying = spectrum.swapaxes(1, 2)  # (c, t, f)
+    chunks = [lying[:, start : start + frames] for start in range(0, lying.shape[1], frames)]
+    samples = add_frames(chunks, spectrum.shape, n_fft=256, hop=64, length=5000)
+    np.testing.assert_allclose(samples, istft(spectrum, n_fft=256, hop=64, length=5000), atol=1e-6)
 
 
 def test_samples_after_the_last_frame_are_zero(noise: Noise) -> None:

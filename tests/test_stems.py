@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tfswa_sep.errors import UsageError
-from tfswa_sep.stems import parse_stems, target_paths
+from tfswa_sep.stems import parse_stems, target_paths, track_name
 
 FOUR = ("vocals", "drums", "bass", "other")
 
@@ -69,9 +69,26 @@ def test_template_stays_in_the_folder(template: str) -> None:
         paths(template)
 
 
-def test_a_songs_name_cannot_leave_the_folder_either() -> None:
-    with pytest.raises(UsageError, match=r"outside the output folder"):
-        paths("{track}/{stem}{ext}", song="...mp3")
+@pytest.mark.parametrize(
+    ("song", "track"),
+    (
+        ("...mp3", "_"),
+        ("a. .mp3", "a"),
+        ("con.mp3", "_con"),
+        ("NUL.live.wav", "_NUL.live"),
+        ("console.mp3", "console"),
+        ("-n.mp3", "-n"),
+        (".hidden.mp3", ".hidden"),
+        ("a\u0308 \U0001f3b8.mp3", "a\u0308 \U0001f3b8"),
+    ),
+)
+def test_odd_names_become_names_that_every_system_takes(song: str, track: str) -> None:
+    assert paths("{track}/{stem}{ext}", song=song)["drums"] == Path("out") / track / "drums.wav"
+
+
+def test_long_names_are_cut_and_stay_apart() -> None:
+    one, other = (track_name(Path("\U0001f3b8" * 60 + end + ".mp3")) for end in "ab")
+    assert one != other and len(one.encode()) <= 200 and one.startswith("\U0001f3b8" * 40)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +27,6 @@ from tfswa_sep.model.transform import stft  # noqa: E402
 from training import checkpoint, export, losses, run, train, validate  # noqa: E402
 from training.configuration import load_config  # noqa: E402
 from training.data.batches import Batch  # noqa: E402
-from training.data.build import to_int16  # noqa: E402
-from training.data.mix import Mixer, MixSettings  # noqa: E402
 from training.schedule import learning_rate  # noqa: E402
 
 RATE = 44_100
@@ -46,60 +44,6 @@ TINY = ModelConfig(
     segment_samples=31 * 512,
     margin_samples=1024,
 )
-
-
-def write_pools(folder: Path) -> Path:
-    """Pools as training.data.build writes them: two seconds of coloured noise each, and one song."""
-    random = np.random.default_rng(0)
-    rows: list[dict[str, Any]] = []
-
-    def add(pool: str, name: str, audio: NDArray[np.float64], pieces: int, **extra: Any) -> None:
-        (folder / pool).mkdir(parents=True, exist_ok=True)
-        np.save(folder / pool / f"{name}.npy", to_int16(audio.astype(np.float32)))
-        edges = np.linspace(0, len(audio), pieces + 1).astype(int).tolist()
-        row = {
-            "pool": pool,
-            "source": name,
-            "minutes": len(audio) / RATE / 60,
-            "array": f"{pool}/{name}.npy",
-            "segments": list(itertools.pairwise(edges)),
-        }
-        rows.append({**row, **extra})
-
-    def noise(channels: int, seconds: float = 2.0) -> NDArray[np.float64]:
-        return random.uniform(-0.5, 0.5, (round(seconds * RATE), channels))
-
-    for pool in ("drums", "bass", "other", "accompaniment"):
-        add(pool, "stereo", noise(2), 1)
-    add("vocals", "mono", noise(1), 1)
-    add("vocals", "takes", noise(2), 20)  # pieces of 0.1 s
-    moment = noise(2)  # stems of a song that are scaled copies show whether they are cut at one place
-    for stem, scale in zip(STEMS, (1.0, 0.5, 0.3, 0.2), strict=True):
-        add("song", f"a.{stem}", moment * scale, 1, song="a", stem=stem)
-    (folder / "manifest.json").write_text(json.dumps({"format": 1, "sample_rate": RATE, "sources": rows}))
-    return folder
-
-
-def edit_manifest(pools: Path, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
-    """Pass every row of the manifest through `change`; None drops it."""
-    path = pools / "manifest.json"
-    content = json.loads(path.read_text())
-    content["sources"] = [new for row in content["sources"] if (new := change(row)) is not None]
-    path.write_text(json.dumps(content))
-
-
-@pytest.fixture(scope="module")
-def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pools(tmp_path_factory.mktemp("pools"))
-
-
-@pytest.fixture
-def own_pools(tmp_path: Path) -> Path:
-    return write_pools(tmp_path / "pools")
-
-
-def only(kind: str, **settings: Any) -> MixSettings:
-    return MixSettings(seconds=CHUNK, kinds={kind: 1.0}, **settings)
 
 
 # --- losses
@@ -187,125 +131,6 @@ def test_unknown_stems_get_no_gradient() -> None:
         for gradient in torch.autograd.grad(term, (spectrum, estimate), retain_graph=True, allow_unused=True):
             if gradient is not None:
                 assert gradient[:, 0].abs().sum() > 0 and gradient[:, 1].abs().sum() == 0
-
-
-# --- mixtures
-
-
-def test_a_batch_depends_on_seed_and_step_alone(pools: Path) -> None:
-    settings = MixSettings(seconds=CHUNK)
-    first, second = Mixer(pools, settings, seed=3), Mixer(pools, settings, seed=3)
-    forwards = [first.batch(step, 2) for step in (0, 7)]
-    backwards = [second.batch(step, 2) for step in (7, 0)][::-1]
-    for one, other in zip(forwards, backwards, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert not torch.equal(forwards[0][0], forwards[1][0])
-    assert not torch.equal(forwards[0][0][0], forwards[0][0][1])
-    assert not torch.equal(forwards[0][0], Mixer(pools, settings, seed=4).batch(0, 2)[0])
-
-
-@pytest.mark.parametrize("kind", ["stems", "song"])
-def test_known_stems_sum_to_the_mixture(pools: Path, kind: str) -> None:
-    mixture, stems, known = Mixer(pools, only(kind)).batch(0, 6)
-    assert mixture.shape == (6, 2, round(CHUNK * RATE)) and stems.shape == (6, 4, *mixture.shape[1:])
-    assert mixture.dtype == stems.dtype == known.dtype == torch.float32
-    assert mixture.abs().amax(dim=(1, 2)).min() > 0.01
-    torch.testing.assert_close(stems.sum(dim=1), mixture, atol=1e-6, rtol=0)
-    assert known.all()
-
-
-def test_stems_of_a_song_are_cut_at_one_place(pools: Path) -> None:
-    _, stems, _ = Mixer(pools, only("song")).batch(0, 4)
-    for example in stems:
-        assert torch.corrcoef(example.flatten(1)).min() > 0.99
-
-
-def test_stems_of_songs_apart_do_not_agree(pools: Path) -> None:
-    settings = only("stems", drop=dict.fromkeys(STEMS, 0.0))
-    _, stems, _ = Mixer(pools, settings).batch(0, 2)
-    for example in stems:
-        assert (torch.corrcoef(example.flatten(1)) - torch.eye(4)).abs().max() < 0.2
-
-
-def test_accompaniment_is_no_stem(pools: Path) -> None:
-    settings = only("accompaniment", drop={"vocals": 0.0, "accompaniment": 0.0})
-    mixture, stems, known = Mixer(pools, settings).batch(0, 4)
-    assert torch.equal(known, torch.tensor([[1.0, 0, 0, 0]]).expand(4, 4))
-    assert stems[:, 1:].abs().max() == 0
-    rest = mixture - stems[:, 0]
-    assert stems[:, 0].abs().amax(dim=(1, 2)).min() > 0.01 and rest.abs().amax(dim=(1, 2)).min() > 0.01
-
-
-def test_masked_stems_of_a_song_are_unknown(own_pools: Path) -> None:
-    def mask(row: dict[str, Any]) -> dict[str, Any] | None:
-        if row.get("stem") == "bass":
-            return None
-        return {**row, "masked": ["bass", "other"]} if row["pool"] == "song" else row
-
-    edit_manifest(own_pools, mask)
-    mixture, stems, known = Mixer(own_pools, only("song")).batch(0, 3)
-    assert torch.equal(known, torch.tensor([[1.0, 1, 0, 0]]).expand(3, 4))
-    assert stems[:, 2].abs().max() == 0 < stems[:, 3].abs().max()
-    torch.testing.assert_close(stems.sum(dim=1), mixture, atol=1e-6, rtol=0)
-
-
-def test_mixtures_are_finite_and_within_full_scale(pools: Path) -> None:
-    loud = only("stems", level_spread=30.0)
-    for settings in (MixSettings(seconds=CHUNK), loud):
-        mixture, stems, _ = Mixer(pools, settings).batch(1, 8)
-        assert torch.isfinite(mixture).all() and torch.isfinite(stems).all()
-        assert mixture.abs().max() <= 1 + 1e-6
-
-
-def test_a_peak_is_held_at_full_scale(own_pools: Path) -> None:
-    """Clicks: a mixture of little power and high peaks."""
-    for path in own_pools.glob("*/*.npy"):
-        clicks = np.zeros_like(np.load(path))
-        clicks[::4000] = 32_000
-        np.save(path, clicks)
-    mixture, _, _ = Mixer(own_pools, only("song", equalizer=0.0)).batch(0, 4)
-    assert mixture.abs().amax(dim=(1, 2)).tolist() == pytest.approx([1.0] * 4, abs=1e-6)
-
-
-def test_silence_is_mixed_without_a_nan(own_pools: Path) -> None:
-    for path in own_pools.glob("*/*.npy"):
-        np.save(path, np.zeros_like(np.load(path)))
-    for kind in ("stems", "accompaniment", "song"):
-        mixture, stems, _ = Mixer(own_pools, only(kind)).batch(0, 2)
-        assert mixture.abs().max() == 0 and stems.abs().max() == 0
-
-
-@pytest.mark.parametrize("empty", ["vocals", "bass", "accompaniment"])
-def test_an_empty_pool_is_told(own_pools: Path, empty: str) -> None:
-    edit_manifest(own_pools, lambda row: None if row["pool"] == empty else row)
-    with pytest.raises(
-        ValueError, match=rf"the pool '{empty}' is empty; run python -m training\.data\.build"
-    ):
-        Mixer(own_pools, MixSettings(seconds=CHUNK))
-
-
-@pytest.mark.parametrize("length", [2000, 30_000])  # under and over a chunk
-def test_a_chunk_never_crosses_a_segment(own_pools: Path, length: int) -> None:
-    gap, level, poison = 100, 1000, 30_000
-    samples = np.full((10 * (length + gap), 1), poison, np.int16)
-    segments = [(i * (length + gap) + gap, (i + 1) * (length + gap)) for i in range(10)]
-    for i, (start, end) in enumerate(segments):
-        samples[start:end] = (i + 1) * level
-    np.save(own_pools / "drums/stereo.npy", samples)
-    edit_manifest(own_pools, lambda row: {**row, "segments": segments} if row["pool"] == "drums" else row)
-    mixer, wanted = Mixer(own_pools, only("stems")), 14_000
-    for seed in range(50):
-        chunk = mixer._read("drums", wanted, np.random.default_rng(seed))
-        assert chunk.shape == (2, wanted)
-        values = np.rint(chunk[0] * 32_768).astype(int)
-        edges = np.flatnonzero(np.diff(values)) + 1
-        pieces = [part for part in np.split(values, edges) if part[0] != 0]  # zeros: pauses between pieces
-        assert set(values) <= {0, *range(level, 10 * level + 1, level)}
-        if length > wanted:
-            assert len(pieces) == 1 and len(pieces[0]) == wanted
-        else:
-            assert len(pieces) > 1
-            assert all(len(piece) == length for piece in pieces[:-1]) and len(pieces[-1]) <= length
 
 
 # --- the loop

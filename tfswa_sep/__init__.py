@@ -5,6 +5,7 @@
     tfswa_sep.separate("song.mp3", out="stems")      # a file into files, as the command does
     separator = tfswa_sep.Separator("small")         # a model that is loaded once, for many songs
     stems = separator.separate(samples, rate=44100)  # (c, n) at full scale +-1 -> {"vocals": (c, n), ...}
+    separator.save(stems, "stems")
 
 Importing the package costs nothing: each name loads what it needs when it is first used.
 """
@@ -17,14 +18,17 @@ from typing import TYPE_CHECKING, Any
 from tfswa_sep.errors import TfswaError
 
 if TYPE_CHECKING:
-    from tfswa_sep.separator import Separator, load_model
+    from tfswa_sep.arrays import Stems
+    from tfswa_sep.separator import SeparationResult, Separator, load_model
     from tfswa_sep.separator import separate_file as separate
 
 __version__ = "0.1.0"
-__all__ = ["Separator", "TfswaError", "load_model", "separate"]
+__all__ = ["SeparationResult", "Separator", "Stems", "TfswaError", "load_model", "separate"]
 
 _LAZY = {
+    "SeparationResult": "SeparationResult",
     "Separator": "Separator",
+    "Stems": "Stems",
     "load_model": "load_model",
     "separate": "separate_file",
 }  # ours -> separator's

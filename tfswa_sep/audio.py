@@ -1,7 +1,7 @@
 """Read songs: decode in blocks, check every sample, resample as a stream.
 
-soundfile reads wav, flac, ogg, opus and mp3; ffmpeg (see ffmpeg.py) reads m4a, video and the rest. A song
-that is shorter than its header says is refused, never silently cut.
+soundfile reads wav, flac, ogg, opus, mp3 and aiff; ffmpeg (see ffmpeg.py) reads m4a, video and the rest. A
+song that is shorter than its header says is refused unless asked for, never silently cut.
 Axis letters: c channel, n samples; sample arrays are float32 at full scale +-1.
 """
 
@@ -10,30 +10,31 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import soundfile
-import soxr
-from numpy.typing import NDArray
 
-from tfswa_sep.errors import InputError
+from tfswa_sep.errors import InputError, TruncatedError
 from tfswa_sep.ffmpeg import FfmpegDecoder
 from tfswa_sep.mp3 import read_length_header
-
-Samples = NDArray[np.float32]
+from tfswa_sep.ogg import is_cut_short
+from tfswa_sep.resample import Samples, resample
 
 BLOCK = 65536  # samples decoded at once: 1.5 s at 44.1 kHz
+_SALVAGE_BLOCK = 1024  # of a song that may be cut: a decoder that fails loses the block it was at
 LOUDEST = 1e6  # +120 dB above full scale: no recording is, and its squares still fit a float
 RATES = (1_000, 768_000)  # samples a second that a song can have
 _CUT_TOLERANCE = 0.1  # seconds that may be missing: encoders' delay and padding are counted differently
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile says 2^63 - 1 for a stream of unknown length
-_STREAMED_BYTES = (
-    0x7FFF_0000  # a WAV's data size from here on, or 0, stands for "written as a stream, unknown"
-)
+# A WAV's data size from here on, or 0, stands for "written as a stream, unknown".
+_STREAMED_BYTES = 0x7FFF_0000
+# What libsndfile says of a size that is larger than the file, in wav, aiff and au.
+_DATA_SIZE = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_MEND = "copy or download it again, or take what is there with --allow-truncated"
 
 
 class Decoder(Protocol):
@@ -48,7 +49,7 @@ class Decoder(Protocol):
         ...
 
     def check_whole(self, decoded: int) -> None:
-        """Raise InputError if `decoded` samples are not the whole song."""
+        """Raise TruncatedError if `decoded` samples are not the whole song, as far as can be told by now."""
         ...
 
     def close(self) -> None:
@@ -59,14 +60,16 @@ class Decoder(Protocol):
 class AudioReader:
     """An open song; use `open_audio`. A context manager; `blocks` can be walked once."""
 
-    def __init__(self, path: Path, decoder: Decoder) -> None:
+    def __init__(self, path: Path, decoder: Decoder, *, allow_truncated: bool = False) -> None:
         self.path = path
         self.sample_rate = decoder.sample_rate  # Hz
         self.channels = decoder.channels  # 1 or 2
         self.frames = decoder.frames  # announced samples a channel, None if the file does not say
         self.decoded = 0  # samples a channel decoded so far, at the song's own rate
         self.peak = 0.0  # loudest sample so far
+        self.missing = ""  # how it is cut short, if that is allowed and was found
         self._decoder = decoder
+        self._allow_truncated = allow_truncated
 
     def blocks(
         self, rate: int | None = None, channels: int | None = None, block: int = BLOCK
@@ -81,7 +84,7 @@ class AudioReader:
         )
 
     def _decode(self, channels: int, block: int) -> Iterator[Samples]:
-        while len(samples := self._decoder.read(block)):
+        while len(samples := self._read(block)):
             self._check(samples)
             self.decoded += len(samples)
             if channels != self.channels:
@@ -91,7 +94,18 @@ class AudioReader:
             yield np.ascontiguousarray(samples.T)
         if not self.decoded:
             raise InputError(f"{self.path} holds no sound: it has 0 samples; choose another file")
-        self._decoder.check_whole(self.decoded)
+
+    def _read(self, block: int) -> Samples:
+        try:
+            samples = self._decoder.read(min(block, _SALVAGE_BLOCK) if self._allow_truncated else block)
+            if not len(samples):
+                self._decoder.check_whole(self.decoded)
+        except TruncatedError as error:
+            if not self._allow_truncated:
+                raise
+            self.missing = str(error).removeprefix(f"{self.path} ").partition(": ")[0]
+            samples = np.zeros((0, self.channels), np.float32)
+        return samples
 
     def _check(self, samples: Samples) -> None:
         peak = float(np.abs(samples).max())
@@ -118,17 +132,45 @@ class AudioReader:
         self.close()
 
 
-def open_audio(path: str | Path) -> AudioReader:
+def open_audio(path: str | Path, *, downmix: bool = False, allow_truncated: bool = False) -> AudioReader:
     """Open a song of one or two channels; close it after use (`with open_audio(path) as song`).
 
+    downmix: let ffmpeg mix more channels down to two, as their layout wants it.
+    allow_truncated: read what is there of a song that is cut short, and say so in the reader's `missing`.
     Raises InputError, in one line that names the file, if it is missing, a folder, empty, not audio, cut
     short (as far as its header tells), of more than two channels, or needs ffmpeg where there is none.
     """
     path = Path(path)
+    _check_file(path)
+    decoder = _open_decoder(path)
+    try:
+        if decoder.channels > 2:
+            if not downmix:
+                raise InputError(
+                    f"{path} has {decoder.channels} channels, only mono and stereo can be separated: "
+                    "--downmix mixes them down to stereo"
+                )
+            decoder.close()
+            decoder = FfmpegDecoder(path, channels=2)
+        if not RATES[0] <= decoder.sample_rate <= RATES[1]:
+            raise InputError(
+                f"{path} has {decoder.sample_rate} samples a second, which no song has: export it again"
+            )
+        if not allow_truncated:
+            decoder.check_whole(decoder.frames or 0)  # what the header tells, before anything is separated
+    except InputError:
+        decoder.close()
+        raise
+    return AudioReader(path, decoder, allow_truncated=allow_truncated)
+
+
+def _check_file(path: Path) -> None:
     try:
         size = path.stat().st_size
         if path.is_dir():
             raise InputError(f"{path} is a folder: name a song in it")
+        if not path.is_file():
+            raise InputError(f"{path} is no file: pipe its sound to the standard input, with - as the song")
         with path.open("rb") as file:
             head = file.read(4096)
     except FileNotFoundError:
@@ -139,19 +181,6 @@ def open_audio(path: str | Path) -> AudioReader:
         raise InputError(f"{path} is empty (0 bytes): copy or download it again")
     if _is_text(head):  # before any decoder: a playlist could make ffmpeg open other files
         raise InputError(f"{path} is a text file, whatever its name says: name a song")
-    decoder = _open_decoder(path)
-    complaint = ""
-    if decoder.channels > 2:
-        complaint = (
-            f"has {decoder.channels} channels, only mono and stereo can be separated: "
-            'mix it down first, for example "ffmpeg -i SONG -ac 2 STEREO.wav"'
-        )
-    elif not RATES[0] <= decoder.sample_rate <= RATES[1]:
-        complaint = f"has {decoder.sample_rate} samples a second, which no song has: export it again"
-    if complaint:
-        decoder.close()
-        raise InputError(f"{path} {complaint}")
-    return AudioReader(path, decoder)
 
 
 def _open_decoder(path: Path) -> Decoder:
@@ -171,9 +200,8 @@ class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no
 class _SoundfileDecoder:
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._missing = 0  # bytes, as far as a header tells
         missing = read_length_header(path)
-        if missing is not None and missing > 0:
-            raise _cut_short(path, f"{missing} bytes are missing")
         self._file = _SoundFile(str(path))
         if missing is None and self._file.format == "MP3":
             # Without a length header libsndfile guesses the length from the first frames and stops there,
@@ -183,33 +211,35 @@ class _SoundfileDecoder:
         self.sample_rate = int(self._file.samplerate)
         self.channels = int(self._file.channels)
         self.frames = int(self._file.frames) if 0 < self._file.frames < _UNKNOWN_FRAMES else None
-        size = re.search(r"^data : (\d+) \(should be (\d+)\)", self._file.extra_info, re.MULTILINE)
-        if size and int(size[2]) < int(size[1]) < _STREAMED_BYTES:
-            self.close()
-            raise _cut_short(path, f"{int(size[1]) - int(size[2])} bytes are missing")
+        size = _DATA_SIZE.search(self._file.extra_info)
+        if missing:
+            self._missing = missing
+        elif size and int(size[2]) < int(size[1]) < _STREAMED_BYTES:
+            self._missing = int(size[1]) - int(size[2])
+        self._no_end = self._file.format == "OGG" and is_cut_short(path)
 
     def read(self, frames: int) -> Samples:
         try:
             samples: Samples = self._file.read(frames, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             reason = str(error).removeprefix("Error : ").rstrip(".")
-            raise InputError(f"{self._path} is damaged ({reason}): copy or download it again") from None
+            raise TruncatedError(f"{self._path} is damaged ({reason}): {_MEND}") from None
         return samples
 
     def check_whole(self, decoded: int) -> None:
-        if self.frames is not None and decoded < self.frames - _CUT_TOLERANCE * self.sample_rate:
+        how = ""
+        if self._missing:
+            how = f"{self._missing} bytes are missing"
+        elif self._no_end:
+            how = "its end is missing"
+        elif self.frames is not None and decoded < self.frames - _CUT_TOLERANCE * self.sample_rate:
             announced, found = self.frames / self.sample_rate, decoded / self.sample_rate
-            raise _cut_short(self._path, f"its header announces {announced:.1f} s, {found:.1f} s are there")
+            how = f"its header announces {announced:.1f} s, {found:.1f} s are there"
+        if how:
+            raise TruncatedError(f"{self._path} is cut short ({how}): {_MEND}")
 
     def close(self) -> None:
         self._file.close()
-
-
-def _cut_short(path: Path, how: str) -> InputError:
-    return InputError(
-        f"{path} is cut short ({how}): copy or download it again, "
-        'or keep what is there with "ffmpeg -i SONG WHOLE.wav"'
-    )
 
 
 def _is_text(head: bytes) -> bool:
@@ -237,41 +267,3 @@ def _pipe(path: Path) -> int:
 
     threading.Thread(target=copy, name="tfswa-sep-mp3", daemon=True).start()
     return reading
-
-
-def interleave(samples: NDArray[Any]) -> NDArray[Any]:
-    """(c, n) to (n, c) in memory, as libsndfile and soxr want it; ten times faster than copying samples.T."""
-    return np.stack(list(samples), axis=1)
-
-
-class Resampler:
-    """soxr at its HQ quality as a stream of (c, n) blocks; hands blocks through where the rates are equal."""
-
-    def __init__(self, rate_in: int, rate_out: int, channels: int) -> None:
-        self._channels = channels
-        self._stream = None
-        if rate_in != rate_out:
-            self._stream = soxr.ResampleStream(rate_in, rate_out, channels, dtype="float32", quality="HQ")
-
-    def push(self, block: Samples) -> Samples:
-        """The samples that `block` completes: (c, n) to (c, m)."""
-        if self._stream is None:
-            return block
-        return np.ascontiguousarray(self._stream.resample_chunk(interleave(block)).T)
-
-    def flush(self, silence: int = 0) -> Samples:
-        """The rest, after `silence` zeros more of input."""
-        if self._stream is None:
-            return np.zeros((self._channels, 0), np.float32)
-        silent = np.zeros((silence, self._channels), np.float32)
-        return np.ascontiguousarray(self._stream.resample_chunk(silent, last=True).T)
-
-
-def resample(blocks: Iterable[Samples], rate_in: int, rate_out: int) -> Iterator[Samples]:
-    """Resample a stream of (c, n) blocks; n may be 0 in what is yielded."""
-    resampler: Resampler | None = None
-    for block in blocks:
-        resampler = resampler or Resampler(rate_in, rate_out, len(block))
-        yield resampler.push(block)
-    if resampler:
-        yield resampler.flush()

@@ -1,17 +1,23 @@
-"""Several songs in one go: no two of them write the same files, and what is said of each."""
+"""Several songs in one go: no two of them write the same files, and what is done already is left alone."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfswa_sep.errors import InputError, UsageError
+from tfswa_sep import manifest
+from tfswa_sep.errors import InputError, TfswaError, UsageError
+from tfswa_sep.inputs import FoundSong, unique
 
 if TYPE_CHECKING:
-    from tfswa_sep.separator import SeparationResult
+    from tfswa_sep.registry import ModelInfo
+    from tfswa_sep.separator import Separator
+    from tfswa_sep.song_files import Progress, SeparationResult
 
 
 @dataclass(frozen=True)
@@ -19,34 +25,134 @@ class PlannedSong:
     """A song of a batch."""
 
     path: Path
-    pattern: str  # of its files' names, see stems.target_paths
-    notes: tuple[str, ...]  # what its owner should know, one line each
+    name: str  # what it is called to its owner
+    track: str  # what it is called in its stems' paths
+    folder: Path  # below --out
+    notes: tuple[str, ...] = ()  # what its owner should know, one line each
 
 
-def plan_songs(songs: Sequence[Path], pattern: str) -> list[PlannedSong]:
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a song."""
+
+    song: PlannedSong
+    status: str  # "done", "skipped" or "failed"
+    result: Mapping[str, Any] = field(default_factory=dict)  # a SeparationResult for JSON
+    took: float = 0.0  # seconds
+    error: BaseException | None = None
+    trace: str = ""  # where the error came up
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line each."""
+        return [*self.song.notes, *self.result.get("warnings", ())]
+
+    @property
+    def files(self) -> list[str]:
+        """All that was written."""
+        joined = self.result.get("stem_file")
+        return [*self.result.get("files", {}).values(), *([joined] if joined else [])]
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs, without the error."""
+        told = {"song": self.song.name, "status": self.status, **self.result}
+        return {**told, "warnings": self.warnings} if self.error is None else told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How each song of a batch is separated. Can be sent to another process."""
+
+    model: ModelInfo
+    backend: str
+    device: str
+    threads: int | None
+    out: Path
+    overwrite: bool | None  # None: what is finished is left alone, anything else replaced
+    options: Mapping[str, Any]  # of song_files.separate_song, but for out, track and overwrite
+    loaded: list[Separator] = field(default_factory=list, compare=False)  # filled on first use
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "loaded": []}
+
+    @property
+    def separator(self) -> Separator:
+        """The model, loaded when it is first needed."""
+        if not self.loaded:
+            from tfswa_sep.separator import Separator
+
+            self.loaded.append(
+                Separator(self.model, backend=self.backend, device=self.device, threads=self.threads)
+            )
+        return self.loaded[0]
+
+    def separate(self, song: PlannedSong, on_progress: Progress | None = None) -> Outcome:
+        """Separate one song, unless that is done already. Raises what a song can fail with."""
+        from tfswa_sep.stems import folder_of, target_paths
+
+        began = time.perf_counter()
+        out, name = self.out / song.folder, self.options["name"]
+        target_paths(song.path, (), out=out, extension="", template=name)  # a wrong template is told first
+        record = manifest.manifest_path(out / folder_of(name, song.track), song.track)
+        try:
+            work = manifest.describe_work(song.path, self.model, self.options)
+        except OSError as error:
+            raise InputError(f"{song.name} cannot be read: {error.strerror or error}") from None
+        if not self.overwrite and (result := manifest.finished_work(record, work)):
+            return Outcome(song, "skipped", result)
+        try:
+            written = self.separator.separate_file(
+                song.path,
+                out=out,
+                track=song.track,
+                overwrite=self.overwrite is not False,
+                on_progress=on_progress,
+                **self.options,
+            )
+        except TfswaError as error:
+            raise type(error)(str(error).replace(str(song.path), song.name)) from error
+        result = _describe(song, written)
+        joined = [written.stem_file] if written.stem_file else []
+        manifest.write_manifest(record, work, [*written.files.values(), *joined], result)
+        return Outcome(song, "done", result, took=time.perf_counter() - began)
+
+
+def _describe(song: PlannedSong, written: SeparationResult) -> dict[str, Any]:
+    described = asdict(written)
+    described["files"] = {stem: str(path) for stem, path in written.files.items()}
+    described["stem_file"] = str(written.stem_file) if written.stem_file else None
+    described["warnings"] = [text.replace(str(song.path), song.name) for text in written.warnings]
+    return described
+
+
+def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
     """Each song once, with names for its files that no other song has: a second `song` becomes `song_2`.
 
     Raises UsageError for several songs and a pattern without {track}.
     """
-    planned: dict[Path, PlannedSong] = {}
+    from tfswa_sep.stems import track_name
+
+    planned: list[PlannedSong] = []
     taken: set[str] = set()
-    for song in songs:
-        if song.resolve() in planned:
-            continue
-        track, number = song.stem, 1
-        while track.casefold() in taken:  # casefold: so do the file systems of macOS and Windows
+    for song in unique(songs):
+        plain = track_name(song.path)
+        track, number = plain, 1
+        while (key := _as_file_systems_see_it(song.folder / track)) in taken:
             number += 1
-            track = f"{song.stem}_{number}"
-        taken.add(track.casefold())
-        if number == 1:
-            planned[song.resolve()] = PlannedSong(song, pattern, ())
-        else:
-            literal = pattern.replace("{track}", track.replace("{", "{{").replace("}", "}}"))
-            note = f"{song} has the name of another song: its files are named {track}"
-            planned[song.resolve()] = PlannedSong(song, literal, (note,))
+            track = f"{plain}_{number}"
+        taken.add(key)
+        note = f"{song.path} has the name of another song: its files are named {track}"
+        planned.append(
+            PlannedSong(song.path, str(song.path), track, song.folder, (note,) if number > 1 else ())
+        )
     if len(planned) > 1 and "{track}" not in pattern:
         raise UsageError("with several songs --name needs {track}, or one would overwrite the other")
-    return list(planned.values())
+    return planned
+
+
+def _as_file_systems_see_it(path: Path) -> str:
+    """Those of macOS and Windows take a and A, or the two ways to write an accent, for one name."""
+    return unicodedata.normalize("NFC", str(path).casefold())
 
 
 def check_song(song: Path, commands: Sequence[str]) -> None:
@@ -56,10 +162,3 @@ def check_song(song: Path, commands: Sequence[str]) -> None:
     near = difflib.get_close_matches(str(song), commands, n=1, cutoff=0.7)
     hint = f" (is the command {near[0]!r} meant? commands come first)" if near else ""
     raise InputError(f"no such file: {song}{hint}")
-
-
-def describe(song: PlannedSong, result: SeparationResult) -> dict[str, Any]:
-    """A separated song as an object for JSON."""
-    described = {"song": str(song.path), **asdict(result), "warnings": [*song.notes, *result.warnings]}
-    described["files"] = {stem: str(path) for stem, path in result.files.items()}
-    return described

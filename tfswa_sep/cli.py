@@ -17,7 +17,7 @@ import typer.main
 import tfswa_sep
 from tfswa_sep import terminal
 from tfswa_sep.command_groups import SongsFirst
-from tfswa_sep.commands import evaluate, models, separate
+from tfswa_sep.commands import doctor, evaluate, models, separate
 from tfswa_sep.terminal import PROGRAM
 
 EXAMPLES = f"""Examples:
@@ -44,6 +44,7 @@ app = typer.Typer(
 app.command(epilog=EXAMPLES)(separate.separate)
 app.add_typer(models.app, name="models")
 app.command("eval")(evaluate.evaluate)
+app.command("doctor")(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 TfswaError            1  a bug of ours, or nothing below fits
 ├── UsageError        2  an option or an argument makes no sense
 ├── InputError        3  a song cannot be found, read or understood
+│   └── TruncatedError   a song is cut short: --allow-truncated takes what is there
 ├── ModelError        4  a model is unknown, cannot be fetched, or is damaged
 ├── OutputError       5  a stem cannot be written: permission, disk, format
 ├── DeviceError       6  the backend or device is missing, or memory ran out
@@ -31,6 +32,10 @@ class InputError(TfswaError):
     """A song cannot be found, read or understood."""
 
     exit_code = 3
+
+
+class TruncatedError(InputError):
+    """A song is cut short or damaged; what comes before can be read."""
 
 
 class ModelError(TfswaError):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.errors import InputError
+from tfswa_sep.errors import InputError, TruncatedError
 
 INSTALL = (
     "install it (Debian and Ubuntu: apt install ffmpeg; macOS: brew install ffmpeg; "
@@ -28,21 +28,24 @@ _CUT_SECONDS = 1.0  # a container's duration may be this much longer than its so
 class FfmpegDecoder:
     """A song decoded by an ffmpeg process, at its own rate; see audio.Decoder.
 
+    channels: how many to mix the song to, None for its own.
     Raises InputError if there is no ffmpeg, or ffmpeg finds no sound.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, channels: int | None = None) -> None:
         program = find_ffmpeg()
         if program is None:
-            raise InputError(
-                f"{path} is no wav, flac, ogg, opus or mp3, and reading it needs ffmpeg: {INSTALL}"
-            )
+            why = "is no wav, flac, ogg, opus, mp3 or aiff, and reading it"
+            why = "has more than two channels, and mixing them down" if channels else why
+            raise InputError(f"{path} {why} needs ffmpeg: {INSTALL}")
         self._path = path
+        self._ended = False
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # a file, no pipe: it cannot fill up and block ffmpeg
         # Only local files: a hostile file cannot make ffmpeg open a network address.
         command = [program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
         command += ["-protocol_whitelist", "file,pipe", "-i", f"file:{path.resolve()}"]
-        command += ["-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
+        command += ["-map", "0:a:0", *(["-ac", str(channels)] if channels else [])]
+        command += ["-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._messages
@@ -71,18 +74,25 @@ class FfmpegDecoder:
         """Up to `frames` next samples as (n, c); n is 0 only at the end."""
         frame_bytes = 4 * self.channels
         data = self._output.read(frames * frame_bytes)
+        self._ended = len(data) < frame_bytes
         whole = len(data) // frame_bytes * frame_bytes
         return np.frombuffer(data[:whole], dtype=">f4").reshape(-1, self.channels).astype(np.float32)
 
     def check_whole(self, decoded: int) -> None:
-        """Raise InputError if ffmpeg failed, or reported errors and gave less than the file announces."""
+        """Raise TruncatedError if ffmpeg failed, or reported errors and gave less than the file announces.
+
+        While it still decodes there is nothing to tell.
+        """
+        if not self._ended:
+            return
         failed = self._process.wait() != 0
         messages = self._read_messages()
         cut = self.frames is not None and decoded < self.frames - _CUT_SECONDS * self.sample_rate
         if failed or (cut and _errors(messages)):
-            raise InputError(
+            raise TruncatedError(
                 f"{self._path} is cut short or damaged after {decoded / self.sample_rate:.1f} s "
-                f"({_last_error(messages)}): copy or download it again"
+                f"({_last_error(messages)}): "
+                "copy or download it again, or take what is there with --allow-truncated"
             )
 
     def close(self) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 import typer
 
+
+def _go_offline(wanted: bool) -> bool:
+    if wanted:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # heeded by the registry and by huggingface_hub
+    return wanted
+
+
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="NAME|FILE", help="A name that `models` lists, or a model file."),
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A name that `models` lists, a model file, or an hf:// or https:// address.",
+    ),
 ]
 BackendName = Annotated[
     Literal["auto", "onnx", "torch"],
@@ -19,6 +32,9 @@ Device = Annotated[
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Processor cores to use [default: all].")
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", callback=_go_offline, help="Fetch nothing: take what is here, or fail.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs to read.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")]

@@ -12,19 +12,23 @@ m context, thrown away; K kept with weight 1; / and \\ fade in and out with weig
 sample's weights sum to one and an identity network gives the song back. Outside the song the context is
 zeros; the first segment does not fade in, nor the last one out.
 
-Only about one batch of segments is held at any time, however long the song is.
+Only a few batches of segments are held at any time, however long the song is: those that worker threads
+compute and one that waits, so that reading and writing the song never keep the network waiting.
 Axis letters: b batch, s stem, c channel, n samples.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
+_Batch = list[tuple[Samples, int, bool]]  # segments, each with its kept samples and whether it is the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,7 @@ class SegmentPlan:
 
 
 def plan_segments(*, segment: int, margin: int) -> SegmentPlan:
-    """The plan for a model: fades of 1/32 of the segment (0.19 s of 5.9 s), which cost 4 % of the work."""
+    """The plan for a model: fades of 1/32 of the segment (0.14 s of 4.4 s), which cost 4 % of the work."""
     return SegmentPlan(
         segment=segment, margin=margin, fade=min(segment // 32, max(0, segment - 2 * margin) // 2)
     )
@@ -66,16 +70,18 @@ def overlap_add(
     plan: SegmentPlan,
     *,
     batch_size: int = 1,
+    workers: int = 1,
 ) -> Iterator[Samples]:
     """Run `process` over a stream of (c, n) blocks of any size, as if it saw the whole song.
 
-    `process` maps (b, c, plan.segment) to (b, s, c, plan.segment), b at most batch_size. Yields (s, c, n)
+    `process` maps (b, c, plan.segment) to (b, s, c, plan.segment), b at most batch_size; it is called from
+    `workers` threads at once. Yields (s, c, n)
     blocks, as many samples in all as came in; nothing for an empty stream.
     """
     fade_in = ((np.arange(plan.fade) + 0.5) / max(plan.fade, 1)).astype(np.float32)
     faded_tail: Samples | None = None  # what the segment before left in the overlap, already faded out
-    for batch in _batches(_cut(blocks, plan), batch_size):
-        estimates = process(np.stack([segment for segment, _, _ in batch]))
+    batches = _batches(_cut(blocks, plan), batch_size)
+    for batch, estimates in _in_order(batches, process, workers):
         for estimate, (_, samples, last) in zip(estimates, batch, strict=True):
             kept = estimate[..., plan.margin : plan.margin + samples]
             if faded_tail is not None and plan.fade:
@@ -86,6 +92,26 @@ def overlap_add(
             else:
                 yield kept[..., : plan.step]
                 faded_tail = kept[..., plan.step :] * (1 - fade_in)
+
+
+def _in_order(
+    batches: Iterable[_Batch], process: Callable[[Samples], Samples], workers: int
+) -> Iterator[tuple[_Batch, Samples]]:
+    """Each batch with what `process` makes of it, in their order, while threads compute those that follow."""
+    waiting: deque[tuple[_Batch, Future[Samples]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="segment") as pool:
+        try:
+            for batch in batches:
+                waiting.append((batch, pool.submit(process, np.stack([segment for segment, _, _ in batch]))))
+                if len(waiting) > workers:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
 
 
 def _cut(blocks: Iterable[Samples], plan: SegmentPlan) -> Iterator[tuple[Samples, int, bool]]:
@@ -117,10 +143,8 @@ def _cut(blocks: Iterable[Samples], plan: SegmentPlan) -> Iterator[tuple[Samples
         held = held[:, plan.step :]
 
 
-def _batches(
-    segments: Iterator[tuple[Samples, int, bool]], batch_size: int
-) -> Iterator[list[tuple[Samples, int, bool]]]:
-    batch: list[tuple[Samples, int, bool]] = []
+def _batches(segments: Iterator[tuple[Samples, int, bool]], batch_size: int) -> Iterator[_Batch]:
+    batch: _Batch = []
     for segment in segments:
         batch.append(segment)
         if len(batch) == batch_size:

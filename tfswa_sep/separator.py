@@ -1,51 +1,36 @@
-"""The only orchestrator: a song (or an array) through a model, into stems.
+"""A model, and what goes through it: an array, or a song's blocks on their way into files (song_files.py).
 
-    open_audio -> blocks at the model's rate -> overlap_add(backend) -> StemWriter
-
-Memory does not grow with the song: blocks stream from one end to the other. Loudness is never changed, unless
-`rescale` asks for it. Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples.
+Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep import registry
-from tfswa_sep.audio import BLOCK, LOUDEST, RATES, AudioReader, Samples, open_audio, resample
+from tfswa_sep.arrays import SaveOptions, Stems, join_stems, save_stems, stream_stems
+from tfswa_sep.audio import BLOCK
 from tfswa_sep.backends import Backend, load_backend
 from tfswa_sep.errors import InputError, ModelError
 from tfswa_sep.overlap import overlap_add, plan_segments
-from tfswa_sep.stem_writer import StemWriter, Written, find_format
-from tfswa_sep.stems import NAME_TEMPLATE, parse_stems, target_paths
-
-Progress = Callable[[float, float | None], None]  # (seconds done, seconds in all or None where unknown)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeparationResult:
-    """What separate_file wrote."""
-
-    files: dict[str, Path]  # stem -> file
-    seconds: float  # length of the song
-    sample_rate: int  # Hz, of the files
-    clipped: dict[str, int]  # stem -> samples cut off at full scale, all channels together
-    gain: float  # common gain that rescale applied to all stems, 1.0 for none
-    model: str
-    backend: str
-    device: str
-    warnings: tuple[str, ...]  # one line each
+from tfswa_sep.resample import Samples
+from tfswa_sep.song_files import FileOptions, Progress, separate_song
+from tfswa_sep.song_files import SeparationResult as SeparationResult
+from tfswa_sep.stems import parse_stems
 
 
 class Separator:
     """A model that separates songs; it is loaded on first use and may be used from several threads.
 
-    model: a registered name, a model file's path, a ModelInfo, a loaded Backend, or None for the default.
+    model: a registered name, an hf:// or https:// address, a model file's path, a ModelInfo, a loaded
+    Backend, or None for the default.
     backend: "auto", "onnx" or "torch".  device: "auto", "cpu", "cuda", "cuda:N" or "mps".
     threads: CPU threads, None for one a physical core.  batch_size: segments computed at once (helps GPUs).
     """
@@ -65,6 +50,16 @@ class Separator:
         self._lock = threading.Lock()
         self._loaded: Backend | None = None
         self._name = ""
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **options: Any) -> Separator:
+        """The separator of a model file, .onnx or .safetensors, loaded at once; options as of the class.
+
+        Raises ModelError for a file that is not there, damaged or no model of ours; DeviceError.
+        """
+        separator = cls(registry.find_model(Path(path).expanduser().absolute()), **options)
+        _ = separator.backend
+        return separator
 
     @property
     def backend(self) -> Backend:
@@ -92,99 +87,65 @@ class Separator:
         return info.name, load_backend(info, registry.fetch, backend=backend, device=device, threads=threads)
 
     def separate(
-        self, audio: NDArray[np.floating], rate: int, *, stems: str | Sequence[str] | None = None
-    ) -> dict[str, NDArray[np.float32]]:
+        self,
+        audio: NDArray[np.floating],
+        rate: int,
+        *,
+        stems: str | Sequence[str] | None = None,
+        on_progress: Progress | None = None,
+    ) -> Stems:
         """Separate samples in memory.
 
         audio: (c, n) with c 1 or 2, or (n,), at full scale +-1.  rate: Hz.
         stems: see stems.parse_stems, None for all.
+        on_progress: called after each piece, in this thread, with the seconds done and in all.
         Returns stem -> float32 array of the same shape and rate.
-        Raises InputError for another shape, no samples, or samples that are no numbers; UsageError for an
-        unknown stem.
+        Raises InputError for another shape or samples that are no numbers, UsageError for an unknown stem.
         """
         samples = np.atleast_2d(np.asarray(audio, dtype=np.float32))
-        channels, frames = samples.shape if samples.ndim == 2 else (0, 0)
-        if channels not in (1, 2) or not frames:
+        frames = samples.shape[-1]
+        if samples.ndim != 2 or len(samples) not in (1, 2) or not frames:
             raise InputError(f"expected samples of shape (1 or 2 channels, n > 0), got {np.shape(audio)}")
-        if not RATES[0] <= rate <= RATES[1]:
-            raise InputError(f"{rate} samples a second is no rate for music")
-        if not np.abs(samples).max() <= LOUDEST:  # False for NaN too
-            raise InputError("the samples hold numbers that are not finite, or no sound")
+        cut = (samples[:, start : start + BLOCK] for start in range(0, frames, BLOCK))
+        parts, done = [], 0
+        for part in self.stream(cut, rate, stems=stems):
+            parts.append(part)
+            done += part.samples
+            if on_progress and part.samples:
+                on_progress(done / rate, frames / rate)
+        return join_stems(parts, np.shape(audio))
+
+    def stream(
+        self, blocks: Iterable[NDArray[np.floating]], rate: int, *, stems: str | Sequence[str] | None = None
+    ) -> Iterator[Stems]:
+        """Separate samples that come block by block, such as a recording under way; memory does not grow.
+
+        blocks: (c, n) each, c 1 or 2 and the same for all, any n, at full scale +-1.  rate: Hz.
+        Yields blocks of stems, each stem (c, m), as soon as they can be known: the first after one segment of
+        the model (`backend.segment_samples`). In all they have as many samples as went in.
+        Raises as `separate` does, when the block in question is reached.
+        """
         names, mix = parse_stems(stems, self.stems)
-        stereo = np.repeat(samples, self.backend.channels // channels, axis=0)
-        cut = (stereo[:, start : start + BLOCK] for start in range(0, frames, BLOCK))
-        blocks = self._separate_blocks(resample(cut, rate, self.backend.sample_rate), mix, channels)
-        flat = (block.reshape(-1, block.shape[-1]) for block in blocks)  # (k * c, n)
-        parts = list(resample(flat, self.backend.sample_rate, rate))
-        joined = np.concatenate([*parts, np.zeros((len(names) * channels, 0), np.float32)], axis=1)[
-            :, :frames
-        ]
-        joined = np.pad(joined, ((0, 0), (0, frames - joined.shape[1])))
-        stacked = joined.reshape(len(names), *np.shape(audio))
-        return dict(zip(names, stacked, strict=True))
+        separate = partial(self._separate_blocks, mix=mix)
+        return stream_stems(blocks, rate, names, separate, model_rate=self.backend.sample_rate)
+
+    def save(self, stems: Stems, folder: str | Path, **options: Unpack[SaveOptions]) -> dict[str, Path]:
+        """Write stems to `folder`/<stem>.<extension>, all of them or none: see arrays.save_stems."""
+        return save_stems(stems, Path(folder), **options)
 
     def separate_file(
-        self,
-        path: str | Path,
-        *,
-        out: str | Path = ".",
-        stems: str | Sequence[str] | None = None,
-        audio_format: str = "wav",
-        bit_depth: str | None = None,
-        rescale: bool = False,
-        name: str = NAME_TEMPLATE,
-        overwrite: bool = True,
-        on_progress: Progress | None = None,
+        self, path: str | Path, *, on_progress: Progress | None = None, **options: Unpack[FileOptions]
     ) -> SeparationResult:
         """Separate a song into files with its own sample rate, channels and length, all of them or none.
 
-        stems: see stems.parse_stems, None for all.  audio_format: "wav" or "flac".
-        bit_depth: "32f" (wav), "24" or "16"; None for 32f in wav and 24 in flac.
-        rescale: bring too loud stems under full scale by one common gain, where integer files would clip.
-        name: template of the files' paths under `out`, see stems.target_paths.
-        overwrite: False refuses to replace files of an earlier run.
-        on_progress: called after each piece, in this thread.
+        on_progress: called after each piece, in this thread.  options: see song_files.FileOptions.
         Raises InputError, UsageError, ModelError, DeviceError or OutputError; then nothing is left behind.
         """
-        encoding = find_format(audio_format, bit_depth)
-        with open_audio(path) as song:
-            model = self.backend
-            names, mix = parse_stems(stems, model.stems)
-            targets = target_paths(
-                song.path, names, out=Path(out), extension=encoding.extension, template=name
-            )
-            rate = encoding.nearest_rate(song.sample_rate)
-            writer = StemWriter(
-                targets,
-                audio_format=encoding,
-                rate=rate,
-                model_rate=model.sample_rate,
-                channels=song.channels,
-                frames=None if song.frames is None else _at_rate(song.frames, song.sample_rate, rate),
-                rescale=rescale,
-                overwrite=overwrite,
-            )
-            with writer:
-                blocks = song.blocks(model.sample_rate, model.channels)
-                done = 0
-                for block in self._separate_blocks(blocks, mix, song.channels):
-                    writer.write(block)
-                    done += block.shape[-1]
-                    if on_progress:
-                        total = None if song.frames is None else song.frames / song.sample_rate
-                        on_progress(done / model.sample_rate, total)
-                written = writer.commit(_at_rate(song.decoded, song.sample_rate, rate))
-            return SeparationResult(
-                files=written.files,
-                seconds=song.decoded / song.sample_rate,
-                sample_rate=rate,
-                clipped=written.clipped,
-                gain=written.gain,
-                model=self._name,
-                backend=model.name,
-                device=model.device,
-                warnings=tuple(_warnings(song, rate, audio_format, written)),
-            )
+        model = self.backend
+
+        return separate_song(
+            path, model, self._separate_blocks, model_name=self._name, on_progress=on_progress, **options
+        )
 
     def _separate_blocks(
         self, blocks: Iterable[Samples], mix: NDArray[np.float32], channels: int
@@ -201,7 +162,7 @@ class Separator:
                 return np.zeros((len(segments), len(mix), *segments.shape[1:]), np.float32)
             return model(segments, mix=None if all_stems else mix)
 
-        for block in overlap_add(blocks, run, plan, batch_size=self._batch_size):
+        for block in overlap_add(blocks, run, plan, batch_size=self._batch_size, workers=model.workers):
             if not np.isfinite(block.sum()):
                 raise ModelError(
                     "the network gave numbers that are not finite: try --backend onnx or --device cpu"
@@ -216,14 +177,8 @@ def separate_file(
     backend: str = "auto",
     device: str = "auto",
     threads: int | None = None,
-    out: str | Path = ".",
-    stems: str | Sequence[str] | None = None,
-    audio_format: str = "wav",
-    bit_depth: str | None = None,
-    rescale: bool = False,
-    name: str = NAME_TEMPLATE,
-    overwrite: bool = True,
     on_progress: Progress | None = None,
+    **options: Unpack[FileOptions],
 ) -> SeparationResult:
     """Separate one song into files: see Separator and Separator.separate_file.
 
@@ -231,17 +186,7 @@ def separate_file(
     """
     if not isinstance(model, Separator):
         model = Separator(model, backend=backend, device=device, threads=threads)
-    return model.separate_file(
-        path,
-        out=out,
-        stems=stems,
-        audio_format=audio_format,
-        bit_depth=bit_depth,
-        rescale=rescale,
-        name=name,
-        overwrite=overwrite,
-        on_progress=on_progress,
-    )
+    return model.separate_file(path, on_progress=on_progress, **options)
 
 
 def load_model(
@@ -253,19 +198,3 @@ def load_model(
 ) -> Backend:
     """The loaded network itself: segments (b, c, n) to stems (b, s, c, n); see backends.Backend."""
     return Separator(model, backend=backend, device=device, threads=threads).backend
-
-
-def _at_rate(frames: int, rate: int, wanted: int) -> int:
-    return frames if rate == wanted else max(1, round(frames * wanted / rate))
-
-
-def _warnings(song: AudioReader, rate: int, audio_format: str, written: Written) -> Iterator[str]:
-    if song.peak == 0:
-        yield f"{song.path} is silent, so its stems are silent too"
-    if rate != song.sample_rate:
-        yield f"{audio_format} files cannot hold {song.sample_rate} Hz: the stems have {rate} Hz"
-    if clipped := {stem: count for stem, count in written.clipped.items() if count}:
-        counts = ", ".join(f"{stem} {count}" for stem, count in clipped.items())
-        yield f"samples above full scale were clipped ({counts}): use 32f or rescale to keep them"
-    if written.gain < 1:
-        yield f"all stems were made quieter by {-20 * np.log10(written.gain):.2f} dB, so that none clips"

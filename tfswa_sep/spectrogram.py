@@ -1,14 +1,14 @@
-"""Waveform <-> complex spectrogram, in NumPy, and the real-valued layout that the network sees.
+"""Waveform <-> complex spectrogram, in NumPy.
 
 Equal to torch.stft and torch.istft with a periodic Hann window, center=True, pad_mode="constant" and no
 normalisation. It lives outside the ONNX graph because ONNX Runtime refuses an exported inverse STFT.
 
-Axis letters: b batch, s stem, c channel, n samples, f bins (n_fft // 2 + 1), t frames (n // hop + 1).
+Axis letters: n samples, f bins (n_fft // 2 + 1), t frames (n // hop + 1), m some frames of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -18,10 +18,7 @@ from numpy.typing import NDArray
 N_FFT = 2048  # samples a frame: 46 ms at 44.1 kHz
 HOP = 512  # samples between frames: 12 ms at 44.1 kHz
 
-# Frames and bins are handled in tiles that stay in the core's own cache: transposing tile by tile took
-# a third of the time of one large transpose (measured).
-_FRAMES_AT_ONCE = 128
-_BINS_AT_ONCE = 128
+_FRAMES_AT_ONCE = 128  # of a channel: they stay in the core's own cache
 
 
 def stft(samples: NDArray[np.float32], *, n_fft: int = N_FFT, hop: int = HOP) -> NDArray[np.complex64]:
@@ -57,90 +54,40 @@ def istft(
     """
     bins, frames = spectrum.shape[-2:]
     flat = spectrum.swapaxes(-1, -2).reshape(-1, frames, bins)
-    samples = _add_frames(
-        (np.array_split(channel, range(_FRAMES_AT_ONCE, frames, _FRAMES_AT_ONCE)) for channel in flat),
-        (len(flat), frames, bins),
-        n_fft,
-        hop,
-        length,
-    )
+    chunks = np.array_split(flat, range(_FRAMES_AT_ONCE, frames, _FRAMES_AT_ONCE), axis=1)
+    samples = add_frames(chunks, (len(flat), bins, frames), n_fft=n_fft, hop=hop, length=length)
     return samples.reshape(*spectrum.shape[:-2], length)
 
 
-def istft_channels(
-    parts: NDArray[np.float32], *, n_fft: int = N_FFT, hop: int = HOP, length: int
-) -> NDArray[np.float32]:
-    """`istft(from_channels(parts))`: (b, s, 2c, f, t) to (b, s, c, length), faster and without the copy.
-
-    The complex frames are made few at a time, so that they never leave the core's own cache.
-    """
-    b, s, twice_c, f, t = parts.shape
-    pairs = parts.reshape(-1, 2, f, t)
-    samples = _add_frames((_complex_frames(pair) for pair in pairs), (len(pairs), t, f), n_fft, hop, length)
-    return samples.reshape(b, s, twice_c // 2, length)
-
-
-def to_channels(spectrum: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """(b, c, f, t) complex to (b, 2c, f, t) float32, in the order [c0 real, c0 imaginary, c1 real, ...]."""
-    b, c, f, t = spectrum.shape
-    parts = np.empty((b, c, 2, f, t), dtype=np.float32)
-    for start in range(0, f, _BINS_AT_ONCE):
-        strip = slice(start, start + _BINS_AT_ONCE)
-        parts[:, :, 0, strip] = spectrum.real[:, :, strip]
-        parts[:, :, 1, strip] = spectrum.imag[:, :, strip]
-    return parts.reshape(b, 2 * c, f, t)
-
-
-def from_channels(parts: NDArray[np.float32]) -> NDArray[np.complex64]:
-    """(b, s, 2c, f, t) float32 to (b, s, c, f, t) complex64, the inverse of `to_channels` for every stem."""
-    b, s, twice_c, f, t = parts.shape
-    pairs = parts.reshape(b, s, twice_c // 2, 2, f, t)
-    spectrum = np.empty((b, s, twice_c // 2, f, t), dtype=np.complex64)
-    spectrum.real, spectrum.imag = pairs[:, :, :, 0], pairs[:, :, :, 1]
-    return spectrum
-
-
-def _complex_frames(pair: NDArray[np.float32]) -> Iterator[NDArray[np.complex64]]:
-    """(2, f, t) real and imaginary parts as chunks of complex frames (m, f), each written over the last."""
-    _, f, t = pair.shape
-    buffer = np.empty((_FRAMES_AT_ONCE, f), dtype=np.complex64)
-    for start in range(0, t, _FRAMES_AT_ONCE):
-        chunk = buffer[: t - start]
-        for low in range(0, f, _BINS_AT_ONCE):
-            strip = slice(low, low + _BINS_AT_ONCE)
-            chunk.real[:, strip] = pair[0, strip, start : start + len(chunk)].T
-            chunk.imag[:, strip] = pair[1, strip, start : start + len(chunk)].T
-        yield chunk
-
-
-def _add_frames(
-    channels: Iterable[Iterable[NDArray[np.complex64]]],
+def add_frames(
+    chunks: Iterable[NDArray[np.complex64]],
     shape: tuple[int, int, int],
-    n_fft: int,
-    hop: int,
+    *,
+    n_fft: int = N_FFT,
+    hop: int = HOP,
     length: int,
 ) -> NDArray[np.float32]:
-    """Inverse transforms and overlap-add: each channel's chunks of frames (m, f) to (channels, length).
+    """`istft` of a spectrum that comes as chunks of frames: (channels, m, f) each, to (channels, length).
 
-    shape: (channels, t, f).
+    shape: (channels, f, t) of the whole. A chunk is used up before the next one is asked for.
     """
     window = _hann(n_fft, hop)
-    count, t, f = shape
+    channels, f, t = shape
     if f != n_fft // 2 + 1:
         raise ValueError(f"a spectrum of {f} bins does not come from frames of {n_fft} samples")
     overlap = n_fft // hop
-    added = np.zeros((count, t + overlap - 1, hop), dtype=np.float32)
-    for chunks, target in zip(channels, added, strict=True):
-        start = 0
-        for chunk in chunks:
-            frames = np.fft.irfft(chunk, n=n_fft, axis=-1)
+    added = np.zeros((channels, t + overlap - 1, hop), dtype=np.float32)
+    start = 0
+    for chunk in chunks:
+        for spectra, target in zip(chunk, added, strict=True):
+            frames = np.fft.irfft(spectra, n=n_fft, axis=-1)
             frames *= window
             hops = frames.reshape(-1, overlap, hop)
             for part in range(overlap):  # a frame covers `overlap` hops: shifted adds, no loop over frames
                 target[start + part : start + part + len(hops)] += hops[:, part]
-            start += len(hops)
+        start += chunk.shape[1]
     added *= _inverse_envelope(n_fft, hop, t)
-    samples = added.reshape(count, -1)[:, n_fft // 2 : n_fft // 2 + length]
+    samples = added.reshape(channels, -1)[:, n_fft // 2 : n_fft // 2 + length]
     return (
         np.pad(samples, ((0, 0), (0, length - samples.shape[-1]))) if samples.shape[-1] < length else samples
     )

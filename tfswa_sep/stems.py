@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import string
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ ACCOMPANIMENT = "accompaniment"  # everything but the vocals
 VOCALS = "vocals"
 NAME_TEMPLATE = "{track}/{stem}{ext}"
 _FIELDS = ("track", "stem", "ext")
+_LONGEST_TRACK = 200  # bytes; file systems end at 255, and a stem's name may stand behind it
+_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 
 
 def parse_stems(
@@ -63,18 +66,42 @@ def _choices(available: Sequence[str]) -> str:
     return f"choose from {', '.join(names)}, or a sum such as {'+'.join(available[:2])}"
 
 
-def target_paths(
-    song: Path, stems: Sequence[str], *, out: Path, extension: str, template: str = NAME_TEMPLATE
-) -> dict[str, Path]:
-    """Stem -> file under `out`, from a template of {track} (the song's name), {stem} and {ext} (".wav").
+def track_name(song: Path) -> str:
+    """What a song is called in its stems' names: its file's name without the extension.
 
+    A name that Windows keeps for a device, or of which it would drop the end, is altered, since files move
+    about. One of more than 200 bytes is cut, and a hash tells it from others.
+    """
+    name = song.stem.rstrip(". ") or "_"
+    if name.partition(".")[0].upper() in _RESERVED:
+        name = f"_{name}"
+    data = os.fsencode(name)
+    if len(data) > _LONGEST_TRACK:
+        digest = hashlib.sha256(data).hexdigest()[:8]
+        name = f"{data[: _LONGEST_TRACK - 9].decode('utf-8', errors='ignore')}~{digest}"
+    return name
+
+
+def target_paths(
+    song: Path,
+    stems: Sequence[str],
+    *,
+    out: Path,
+    extension: str,
+    template: str = NAME_TEMPLATE,
+    track: str | None = None,
+) -> dict[str, Path]:
+    """Stem -> file under `out`, from a template of {track}, {stem} and {ext} (".wav").
+
+    track: None for track_name(song).
     Raises UsageError for another field, a path that leaves `out`, one path for two stems, or the song's own.
     """
     _check_template(template)
     targets: dict[str, Path] = {}
     for stem in stems:
-        name = template.format(track=song.stem, stem=stem, ext=extension)
-        if not name or name.endswith(("/", os.sep)) or Path(name).is_absolute() or ".." in Path(name).parts:
+        name = template.format(track=track or track_name(song), stem=stem, ext=extension)
+        outside = Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name
+        if not name or name.endswith(("/", os.sep)) or outside:
             raise UsageError(
                 f"the name template '{template}' leads outside the output folder ({name}): change --name"
             )
@@ -89,6 +116,13 @@ def target_paths(
             )
         targets[stem] = path
     return targets
+
+
+def folder_of(template: str, track: str) -> Path:
+    """The folder that all stems of a song lie in or below: the template as far as it is the same for all."""
+    parts = Path(template).parts[:-1]
+    shared = [index for index, part in enumerate(parts) if "{stem}" in part]
+    return Path(*(part.format(track=track, ext="") for part in parts[: min(shared, default=len(parts))]))
 
 
 def _check_template(template: str) -> None:

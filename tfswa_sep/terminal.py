@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,13 +10,18 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from typer import Abort, TyperException
 
-from tfswa_sep.errors import DeviceError, TfswaError, UsageError
+from tfswa_sep.errors import DeviceError, OutputError, TfswaError, UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 PROGRAM = "tfswa-sep"
+# A write that fails so is one to stdout: all others have been made an OutputError.
+_CANNOT_PRINT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as the shell has it: 128 + the signal's number
 
 
@@ -28,10 +34,16 @@ def run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
 
     debug: show the traceback too.  as_json: also print the error as a JSON object on stdout.
     """
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name that is no text must not end the program
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
+    with _only_our_words(debug=debug):
+        return _run(command, debug=debug, as_json=as_json)
+
+
+def _run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
     try:
         code = command()
         sys.stdout.flush()
@@ -46,13 +58,17 @@ def run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
     except SystemExit as stop:  # typer's way to say that the pipe broke, and the end of shell completion
         return _leave_quietly() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _CANNOT_PRINT:
+            error = OutputError(f"cannot write to the standard output ({error.strerror}): make room")
+            as_json = False
+            _print_nowhere()
         told = report(error, debug=debug)
         if as_json:
-            print(json.dumps({"error": told}, indent=2))
+            print(json.dumps({"error": told}))
         return int(told["exit_code"])
 
 
-def report(error: BaseException, *, debug: bool = False) -> dict[str, str | int]:
+def report(error: BaseException, *, debug: bool = False, trace: str = "") -> dict[str, str | int]:
     """Say an error in one line on stderr, and return it as {"kind", "message", "exit_code"}."""
     kind, code, message = type(error).__name__, 1, str(error)
     if isinstance(error, TfswaError):
@@ -69,46 +85,133 @@ def report(error: BaseException, *, debug: bool = False) -> dict[str, str | int]
         code, message = INTERRUPTED, "interrupted"
     else:
         message = f"a bug of {PROGRAM}, please report it with what --debug shows: {kind}: {message}"
-    if debug:
+    if debug and trace:  # of another process
+        print(trace, file=sys.stderr, end="")
+    elif debug:
         traceback.print_exception(error)
     return {"kind": kind, "message": say_error(message), "exit_code": code}
 
 
 def say_error(message: str) -> str:
     """Print one line on stderr, whatever line breaks or control characters the message has; return it."""
-    words = " ".join(message.split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    line = one_line(message)
     print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
     return line
 
 
+def one_line(text: str) -> str:
+    """The text without line breaks, and with what cannot be printed written out."""
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+
+
 @contextmanager
 def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[float, float | None], None] | None]:
-    """A bar with the time left on stderr, gone when done; yields its on_progress(seconds done, in all).
+    """One bar; yields its on_progress(seconds done, in all), or None where nothing is drawn."""
+    with progress_bars(shown=shown) as bars:
+        yield (lambda done, total: bars.update(label, done, total)) if bars else None
 
-    Nothing is drawn, and None yielded, if not `shown` or where stderr is no terminal.
-    """
+
+@contextmanager
+def progress_bars(*, shown: bool) -> Iterator[ProgressBars | None]:
+    """Bars with the time left on stderr; None if not `shown` or where stderr is no terminal."""
     if not shown or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    bars = ProgressBars()
+    try:
+        yield bars
+    finally:
+        bars.stop()
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(label, total=None)
 
-        def show(done: float, total: float | None) -> None:
-            bars.update(task, completed=done, total=total)
+class ProgressBars:
+    """A bar for each song that is being separated: its name, the stage, and the time left."""
 
-        yield show
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
+        stage = TextColumn("{task.fields[stage]}", table_column=Column(width=10))
+        columns = (name, stage, BarColumn(bar_width=20), TimeRemainingColumn())
+        # Not redirected: what is printed to stdout may be meant for another program.
+        options = {"transient": True, "redirect_stdout": False, "redirect_stderr": False, "expand": True}
+        self._bars = Progress(*columns, console=Console(stderr=True), **options)  # type: ignore[arg-type]
+        self._tasks: dict[str, TaskID] = {}
+        self._bars.start()
+
+    def update(self, label: str, done: float, total: float | None) -> None:
+        """Show how many seconds of the song `label` are done, and of how many, None where unknown."""
+        if label not in self._tasks:
+            self._tasks[label] = self._bars.add_task(label, total=total, stage="")
+        stage = "writing" if total and done >= total else "separating" if done else "reading"
+        self._bars.update(self._tasks[label], completed=done, total=total, stage=stage)
+
+    def remove(self, label: str) -> None:
+        """The song `label` is done."""
+        if label in self._tasks:
+            self._bars.remove_task(self._tasks.pop(label))
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """No bar is on the screen meanwhile, so that lines can be printed."""
+        self._bars.stop()
+        try:
+            yield
+        finally:
+            self._bars.start()
+
+    def stop(self) -> None:
+        """Take all bars away."""
+        self._bars.stop()
 
 
 def _terminate(signal_number: int, frame: object) -> NoReturn:
     raise _Terminated
 
 
+def _open_what_is_closed() -> None:
+    """Have 0, 1 and 2 be something: else the next file that is opened becomes one, and is printed to."""
+    for handle in (0, 1, 2):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+@contextmanager
+def _only_our_words(*, debug: bool) -> Iterator[None]:
+    """Keep decoders written in C from talking to stderr about a file's faults; with `debug` they may."""
+    try:
+        ours = sys.stderr.fileno() == 2 and not debug
+    except (OSError, ValueError):  # a test has put something else in its place
+        ours = False
+    if not ours:
+        yield
+        return
+    before, kept = sys.stderr, os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    sys.stderr = os.fdopen(kept, "w", buffering=1, encoding=before.encoding, errors="backslashreplace")
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        sys.stderr.close()
+        sys.stderr = before
+
+
 def _leave_quietly() -> int:
     """Who read our output has stopped, as `head` does: no error, nor may Python find one as it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _print_nowhere()
     return BROKEN_PIPE
+
+
+def _print_nowhere() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,6 @@
 """A checkpoint becomes a product: `python -m training.export CHECKPOINT --out tfswa_sep/weights`.
 
-Writes NAME.onnx (spectrum in, spectra out; the STFT stays outside the graph), compares it with torch on noise
+Writes NAME.onnx (features in, masks out; see training/graph.py), compares its stems with torch's on noise
 shaped like music, and brings the entry's sizes and hashes in models.toml up to date. With --torch also writes
 NAME.safetensors, which the torch backend reads.
 """
@@ -8,6 +8,7 @@ NAME.safetensors, which the torch backend reads.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,16 +19,20 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from safetensors.torch import save_file
 
 from tfswa_sep.backends.metadata import FORMAT, KEY
+from tfswa_sep.backends.onnx import OnnxBackend
+from tfswa_sep.masks import band_features
 from tfswa_sep.model.config import ModelConfig
+from tfswa_sep.model.transform import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
+from tfswa_sep.spectrogram import stft
 from training.checkpoint import read
+from training.graph import MaskNetwork
 
-TOLERANCE = 1e-4  # of the largest output, between torch and ONNX Runtime in float32
+TOLERANCE = 1e-4  # of the loudest sample, between torch and ONNX Runtime in float32
 LICENSE = "GPL-3.0-or-later"
 
 
@@ -58,21 +63,22 @@ def metadata(config: ModelConfig, *, name: str, license_name: str = LICENSE) -> 
 
 
 def export_onnx(network: TfswaUNet, path: Path, *, name: str, license_name: str = LICENSE) -> float:
-    """Write the graph with float32 weights, and return its largest relative difference from torch.
+    """Write the graph with float32 weights, and return how far its stems are from torch's.
 
     Raises ValueError where the two differ by more than TOLERANCE.
     """
-    config = network.config
-    frames = config.segment_samples // config.hop + 1
-    example = _musical_noise(2, 2 * config.channels, config.n_fft // 2 + 1, frames)
+    config, masks = network.config, MaskNetwork(network)
+    example = _example(config)
+    names = [[f"{kind}_{i}" for i in range(len(config.bands))] for kind in ("features", "masks")]
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder) / "raw.onnx"
         program = torch.onnx.export(
-            network,
-            (example,),
-            input_names=["mixture"],
-            output_names=["stems"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
+            masks,
+            tuple(example),
+            input_names=names[0],
+            output_names=names[1],
+            dynamic_shapes=(tuple(batch for _ in example),),
             dynamo=True,
             verbose=False,
         )
@@ -89,18 +95,22 @@ def export_onnx(network: TfswaUNet, path: Path, *, name: str, license_name: str 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     onnx.save(graph, temporary)
     os.replace(temporary, path)
-    return compare(network, path, example)
+    return compare(network, path)
 
 
-def compare(network: TfswaUNet, path: Path, example: torch.Tensor) -> float:
-    """Difference between torch and ONNX Runtime, of the largest output. Raises ValueError above TOLERANCE."""
+def compare(network: TfswaUNet, path: Path) -> float:
+    """Difference between the stems of torch and of the exported file, of the loudest sample.
+
+    Raises ValueError above TOLERANCE.
+    """
+    config = network.config
+    mixture = _musical_noise(config.channels, config.segment_samples)[None]
     with torch.inference_mode():
-        expected = network(example).numpy()
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found: Any = session.run(["stems"], {"mixture": example.numpy()})[0]
+        expected = separate_waveform(network.eval(), mixture, n_fft=config.n_fft, hop=config.hop).numpy()
+    found = OnnxBackend(path)(mixture.numpy())
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= TOLERANCE:
-        raise ValueError(f"{path}: ONNX Runtime differs from torch by {difference:.1e} of the largest output")
+        raise ValueError(f"{path}: ONNX Runtime differs from torch by {difference:.1e} of the loudest sample")
     return difference
 
 
@@ -139,11 +149,20 @@ def update_registry(registry: Path, *, name: str, files: dict[str, Path]) -> Non
     os.replace(temporary, registry)
 
 
-def _musical_noise(*shape: int) -> torch.Tensor:
-    """(b, 2c, f, t): complex noise that falls by 6 dB an octave, as loud music does."""
-    generator = torch.Generator().manual_seed(0)
-    slope = 100.0 / torch.arange(1, shape[2] + 1)[None, None, :, None]
-    return torch.randn(*shape, generator=generator) * slope
+def _example(config: ModelConfig) -> list[torch.Tensor]:
+    """What the network sees of two segments of noise."""
+    samples = np.stack([_musical_noise(config.channels, config.segment_samples, seed=i) for i in (0, 1)])
+    spectrum = stft(samples, n_fft=config.n_fft, hop=config.hop)
+    return [torch.from_numpy(band) for band in band_features(spectrum, config)]
+
+
+def _musical_noise(channels: int, samples: int, *, seed: int = 0) -> torch.Tensor:
+    """(c, n): noise that falls by 6 dB an octave, as loud music does, peaks at half of full scale."""
+    generator = torch.Generator().manual_seed(seed)
+    spectrum = torch.fft.rfft(torch.randn(channels, samples, generator=generator))
+    slope = torch.arange(1, spectrum.shape[1] + 1).clamp(min=samples // 1000)
+    noise: torch.Tensor = torch.fft.irfft(spectrum / slope, samples)
+    return noise * (0.5 / noise.abs().max())
 
 
 def main() -> None:
@@ -154,10 +173,15 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--name", default="small")
     parser.add_argument("--out", type=Path, default=Path("tfswa_sep/weights"))
+    parser.add_argument("--frames", type=int, help="frames of a segment, else as the checkpoint says")
     parser.add_argument("--registry", type=Path, help="a models.toml whose hashes are brought up to date")
     parser.add_argument("--torch", action="store_true", help="also write NAME.safetensors")
     options = parser.parse_args()
     network, checkpoint = load_checkpoint(options.checkpoint)
+    if options.frames:  # how much is computed at once is no matter of training
+        network.config = dataclasses.replace(
+            network.config, segment_samples=(options.frames - 1) * network.config.hop
+        )
     # Both files carry the same numbers: what float16 cannot hold is rounded before either is written.
     network.load_state_dict({k: v.half().to(v.dtype) for k, v in network.state_dict().items()})
     options.out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from tfswa_sep.model.transform import stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import checkpoint, losses
 from training.checkpoint import Average
-from training.data.augment import Augmentation, lowpass
+from training.data.augment_batches import Augmentation, lowpass
 from training.data.batches import Batch, load_batches, open_data, seconds_of
 from training.optimizer import make_optimizer
 from training.parallel import launch, synchronise_norms

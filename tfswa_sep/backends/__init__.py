@@ -62,6 +62,11 @@ class Backend(Protocol):
         """Samples at each side of a segment that lack context: the caller throws them away."""
         ...
 
+    @property
+    def workers(self) -> int:
+        """Calls at once, from as many threads, that use the device best."""
+        ...
+
     def __call__(
         self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:

@@ -10,9 +10,10 @@ from typing import Any
 from tfswa_sep.errors import ModelError
 
 KEY = "tfswa_sep"
-FORMAT = 1
+FORMAT = 2  # 1 had the spectrogram's masks in the ONNX graph
 _STEM = re.compile(r"[a-z][a-z0-9_-]{0,31}")  # stems become file names: no dots, no slashes
 _LONGEST_SEGMENT = 1 << 24  # samples, 6 minutes at 44.1 kHz: a limit for files that are not ours
+_LARGEST_SPECTROGRAM = 1 << 26  # frames times n_fft, half a gigabyte a channel: likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +61,11 @@ def parse_metadata(text: str | None, *, file: str) -> ModelMetadata:
             raise ValueError("stems")
         if metadata.n_fft % metadata.hop or metadata.n_fft % 2:
             raise ValueError("hop")
+        if (metadata.segment_samples // metadata.hop + 1) * metadata.n_fft > _LARGEST_SPECTROGRAM:
+            raise ValueError("segment_samples")
         if 2 * metadata.margin_samples >= metadata.segment_samples:
             raise ValueError("margin_samples")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = "no JSON" if isinstance(error, json.JSONDecodeError) else f"at {error}"
         raise ModelError(
             f"{file} is damaged or no model of tfswa-sep: its metadata is wrong ({reason})"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from tfswa_sep.backends.metadata import KEY, ModelMetadata, parse_metadata
 from tfswa_sep.errors import DeviceError, ModelError
@@ -27,6 +27,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    workers = 1  # torch and GPUs spread one segment over all they have
 
     def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
         self._device = _pick_device(device)
@@ -59,6 +60,9 @@ class TorchBackend:
             raise DeviceError(
                 f"memory of {self.device} ran out while separating: close other programs or use --device cpu"
             ) from None
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"{self._path} cannot be run ({reason}): fetch it again") from None
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         # Emulated bf16 is many times slower than float32: only where the processor has AMX tiles.
@@ -70,22 +74,42 @@ class TorchBackend:
 def load_network(path: Path) -> tuple[TfswaUNet, ModelMetadata]:
     """Build the network that a safetensors file describes, and fill in its weights (of any float type).
 
+    A hostile file costs no more time or memory than its own size is worth: nothing of the size that it claims
+    is made before its weights have been found to fit.
     Raises ModelError if the file is damaged, or its weights do not fit its own configuration.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = parse_metadata((file.metadata() or {}).get(KEY), file=str(path))
             config = ModelConfig.from_json(metadata.config)
-            network = TfswaUNet(config)
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise ModelError(f"{path} is damaged or no safetensors model ({error}): fetch it again") from None
-    expected = network.state_dict()
-    shapes = {key: value.shape for key, value in weights.items()}
-    if shapes != {key: value.shape for key, value in expected.items()}:
-        raise ModelError(f"{path} is damaged: its weights do not fit the model that it describes")
-    network.load_state_dict({key: value.to(expected[key].dtype) for key, value in weights.items()})
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            if not _fits(config, metadata, shapes):
+                raise ModelError(f"{path} is damaged: its weights do not fit the model that it describes")
+            weights = {key: file.get_tensor(key) for key in shapes}
+    except ModelError:
+        raise
+    except Exception as error:  # what a hostile configuration makes torch raise can be anything
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path} is damaged or no safetensors model ({reason}): fetch it again") from None
+    if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
+        raise ModelError(f"{path} is damaged: it has weights that are not finite numbers")
+    network = TfswaUNet(config)
+    types = {key: value.dtype for key, value in network.state_dict().items()}
+    network.load_state_dict({key: value.to(types[key]) for key, value in weights.items()})
     return network, metadata
+
+
+def _fits(config: ModelConfig, metadata: ModelMetadata, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether weights of these shapes are those of the network that a file describes."""
+    same = ("stems", "channels", "sample_rate", "n_fft", "hop")
+    if any(getattr(config, field) != getattr(metadata, field) for field in same):
+        return False
+    layers = sum(config.convs) + sum(config.attentions) + len(config.dims) + len(config.bands)
+    if layers > len(shapes):  # each has a weight at least
+        return False
+    with torch.device("meta"):  # shapes only, no memory
+        expected = TfswaUNet(config).state_dict()
+    return shapes == {key: tuple(value.shape) for key, value in expected.items()}
 
 
 def _pick_device(wanted: str) -> torch.device:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tfswa_sep.errors import OutputError, UsageError
-from tfswa_sep.options import BackendName, Debug, Device, Model, Quiet, Threads
+from tfswa_sep.options import BackendName, Debug, Device, Model, Offline, Quiet, Threads
 from tfswa_sep.terminal import progress_bar
 
 
@@ -37,6 +37,7 @@ def evaluate(
     backend: BackendName = "auto",
     device: Device = "auto",
     threads: Threads = None,
+    offline: Offline = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:

@@ -1,23 +1,31 @@
-"""`tfswa-sep models`: what models there are, and where their files lie."""
+"""`tfswa-sep models`: what models there are, where their files lie, and whether they are whole."""
 
 from __future__ import annotations
 
 import json
 import textwrap
 from dataclasses import asdict
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tfswa_sep.command_groups import ListFirst
-from tfswa_sep.options import Debug, Json
+from tfswa_sep.errors import ModelError
+from tfswa_sep.options import Debug, Json, Offline
+
+if TYPE_CHECKING:
+    from tfswa_sep.registry import ModelInfo
 
 app = typer.Typer(cls=ListFirst, rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="A listed name, or an hf:// or https:// address.")]
+Names = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Listed names, or addresses.")]
 
 
 @app.callback()
 def _models() -> None:
-    """See what models there are, and where their files lie."""
+    """See what models there are, fetch them, check them and remove them."""
 
 
 @app.command("list")
@@ -25,23 +33,128 @@ def list_models(as_json: Json = False, debug: Debug = False) -> None:
     """List the models: what they separate, how well, and on what terms."""
     from tfswa_sep import registry
 
-    models = registry.load_registry().values()
+    models = registry.known_models()
     if as_json:
         print(json.dumps({"models": [asdict(model) for model in models]}, indent=2))
         return
     for model in models:
-        print(f"{model.name}{' (the default)' if model.default else ''}")
-        for label, text in registry.describe(model):
-            print(textwrap.fill(text, 80, initial_indent=f"  {label:<9} ", subsequent_indent=" " * 12))
+        _print_model(model)
+
+
+@app.command("info")
+def show_model(name: Name, offline: Offline = False, as_json: Json = False, debug: Debug = False) -> None:
+    """Show one model, and where each of its files is."""
+    from tfswa_sep import registry
+
+    model = registry.find_model(name)
+    files = [_state(model, file.backend) for file in model.files]
+    if as_json:
+        print(json.dumps({**asdict(model), "files": files}, indent=2))
+        return
+    _print_model(model)
+    for file in files:
+        print(f"\n  {file['backend']}: {file['state']}")
+        for label in ("where", "path", "sha256"):
+            if file[label]:
+                print(f"    {label:<7} {file[label]}")
 
 
 @app.command("path")
 def model_path(
-    name: Annotated[str, typer.Argument(help="A name that `models` lists.")],
+    name: Name,
     backend: Annotated[Literal["onnx", "torch"], typer.Option(help="Which of the model's files.")] = "onnx",
+    offline: Offline = False,
     debug: Debug = False,
 ) -> None:
-    """Show where a model's file lies; it is fetched if it has to be, and checked."""
+    """Print where a model's file lies, fetched and checked."""
     from tfswa_sep import registry
 
     print(registry.fetch(registry.find_model(name), backend))
+
+
+@app.command("pull")
+def pull_models(
+    names: Names,
+    backend: Annotated[
+        Literal["all", "onnx", "torch"], typer.Option(help="Which of the models' files.")
+    ] = "all",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch models, so that they are here when there is no network."""
+    from tfswa_sep import registry
+
+    pulled = []
+    for name in names:
+        model = registry.find_model(name)
+        wanted = [file.backend for file in model.files] if backend == "all" else [backend]
+        for each in wanted:
+            registry.fetch(model, each)
+            model = registry.find_model(name)  # an address has its hash on record now
+            pulled.append({"model": model.name, **_state(model, each)})
+            if not as_json:
+                print(f"{pulled[-1]['path']}\n  {each}, sha256 {pulled[-1]['sha256']}", flush=True)
+    if as_json:
+        print(json.dumps({"files": pulled}, indent=2))
+
+
+@app.command("verify")
+def verify_models(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL...]", help="Which; without a name, all.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the files that are here with their recorded hashes.
+
+    The exit code is 4 if one is damaged.
+    """
+    from tfswa_sep import registry
+
+    models = [registry.find_model(name) for name in names] if names else registry.known_models()
+    files = [{"model": model.name, **_state(model, file.backend)} for model in models for file in model.files]
+    if as_json:
+        print(json.dumps({"files": files}, indent=2))
+    else:
+        for file in files:
+            print(f"{file['model']}, {file['backend']}: {file['state']}", flush=True)
+    if damaged := [file["path"] for file in files if file["damaged"]]:
+        raise ModelError(f"damaged: {', '.join(damaged)} (fetch again: tfswa-sep models pull)")
+
+
+@app.command("rm")
+def remove_models(names: Names, debug: Debug = False) -> None:
+    """Delete what was downloaded of models.
+
+    What was recorded of an address is forgotten: it is believed once more.
+    """
+    from tfswa_sep import registry
+
+    for name in names:
+        removed = registry.remove(name)
+        print("\n".join(map(str, removed)) or f"{name}: nothing was kept")
+
+
+def _state(model: ModelInfo, backend: str) -> dict[str, Any]:
+    """A model's file as an object for JSON, with what is known of it on this machine."""
+    from tfswa_sep import registry
+
+    (file,) = (file for file in model.files if file.backend == backend)
+    path: Path = registry.local_path(file)
+    problem = registry.problem_of(file) if path.exists() else None
+    here = "not here yet" if not path.exists() else f"damaged: it {problem}" if problem else "here, and whole"
+    return {
+        **asdict(file),
+        "path": str(path) if path.exists() else "",
+        "state": here,
+        "damaged": problem is not None,
+    }
+
+
+def _print_model(model: ModelInfo) -> None:
+    from tfswa_sep import registry
+
+    print(f"{model.name}{' (the default)' if model.default else ''}")
+    for label, text in registry.describe(model):
+        print(textwrap.fill(text, 80, initial_indent=f"  {label:<9} ", subsequent_indent=" " * 12))

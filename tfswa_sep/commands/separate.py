@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tfswa_sep import batch, terminal
-from tfswa_sep.errors import BatchError, DeviceError, ModelError, UsageError
-from tfswa_sep.options import BackendName, Debug, Device, Json, Model, Quiet, Threads
-from tfswa_sep.terminal import progress_bar
+from tfswa_sep.errors import BatchError, UsageError
+from tfswa_sep.options import BackendName, Debug, Device, Model, Offline, Quiet, Threads
+from tfswa_sep.terminal import progress_bars
+
+if TYPE_CHECKING:
+    from tfswa_sep.batch import PlannedSong
 
 
 def separate(
     context: typer.Context,
     songs: Annotated[
-        list[Path], typer.Argument(metavar="SONG...", help="Audio or video files.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="SONG...", help="Audio or video files, folders of them, or -.", show_default=False
+        ),
     ],
     stems: Annotated[
         str | None,
@@ -32,24 +37,61 @@ def separate(
     name: Annotated[
         str, typer.Option(metavar="PATTERN", help="Names of the files under --out.")
     ] = "{track}/{stem}{ext}",
-    audio_format: Annotated[Literal["wav", "flac"], typer.Option("--format", help="Kind of files.")] = "wav",
+    audio_format: Annotated[
+        Literal["wav", "flac", "mp3", "ogg", "opus", "m4a"],
+        typer.Option("--format", metavar="KIND", help="wav, flac, mp3, ogg, opus or m4a."),
+    ] = "wav",
     bit_depth: Annotated[
         Literal["16", "24", "32f"] | None,
         typer.Option(help="Bits a sample; 32f cannot clip [default: 32f, and 24 for flac]."),
+    ] = None,
+    bitrate: Annotated[
+        int | None,
+        typer.Option(
+            metavar="KBIT/S", help="Of mp3, ogg, opus, m4a [default: mp3 320, ogg 256, opus 192, m4a 256]."
+        ),
     ] = None,
     rescale: Annotated[
         bool,
         typer.Option("--rescale", help="Where a stem would clip, turn all stems of the song down alike."),
     ] = False,
-    overwrite: Annotated[
+    exact_sum: Annotated[
         bool,
-        typer.Option("--overwrite/--no-overwrite", help="Replace stems of an earlier run, or refuse to."),
-    ] = True,
+        typer.Option("--exact-sum", help="Have the stems add up to the song exactly: the last gives way."),
+    ] = False,
+    stem_file: Annotated[
+        bool, typer.Option("--stem-file", help="Write SONG.stem.mp4 too, for Traktor and the like.")
+    ] = False,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Look into folders of folders; --out mirrors them.")
+    ] = False,
+    downmix: Annotated[bool, typer.Option("--downmix", help="Mix surround sound down to stereo.")] = False,
+    allow_truncated: Annotated[
+        bool, typer.Option("--allow-truncated", help="Take what is there of a song that is cut short.")
+    ] = False,
+    overwrite: Annotated[
+        bool | None,
+        typer.Option(
+            "--overwrite/--no-overwrite",
+            help="Do finished songs again; or never replace a stem [default: skip finished songs].",
+            show_default=False,
+        ),
+    ] = None,
+    at_once: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Songs at once, a process each.")
+    ] = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only the I-th of N parts of the songs, for several machines."),
+    ] = None,
     model: Model = None,
     backend: BackendName = "auto",
     device: Device = "auto",
     threads: Threads = None,
-    as_json: Json = False,
+    offline: Offline = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line and song, for programs.")
+    ] = False,
     quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say how long each song took.")] = False,
     debug: Debug = False,
@@ -59,7 +101,8 @@ def separate(
     Each song gets a folder with its name. Stems have the song's length, sample rate, channels and
     loudness, and add up to the song. A stem is written whole or not at all.
     """
-    from tfswa_sep import registry
+    from tfswa_sep import batch, inputs, jobs, registry
+    from tfswa_sep.commands.separate_report import SeparateReport
 
     commands = list(getattr(context.parent and context.parent.command, "commands", ()))
     info = registry.find_model(model) if model else registry.default_model()
@@ -67,54 +110,78 @@ def separate(
     sure = [f.backend for f in info.files if len(info.files) == 1 or f.where.startswith("bundled:")]
     for needed in sure if backend == "auto" else [backend]:
         registry.fetch(info, needed)
-    planned = batch.plan_songs(songs, name)
-    if len(planned) == 1:
-        batch.check_song(songs[0], commands)
+    part, parts = _parse_shard(shard)
+    found = inputs.find_songs(songs, recursive=recursive)
+    if len(found) == 1 and str(found[0].path) != inputs.STDIN:
+        batch.check_song(found[0].path, commands)
+    planned = batch.plan_songs(found, name)[part - 1 :: parts]
+    work = batch.Work(
+        model=info,
+        backend=backend,
+        device=device,
+        threads=threads or jobs.threads_each(min(at_once, len(planned))),
+        out=out,
+        overwrite=overwrite,
+        options={
+            "name": name,
+            "stems": stems,
+            "audio_format": audio_format,
+            "bit_depth": bit_depth,
+            "bitrate": bitrate,
+            "rescale": rescale,
+            "exact_sum": exact_sum,
+            "stem_file": stem_file,
+            "downmix": downmix,
+            "allow_truncated": allow_truncated,
+        },
+    )
+    report = SeparateReport(count=len(planned), as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
+    with ExitStack() as opened:
+        planned = [_fetch_stdin(song, opened) for song in planned]
+        bars = opened.enter_context(progress_bars(shown=not quiet and not as_json))
+        numbers = {song: number for number, song in enumerate(planned, 1)}
 
-    from tfswa_sep.separator import Separator
+        def label(song: PlannedSong) -> str:
+            return f"[{numbers[song]}/{len(planned)}] {song.name}" if len(planned) > 1 else song.name
 
-    separator = Separator(info, backend=backend, device=device, threads=threads)
-    silent = quiet or as_json
-    if not silent and any(song.path.exists() for song in planned):
-        ran = separator.backend
-        print(f"model {info.name}, backend {ran.name}, device {ran.device}", flush=True)
-    done: list[dict[str, Any]] = []
-    failed: list[str] = []
-    for song in planned:
-        try:
-            batch.check_song(song.path, commands)
-            began = time.perf_counter()
-            with progress_bar(song.path.name, shown=not silent) as on_progress:
-                result = separator.separate_file(
-                    song.path,
-                    out=out,
-                    stems=stems,
-                    audio_format=audio_format,
-                    bit_depth=bit_depth,
-                    rescale=rescale,
-                    name=song.pattern,
-                    overwrite=overwrite,
-                    on_progress=on_progress,
-                )
-        except (UsageError, ModelError, DeviceError, MemoryError):
-            raise  # every other song would meet it too
-        except Exception as error:
-            if len(planned) == 1:
-                raise
-            failed.append(str(song.path))
-            done.append({"song": str(song.path), "error": terminal.report(error, debug=debug)})
-            continue
-        done.append(batch.describe(song, result))
-        if not quiet:
-            for warning in done[-1]["warnings"]:
-                terminal.say_error(f"note: {warning}")
-        if not silent:
-            print(*result.files.values(), sep="\n", flush=True)
-        if not silent and verbose:
-            spent = time.perf_counter() - began
-            print(f"{result.seconds:.1f} s of music took {spent:.1f} s", flush=True)
-    if as_json:
-        print(json.dumps({"songs": done}, indent=2))
-    if failed:
-        terminal.report(BatchError(f"{len(failed)} of {len(planned)} songs failed: {', '.join(failed)}"))
+        def show(song: PlannedSong, done: float, total: float | None) -> None:
+            if bars:
+                bars.update(label(song), done, total)
+
+        outcomes = jobs.run_songs(
+            planned,
+            work,
+            check=lambda song: batch.check_song(song.path, commands),
+            jobs=at_once,
+            on_progress=show,
+        )
+        for outcome in outcomes:
+            if outcome.error and len(planned) == 1:
+                raise outcome.error
+            with bars.away() if bars else ExitStack():
+                if bars:
+                    bars.remove(label(outcome.song))
+                report.tell(outcome)
+    report.sum_up()
+    if report.failed:
         raise typer.Exit(BatchError.exit_code)
+
+
+def _parse_shard(text: str | None) -> tuple[int, int]:
+    from tfswa_sep import inputs
+
+    try:
+        return inputs.parse_shard(text)
+    except ValueError:
+        raise UsageError(f"--shard '{text}' is no part: say 1/3, 2/3 or 3/3 on three machines") from None
+
+
+def _fetch_stdin(song: PlannedSong, opened: ExitStack) -> PlannedSong:
+    from tfswa_sep import inputs
+
+    if song.name != inputs.STDIN:
+        return song
+    import tempfile
+
+    folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="tfswa-sep-")))
+    return replace(song, path=inputs.keep_stdin(folder), name=inputs.STDIN_NAME, track="stdin")

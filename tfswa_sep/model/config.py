@@ -14,6 +14,11 @@ from typing import Any, Literal
 
 STEMS = ("vocals", "drums", "bass", "other")
 
+COMPRESSION = 0.3  # exponent of the magnitudes that the network sees; quiet partials stay visible
+POWER_FLOOR = 1e-6  # added to squared magnitudes: an STFT value of 1e-3 lies 114 dB under a full-scale sine
+MASK_FLOOR = 1e-6  # added to a mask's squared size, so that its root has a slope at zero
+SHARE_FLOOR = 1e-3  # what every stem gets at least of what the masks leave over
+
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
@@ -38,7 +43,7 @@ class ModelConfig:
     sample_rate: int = 44_100  # Hz
     n_fft: int = 2048  # samples
     hop: int = 512  # samples
-    segment_samples: int = 261_632  # what inference feeds at once: 512 frames, 5.9 s
+    segment_samples: int = 196_096  # what inference feeds at once: 384 frames, 4.4 s
     margin_samples: int = 11_025  # context thrown away at each side of a segment
     # The stem: bands of its own weights ("bands"), or equal sub-bands stacked as features ("stack").
     stem: Literal["bands", "stack"] = "bands"
@@ -58,6 +63,13 @@ class ModelConfig:
     head_dim: int = 32  # hidden features of each stem's head
     # Masks that sum to one over the stems, so that the stems sum to the mixture.
     mixture_consistent: bool = True
+
+    @property
+    def feature_count(self) -> int:
+        """Features of a bin that the stem sees; see `model.unet.spectral_features`."""
+        if self.features == "magnitude":
+            return self.channels
+        return 3 * self.channels + (2 if self.channels == 2 else 0)
 
     @property
     def bins(self) -> int:

@@ -27,10 +27,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tfswa_sep.model.block import Stage
-from tfswa_sep.model.config import ModelConfig
-
-COMPRESSION = 0.3  # exponent of the magnitudes that the network sees; quiet partials stay visible
-POWER_FLOOR = 1e-6  # added to squared magnitudes: an STFT value of 1e-3 lies 114 dB under a full-scale sine
+from tfswa_sep.model.config import COMPRESSION, MASK_FLOOR, POWER_FLOOR, SHARE_FLOOR, ModelConfig
 
 
 def spectral_features(mixture: Tensor, *, kind: str) -> Tensor:
@@ -60,20 +57,17 @@ class BandStem(nn.Module):
     def __init__(self, config: ModelConfig, features: int) -> None:
         super().__init__()
         dim = config.dims[0]
-        self.bands = config.bands
         self.convs = nn.ModuleList(
             nn.Conv2d(features, dim, (band.stride, 3), stride=(band.stride, 1), padding=(0, 1))
-            for band in self.bands
+            for band in config.bands
         )
         self.norm = nn.BatchNorm2d(dim)
         # Convolutions and attention cannot tell a low token from a high one by themselves.
         self.frequency = nn.Parameter(torch.zeros(1, dim, config.tokens, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, features, bins, t) -> (b, d, tokens, t)"""
-        parts = [
-            conv(x[:, :, band.start : band.stop]) for band, conv in zip(self.bands, self.convs, strict=True)
-        ]
+    def forward(self, bands: list[Tensor]) -> Tensor:
+        """(b, features, bins of the band, t) each -> (b, d, tokens, t)"""
+        parts = [conv(x) for conv, x in zip(self.convs, bands, strict=True)]
         return torch.relu(self.norm(torch.cat(parts, dim=2)) + self.frequency)
 
 
@@ -82,14 +76,12 @@ class StackStem(nn.Module):
 
     def __init__(self, config: ModelConfig, features: int) -> None:
         super().__init__()
-        self.count = len(config.bands)
-        self.conv = nn.Conv2d(features * self.count, config.dims[0], 3, padding=1, bias=False)
+        self.conv = nn.Conv2d(features * len(config.bands), config.dims[0], 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(config.dims[0])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, features, bins, t) -> (b, d, bins / sub-bands, t)"""
-        x = rearrange(x, "b d (k f) t -> b (k d) f t", k=self.count)
-        return torch.relu(self.norm(self.conv(x)))
+    def forward(self, bands: list[Tensor]) -> Tensor:
+        """(b, features, bins / sub-bands, t) each -> (b, d, bins / sub-bands, t)"""
+        return torch.relu(self.norm(self.conv(torch.cat(bands, dim=1))))
 
 
 class StemHead(nn.Module):
@@ -136,13 +128,9 @@ class TfswaUNet(nn.Module):
         super().__init__()
         config.check()
         self.config, self.checkpointing = config, checkpointing
-        complex_input = config.features == "complex"
-        features = config.channels
-        if complex_input:
-            features = 3 * config.channels + (2 if config.channels == 2 else 0)
-        self.mask_parts = 2 * config.channels if complex_input else config.channels
+        self.mask_parts = config.channels * (2 if config.features == "complex" else 1)
         dims, last = config.dims, len(config.dims) - 1
-        self.stem = (BandStem if config.stem == "bands" else StackStem)(config, features)
+        self.stem = (BandStem if config.stem == "bands" else StackStem)(config, config.feature_count)
 
         def stages(shift_first: bool) -> nn.ModuleList:
             shapes = zip(dims, config.convs, config.attentions, strict=True)
@@ -172,21 +160,21 @@ class TfswaUNet(nn.Module):
         Returns:
             (b, s, 2c, n_fft / 2 + 1, t) in float32
         """
-        t = mixture.shape[3]
         mixture = mixture.float()
         with torch.autocast(mixture.device.type, enabled=False):  # powers of small numbers need float32
             x = spectral_features(mixture[:, :, : self.config.bins], kind=self.config.features)
-        if missing := -t % self.config.frame_multiple:
-            x = functional.pad(x, (0, missing))
-        trunk = self._trunk(x)
+        trunk = self.trunk([x[:, :, band.start : band.stop] for band in self.config.bands])
         # bf16 heads double the error that a bf16 trunk brings (measured: 8e-4 of full scale, without 4e-4).
         with torch.autocast(mixture.device.type, enabled=False):
             masks = torch.stack([head(trunk.float()) for head in self.heads], dim=1)
-            return self.apply_masks(masks[..., :t], mixture)
+            return self.apply_masks(masks, mixture)
 
-    def _trunk(self, x: Tensor) -> Tensor:
-        """(b, features, bins, t) -> (b, d, tokens, t)"""
-        x = self.stem(x)
+    def trunk(self, bands: list[Tensor]) -> Tensor:
+        """(b, features, bins of the band, t) each -> (b, d, tokens, t), from which the heads make masks"""
+        t = bands[0].shape[3]
+        if missing := -t % self.config.frame_multiple:
+            bands = [functional.pad(x, (0, missing)) for x in bands]
+        x = self.stem(bands)
         skips = []
         for stage, down in zip(self.encoder, [*self.down, None], strict=True):
             x = self._run(stage, x)
@@ -196,7 +184,7 @@ class TfswaUNet(nn.Module):
         x = self._run(self.decoder[-1], x)
         for i in reversed(range(len(self.up))):
             x = self._run(self.decoder[i], torch.relu(self.up[i](x) + skips[i]))
-        return x
+        return x[..., :t]
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
@@ -212,12 +200,12 @@ class TfswaUNet(nn.Module):
         if self.config.features == "magnitude":
             return torch.sigmoid(masks).repeat_interleave(2, dim=2) * mixture[:, None]
         real, imaginary = masks[:, :, 0::2], masks[:, :, 1::2]  # (b, s, c, f, t)
-        radius = (real * real + imaginary * imaginary + 1e-6).sqrt()
+        radius = (real * real + imaginary * imaginary + MASK_FLOOR).sqrt()
         bound = torch.tanh(radius) / radius  # a magnitude of at most one
         real, imaginary = real * bound, imaginary * bound
         if self.config.mixture_consistent:
             # What the masks leave of one is shared out by their size (Wisdom et al., arXiv:1811.08521).
-            share = radius * bound + 1e-3
+            share = radius * bound + SHARE_FLOOR
             share = share / share.sum(dim=1, keepdim=True)
             real = real + share * (1 - real.sum(dim=1, keepdim=True))
             imaginary = imaginary - share * imaginary.sum(dim=1, keepdim=True)

@@ -13,7 +13,6 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -27,7 +26,6 @@ from training.data.mix import STEMS, Mixer, MixSettings
 from training.data.tracks import Track, decode
 
 Batch = tuple[Tensor, Tensor, Tensor]  # mixtures (b, c, n), stems (b, s, c, n), which are known (b, s)
-Floats = NDArray[np.float32]
 
 
 class Examples(Protocol):
@@ -35,8 +33,8 @@ class Examples(Protocol):
 
     seed: int
 
-    def example(self, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
-        """One example, by nothing but `rng`."""
+    def example(self, rng: np.random.Generator) -> tuple[Any, Any, Any]:
+        """One example, of numpy arrays or of tensors, by nothing but `rng`."""
         ...
 
 
@@ -51,7 +49,9 @@ class Batches(Dataset[Batch]):
             self.examples.example(np.random.default_rng((self.examples.seed, step, i)))
             for i in range(self.first, self.first + self.count)
         ]
-        mixture, stems, known = (torch.from_numpy(np.stack(parts)) for parts in zip(*drawn, strict=True))
+        mixture, stems, known = (
+            torch.stack([torch.as_tensor(part) for part in parts]) for parts in zip(*drawn, strict=True)
+        )
         return mixture, stems, known
 
 

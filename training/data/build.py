@@ -39,6 +39,7 @@ RECIPES: dict[str, Recipe] = {
     "other": render.other,
     "strums": render.strummed,
     "sung": sung.sung,
+    "sung_speech": sung.sung_speech,
 }
 
 
@@ -86,6 +87,16 @@ def write_array(path: Path, pieces: Iterable[Piece]) -> tuple[list[tuple[int, in
     return segments, labels, widths
 
 
+def about(source: Source) -> dict[str, Any]:
+    """What a manifest row tells of a source beside its sound."""
+    return {
+        "licence": source.licence,
+        "licence_class": source.licence_class,
+        "version": source.version,
+        **source.extra,
+    }
+
+
 def build_source(source: Source, out: Path, seed: int) -> dict[str, Any]:
     """Make one array and return its manifest row (minutes 0 and no array where nothing usable was found)."""
     began = time.monotonic()
@@ -97,15 +108,12 @@ def build_source(source: Source, out: Path, seed: int) -> dict[str, Any]:
     return {
         "pool": source.pool,
         "source": source.name,
-        "licence": source.licence,
-        "licence_class": source.licence_class,
-        "version": source.version,
+        **about(source),
         "minutes": round(samples / SAMPLE_RATE / 60, 3),
         "bandwidth_hz": round(statistics.median(widths)) if widths else 0,
         "array": f"{source.pool}/{source.name}.npy" if segments else None,
         "fingerprint": fingerprint,
         "seconds_to_build": round(time.monotonic() - began, 1),
-        **source.extra,
         "segments": segments,
         "labels": labels,
     }
@@ -114,7 +122,7 @@ def build_source(source: Source, out: Path, seed: int) -> dict[str, Any]:
 def write_manifest(out: Path, rows: list[dict[str, Any]], seed: int) -> None:
     """Replace manifest.json in one step; rows keep the order of the catalogue.
 
-    Sources that gave nothing usable are listed apart, so that a second run need not try them again.
+    Sources that gave nothing usable are listed apart.
     """
     temporary = out / ".manifest.json.tmp"
     content: dict[str, Any] = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "seed": seed}
@@ -129,13 +137,22 @@ def write_manifest(out: Path, rows: list[dict[str, Any]], seed: int) -> None:
 def card(rows: list[dict[str, Any]]) -> str:
     """The data card as a Markdown table: what was rendered or read, under which terms, how many minutes."""
     lines = [
-        "| pool | source | minutes | bandwidth (Hz) | licence | class | version |",
-        "|---|---|---|---|---|---|---|",
+        "| pool | source | minutes | speakers | bandwidth (Hz) | licence | class | version |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [
-            row[k]
-            for k in ("pool", "source", "minutes", "bandwidth_hz", "licence", "licence_class", "version")
+            row.get(k, "")
+            for k in (
+                "pool",
+                "source",
+                "minutes",
+                "speakers",
+                "bandwidth_hz",
+                "licence",
+                "licence_class",
+                "version",
+            )
         ]
         lines.append("| " + " | ".join(str(c).replace("|", "/") for c in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -145,8 +162,7 @@ def read_manifest(out: Path) -> dict[str, dict[str, Any]]:
     """Rows of an earlier run by their fingerprint, as far as their arrays are still there."""
     path = out / "manifest.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"sources": []}
-    rows = content["sources"] + content.get("empty", [])
-    return {r["fingerprint"]: r for r in rows if r["array"] is None or (out / r["array"]).is_file()}
+    return {r["fingerprint"]: r for r in content["sources"] if (out / r["array"]).is_file()}
 
 
 def all_sources(shared: Path, debian: Path | None, soundfonts: Path) -> list[Source]:
@@ -160,7 +176,8 @@ def all_sources(shared: Path, debian: Path | None, soundfonts: Path) -> list[Sou
     rest = [s for s in renders if s.extra.get("round") != 1]
     # Half an hour of each rendered pool comes early: training can start once every pool has something.
     # After it one of each kind in turn, so that a build that is still going on serves all pools.
-    turns = itertools.zip_longest(sung.sung_sources(shared), rest, music[10:])
+    melodic = sung.sung_sources(shared) + sung.sung_speech_sources(spoken)
+    turns = itertools.zip_longest(melodic, rest, music[10:])
     mixed = [s for turn in turns for s in turn if s is not None]
     return found + music[:4] + lead + spoken + music[4:10] + mixed
 
@@ -183,7 +200,8 @@ def build(
         left.unlink()
     known = read_manifest(out)
     order = {s.fingerprint(seed): i for i, s in enumerate(found)}
-    rows = {f: known[f] for f in order if f in known}
+    # What is said about a source may have become more exact since its array was made.
+    rows = {f: {**known[f], **about(s)} for f, s in zip(order, found, strict=True) if f in known}
     for row in rows.values():
         on_done(row, True)
     todo = [s for f, s in zip(order, found, strict=True) if f not in rows and s.pool in pools]
@@ -250,6 +268,11 @@ def main(arguments: list[str] | None = None) -> int:
             if "error" in row:
                 failed.append(row)
                 progress.console.print(f"[red]{row['pool']}/{row['source']}: {row['error']}")
+            elif not row["array"]:
+                failed.append(row)
+                name = f"{row['pool']}/{row['source']}"
+                advice = f"look at its files, or leave it out: --without {row['source']}"
+                progress.console.print(f"[red]{name}: nothing in it can be used; {advice}")
             elif not kept:
                 what = f"{row['pool']}/{row['source']}: {row['minutes']:.1f} min"
                 progress.console.print(f"{what} in {row['seconds_to_build']:.0f} s", highlight=False)
@@ -262,6 +285,8 @@ def main(arguments: list[str] | None = None) -> int:
             pools=options.only or POOLS,
             on_done=on_done,
         )
+        speakers = sum(r.get("speakers", 0) for r in rows if r["array"])
+        progress.console.print(f"{speakers} speakers and singers, at the least", highlight=False)
         for pool in POOLS:
             minutes = sum(r["minutes"] for r in rows if r["pool"] == pool)
             progress.console.print(f"{pool:14} {minutes:8.1f} min", highlight=False)

@@ -41,11 +41,22 @@ SPEECH = {
     "unknown-horizons": ("usr/share/unknown-horizons/content/audio/voice", r"voice/(\w+)/"),
     "redeclipse-data": ("usr/share/games/redeclipse/data/sounds", r"sounds/(voice|announcer)/"),
     "nexuiz-data": ("usr/share/games/nexuiz", r"sound/(?:player|announcer)/([^/]+)/"),
+    "0ad-data": ("usr/share/games/0ad/mods/public", r"audio/voice/([^/]+)/"),
+    "wesnoth-1.16-data": (
+        "usr/share/games/wesnoth/1.16/data/core/sounds",
+        r"sounds/(human(?:-female|-old)*|elf|dwarf|goblin|troll|ogre|naga|lich|orc(?:-small)?)-(?:die|hit|laugh)",
+    ),
 }
+# Groups that hold the same recordings as another one, and groups with two speakers (the two fish of
+# fillets-ng). All others count as one speaker, though some languages have more.
+NO_NEW_SPEAKER = ("ktuberling-sr-ijekavian", "ktuberling-sr-ijekavianlatin", "ktuberling-sr-latin")
+TWO_SPEAKERS = ("fillets-ng-en", "fillets-ng-data-cs-cs", "fillets-ng-data-nl-nl")
 WITH_SINGER = {"marsshooter-data"}
+GUITAR_GAME = "fretsonfire-songs"
+MORE_MUSIC = ("fillets-ng-data",)  # not in debian_music.tsv
 NO_MUSIC = (
     "tuxpaint-stamps-default", "klettres-data", "ktuberling-data", "hydrogen-drumkits",
-    "fillets-ng-data-cs", "fillets-ng-data-nl",
+    "fillets-ng-data-cs", "fillets-ng-data-nl", "nexuiz-data", "wesnoth-1.16-data", "avldrums.lv2-soundfont",
 )  # fmt: skip
 RANKED = (
     "nexuiz-music", "warzone2100-music", "supertuxkart-data", "redeclipse-data", "hedgewars-data",
@@ -129,13 +140,16 @@ def song_sources(shared: Path) -> list[Source]:
 def voice_sources(shared: Path) -> list[Source]:
     """Album vocals where they sound, and every voicebank."""
     album = tuple(str(p) for p in sorted((shared / "multitrack/train").glob("*/vocals.opus")))
-    found = [Source("vocals", "album", *ALBUM, "sounding", album)]
+    # Nobody says who sings on the album: it counts as one singer.
+    found = [Source("vocals", "album", *ALBUM, "sounding", album, {}, {"speakers": 1})]
     for name, (pattern, *terms) in VOICEBANKS.items():
         pairs = [
             (str(p), str(p.with_suffix(".tsv"))) for p in sorted((shared / "voices").glob(f"{pattern}.opus"))
         ]
         files = tuple(f for pair in pairs for f in pair)
-        found.append(Source("vocals", name, terms[0], terms[1], terms[2], "takes", files))
+        found.append(
+            Source("vocals", name, terms[0], terms[1], terms[2], "takes", files, {}, {"speakers": 1})
+        )
     return found
 
 
@@ -158,22 +172,23 @@ def speech_sources(shared: Path, debian: Path) -> list[Source]:
         terms = package_terms(root, {})
         for group, files in sorted(groups.items()):
             name = f"{package.removesuffix('-default').removesuffix('-data')}-{group.replace('@', '-')}"
-            found.append(
-                Source("vocals", name, *terms, "speech", tuple(files), {"min_hz": 10000}, {"speech": True})
-            )
+            speakers = 0 if name in NO_NEW_SPEAKER else 2 if name in TWO_SPEAKERS else 1
+            extra = {"speech": True, "speakers": speakers}
+            found.append(Source("vocals", name, *terms, "speech", tuple(files), {"min_hz": 10000}, extra))
     return found
 
 
 def music_sources(shared: Path, debian: Path) -> list[Source]:
     """Game soundtracks of the unpacked packages, and the guitar game's guitars and backing, best first."""
     known = known_licences(shared)
-    packages = sorted(p for p in debian.iterdir() if p.is_dir() and p.name not in WITH_SINGER)
+    names = {*known, *MORE_MUSIC} - WITH_SINGER
+    packages = sorted(p for p in debian.iterdir() if p.name in names or p.name.startswith(GUITAR_GAME))
     packages.sort(key=lambda p: RANKED.index(p.name) if p.name in RANKED else len(RANKED))
     found = []
     for root in packages:
         files = tuple(f for f in audio_files(root) if is_music(f))
         terms = package_terms(root, known)
-        if root.name.startswith("fretsonfire-songs"):
+        if root.name.startswith(GUITAR_GAME):
             guitars = tuple(f for f in files if f.endswith("/guitar.ogg"))
             found.append(Source("other", root.name.replace("songs", "guitar"), *terms, "sounding", guitars))
             # Muldjord is a band whose backing tracks may hold its singer; Sectoid plays alone.

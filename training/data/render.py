@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from training.data import effects, strums
+from training.data.hydrogen import load_hydrogen
 from training.data.midi import Track, clip_tracks, read_tracks, synthesize, transpose
 from training.data.sampler import Note, load_instrument, load_kit, play, play_drums
 from training.data.sources import SAMPLE_RATE, Audio, Piece, Source, normalise, read_tsv, sounding_spans
@@ -85,8 +86,9 @@ def _drums(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
             Note(n.start, n.duration, ROLAND_TO_GM.get(n.pitch, n.pitch), n.velocity) for n in tracks[0].notes
         )
         seconds += 1.5
-        if sound.endswith("index.tsv"):
-            audio = play_drums(moved, load_kit(str(Path(sound).parent)), rng, seconds=seconds)
+        if sound.endswith(("index.tsv", "drumkit.xml")):
+            kit = load_kit(str(Path(sound).parent)) if sound.endswith(".tsv") else load_hydrogen(sound)
+            audio = play_drums(moved, kit, rng, seconds=seconds)
         else:
             preset = int(rng.choice(source.settings["presets"]))
             track = Track(preset, moved, source.settings.get("bank128", True))

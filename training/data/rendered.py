@@ -16,6 +16,16 @@ SOUND_TERMS = {
     "drums/uzu": "Unlicense (uzu-drumkit)",
 }  # the sampled basses and guitars are CC0
 AVL_KITS = {"avl-black-pearl": "Black_Pearl_4_LV2.sf2", "avl-red-zeppelin": "Red_Zeppelin_4_LV2.sf2"}
+HYDROGEN_KITS = {  # by folder; the terms are those of the package's copyright file
+    "hydrogen-audiophob": ("Audiophob", "CC0-1.0"),
+    "hydrogen-colombo": ("ColomboAcousticDrumkit", "GPL-2+"),
+    "hydrogen-forzee": ("ForzeeStereo", "GPL-2"),
+    "hydrogen-hardelectro": ("HardElectro1", "GPL-2+"),
+    "hydrogen-millo": ("Millo-Drums_v.1", "GPL-2"),
+    "hydrogen-millo-3": ("Millo_MultiLayered3", "GPL-2"),
+    "hydrogen-black-pearl": ("The Black Pearl 1.0", "GPL-2"),
+    "hydrogen-varibreaks": ("VariBreaks", "GPL-2+"),
+}
 ALL_BASSES = [32, 33, 34, 35, 36, 37, 38, 39]
 OTHER_KITS = [16, 17, 24, 25, 32, 33, 40, 48]  # power, electronic, 808, jazz, brush, orchestra
 SHORT_LONG = ["staccato", "sustain"]
@@ -65,6 +75,7 @@ RENDERS = (
     Render("other", "strums-shinyguitar-2", "", "guitar/shinyguitar", 10),
     Render("drums", "freedoom-muldjord", "freedoom", "drums/muldjord", 15),
     Render("drums", "groove-uzu", "groove", "drums/uzu", 8),
+    *(Render("drums", f"groove-{name}", "groove", name, 5) for name in HYDROGEN_KITS),
     Render("bass", "fluidr3-2", "freedoom", FLUID, 16, 2, {"programs": [33, 34, 36, 37, 38, 39]}),
 )  # fmt: skip
 
@@ -84,6 +95,13 @@ def rendered_sources(shared: Path, soundfonts: Path, debian: Path | None) -> lis
             sound = package / "usr/share/sounds/sf2" / AVL_KITS[render.sound]
             terms = f"GPL-2+ (avldrums {package_terms(package, {})[2]})" if package.is_dir() else terms
             settings |= {"presets": [0], "bank128": False}
+        elif render.sound in HYDROGEN_KITS:
+            if debian is None:
+                continue
+            package = debian / "hydrogen-drumkits"
+            folder, kit_terms = HYDROGEN_KITS[render.sound]
+            sound = package / "usr/share/hydrogen/data/drumkits" / folder / "drumkit.xml"
+            terms = f"{kit_terms} (hydrogen-drumkits, {folder})"
         else:
             sound = shared / render.sound / "index.tsv"
         if not sound.is_file():

@@ -11,7 +11,7 @@ import io
 import json
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 Audio = NDArray[np.float32]  # (n, c), 44.1 kHz, full scale +-1
 
 SAMPLE_RATE = 44100
+NARROW_HZ = 3000  # bandwidth under which speech is of no use
 ARCHIVE_MARK = "::"  # "music.pk3::sound/a.ogg" is a member of a zip archive
 
 
@@ -193,10 +194,13 @@ def sounding(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
             yield Piece(audio[start:end], f"{Path(name).parent.name}/{Path(name).stem}@{start}")
 
 
-def speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    """Short spoken clips brought to one level; those under settings["min_hz"] bandwidth are left out."""
+def spoken_clips(names: Iterable[str], min_hz: float) -> Iterator[Piece]:
+    """Clips without the silence around them, at one level; (n, 1).
+
+    Left out: copies, silence, what cannot be decoded, bandwidths under `min_hz`.
+    """
     seen: set[str] = set()
-    for name in source.files:
+    for name in names:
         digest = hashlib.md5(read_bytes(name)).hexdigest()
         if digest in seen:
             continue
@@ -209,8 +213,21 @@ def speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
         if not spans or active_level(audio) < -55:
             continue
         audio = audio[spans[0][0] : spans[-1][1]]
-        if bandwidth(audio) >= source.settings["min_hz"]:
+        if bandwidth(audio) >= min_hz:
             yield Piece(normalise(audio), Path(name).name)
+
+
+def speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """Spoken clips in the order of their names; where none has settings["min_hz"], the narrow ones.
+
+    A narrow voice is mixed with music as narrow (see training/data/mix.py).
+    """
+    found = False
+    for piece in spoken_clips(source.files, source.settings["min_hz"]):
+        found = True
+        yield piece
+    if not found:
+        yield from spoken_clips(source.files, NARROW_HZ)
 
 
 def music(source: Source, rng: np.random.Generator) -> Iterator[Piece]:

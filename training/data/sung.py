@@ -1,26 +1,39 @@
-"""Voicebank takes set to melodies with WORLD (pyworld): made-up pitch, note lengths, vibrato and formants.
+"""Voicebank takes and speech set to melodies with WORLD (pyworld): pitch, note lengths, vibrato, formants.
 
-The takes are strings of syllables on one pitch. A phrase takes one of them, gives each of its syllables a
-note of a diatonic melody, stretches the syllable to the note's length and puts the melody's pitch in
-place of the recorded one, keeping half of the recorded wavering.
+A phrase takes one take of a voicebank (syllables on one pitch) or one spoken clip, gives each of its
+syllables a note of a diatonic melody, stretches the syllable to the note's length and puts the melody's
+pitch in place of the recorded one; half of a singer's wavering stays.
 WORLD: Morise, Yokomori, Ozawa, IEICE Transactions E99-D, 2016.
 """
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.data.catalogue import VOICEBANKS
-from training.data.sources import SAMPLE_RATE, Audio, Piece, Source, normalise, read_span, read_tsv
+from training.data.sources import (
+    SAMPLE_RATE,
+    Audio,
+    Piece,
+    Source,
+    normalise,
+    read_span,
+    read_tsv,
+    spoken_clips,
+)
 
 MINUTES = {
     "alys": 9, "scottpoid": 9, "hitsuboku-kumi": 8, "ibuki": 8, "yuki": 6,
     "dorodoro": 5, "torone-rei": 5, "iona": 5, "erithacus": 4,
 }  # fmt: skip
+SPEECH_MINUTES = 2.0  # at most, of every speaker
+FEWEST_CLIPS = 10
+SPOKEN_PITCH = (65.0, 600.0)  # Hz
+SPOKEN_SYLLABLE = 0.2  # s
 FRAME = 0.008  # s between WORLD frames
 SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9), (0, 3, 5, 7, 10))
 LENGTHS = (0.5, 0.5, 0.5, 1.0, 1.0, 1.5, 2.0, 3.0)  # of a note, in beats
@@ -86,22 +99,31 @@ class Take:
     noise: NDArray[np.float64]
 
 
-def analyse(audio: Audio, hertz: float) -> Take:
-    """Take apart (n, 1) audio that is sung at about `hertz`."""
+def analyse(audio: Audio, lowest: float, highest: float) -> Take:
+    """Take apart (n, 1) audio whose pitch lies between `lowest` and `highest` Hz."""
     import pyworld  # only this recipe needs it
 
     x = np.ascontiguousarray(audio[:, 0], np.float64)
     period = FRAME * 1000
-    f0, times = pyworld.dio(x, SAMPLE_RATE, f0_floor=hertz * 0.7, f0_ceil=hertz * 1.42, frame_period=period)
+    f0, times = pyworld.dio(x, SAMPLE_RATE, f0_floor=lowest, f0_ceil=highest, frame_period=period)
     f0 = pyworld.stonemask(x, f0, times, SAMPLE_RATE)
     envelope = pyworld.cheaptrick(x, f0, times, SAMPLE_RATE)
     return Take(f0, envelope, pyworld.d4c(x, f0, times, SAMPLE_RATE))
 
 
 def sing(
-    take: Take, hertz: float, count: int, rng: np.random.Generator, *, ratio: float, beat: float
+    take: Take,
+    hertz: float | None,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    ratio: float,
+    beat: float,
 ) -> Audio:
-    """Set a take of `count` syllables sung at `hertz` to a melody; (n, 1), empty if nothing is voiced."""
+    """Set a take of `count` syllables to a melody; (n, 1), empty if nothing is voiced.
+
+    It was sung at `hertz`; None is speech, whose own melody goes, and which is sung higher and slower.
+    """
     import pyworld
 
     voiced = np.flatnonzero(take.f0)
@@ -109,9 +131,11 @@ def sing(
         return np.zeros((0, 1), np.float32)
     first, last = int(voiced[0]), int(voiced[-1]) + 1
     natural = (last - first) * FRAME / count
-    longest = max(natural * 2.2, 0.2)
+    longest = max(natural * (2.2 if hertz else 4.0), 0.2)
     lengths = [float(np.clip(rng.choice(LENGTHS) * beat, natural * 0.45, longest)) for _ in range(count)]
-    centre = 69 + 12 * np.log2(hertz / 440) + rng.uniform(-4, 4)
+    spoken = hertz is None
+    hertz = hertz or float(np.median(take.f0[voiced]))
+    centre = 69 + 12 * np.log2(hertz / 440) + (rng.uniform(0, 9) if spoken else rng.uniform(-4, 4))
     curve = pitch_curve(melody(count, float(centre), rng), lengths, rng)
     ends = np.concatenate([[0], np.cumsum([max(4, round(s / FRAME)) for s in lengths])])
     place = np.interp(np.arange(ends[-1]), ends, np.linspace(first, last, count + 1))
@@ -122,7 +146,7 @@ def sing(
     curve = np.concatenate([np.full(len(lead), curve[0]), curve, np.full(len(tail), curve[-1])])
     index = np.clip(np.rint(place).astype(int), 0, len(take.f0) - 1)
     taken = take.f0[index]
-    waver = np.where(taken > 0, np.maximum(taken, 1) / hertz, 1.0)
+    waver = np.where((taken > 0) & (not spoken), np.maximum(taken, 1) / hertz, 1.0)
     tuned = np.where(taken > 0, curve * np.clip(waver, 0.94, 1.06) ** 0.5, 0.0)
     shaped = warp_formants(take.envelope[index], ratio)
     noise = np.ascontiguousarray(take.noise[index])
@@ -130,29 +154,34 @@ def sing(
     return np.asarray(sound, np.float32)[:, None]
 
 
-def sung(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """What one phrase sings: a take, where known the pitch (Hz) it was sung at, its syllables, its name."""
+
+    take: Take
+    hertz: float | None
+    syllables: int
+    name: str
+
+
+def lines(words: Iterator[Words], rng: np.random.Generator, minutes: float) -> Iterator[Piece]:
     """Lines of phrases and pauses with one voice, one tempo and one formant shift a line; (n, 1).
 
     The words of a phrase often come twice, to another melody: verses do that, and it halves the analysis.
     """
-    left = source.settings["minutes"] * 60 * SAMPLE_RATE
-    takes: list[tuple[str, float, float, float, str]] = []
-    for opus, table in zip(source.files[::2], source.files[1::2], strict=True):
-        for row in read_tsv(Path(table)):
-            start, end = float(row["start_seconds"]), float(row["end_seconds"])
-            hertz = float(row.get("measured_hz") or 0)
-            if 70 < hertz < 900 and end - start > 0.6:
-                takes.append((opus, start, min(end, start + 9), hertz, row["source_file"]))
-    while left > 0:
+    left = minutes * 60 * SAMPLE_RATE
+    ended = False
+    while left > 0 and not ended:
         ratio, beat = 2 ** rng.uniform(-0.22, 0.22), 60 / rng.uniform(65, 150)
         line: list[Audio] = []
         labels = []
         while sum(map(len, line)) < 25 * SAMPLE_RATE:
-            opus, start, end, hertz, name = takes[int(rng.integers(len(takes)))]
-            take = analyse(read_span(opus, start, end)[:, :1], hertz)
-            count = syllables(name, end - start)
+            word = next(words, None)
+            if word is None:
+                ended = True
+                break
             for _ in range(int(rng.choice([1, 2, 2]))):
-                phrase = sing(take, hertz, count, rng, ratio=ratio, beat=beat)
+                phrase = sing(word.take, word.hertz, word.syllables, rng, ratio=ratio, beat=beat)
                 if len(phrase) < 0.3 * SAMPLE_RATE or not np.isfinite(phrase).all():
                     continue
                 phrase = normalise(phrase, level_db=-20 + rng.normal(0, 2.5))
@@ -160,10 +189,45 @@ def sung(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
                 single = len(phrase) < 2.5 * SAMPLE_RATE
                 pause = rng.uniform(0.02, 0.5) if single else rng.uniform(0.2, 2.0)
                 line += [phrase, np.zeros((int(pause * SAMPLE_RATE), 1), np.float32)]
-                labels.append(Path(name).stem)
-        audio = np.concatenate(line)
-        left -= len(audio)
-        yield Piece(audio, " ".join(labels))
+                labels.append(Path(word.name).stem)
+        if line:
+            audio = np.concatenate(line)
+            left -= len(audio)
+            yield Piece(audio, " ".join(labels))
+
+
+def sung(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """The takes of a voicebank in random order, without end, until settings["minutes"] are sung."""
+    takes: list[tuple[str, float, float, float, str]] = []
+    for opus, table in zip(source.files[::2], source.files[1::2], strict=True):
+        for row in read_tsv(Path(table)):
+            start, end = float(row["start_seconds"]), float(row["end_seconds"])
+            hertz = float(row.get("measured_hz") or 0)
+            if 70 < hertz < 900 and end - start > 0.6:
+                takes.append((opus, start, min(end, start + 9), hertz, row["source_file"]))
+
+    def words() -> Iterator[Words]:
+        while takes:
+            opus, start, end, hertz, name = takes[int(rng.integers(len(takes)))]
+            take = analyse(read_span(opus, start, end)[:, :1], hertz * 0.7, hertz * 1.42)
+            yield Words(take, hertz, syllables(name, end - start), name)
+
+    return lines(words(), rng, source.settings["minutes"])
+
+
+def sung_speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """The clips of a speaker, each once in random order, until settings["minutes"] are sung."""
+
+    def words() -> Iterator[Words]:
+        for clip in spoken_clips(rng.permutation(source.files), source.settings["min_hz"]):
+            audio = clip.audio[: 6 * SAMPLE_RATE]
+            seconds = len(audio) / SAMPLE_RATE
+            if seconds > 0.4:
+                yield Words(
+                    analyse(audio, *SPOKEN_PITCH), None, max(1, round(seconds / SPOKEN_SYLLABLE)), clip.label
+                )
+
+    return lines(words(), rng, source.settings["minutes"])
 
 
 def sung_sources(shared: Path) -> list[Source]:
@@ -174,6 +238,21 @@ def sung_sources(shared: Path) -> list[Source]:
             opus = sorted((shared / "voices").glob(f"{pattern}.opus"))
             files = tuple(str(f) for p in opus for f in (p, p.with_suffix(".tsv")))
             settings = {"minutes": 2.5 if part == 1 else MINUTES[name] - 2.5}
-            title, extra = f"sung-{name}-{part}", {"sung": True}
+            title, extra = f"sung-{name}-{part}", {"sung": True, "speakers": 0}
             found.append(Source("vocals", title, licence, kind, version, "sung", files, settings, extra))
     return found
+
+
+def sung_speech_sources(speech: Iterable[Source]) -> list[Source]:
+    """Every speaker of more than a few shouts singing, for SPEECH_MINUTES or as long as there are words."""
+    return [
+        dataclasses.replace(
+            source,
+            name=f"sung-{source.name}",
+            recipe="sung_speech",
+            settings={**source.settings, "minutes": SPEECH_MINUTES},
+            extra={**source.extra, "sung": True, "speakers": 0},  # the same ones again
+        )
+        for source in speech
+        if len(source.files) >= FEWEST_CLIPS
+    ]

@@ -1,0 +1,140 @@
+"""The machinery of the tables of faults: each row runs the real command as a process of its own.
+
+A row says what lies in the folder, what is typed, and what must come of it: the exit code, exactly one line
+on stderr, and which files are new. Everything that was there before must be there afterwards, to the byte.
+
+    @pytest.mark.parametrize("fault", ROWS, ids=str)
+    def test_a_fault_is_told_in_one_line(fault: Fault, tmp_path: Path) -> None:
+        fault.check(tmp_path)
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+COMMAND = (sys.executable, "-m", "tfswa_sep")
+Undo = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One row of a table."""
+
+    name: str
+    prepare: Callable[[Path], Undo | None]  # fills the folder; what it returns is called at the end
+    typed: Sequence[str]  # the words after `tfswa-sep`
+    code: int
+    says: Sequence[str]  # parts of the one line on stderr, () for no line at all
+    new: Sequence[str] = ()  # patterns of the files that appear, one for each
+    stdin: bytes | None = None
+    shell: str = 'exec "$@"'  # what a shell does with the command, such as closing its stdout
+    env: Mapping[str, str] = field(default_factory=dict)
+    meanwhile: Callable[[subprocess.Popen[bytes], Path], object] | None = None  # while the command runs
+
+    def __str__(self) -> str:
+        return self.name
+
+    def check(self, folder: Path, *, timeout: float = 150) -> None:
+        """Run the row in `folder`, which is empty, and assert all that it says."""
+        undo = self.prepare(folder)
+        try:
+            before = listing(folder)
+            code, err = self._run(folder, timeout)
+            after = listing(folder)
+        finally:
+            if undo:
+                undo()
+        assert code == self.code, err
+        lines = err.splitlines()
+        assert len(lines) == (1 if self.says else 0), err
+        for part in self.says:
+            assert lines[0].startswith("tfswa-sep: ") and part in lines[0], err
+        assert {name: after.get(name) for name in before} == before, "what was there has changed"
+        new = sorted(set(after) - set(before))
+        unmatched = [name for name in new if not any(fnmatchcase(name, pattern) for pattern in self.new)]
+        assert not unmatched and len(new) == len(self.new), f"new: {new}, expected: {self.new}"
+
+    def _run(self, folder: Path, timeout: float) -> tuple[int, str]:
+        process = subprocess.Popen(
+            ["sh", "-c", self.shell, "sh", *COMMAND, *self.typed],
+            cwd=folder,
+            env={**os.environ, "COLUMNS": "80", **self.env},
+            stdin=subprocess.DEVNULL if self.stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        with process:
+            try:
+                if self.meanwhile:
+                    self.meanwhile(process, folder)
+                _, err = process.communicate(self.stdin, timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        return process.returncode, err.decode()
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """Every file, link and empty folder below `folder`: its path and what it holds."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = f"-> {os.readlink(path)}"
+        elif path.is_file():
+            found[name] = sha256(path.read_bytes()).hexdigest()
+        elif not path.is_dir() or not any(path.iterdir()):
+            found[name + "/"] = ""
+    return found
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = 100) -> None:
+    """Wait until `condition` holds; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def write_song(
+    path: Path,
+    *,
+    seconds: float = 0.2,
+    rate: int = 44_100,
+    channels: int = 2,
+    subtype: str | None = None,
+    change: Callable[[NDArray[np.float32]], object] | None = None,
+) -> Path:
+    """Noise in the format of the file's extension; `change` may alter the samples (n, c) in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (round(rate * seconds), channels)
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
+    if change:
+        change(samples)
+    soundfile.write(path, samples, rate, subtype=subtype)
+    return path
+
+
+def song(name: str = "song.wav", **options: object) -> Callable[[Path], None]:
+    """A row's `prepare` that writes one song; options: see write_song."""
+
+    def prepare(folder: Path) -> None:
+        write_song(folder / name, **options)  # type: ignore[arg-type]
+
+    return prepare
+
+
+def nothing(folder: Path) -> None:
+    """A row's `prepare` that leaves the folder empty."""

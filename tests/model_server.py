@@ -1,0 +1,145 @@
+"""A web server and a Hugging Face hub on this machine, which cuts, corrupts, stalls and redirects.
+
+What it does is in the name that is asked for: see `Handler.answers`. "The first" is the first GET of a name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+BODY = b"\x08\x0a" + bytes(range(256)) * 5000  # 1.3 MB, begins like an ONNX file
+SHA256 = hashlib.sha256(BODY).hexdigest()
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REDIRECTS = {
+    "away.onnx": "http://example.org/tiny.onnx",
+    "metadata.onnx": "https://169.254.169.254/latest/tiny.onnx",  # where clouds keep their secrets
+    "loopback.onnx": "https://localhost:1/tiny.onnx",
+    "mapped.onnx": "https://[::ffff:10.0.0.1]/tiny.onnx",
+    "decimal.onnx": "https://2130706433/tiny.onnx",  # 127.0.0.1
+    "home.onnx": "/tiny.onnx",  # the same origin, which the user chose
+}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: ModelServer
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2].partition("?")[0]
+        self.server.asked.append(f"{self.command} {self.path}")
+        self.server.gets[name] += self.command == "GET"
+        first = self.server.gets[name] <= 1
+        if self.path.startswith("/api/models/org/repo/revision/"):
+            self.describe_repository()
+        elif name in REDIRECTS:
+            self.send_response(302)
+            self.send_header("Location", REDIRECTS[name])
+            self.send_header("Content-Length", "0")
+            if "/resolve/" in self.path:  # the hub tells of a file before it sends one elsewhere
+                self.file_headers(BODY)
+            self.end_headers()
+        elif name.startswith(("gone", "sub")):
+            self.send_error(404)
+        else:
+            self.answers(name, first=first)
+
+    def answers(self, name: str, *, first: bool) -> None:
+        body, start = BODY, self.range_start()
+        if name == "wrong.onnx" or (name == "once.onnx" and first):
+            body = BODY[::-1]
+        if name == "long.onnx":
+            body = BODY + b"more"
+        if name == "text.onnx":
+            body = b"<html>not found</html>"
+        if name == "restart.onnx":  # a server that knows no ranges
+            start = 0
+        if start >= len(body):
+            self.send_response(416)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        rest, end = body[start:], len(body)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
+        self.file_headers(body)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if name == "slow.onnx":
+            time.sleep(0.4)
+        if name in ("cut.onnx", "restart.onnx") and first:
+            rest = rest[: len(rest) // 2]
+        if name == "severed.onnx":  # never more than the first half
+            rest = rest[: max(0, len(body) // 2 - start)]
+        if name == "stall.onnx" and first:
+            self.wfile.write(rest[: len(rest) // 2])
+            self.wfile.flush()
+            self.server.closing.wait(20)
+            rest = b""
+        self.wfile.write(rest)
+        self.close_connection = True
+
+    def file_headers(self, body: bytes) -> None:
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Linked-Size", str(len(body)))
+
+    def range_start(self) -> int:
+        return int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+
+    def describe_repository(self) -> None:
+        lfs = {"sha256": SHA256, "size": len(BODY), "pointerSize": 130}
+        files = [{"rfilename": "README.md", "size": 10}]
+        files += [{"rfilename": name, "size": len(BODY), "lfs": lfs} for name in self.server.repository]
+        body = json.dumps({"id": "org/repo", "sha": COMMIT, "siblings": files}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class ModelServer(http.server.ThreadingHTTPServer):
+    """asked: the requests so far.  repository: the model files that org/repo is said to have."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[str] = []
+        self.gets: Counter[str] = Counter()
+        self.repository = ["tiny.onnx"]
+        self.closing = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@contextmanager
+def running_server() -> Iterator[ModelServer]:
+    with ModelServer() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.closing.set()
+            server.shutdown()
+            thread.join()

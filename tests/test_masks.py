@@ -1,0 +1,96 @@
+"""Features and masks in NumPy, and the graph between them, against the network as it is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+from tfswa_sep.masks import band_features, masked_frames  # noqa: E402
+from tfswa_sep.model.config import Band, ModelConfig  # noqa: E402
+from tfswa_sep.model.unet import TfswaUNet, spectral_features  # noqa: E402
+from tfswa_sep.spectrogram import stft  # noqa: E402
+from training.graph import MaskNetwork  # noqa: E402
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "bands": {
+        "bands": (
+            Band(start=0, stop=64, stride=2),
+            Band(start=64, stop=256, stride=4),
+        ),
+        "attentions": (0, 1),
+        "window": (4, 4),
+    },
+    "independent masks": {"bands": (Band(start=0, stop=256, stride=4),), "mixture_consistent": False},
+    "stacked magnitudes": {
+        "stems": ("vocals",),
+        "stem": "stack",
+        "features": "magnitude",
+        "bands": tuple(Band(start=64 * i, stop=64 * (i + 1), stride=1) for i in range(4)),
+        "attentions": (0, 1),
+        "window": (4, 4),
+        "fusion": "serial",
+        "mixture_consistent": False,
+    },
+}
+
+
+def build(shape: dict[str, Any]) -> TfswaUNet:
+    """A small network with statistics that a wrong fold would get wrong."""
+    torch.manual_seed(0)
+    tiny: dict[str, Any] = {"dims": (8, 8), "convs": (1, 1), "attentions": (0, 0), "head_dim": 8}
+    network = TfswaUNet(ModelConfig(n_fft=512, hop=128, **(tiny | shape)))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = 0.3 * torch.randn(module.num_features)
+            module.running_var = 0.5 + torch.rand(module.num_features)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    for head in network.heads:
+        for conv in head.convs:  # type: ignore[union-attr]
+            nn.init.normal_(conv.bias, std=0.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("frames", [1, 37, 300])
+def test_features_graph_and_masks_are_the_networks(shape: str, frames: int) -> None:
+    network = build(SHAPES[shape])
+    config = network.config
+    random = np.random.default_rng(frames)
+    samples = random.standard_normal((2, 2, (frames - 1) * 128 + 1)).astype(np.float32) * np.float32(0.1)
+    spectrum = stft(samples, n_fft=512, hop=128)
+    parts = np.stack([spectrum.real, spectrum.imag], axis=2).reshape(2, 4, 257, -1)
+    mixture = torch.from_numpy(parts)
+    with torch.inference_mode():
+        wanted = network(mixture).numpy()
+        seen = spectral_features(mixture[:, :, :256], kind=config.features).numpy()
+        bands = band_features(spectrum, config)
+        masks = [band.numpy() for band in MaskNetwork(network)(*map(torch.from_numpy, bands))]
+    np.testing.assert_allclose(np.concatenate(bands, axis=2), seen, atol=2e-4)
+    wanted = (wanted[:, :, 0::2] + 1j * wanted[:, :, 1::2]).reshape(2, -1, 257, frames)
+    for item in range(2):
+        chunks = masked_frames([band[item] for band in masks], spectrum[item], config)
+        found = np.concatenate([chunk.copy() for chunk in chunks], axis=1).swapaxes(1, 2)
+        np.testing.assert_allclose(found, wanted[item], atol=1e-5 * np.abs(wanted).max())
+
+
+def test_stems_are_mixed_before_the_inverse_transform() -> None:
+    config = build(SHAPES["bands"]).config
+    random = np.random.default_rng(0)
+    spectrum = stft(random.standard_normal((2, 4000)).astype(np.float32), n_fft=512, hop=128)
+    bands = [
+        random.standard_normal((16 * band.stride, band.tokens, spectrum.shape[-1])).astype(np.float32)
+        for band in config.bands
+    ]
+    mix = np.array([[1, 1, 0, 0], [0, 0, 0.5, 0], [1, 1, 1, 1]], np.float32)
+    apart = np.concatenate([chunk.copy() for chunk in masked_frames(bands, spectrum, config)], axis=1)
+    mixed = np.concatenate([chunk.copy() for chunk in masked_frames(bands, spectrum, config, mix)], axis=1)
+    wanted = np.einsum("ks,sctf->kctf", mix, apart.reshape(4, 2, *apart.shape[1:]))
+    np.testing.assert_allclose(mixed.reshape(wanted.shape), wanted, atol=1e-4)
+    np.testing.assert_allclose(mixed[4:], spectrum.swapaxes(1, 2), atol=1e-4)  # the stems sum to the mixture

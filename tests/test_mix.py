@@ -1,0 +1,187 @@
+"""Training mixtures: what is known of them, and what the augmentations must leave true."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor  # noqa: E402
+
+from training.data.mix import STEMS, Mixer, MixSettings  # noqa: E402
+
+RATE = 44_100
+CHUNK = 0.3  # seconds
+AS_IS: dict[str, Any] = {"codec": 0.0, "master": 0.0, "song_voice": 0.0}
+
+
+def edit_manifest(pools: Path, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+    """Pass every row of the manifest through `change`; None drops it."""
+    path = pools / "manifest.json"
+    content = json.loads(path.read_text())
+    content["sources"] = [new for row in content["sources"] if (new := change(row)) is not None]
+    path.write_text(json.dumps(content))
+
+
+def only(kind: str, **settings: Any) -> MixSettings:
+    return MixSettings(seconds=CHUNK, kinds={kind: 1.0}, **settings)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(pools: Path) -> None:
+    settings = MixSettings(seconds=CHUNK)
+    first, second = Mixer(pools, settings, seed=3), Mixer(pools, settings, seed=3)
+    forwards = [first.batch(step, 2) for step in (0, 7)]
+    backwards = [second.batch(step, 2) for step in (7, 0)][::-1]
+    for one, other in zip(forwards, backwards, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not torch.equal(forwards[0][0], forwards[1][0])
+    assert not torch.equal(forwards[0][0][0], forwards[0][0][1])
+    assert not torch.equal(forwards[0][0], Mixer(pools, settings, seed=4).batch(0, 2)[0])
+
+
+@pytest.mark.parametrize("kind", ["stems", "song"])
+def test_known_stems_sum_to_the_mixture(pools: Path, kind: str) -> None:
+    mixture, stems, known = Mixer(pools, only(kind, codec=0.0, master=0.5)).batch(0, 6)
+    assert mixture.shape == (6, 2, round(CHUNK * RATE)) and stems.shape == (6, 4, *mixture.shape[1:])
+    assert mixture.dtype == stems.dtype == known.dtype == torch.float32
+    assert mixture.abs().amax(dim=(1, 2)).min() > 0.01
+    torch.testing.assert_close(stems.sum(dim=1), mixture, atol=2e-6, rtol=0)
+    assert known.all()
+
+
+def test_stems_of_a_song_are_cut_at_one_place(pools: Path) -> None:
+    _, stems, _ = Mixer(pools, only("song", **AS_IS)).batch(0, 4)
+    for example in stems:
+        assert torch.corrcoef(example.flatten(1)).min() > 0.99
+
+
+def test_stems_of_songs_apart_do_not_agree(pools: Path) -> None:
+    settings = only("stems", drop=dict.fromkeys(STEMS, 0.0), **AS_IS)
+    _, stems, _ = Mixer(pools, settings).batch(0, 2)
+    for example in stems:
+        assert (torch.corrcoef(example.flatten(1)) - torch.eye(4)).abs().max() < 0.2
+
+
+def test_accompaniment_is_no_stem(pools: Path) -> None:
+    settings = only("accompaniment", drop={"vocals": 0.0, "accompaniment": 0.0}, codec=0.0)
+    mixture, stems, known = Mixer(pools, settings).batch(0, 4)
+    assert torch.equal(known, torch.tensor([[1.0, 0, 0, 0]]).expand(4, 4))
+    assert stems[:, 1:].abs().max() == 0
+    rest = mixture - stems[:, 0]
+    assert stems[:, 0].abs().amax(dim=(1, 2)).min() > 0.01 and rest.abs().amax(dim=(1, 2)).min() > 0.01
+
+
+def test_masked_stems_of_a_song_are_unknown(own_pools: Path) -> None:
+    def mask(row: dict[str, Any]) -> dict[str, Any] | None:
+        if row.get("stem") == "bass":
+            return None
+        return {**row, "masked": ["bass", "other"]} if row["pool"] == "song" else row
+
+    edit_manifest(own_pools, mask)
+    mixture, stems, known = Mixer(own_pools, only("song", **AS_IS)).batch(0, 3)
+    assert torch.equal(known, torch.tensor([[1.0, 1, 0, 0]]).expand(3, 4))
+    assert stems[:, 2].abs().max() == 0 < stems[:, 3].abs().max()
+    torch.testing.assert_close(stems.sum(dim=1), mixture, atol=2e-6, rtol=0)
+
+
+def test_mixtures_are_finite_and_within_full_scale(pools: Path) -> None:
+    loud = only("stems", level_spread=30.0)
+    for settings in (MixSettings(seconds=CHUNK), loud):
+        mixture, stems, _ = Mixer(pools, settings).batch(1, 8)
+        assert torch.isfinite(mixture).all() and torch.isfinite(stems).all()
+        assert mixture.abs().max() <= 1 + 1e-6
+
+
+def test_a_peak_is_held_at_full_scale(own_pools: Path) -> None:
+    """Clicks: a mixture of little power and high peaks."""
+    for path in own_pools.glob("*/*.npy"):
+        clicks = np.zeros_like(np.load(path))
+        clicks[::4000] = 32_000
+        np.save(path, clicks)
+    mixture, _, _ = Mixer(own_pools, only("song", **AS_IS)).batch(0, 4)
+    assert mixture.abs().amax(dim=(1, 2)).tolist() == pytest.approx([1.0] * 4, abs=1e-6)
+
+
+def test_silence_is_mixed_without_a_nan(own_pools: Path) -> None:
+    for path in own_pools.glob("*/*.npy"):
+        np.save(path, np.zeros_like(np.load(path)))
+    for kind in ("stems", "accompaniment", "song"):
+        mixture, stems, _ = Mixer(own_pools, only(kind)).batch(0, 2)
+        assert mixture.abs().max() == 0 and stems.abs().max() == 0
+
+
+@pytest.mark.parametrize("empty", ["vocals", "bass", "accompaniment"])
+def test_an_empty_pool_is_told(own_pools: Path, empty: str) -> None:
+    edit_manifest(own_pools, lambda row: None if row["pool"] == empty else row)
+    with pytest.raises(
+        ValueError, match=rf"the pool '{empty}' is empty; run python -m training\.data\.build"
+    ):
+        Mixer(own_pools, MixSettings(seconds=CHUNK))
+
+
+@pytest.mark.parametrize("length", [2000, 30_000])  # under and over a chunk
+def test_a_chunk_never_crosses_a_segment(own_pools: Path, length: int) -> None:
+    gap, level, poison = 100, 1000, 30_000
+    samples = np.full((10 * (length + gap), 1), poison, np.int16)
+    segments = [(i * (length + gap) + gap, (i + 1) * (length + gap)) for i in range(10)]
+    for i, (start, end) in enumerate(segments):
+        samples[start:end] = (i + 1) * level
+    np.save(own_pools / "drums/stereo.npy", samples)
+    edit_manifest(own_pools, lambda row: {**row, "segments": segments} if row["pool"] == "drums" else row)
+    (drums,) = Mixer(own_pools, only("stems")).pools.arrays["drums"]
+    wanted = 14_000
+    for seed in range(50):
+        chunk = drums.read(wanted, np.random.default_rng(seed), sample_rate=RATE)
+        assert chunk.shape == (1, wanted)
+        values = np.rint(chunk[0].numpy() * 32_768).astype(int)
+        edges = np.flatnonzero(np.diff(values)) + 1
+        pieces = [part for part in np.split(values, edges) if part[0] != 0]  # zeros: pauses between pieces
+        assert set(values) <= {0, *range(level, 10 * level + 1, level)}
+        if length > wanted:
+            assert len(pieces) == 1 and len(pieces[0]) == wanted
+        else:
+            assert len(pieces) > 1
+            assert all(len(piece) == length for piece in pieces[:-1]) and len(pieces[-1]) <= length
+
+
+def treble(x: Tensor, hertz: float) -> float:
+    """Share of the power of (..., n) above `hertz`."""
+    power = torch.fft.rfft(x.double() * torch.hann_window(x.shape[-1])).abs().square()
+    first = int(hertz * x.shape[-1] / RATE)
+    return float(power[..., first:].sum() / power.sum())
+
+
+@pytest.mark.parametrize("kind", ["stems", "accompaniment", "song"])
+def test_a_voice_without_treble_is_mixed_with_music_without_treble(own_pools: Path, kind: str) -> None:
+    edit_manifest(
+        own_pools, lambda row: row | {"bandwidth_hz": 8000.0 if row["pool"] == "vocals" else 20_000.0}
+    )
+    settings = only(kind, album_vocals=0.0, pitch=dict.fromkeys((*STEMS, "accompaniment", "song"), 0.0))
+    mixture, stems, _ = Mixer(own_pools, settings).batch(0, 4)
+    assert mixture.abs().max() > 0.01
+    assert treble(mixture, 9000) < 1e-3 and treble(stems, 9000) < 1e-3
+    whole, _, _ = Mixer(own_pools, only(kind, album_vocals=1.0, codec=0.0)).batch(0, 4)
+    assert treble(whole, 9000) > 0.05
+
+
+def test_a_coder_takes_the_treble_of_all_stems_and_adds_noise_to_the_mixture_alone(pools: Path) -> None:
+    mixture, stems, known = Mixer(pools, only("stems", codec=1.0)).batch(0, 4)
+    assert known.all()
+    noise = mixture - stems.sum(dim=1)
+    share = noise.square().sum(dim=(1, 2)) / mixture.square().sum(dim=(1, 2))
+    assert share.min() > 1e-4 and share.max() < 0.5
+    assert treble(stems, 20_900) < 1e-4 and treble(mixture, 20_900) < 1e-3
+
+
+def test_a_song_is_sung_by_another_voice(pools: Path) -> None:
+    _, stems, known = Mixer(pools, only("song", **AS_IS | {"song_voice": 1.0}, album_vocals=0.0)).batch(0, 6)
+    assert known.all()
+    for example in stems:
+        assert torch.corrcoef(example[1:].flatten(1)).min() > 0.99
+        assert torch.corrcoef(example[:2].flatten(1))[0, 1].nan_to_num().abs() < 0.3

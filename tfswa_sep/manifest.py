@@ -1,0 +1,97 @@
+"""What was done with a song, beside its stems: a hidden JSON file that is written last.
+
+It names the song, the model and the stems by their SHA-256, and the options. Where all of it is still so, the
+work need not be done again; where a run was killed it is missing, or does not fit the stems.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tfswa_sep.errors import OutputError
+from tfswa_sep.registry import ModelInfo
+from tfswa_sep.temporary import TemporaryFile
+
+_FORMAT = 1
+_SUFFIX = ".tfswa-sep.json"
+
+
+def manifest_path(folder: Path, track: str) -> Path:
+    """Where the manifest of a song's stems lies; `folder` is the one that holds all of them."""
+    return folder / f".{track}{_SUFFIX}"
+
+
+def describe_work(song: Path, model: ModelInfo, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides how the stems come out. Raises OSError."""
+    hashes = {file.backend: file.sha256 or hash_file(Path(file.where)) for file in model.files}
+    return {
+        "format": _FORMAT,
+        "song": {"name": song.name, "sha256": hash_file(song)},
+        "model": {"name": model.name, "sha256": hashes},
+        "options": dict(options),
+    }
+
+
+def write_manifest(
+    path: Path, work: Mapping[str, Any], outputs: list[Path], result: Mapping[str, Any]
+) -> None:
+    """Record that `work` made `outputs`, with what else there is to tell as `result`. Raises OutputError."""
+    hashes = {os.path.relpath(output, path.parent): hash_file(output) for output in outputs}
+    document = {**work, "outputs": hashes, "result": result}
+    try:
+        temporary = TemporaryFile(path.parent)
+        try:
+            with temporary.path.open("w", encoding="utf-8", errors="surrogateescape") as file:
+                json.dump(document, file, indent=1, ensure_ascii=False)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.put_in_place(path)
+        finally:
+            temporary.remove()
+    except OSError as error:
+        raise OutputError(f"cannot write {path} ({error.strerror or error}): the stems are there") from None
+
+
+def finished_work(path: Path, work: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recorded result if just this work was done and all its outputs are there, unchanged; else None."""
+    document = _read(path)
+    if any(document.get(key) != value for key, value in json.loads(json.dumps(work)).items()):
+        return None
+    outputs = _outputs(path, document)
+    try:
+        whole = outputs and all(hash_file(output) == digest for output, digest in outputs.items())
+    except OSError:
+        return None
+    result = document.get("result")
+    return result if whole and isinstance(result, dict) else None
+
+
+def outputs_in(folder: Path) -> set[Path]:
+    """The stems that manifests in this folder tell of: they are no songs to separate."""
+    return {output for path in folder.glob(f".*{_SUFFIX}") for output in _outputs(path, _read(path))}
+
+
+def hash_file(path: Path) -> str:
+    """A file's SHA-256. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _outputs(path: Path, document: Mapping[str, Any]) -> dict[Path, str]:
+    outputs = document.get("outputs")
+    if not isinstance(outputs, dict):
+        return {}
+    return {path.parent / str(name): str(digest) for name, digest in outputs.items()}

@@ -1,0 +1,172 @@
+"""What `--model` takes besides a registered name and a file: an address, pinned when it is first used.
+
+    hf://org/repo                       a Hugging Face repository with one .onnx, one .safetensors or both
+    hf://org/repo@revision/file.onnx    one file, of a branch, a tag or a commit; without @revision of `main`
+    https://host/file.onnx              one file of a web server
+    https://host/file.onnx#sha256=...   the same, and what it must be
+
+Where no hash is given, an address is believed once: the commit, size and SHA-256 that it had at its first use
+are written to pins.json in the folder for settings, and nothing else is accepted from it ever after, until
+`tfswa-sep models rm ADDRESS` forgets it. (SSH does the same with the keys of hosts.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tfswa_sep.errors import ModelError, OutputError
+from tfswa_sep.registry import download, folders, integrity
+from tfswa_sep.registry.models_toml import ModelFile, ModelInfo, is_allowed_url, suffix_of, unlisted_model
+
+_HUGGING_FACE = re.compile(
+    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>[\w.-]+(?:/[\w.-]+)*))?"
+)
+_SUMMARY = "an address of yours"
+_FILE_TYPES = {"backend": str, "where": str, "sha256": str, "bytes": int}
+
+
+def is_address(text: str) -> bool:
+    """Whether it can only be an address, right or wrong."""
+    return "://" in text
+
+
+def pinned_models() -> list[ModelInfo]:
+    """The models whose addresses were used before. Raises ModelError if the record is damaged."""
+    return [unlisted_model(address, _SUMMARY, files) for address, files in _read_pins().items()]
+
+
+def find(address: str, *, ask_hub: bool = True) -> ModelInfo:
+    """The model at an address: as it was pinned, else as the hub describes it now.
+
+    Raises ModelError: not understood, offline, no such repository, no model in it; or not pinned where the
+    hub must not be asked.
+    """
+    if not address.isprintable() or ".." in re.split(r"[/\\]", address):
+        raise ModelError(f"{address!r} is no address of a model")
+    plain, _, fragment = address.partition("#")
+    if pinned := _read_pins().get(plain):
+        files = pinned
+    elif plain.startswith("hf://"):
+        if not ask_hub:
+            raise ModelError(f"{plain} was never used")
+        files = _ask_hub(plain)
+    elif not is_allowed_url(plain):
+        raise ModelError(f"{plain} is no address of a model: it must begin with https:// or hf://")
+    else:
+        files = (ModelFile(_backend_of(plain), plain, "", 0),)
+    if fragment:
+        files = (_with_hash(files, fragment, plain),)
+    return unlisted_model(plain, _SUMMARY, files)
+
+
+def pin(info: ModelInfo, used: ModelFile, path: Path) -> None:
+    """Record what was fetched from an address to `path`, so that it is checked ever after.
+
+    Raises OutputError if the folder for settings cannot be written.
+    """
+    known = replace(used, sha256=integrity.digest(path), bytes=path.stat().st_size)
+    files = tuple(known if file.where == used.where else file for file in info.files)
+    if _read_pins().get(info.name) != files:
+        with _changing_pins() as pins:
+            pins[info.name] = files
+
+
+def forget(address: str) -> bool:
+    """Drop the pin of an address; whether there was one. Raises OutputError."""
+    with _changing_pins() as pins:
+        return pins.pop(address.partition("#")[0], None) is not None
+
+
+def _with_hash(files: tuple[ModelFile, ...], fragment: str, address: str) -> ModelFile:
+    match = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment)
+    if not match or len(files) != 1:
+        raise ModelError(
+            f"{address}#{fragment}: expected one file's address and #sha256= with 64 digits, a to f small"
+        )
+    if files[0].sha256 not in ("", match[1]):
+        raise ModelError(
+            f"{address} is on record with another SHA-256 (forget it: tfswa-sep models rm {address})"
+        )
+    return replace(files[0], sha256=match[1])
+
+
+def _backend_of(where: str) -> str:
+    suffix = suffix_of(where)
+    if suffix not in integrity.SUFFIXES:
+        raise ModelError(f"{where}: a model file is .onnx or .safetensors (others can run code when opened)")
+    return integrity.SUFFIXES[suffix]
+
+
+def _ask_hub(address: str) -> tuple[ModelFile, ...]:
+    match = _HUGGING_FACE.fullmatch(address)
+    if not match:
+        raise ModelError(f"{address} is no address of a model: expected hf://org/repo@revision/file")
+    wanted = match["file"]
+    if wanted:
+        _backend_of(wanted)
+    commit, there = download.list_repository(match["repo"], match["revision"] or "main")
+    files: list[ModelFile] = []
+    for name, size, sha256 in there:
+        if name == wanted or (not wanted and suffix_of(name) in integrity.SUFFIXES):
+            files.append(ModelFile(_backend_of(name), f"hf://{match['repo']}@{commit}/{name}", sha256, size))
+    if not files:
+        raise ModelError(f"{address}: there is no {wanted or '.onnx or .safetensors file'}")
+    if len({file.backend for file in files}) < len(files):
+        raise ModelError(
+            f"{address} has several models: add the file, as in {address}/{files[0].where.split('/', 4)[4]}"
+        )
+    return tuple(files)
+
+
+def _pins_file() -> Path:
+    return folders.config_folder() / "pins.json"
+
+
+def _read_pins() -> dict[str, tuple[ModelFile, ...]]:
+    path = _pins_file()
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return {address: tuple(_pinned_file(file) for file in files) for address, files in document.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged ({error}): mend it, or delete it to forget all pins") from error
+
+
+def _pinned_file(fields: Any) -> ModelFile:
+    if {key: type(value) for key, value in fields.items()} != _FILE_TYPES:
+        raise ValueError("a file is not described as expected")
+    file = ModelFile(**fields)
+    known = file.where.startswith("hf://") or is_allowed_url(file.where)
+    if not known or ".." in file.where or not re.fullmatch(r"([0-9a-f]{64})?", file.sha256) or file.bytes < 0:
+        raise ValueError(f"not understood: {file.where!r}")
+    if integrity.SUFFIXES.get(suffix_of(file.where)) != file.backend:
+        raise ValueError(f"not understood: {file.where!r}")
+    return file
+
+
+@contextmanager
+def _changing_pins() -> Iterator[dict[str, tuple[ModelFile, ...]]]:
+    """The pins, to be changed; written back whole, and by one process at a time."""
+    path = _pins_file()
+    try:
+        with download.lock(path.with_suffix(".lock")):
+            pins = _read_pins()
+            before = dict(pins)
+            yield pins
+            if pins != before:
+                document = {address: [asdict(file) for file in files] for address, files in pins.items()}
+                temporary = path.with_suffix(f".{os.getpid()}.tmp")
+                temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+                temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot record models in {path}: {error.strerror}; set TFSWA_CONFIG to another folder"
+        ) from error

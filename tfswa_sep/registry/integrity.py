@@ -1,0 +1,59 @@
+"""Is this the file on record? And can a file that nobody recorded be a model at all?
+
+Both are answered from outside: nothing is parsed by a library before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+SUFFIXES = {".onnx": "onnx", ".safetensors": "torch"}  # of a model file -> the backend that runs it
+MAX_BYTES = 4 << 30  # of a model whose size nobody recorded: a server must not fill the disk
+_MAX_HEADER_BYTES = 4 << 20  # of a safetensors file: a name, a type and a shape for 40,000 weights
+_ZIP, _PICKLE = b"PK", b"\x80"  # how checkpoints of torch.save begin, new and old
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits. Raises OSError."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def damage(path: Path, *, size: int, sha256: str) -> str | None:
+    """What is wrong with the file at `path`, as the rest of a sentence; None: size and SHA-256 are right.
+
+    size: bytes, 0 where it is not on record.  sha256: "" where it is not on record.
+    """
+    try:
+        there = path.stat().st_size
+        if size and there != size:
+            return f"has {there} bytes instead of {size}"
+        found = digest(path)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return (
+        None
+        if not sha256 or found == sha256
+        else f"has the SHA-256 {found[:12]}... instead of {sha256[:12]}..."
+    )
+
+
+def wrong_head(path: Path) -> str | None:
+    """What the first bytes of a file without a recorded hash say against it; None: nothing."""
+    try:
+        if not path.is_file():
+            return "is no file"
+        with path.open("rb") as stream:
+            head = stream.read(9)
+        size = path.stat().st_size
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if head[:2] == _ZIP or head[:1] == _PICKLE:
+        return "is a pickle with another suffix, which could run code"
+    if path.suffix == ".safetensors":  # the length of a JSON header, then the header
+        length = int.from_bytes(head[:8], "little")
+        right = len(head) == 9 and length <= min(size - 8, _MAX_HEADER_BYTES) and head[8:] == b"{"
+    else:  # a protobuf whose first field is the number 1, ir_version
+        right = head[:1] == b"\x08"
+    return None if right else f"is no {path.suffix} file, or it is damaged"

@@ -1,0 +1,183 @@
+"""models.toml, read strictly: what is not understood is refused, in one line that names file and model.
+
+where = "bundled:small.onnx"               in the package, under tfswa_sep/weights/
+        "hf://org/repo@<commit>/file"      a Hugging Face repository at one 40-digit commit
+        "https://host/file"                any web server (http:// only for this machine itself)
+        "folder/file.onnx"                 a path; a relative one starts at the folder of models.toml
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tfswa_sep.errors import ModelError
+from tfswa_sep.registry.integrity import SUFFIXES
+
+HUGGING_FACE = re.compile(
+    r"hf://(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})/(?P<file>[\w.-]+(?:/[\w.-]+)*)"
+)
+BUNDLED = re.compile(r"bundled:(?P<file>[A-Za-z0-9_][A-Za-z0-9._-]*)")
+
+_REQUIRED_KEYS = {"summary", "stems", "sample_rate", "channels", "license", "training_data", "files"}
+_OPTIONAL_KEYS = {"default", "scores"}
+_FILE_KEYS = {"backend", "where", "sha256", "bytes"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MAX_BYTES = 1 << 20  # of a models.toml
+_LARGEST = 1 << 53  # whole number that JSON can say everywhere
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of a model, for one backend."""
+
+    backend: str  # "onnx" or "torch"
+    where: str  # see the head of this module
+    sha256: str  # 64 hexadecimal digits; "" for a file of the user's own, which nobody recorded
+    bytes: int  # 0 where the size is not known yet
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the registry knows of a model without opening its files."""
+
+    name: str  # or the address or the stem of the file that the user gave
+    summary: str
+    stems: tuple[str, ...]  # () for a file or address that the user names: the file itself says
+    sample_rate: int  # Hz; 0 for a file or address that the user names
+    channels: int  # 0 for a file or address that the user names
+    license: str
+    training_data: str
+    files: tuple[ModelFile, ...]
+    scores: dict[str, float]  # stem -> global SDR in dB
+    default: bool
+
+
+def unlisted_model(name: str, summary: str, files: tuple[ModelFile, ...]) -> ModelInfo:
+    """A model that no models.toml lists: only its files are known."""
+    return ModelInfo(
+        name=name,
+        summary=summary,
+        stems=(),
+        sample_rate=0,
+        channels=0,
+        license="unknown",
+        training_data="unknown",
+        files=files,
+        scores={},
+        default=False,
+    )
+
+
+def read_models(path: Path) -> dict[str, ModelInfo]:
+    """The models of one file, in its order. Raises ModelError for anything that is not understood."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ModelError(f"{path}: a list of models has at most {_MAX_BYTES >> 20} MB")
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, too long a number
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if document.keys() != {"models"} or not isinstance(document["models"], dict):
+        raise ModelError(f"{path}: expected tables [models.NAME] and nothing else")
+    return {name: _parse_model(name, table, path) for name, table in document["models"].items()}
+
+
+def is_allowed_url(url: str) -> bool:
+    """https:// to anywhere; http:// only to this machine itself, where nobody can listen in."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "https":
+            return bool(parts.hostname)
+        return parts.scheme == "http" and (
+            parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
+        )
+    except ValueError:
+        return False
+
+
+def parse_file(table: Any, owner: str, folder: Path) -> ModelFile:
+    """One [[models.NAME.files]]. folder: where its relative path starts.  Raises ModelError."""
+    _check_keys(table, _FILE_KEYS, f"{owner}: a file")
+    backend, where = (_typed(table, key, str, owner) for key in ("backend", "where"))
+    sha256, size = _typed(table, "sha256", str, owner), _typed(table, "bytes", int, owner)
+    if backend not in SUFFIXES.values():
+        raise ModelError(f"{owner}: unknown backend {backend!r}")
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256) or size <= 0:
+        raise ModelError(f"{owner}: {where!r} needs its sha256 (64 digits, a to f small) and its bytes")
+    if suffix_of(where) not in SUFFIXES or SUFFIXES[suffix_of(where)] != backend:
+        raise ModelError(f"{owner}: {where!r} must end in .onnx for onnx, in .safetensors for torch")
+    if ".." in re.split(r"[/\\]", where.partition("://")[2] or where.removeprefix("bundled:")):
+        raise ModelError(f"{owner}: {where!r} must not climb with '..'")
+    if where.startswith("bundled:") and not BUNDLED.fullmatch(where):
+        raise ModelError(f"{owner}: {where!r} must be bundled: and a bare file name")
+    if where.startswith("hf:") and not HUGGING_FACE.fullmatch(where):
+        raise ModelError(f"{owner}: {where!r} must be hf://org/repo@commit/file, the commit with 40 digits")
+    if "://" in where and not where.startswith("hf:") and not is_allowed_url(where):
+        raise ModelError(f"{owner}: {where!r} must be an https:// address")
+    if where.startswith(("\\\\", "//")):  # Windows sends the user's password hash to such a server
+        raise ModelError(f"{owner}: {where!r} must not name a server's share")
+    if "://" not in where and not where.startswith("bundled:"):
+        where = str(folder / where)
+    return ModelFile(backend=backend, where=where, sha256=sha256, bytes=size)
+
+
+def suffix_of(where: str) -> str:
+    """The suffix of the file that an address or a path ends in."""
+    try:
+        return Path(urlsplit(where).path if "://" in where else where).suffix
+    except ValueError:  # no address at all, as http://[
+        return ""
+
+
+def _parse_model(name: str, table: Any, path: Path) -> ModelInfo:
+    where = f"{path}: model {name!r}"
+    if not _NAME.fullmatch(name):
+        raise ModelError(f"{where}: a name has letters, digits, '.', '_' and '-', 64 at most")
+    _check_keys(table, _REQUIRED_KEYS, where, optional=_OPTIONAL_KEYS)
+    files = _typed(table, "files", list, where)
+    scores = _typed({"scores": table.get("scores", {})}, "scores", dict, where)
+    if not all(type(score) in (int, float) and abs(score) < 1000 for score in scores.values()):
+        raise ModelError(f"{where}: scores must be numbers, in dB")
+    stems = tuple(_typed(table, "stems", list, where))
+    if not stems or not all(isinstance(stem, str) and _NAME.fullmatch(stem) for stem in (*stems, *scores)):
+        raise ModelError(f"{where}: stems must be a list of names")
+    if not files:
+        raise ModelError(f"{where}: there must be at least one file")
+    return ModelInfo(
+        name=name,
+        summary=_typed(table, "summary", str, where),
+        stems=stems,
+        sample_rate=_typed(table, "sample_rate", int, where),
+        channels=_typed(table, "channels", int, where),
+        license=_typed(table, "license", str, where),
+        training_data=_typed(table, "training_data", str, where),
+        files=tuple(parse_file(file, where, path.parent) for file in files),
+        scores={stem: float(score) for stem, score in scores.items()},
+        default=_typed({"default": table.get("default", False)}, "default", bool, where),
+    )
+
+
+def _check_keys(table: Any, required: set[str], where: str, *, optional: Set[str] = frozenset()) -> None:
+    if not isinstance(table, dict):
+        raise ModelError(f"{where}: expected a table")
+    if unknown := sorted(table.keys() - required - optional):
+        raise ModelError(f"{where}: unknown key {unknown[0]!r}")
+    if missing := sorted(required - table.keys()):
+        raise ModelError(f"{where}: the key {missing[0]!r} is missing")
+
+
+def _typed(table: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    value = table[key]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ModelError(f"{where}: {key} must be of the type {kind.__name__}")
+    if isinstance(value, str) and not value.isprintable():  # it goes to a terminal, or names a file
+        raise ModelError(f"{where}: {key} must be one line without control characters")
+    if isinstance(value, int) and not 0 <= value <= _LARGEST:
+        raise ModelError(f"{where}: {key} is out of range")
+    return value

@@ -1,0 +1,95 @@
+"""Requests of ours to the network: where they may be led to, how much they may bring, and how they fail.
+
+No redirection leads out of https or to a private address, except within the origin (host and port) that the
+user chose: the address itself, or HF_ENDPOINT. Other users of huggingface_hub in this process are left alone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from tfswa_sep.errors import ModelError, TfswaError
+
+
+@dataclass(frozen=True)
+class _Guard:
+    origin: tuple[str, int]  # host and port that the user chose
+    limit: int  # bytes of an answer
+
+
+_guard: ContextVar[_Guard | None] = ContextVar("_guard", default=None)
+
+
+@contextmanager
+def telling_why(what: str) -> Iterator[None]:
+    """Errors of the network, whose many kinds have no common base, as one line."""
+    try:
+        yield
+    except TfswaError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the disk; the network's are no OSError, or have no number
+        reason = str(error.__cause__ or error).partition("\n")[0].rstrip(".")
+        raise ModelError(f"cannot download {what}: {reason} (is this machine online?)") from error
+
+
+@contextmanager
+def guarded_client(chosen: str, *, limit: int) -> Iterator[Any]:
+    """huggingface_hub's web client; as long as this lasts, in this thread, its requests are checked.
+
+    chosen: the address that the user chose, whose origin may be private.  limit: bytes of an answer.
+    """
+    from huggingface_hub import get_session
+
+    session = get_session()
+    if _check_request not in session.event_hooks["request"]:
+        session.event_hooks["request"].append(_check_request)
+        session.event_hooks["response"].append(_check_answer)
+    token = _guard.set(_Guard(_origin(chosen), limit))
+    try:
+        yield session
+    finally:
+        _guard.reset(token)
+
+
+def _check_request(request: Any) -> None:
+    """Called by the web client before each request, so for each redirection too."""
+    guard, url = _guard.get(), str(request.url)
+    if guard is None or _origin(url) == guard.origin:
+        return
+    host, port = _origin(url)
+    if request.url.scheme != "https":
+        raise ModelError(f"the download was led to {url}, which is not https: refused")
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except OSError:
+        return  # unknown here: the client fails too, or asks a proxy
+    for text in found:
+        ip = ipaddress.ip_address(str(text).partition("%")[0])
+        if not (getattr(ip, "ipv4_mapped", None) or ip).is_global:
+            raise ModelError(f"the download was led to {host}, a private address ({ip}): refused")
+
+
+def _check_answer(answer: Any) -> None:
+    """Called by the web client when an answer begins."""
+    guard = _guard.get()
+    if guard is None:
+        return
+    # Take the plain file: Xet's own client would go wherever the server says, past our checks.
+    answer.headers.pop("X-Xet-Hash", None)
+    length = answer.headers.get("X-Linked-Size") or answer.headers.get("Content-Length") or ""
+    if answer.is_success and length.isdecimal() and int(length) > guard.limit:
+        raise ModelError(f"{answer.url} is longer than the {guard.limit} bytes on record")
+
+
+def _origin(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)

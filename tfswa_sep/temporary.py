@@ -1,0 +1,76 @@
+"""Files under a temporary name, which get their own when they are whole.
+
+A temporary file is locked as long as its writer lives. One that nobody holds was left by a process that was
+killed; the next run that writes to the folder removes it. Windows needs no lock: it keeps an open file.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+_PATTERN = ".tfswa-sep-*.tmp"
+
+
+class TemporaryFile:
+    """An empty hidden file in `folder`, until it is put in place or removed. Raises OSError."""
+
+    def __init__(self, folder: Path) -> None:
+        while True:
+            self.path = folder / _PATTERN.replace("*", secrets.token_hex(6))
+            self._handle: int | None = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            if sys.platform == "win32":
+                self._let_go()  # there an open file cannot be renamed
+                return
+            with suppress(OSError):  # a file system may have no locks; then nothing is ever cleaned up there
+                fcntl.flock(self._handle, fcntl.LOCK_EX)
+            if self.path.exists():
+                return
+            self._let_go()  # before it was locked, another run took it for a killed one's
+
+    def put_in_place(self, target: Path) -> None:
+        """Give the file its name, over a file of an earlier run."""
+        os.replace(self.path, target)
+        self._let_go()
+
+    def remove(self) -> None:
+        """Remove the file if it is still there."""
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files in `folder` whose writer was killed."""
+    for path in folder.glob(_PATTERN):
+        with suppress(OSError):
+            if sys.platform == "win32":
+                path.unlink()
+                continue
+            handle = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold the names in a folder; not every system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

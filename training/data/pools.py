@@ -1,0 +1,97 @@
+"""The arrays that `training.data.build` wrote, in a device's memory or mapped from their files on a CPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+INT16 = 32_768.0
+FULL_BAND = 17_500.0  # Hz; what reaches this far counts as whole
+PAUSE = 0.25  # s, at most, between short pieces that are laid one after the other
+
+
+@dataclass(frozen=True)
+class Array:
+    """One source: samples (n, c) int16 on the device, and the pieces that a chunk may not cross."""
+
+    samples: Tensor
+    segments: list[tuple[int, int]]  # sample ranges [start, end)
+    bandwidth: float = FULL_BAND  # Hz
+
+    @property
+    def lengths(self) -> NDArray[np.float64]:
+        """Samples of every piece."""
+        return np.array([end - start for start, end in self.segments], np.float64)
+
+    def read(self, n: int, rng: np.random.Generator, *, sample_rate: int) -> Tensor:
+        """A random stretch, (c, n) float32; short pieces are laid one after the other until they fill it."""
+        parts: list[Tensor] = []
+        lengths = self.lengths
+        filled, index = 0, int(rng.choice(len(lengths), p=lengths / lengths.sum()))
+        while filled < n:
+            start, end = self.segments[index % len(self.segments)]
+            if not parts and end - start > n:
+                start = int(rng.integers(start, end - n))
+            part = floats(self.samples[start : min(end, start + n - filled)])
+            pause = int(rng.uniform(0, PAUSE) * sample_rate)
+            parts += [part, part.new_zeros(part.shape[0], pause)]
+            filled += part.shape[1] + pause
+            index += 1
+        return torch.cat(parts, dim=1)[:, :n]
+
+
+@dataclass
+class Song:
+    """Aligned stems of a real song, and which of its stems must not be supervised."""
+
+    stems: dict[str, Tensor] = field(default_factory=dict)  # (n, c) int16
+    masked: list[str] = field(default_factory=list)
+
+    @property
+    def frames(self) -> int:
+        """Frames that all stems have."""
+        return min(len(samples) for samples in self.stems.values())
+
+
+class Pools:
+    """All arrays of a folder, by pool; songs, by name."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.arrays: dict[str, list[Array]] = {}
+        self.songs: dict[str, Song] = {}
+        minutes: dict[str, list[float]] = {}
+        for row in json.loads((folder / "manifest.json").read_text())["sources"]:
+            # Mapped copy-on-write: torch takes no read-only memory. Nothing writes to it.
+            samples = torch.from_numpy(np.load(folder / row["array"], mmap_mode="c")).to(device)
+            if row["pool"] == "song":
+                song = self.songs.setdefault(row["song"], Song(masked=row.get("masked", [])))
+                song.stems[row["stem"]] = samples
+                continue
+            segments = [(start, end) for start, end in row["segments"] if end > start]
+            array = Array(samples, segments, row.get("bandwidth_hz", FULL_BAND))
+            self.arrays.setdefault(row["pool"], []).append(array)
+            minutes.setdefault(row["pool"], []).append(row["minutes"])
+        self.songs = dict(sorted(self.songs.items()))
+        self.singers = [  # whole songs with their pauses
+            Array(song.stems["vocals"], [(0, song.frames)])
+            for song in self.songs.values()
+            if "vocals" in song.stems and "vocals" not in song.masked
+        ]
+        # The square root keeps a long source from drowning the many short ones: variety before minutes.
+        roots = {pool: np.sqrt(values) for pool, values in minutes.items()}
+        self._shares = {pool: root / root.sum() for pool, root in roots.items()}
+
+    def draw(self, pool: str, rng: np.random.Generator) -> Array:
+        """One of a pool's arrays."""
+        return self.arrays[pool][int(rng.choice(len(self.arrays[pool]), p=self._shares[pool]))]
+
+
+def floats(samples: Tensor) -> Tensor:
+    """(n, c) int16 -> (c, n) float32 at full scale +-1"""
+    return samples.T.to(torch.float32) / INT16

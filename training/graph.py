@@ -1,0 +1,111 @@
+"""The network as inference wants it: features of each band in, raw masks of each band out.
+
+The same numbers as TfswaUNet's: the heads of all stems become one, and batch norms disappear into the layers
+that follow or precede them. What lies around it is `tfswa_sep.masks`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from tfswa_sep.model.block import TfswaBlock
+from tfswa_sep.model.unet import BandStem, StemHead, TfswaUNet, Upsample
+
+
+class MaskNetwork(nn.Module):
+    """(b, features, bins of the band, t) a band -> (b, s * parts * stride, tokens, t) a band."""
+
+    def __init__(self, network: TfswaUNet) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network)
+        self.config = network.config
+        for module in self.network.modules():
+            fold_norms(module)
+        heads = [cast(StemHead, head) for head in self.network.heads]
+        self.hidden = _side_by_side([_fold_after(head.hidden[0], head.hidden[1]) for head in heads], groups=1)
+        self.outputs = nn.ModuleList(
+            _side_by_side([cast(nn.Conv2d, head.convs[i]) for head in heads], groups=len(heads))
+            for i in range(len(self.config.bands))
+        )
+        self.eval()
+
+    def forward(self, *bands: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        x = self.network.trunk(list(bands))
+        masks, start = [], 0
+        for band, output in zip(self.config.bands, self.outputs, strict=True):
+            rows = x if self.config.stem == "stack" else x[:, :, start : start + band.tokens]
+            masks.append(output(torch.relu(self.hidden(rows))))
+            start += band.tokens
+        return tuple(masks)
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Take the batch norms out of a stem, an upsampling or a TFSWA block; its output stays the same."""
+    if isinstance(module, BandStem):
+        module.convs = nn.ModuleList(_fold_after(c, module.norm) for c in module.convs)
+        module.norm = nn.Identity()  # type: ignore[assignment]
+    elif isinstance(module, Upsample):
+        conv, shuffle, norm = module.conv
+        module.conv = nn.Sequential(_fold_after(conv, norm, repeat=4), shuffle)
+    elif isinstance(module, TfswaBlock):
+        for i, attention in enumerate(module.attentions):
+            _fold_before(module.norms[i if module.serial else 0], cast(nn.Module, attention.qkv))
+        if not module.serial:
+            _fold_before(module.norms[0], module.fusion.weigh[0])
+        module.norms = nn.ModuleList(nn.Identity() for _ in module.norms)
+        norm, expand, *rest = module.feed_forward
+        _fold_before(norm, expand)
+        module.feed_forward = nn.Sequential(expand, *rest)
+
+
+def _scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A batch norm as y = scale * x + shift, (d,) each."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_var is not None and norm.running_mean is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+@torch.no_grad()
+def _fold_after(conv: nn.Module, norm: nn.Module, *, repeat: int = 1) -> nn.Conv2d:
+    """A convolution and the norm after it as one; each of the norm's features comes `repeat` times."""
+    assert isinstance(conv, nn.Conv2d)
+    scale, shift = (part.repeat_interleave(repeat) for part in _scale_shift(norm))
+    folded = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+    )
+    assert folded.bias is not None
+    folded.weight.copy_(conv.weight * scale[:, None, None, None])
+    folded.bias.copy_(shift if conv.bias is None else shift + scale * conv.bias)
+    return folded
+
+
+@torch.no_grad()
+def _fold_before(norm: nn.Module, layer: nn.Module) -> None:
+    """Let a linear layer or a 1x1 convolution do the work of the norm before it."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    scale, shift = _scale_shift(norm)
+    weight = layer.weight.flatten(1)
+    assert layer.bias is not None
+    layer.bias.add_(weight @ shift)
+    layer.weight.copy_((weight * scale).view_as(layer.weight))
+
+
+@torch.no_grad()
+def _side_by_side(convs: list[nn.Conv2d], *, groups: int) -> nn.Conv2d:
+    """Several 1x1 convolutions as one: of the same input (groups 1), or each of its own part of it."""
+    inputs = convs[0].in_channels * groups
+    joined = nn.Conv2d(inputs, sum(conv.out_channels for conv in convs), 1, groups=groups)
+    assert joined.bias is not None
+    joined.weight.copy_(torch.cat([conv.weight for conv in convs]))
+    joined.bias.copy_(torch.cat([cast(Tensor, conv.bias) for conv in convs]))
+    return joined
