@@ -35,12 +35,13 @@ def test_weights_are_those_of_the_attention(kind: str) -> None:
     """Values that say where they come from: what the module puts out is what the weights average."""
     torch.manual_seed(0)
     dim, f, t, at = 8, 8, 12, 5
-    module = {
-        "time": lambda: TimeAttention(dim, 1),
-        "frequency": lambda: FrequencyAttention(dim, 1),
-        "window": lambda: ShiftedWindowAttention(dim, 1, window=(4, 4), shifted=False),
-        "shifted window": lambda: ShiftedWindowAttention(dim, 1, window=(4, 4), shifted=True),
-    }[kind]()
+    module: TimeAttention | FrequencyAttention | ShiftedWindowAttention
+    if kind == "time":
+        module = TimeAttention(dim, 1)
+    elif kind == "frequency":
+        module = FrequencyAttention(dim, 1)
+    else:
+        module = ShiftedWindowAttention(dim, 1, window=(4, 4), shifted=kind == "shifted window")
     with torch.no_grad():
         module.project.weight.copy_(torch.eye(dim))
         module.project.bias.zero_()

@@ -177,7 +177,8 @@ def test_spec_augment_silences_a_band_and_a_stretch_of_all_stems() -> None:
 
     def spectrum(wave: Tensor) -> Tensor:
         window = torch.hann_window(2048)
-        return torch.stft(wave.flatten(0, 1), 2048, 512, window=window, return_complex=True).abs()
+        parts: Tensor = torch.stft(wave.flatten(0, 1), 2048, 512, window=window, return_complex=True)
+        return parts.abs()
 
     for before, after in zip(x, y, strict=True):
         ratio = spectrum(after).mean(dim=2) / spectrum(before).mean(dim=2)  # (s * c, f)

@@ -30,12 +30,12 @@ class MaskedSpectrogram(nn.Module):
 
     def forward(self, mixture: Tensor, generator: torch.Generator) -> Tensor:
         """Mean absolute error of the hidden features. (b, 2c, bins + 1, t) -> scalar"""
-        config, t = self.network.config, mixture.shape[3]
+        config = self.network.config
         with torch.autocast(mixture.device.type, enabled=False):
             features = spectral_features(mixture[:, :, : config.bins], kind=self.kind)
-        features = nn.functional.pad(features, (0, -t % config.frame_multiple))
         hidden = hide(features, generator=generator)
-        trunk = self.network._trunk(features * ~hidden)
+        seen = features * ~hidden
+        trunk = self.network.trunk([seen[:, :, band.start : band.stop] for band in config.bands])
         with torch.autocast(mixture.device.type, enabled=False):
             found = self.head(trunk.float())
         error = (found - features).abs() * hidden

@@ -219,6 +219,7 @@ def lowpass(batch: Batch, highest: float) -> Batch:
     def cut(x: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(x)
         frequencies = torch.fft.rfftfreq(x.shape[-1], 1 / SAMPLE_RATE, device=x.device)
-        return torch.fft.irfft(spectrum * (frequencies <= highest), n=x.shape[-1])
+        low: Tensor = torch.fft.irfft(spectrum * (frequencies <= highest), n=x.shape[-1])
+        return low
 
     return cut(mixture), cut(stems), known
