@@ -30,7 +30,7 @@ class Journal:
         self.every, self.leads, self.shown = every, leads, leads and sys.stderr.isatty()
         self._stack = ExitStack()
         # Events after the checkpoint that a run goes on from are those of steps that are done again.
-        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=done) if leads else None
+        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1) if leads else None
         self._advance = self._stack.enter_context(
             progress_bar("training", total=total, done=done, shown=self.shown)
         )
