@@ -15,13 +15,13 @@ PIP_FLAGS ?=
 PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -not -path '*/__pycache__/*')
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test check lint test-audio dist ffmpeg clean
+.PHONY: demo test check lint test-audio dist ffmpeg chromium clean
 
 demo: .venv/.done
 	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
 	@echo "The stems are in $(OUT)/"
 
-test: .venv-dev/.done ffmpeg
+test: .venv-dev/.done ffmpeg chromium
 	.venv-dev/bin/python -m pytest $(PYTEST_FLAGS)
 
 check: lint test
@@ -46,6 +46,17 @@ ffmpeg:
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends ffmpeg; \
 	  else \
 	    echo "ffmpeg is missing. Type:  sudo apt-get install ffmpeg   (macOS: brew install ffmpeg)" >&2; exit 1; \
+	  fi; \
+	fi
+
+# The pages that tfswa-sep writes are tested in a real browser.
+chromium:
+	@if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
+	      chromium chromium-driver; \
+	  else \
+	    echo "chromium or chromedriver is missing: the tests of pages are skipped" >&2; \
 	  fi; \
 	fi
 

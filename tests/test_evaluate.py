@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.evaluate import evaluate_estimates, evaluate_folder
-from tfswa_sep.metrics import RunningScore, sdr, si_sdr
-from tfswa_sep.multitrack import Feed, find_songs
-from tfswa_sep.report import report_table
+from tfswa_sep.evaluation.html_report import html_report
+from tfswa_sep.evaluation.methods import (
+    FolderMethod,
+    Method,
+    MixtureBaseline,
+    ModelMethod,
+    OracleBaseline,
+)  # fmt: skip
+from tfswa_sep.evaluation.metrics import RunningScore, sdr, si_sdr
+from tfswa_sep.evaluation.multitrack import Feed, find_songs
+from tfswa_sep.evaluation.results import Evaluation, StemScore, read_evaluation
+from tfswa_sep.evaluation.run import evaluate
+from tfswa_sep.evaluation.tables import song_table
 
 RATE = 44_100
 Samples = NDArray[np.float32]
@@ -33,6 +44,21 @@ def write_song(folder: Path, **stems: Samples) -> None:
     folder.mkdir(parents=True)
     for stem, samples in stems.items():
         soundfile.write(folder / f"{stem}.wav", samples.T, RATE, subtype="FLOAT")
+
+
+def evaluate_folder(data: Path, *methods: Method, **options: Any) -> Evaluation:
+    return evaluate(find_songs(data), methods, data=data.name, **options)
+
+
+def evaluate_estimates(data: Path, folder: Path, *more: Method, **options: Any) -> Evaluation:
+    alone = len(find_songs(data)) == 1
+    return evaluate_folder(data, FolderMethod(folder, folder.name, alone=alone), *more, **options)
+
+
+def number(score: StemScore, name: str) -> float:
+    value = score[name]
+    assert value is not None
+    return value
 
 
 def decibels(signal: Samples, error: Samples) -> float:
@@ -104,86 +130,95 @@ def test_a_feed_gives_the_files_whatever_the_block(tmp_path: Path) -> None:
 def test_estimates_of_any_tool(tmp_path: Path) -> None:
     """One song with four stems, one without vocals, one kept apart."""
     for number, name in enumerate(("Apart 1", "Full", "Instrumental")):
-        names = ("vocals", "drums", "bass", "other")
-        stems = {stem: noise(10 * number + index) for index, stem in enumerate(names)}
+        stem_names = ("vocals", "drums", "bass", "other")
+        stems = {stem: noise(10 * number + index) for index, stem in enumerate(stem_names)}
         if name == "Instrumental":
             del stems["vocals"]
         write_song(tmp_path / "true" / name, **stems)
         gain = np.float32({"Apart 1": 0.5, "Full": 0.9, "Instrumental": 0.99}[name])
-        found = {stem: gain * samples for stem, samples in stems.items()}
-        write_song(tmp_path / "found" / name, **{"vocals": noise(99), **found})
+        guess = {stem: gain * samples for stem, samples in stems.items()}
+        write_song(tmp_path / "found" / name, **{"vocals": noise(99), **guess})
 
-    report = evaluate_estimates(tmp_path / "true", tmp_path / "found", apart="Apart*", command="a b")
+    found = evaluate_estimates(tmp_path / "true", tmp_path / "found", apart="Apart*", command="a b")
 
-    songs = {song.song: song for song in report.songs}
-    assert [songs[name].stems["drums"].sdr for name in ("Apart 1", "Full", "Instrumental")] == pytest.approx(
-        [6.0206, 20.0, 40.0], abs=1e-2
-    )
+    (method,) = found.methods
+    songs = {song.song: song for song in method.songs}
+    names = ("Apart 1", "Full", "Instrumental")
+    assert [songs[name].stems["drums"]["sdr"] for name in names] == pytest.approx([6.0206, 20, 40], abs=1e-2)
     assert "vocals" in songs["Instrumental"].skipped  # silent
     assert "accompaniment" in songs["Instrumental"].skipped  # the whole mixture
-    drums, count = report.mean("drums")
+    drums, count = method.mean("drums")
     assert drums is not None
     assert count == 2
-    assert drums.sdr == pytest.approx(30.0, abs=1e-2)
-    assert drums.mixture_sdr == pytest.approx(
-        (-4.77 - 3.01) / 2, abs=0.05
-    )  # three and two others, equally loud
-    assert drums.kept == pytest.approx(0.945, abs=1e-3)
-    assert drums.leaked == pytest.approx(0.0, abs=1e-3)
-    accompaniment, count = report.mean("accompaniment")
+    assert drums["sdr"] == pytest.approx(30.0, abs=1e-2)
+    three_and_two_others_equally_loud = (-4.77 - 3.01) / 2
+    assert drums["mixture_sdr"] == pytest.approx(three_and_two_others_equally_loud, abs=0.05)
+    assert drums["kept"] == pytest.approx(0.945, abs=1e-3)
+    assert drums["leaked"] == pytest.approx(0.0, abs=1e-3)
+    accompaniment, count = method.mean("accompaniment")
     assert accompaniment is not None
     assert count == 1
-    assert accompaniment.sdr == pytest.approx(20.0, abs=1e-2)
+    assert accompaniment["sdr"] == pytest.approx(20.0, abs=1e-2)
 
-    record = json.loads(report.to_json())
-    assert record["mean"]["drums"]["songs"] == 2
+    record = json.loads(found.to_json())
+    (told,) = record["methods"]
+    assert told["mean"]["drums"]["songs"] == 2
     assert record["command"] == "a b"
-    assert record["real_time_factor"] is None
-    assert [song["apart"] for song in record["songs"]] == [True, False, False]
+    assert told["real_time_factor"] is None
+    assert [song["apart"] for song in told["songs"]] == [True, False, False]
     assert record["versions"]["numpy"] == np.__version__
-    console = Console(width=200, file=io.StringIO())
-    console.print(report_table(report))
+    (tmp_path / "results.json").write_text(found.to_json())
+    assert read_evaluation(tmp_path / "results.json").to_json() == found.to_json()
+    lines = found.to_csv().splitlines()
+    assert lines[0].startswith("method,song,stem,apart,skipped,sdr,")
+    assert len(lines) == 1 + 3 * 5
+    page = html_report(found)
+    assert page.count("<svg") == 1 + 5  # box plot, bars a stem
+    assert "http" not in page and "<script" not in page  # opens offline
+    console = Console(width=240, file=io.StringIO())
+    console.print(song_table(method, "true"))
     assert isinstance(console.file, io.StringIO)
     text = " ".join(console.file.getvalue().split())
     assert "(Apart 1)" in text
-    assert "mean of 2" in text
+    assert "median of 2" in text
     assert "silent in this song" in text
+    assert "vocals 1, accompaniment 1 (of 3 songs)" in text
 
 
 def test_the_separators_files_are_what_is_scored(tmp_path: Path) -> None:
     stems = {"vocals": noise(1, rms=0.2), "drums": noise(2), "bass": noise(3)}  # other is silent
     write_song(tmp_path / "data" / "Song. 1", **stems)
-    seen: list[tuple[str, float, float]] = []
+    seen: list[tuple[str, str, float, float]] = []
 
-    report = evaluate_folder(
+    found = evaluate_folder(
         tmp_path / "data",
-        model=FixedGains(),
-        out=tmp_path / "kept",
-        on_progress=lambda song, done, total: seen.append((song, done, total)),
+        ModelMethod(FixedGains(), out=tmp_path / "kept"),
+        on_progress=lambda *told: seen.append(told),
     )
 
     mixture = sum(stems.values(), np.zeros_like(stems["vocals"]))
-    (song,) = report.songs
+    (method,) = found.methods
+    (song,) = method.songs
     for stem, gain in zip(("vocals", "drums", "bass"), FixedGains.gains, strict=False):
         expected = decibels(stems[stem], stems[stem] - gain * mixture)
-        assert song.stems[stem].sdr == pytest.approx(expected, abs=1e-2)
+        assert song.stems[stem]["sdr"] == pytest.approx(expected, abs=1e-2)
         baseline = decibels(stems[stem], stems[stem] - mixture)
-        assert song.stems[stem].mixture_sdr == pytest.approx(baseline, abs=1e-2)
+        assert song.stems[stem]["mixture_sdr"] == pytest.approx(baseline, abs=1e-2)
     rest = mixture - stems["vocals"]
-    assert song.stems["accompaniment"].sdr == pytest.approx(
+    assert song.stems["accompaniment"]["sdr"] == pytest.approx(
         decibels(rest, rest - np.float32(0.6) * mixture), abs=1e-2
     )
     assert song.skipped.keys() == {"other"}
     assert not song.warnings
-    assert (report.backend, report.device, report.sha256) == ("onnx", "cpu", None)
-    assert (report.real_time_factor or 0) > 0
+    assert (method.backend, method.device, method.sha256) == ("onnx", "cpu", None)
+    assert (method.real_time_factor or 0) > 0
     kept, _ = soundfile.read(tmp_path / "kept" / "Song. 1" / "bass.wav", dtype="float32")
     np.testing.assert_allclose(kept.T, np.float32(0.2) * mixture, atol=1e-5)
     assert seen[-1][0] == "Song. 1"
-    assert seen[-1][1:] == pytest.approx((1.0, 1.0))
+    assert seen[-1][2:] == pytest.approx((1.0, 1.0))
 
 
-def test_opus_at_48_khz_is_scored_at_the_models_rate(tmp_path: Path) -> None:
+def test_another_rate_is_resampled_and_told(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "song"
     folder.mkdir(parents=True)
     (tmp_path / "found").mkdir()
@@ -194,35 +229,64 @@ def test_opus_at_48_khz_is_scored_at_the_models_rate(tmp_path: Path) -> None:
         soundfile.write(folder / f"{stem}.opus", at_48, 48_000, format="OGG", subtype="OPUS")
         decoded, rate = soundfile.read(folder / f"{stem}.opus", dtype="float32")
         assert rate == 48_000
-        at_44 = soxr.resample(decoded, rate, RATE)
-        soundfile.write(tmp_path / "found" / f"{stem}.wav", at_44, RATE, subtype="FLOAT")
-    report = evaluate_estimates(tmp_path / "data", tmp_path / "found")
-    assert report.songs[0].seconds == pytest.approx(1.0, abs=0.01)
-    assert report.songs[0].stems["vocals"].sdr > 60
-    assert report.songs[0].stems["bass"].sdr > 60
+        soundfile.write(tmp_path / "found" / f"{stem}.wav", decoded, rate, subtype="FLOAT")
+    (song,) = evaluate_estimates(tmp_path / "data", tmp_path / "found").methods[0].songs
+    assert song.seconds == pytest.approx(1.0, abs=0.01)
+    assert number(song.stems["vocals"], "sdr") > 60
+    assert number(song.stems["bass"], "sdr") > 60
+    assert "vocals.wav has 48000 Hz, resampled to 44100" in song.warnings
 
 
 def test_a_mixture_file_is_taken_and_an_estimate_of_another_length_is_named(tmp_path: Path) -> None:
     vocals, drums = noise(1), noise(2)
     mixture = np.float32(0.5) * (vocals + drums)
     write_song(tmp_path / "data" / "song", vocals=vocals, drums=drums, mixture=mixture)
-    write_song(tmp_path / "found", vocals=vocals[:, :-441])
-    report = evaluate_estimates(tmp_path / "data", tmp_path / "found")
-    score = report.songs[0].stems["vocals"]
-    assert score.mixture_sdr == pytest.approx(decibels(vocals, 0.5 * vocals - 0.5 * drums), abs=1e-2)
-    assert score.sdr == pytest.approx(20.0, abs=0.3)  # a hundredth of the energy is missing
-    assert report.songs[0].warnings == ("vocals has 43659 frames, the mixture 44100",)
+    too_long = np.concatenate([drums, noise(3)], axis=1)
+    write_song(tmp_path / "found", vocals=vocals[:, :-441], drums=too_long)
+    (song,) = evaluate_estimates(tmp_path / "data", tmp_path / "found").methods[0].songs
+    score = song.stems["vocals"]
+    assert score["mixture_sdr"] == pytest.approx(decibels(vocals, 0.5 * vocals - 0.5 * drums), abs=1e-2)
+    assert score["sdr"] == pytest.approx(20.0, abs=0.3)  # a hundredth of the energy is missing
+    assert number(song.stems["drums"], "sdr") > 90  # what comes after the song does not count
+    assert tuple(song.warnings) == (
+        "vocals has 43659 frames, the mixture 44100",
+        "drums has 88200 frames, the mixture 44100",
+    )
 
 
-def test_the_ideal_ratio_mask_parts_what_does_not_overlap(tmp_path: Path) -> None:
+def test_the_baselines_part_what_does_not_overlap(tmp_path: Path) -> None:
     time = np.arange(RATE) / RATE
     low, high = (np.float32(0.2) * np.sin(2 * np.pi * f * np.tile(time, (2, 1))) for f in (200, 3000))
     write_song(tmp_path / "data" / "song", bass=low.astype(np.float32), vocals=high.astype(np.float32))
-    write_song(tmp_path / "found", vocals=high.astype(np.float32))
-    report = evaluate_estimates(tmp_path / "data", tmp_path / "found", oracle=True)
-    score = report.songs[0].stems["vocals"]
-    assert score.mixture_sdr == pytest.approx(0.0, abs=0.1)
-    assert (score.oracle_sdr or 0) > 30
+    baselines = (MixtureBaseline(), OracleBaseline(binary=False), OracleBaseline(binary=True))
+    found = evaluate_folder(tmp_path / "data", *baselines)
+    mixture, ratio, binary = (method.songs[0].stems["vocals"] for method in found.methods)
+    assert mixture["sdr"] == pytest.approx(0.0, abs=0.1)
+    assert mixture["gain"] == pytest.approx(0.0, abs=1e-6)
+    assert number(ratio, "sdr") > 30
+    assert number(binary, "sdr") > 30
+
+
+def test_a_run_goes_on_where_it_stopped_and_jobs_change_no_bit(tmp_path: Path) -> None:
+    for number_, name in enumerate(("one", "two")):
+        write_song(tmp_path / "data" / name, vocals=noise(number_), drums=noise(number_ + 5))
+        write_song(tmp_path / "tool" / name, vocals=noise(number_, rms=0.09), drums=noise(number_ + 6))
+    songs, options = find_songs(tmp_path / "data"), {"data": "data", "command": "c"}
+    method = FolderMethod(tmp_path / "tool", "tool")
+    stops: list[Evaluation] = []
+    whole = evaluate(songs, [method], on_song=stops.append, **options)  # type: ignore[arg-type]
+    assert [len(stop.methods[0].songs) for stop in stops] == [1, 2]
+
+    shutil.rmtree(tmp_path / "tool" / "one")  # not read again
+    rest: list[Evaluation] = []
+    resumed = evaluate(songs, [method], earlier=stops[0], on_song=rest.append, **options)  # type: ignore[arg-type]
+    assert len(rest) == 1
+    assert resumed.methods == whole.methods
+    with pytest.raises(UsageError, match="other metrics: leave out --resume"):
+        evaluate(songs, [method], earlier=stops[0], metrics=("fast",), **options)  # type: ignore[arg-type]
+
+    in_processes = evaluate(songs[1:], [method], jobs=2, **options)  # type: ignore[arg-type]
+    assert in_processes.methods[0].songs == whole.methods[0].songs[1:]
 
 
 def test_what_cannot_be_scored_is_one_clear_line(tmp_path: Path) -> None:

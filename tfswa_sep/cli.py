@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 app.command(epilog=EXAMPLES)(separate.separate)
 app.add_typer(models.app, name="models")
-app.command("eval")(evaluate.evaluate)
+app.add_typer(evaluate.app, name="eval")
 app.command("doctor")(doctor.doctor)
 
 
@@ -77,5 +77,6 @@ def run(arguments: Sequence[str]) -> int:
     return terminal.run(
         lambda: command.main(list(arguments), prog_name=PROGRAM, standalone_mode=False),
         debug="--debug" in arguments,
-        as_json="--json" in arguments and "eval" not in arguments[:1],  # there it takes a file
+        as_json="--json" in arguments
+        and (arguments[0] != "eval" or arguments[1:2] == ["compare"]),  # eval itself takes a file
     )

@@ -21,6 +21,16 @@ class SongsFirst(TyperGroup):
         return super().parse_args(ctx, args)
 
 
+class RunFirst(SongsFirst):
+    """A group of which `run` is meant where no other command is named."""
+
+    fallback = "run"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the fallback in front, unless a command or an option of this group stands there."""
+        return super().parse_args(ctx, args or [self.fallback])
+
+
 class ListFirst(SongsFirst):
     """A group of which `list` is meant where nothing is said."""
 

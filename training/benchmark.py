@@ -26,7 +26,7 @@ from pathlib import Path
 
 import soundfile
 
-from tfswa_sep.report import machine, versions
+from tfswa_sep.evaluation.provenance import machine, versions
 
 HELP_RUNS = 11
 BUSY_LOAD = 0.3  # other work, in cores, above which timings are not to be trusted

@@ -37,14 +37,15 @@ def fill_in(readme: str, records: Path = RUN) -> str:
 
 def scores_table(record: Record) -> str:
     """One line a song, then the mean: the SDR of each stem, and in brackets how far above the mixture's."""
-    stems = list(record["mean"])
+    method = record.get("methods", [record])[0]  # a record of format 1 is of one method
+    stems = list(method["mean"])
     rows = [["song", *stems], ["---", *["---:"] * len(stems)]]
-    for song in record["songs"]:
+    for song in method["songs"]:
         name = f"{song['song']} (apart)" if song["apart"] else song["song"]
         rows.append([name, *(_cell(song["stems"].get(stem)) for stem in stems)])
-    rows.append(["**mean**", *(_cell(record["mean"][stem]) for stem in stems)])
+    rows.append(["**mean**", *(_cell(method["mean"][stem]) for stem in stems)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table}\n\nMeasured on {record['date'][:10]}, {record['backend']} backend; {record['machine']}."
+    return f"{table}\n\nMeasured on {record['date'][:10]}, {method['backend']} backend; {record['machine']}."
 
 
 def speed_table(record: Record) -> str:

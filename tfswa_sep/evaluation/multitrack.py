@@ -25,6 +25,7 @@ MIXTURE = "mixture"
 AUDIO_SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3")
 CHANNELS = 2  # mono files count as two equal channels
 BLOCK_SECONDS = 10  # read at a time
+SAMPLE_RATE = 44_100  # Hz, at which songs are compared
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class Song:
 
     name: str
     files: dict[str, Path]  # stem or "mixture" -> file
+    packed: Path | None = None  # the .stem.mp4 that musdb.unpack makes such files of
 
     def truths(self, rate: int) -> dict[str, Feed]:
         """A feed for each of STEMS, the silent ones too."""
         return {stem: Feed([self.files[stem]] if stem in self.files else [], rate) for stem in STEMS}
 
-    def write_mixture(self, path: Path, *, rate: int) -> float:
-        """Write the mixture as a 32-bit float WAV, which holds sums above full scale; returns its seconds."""
+    def write_mixture(self, path: Path, *, rate: int) -> int:
+        """Write the mixture as a 32-bit float WAV, which holds sums above full scale; returns its frames."""
         stems = [self.files[stem] for stem in STEMS if stem in self.files]
         feed, written = Feed([self.files[MIXTURE]] if MIXTURE in self.files else stems, rate), 0
         with soundfile.SoundFile(path, "w", rate, CHANNELS, subtype="FLOAT", format="WAV") as target:
@@ -47,7 +49,7 @@ class Song:
                 block = feed.take(BLOCK_SECONDS * rate)[:, : feed.frames - written]
                 target.write(block.T)
                 written += block.shape[1]
-        return written / rate
+        return written
 
 
 def find_songs(data: Path) -> list[Song]:
@@ -106,6 +108,12 @@ class Feed:
     def ended(self) -> bool:
         """Whether nothing but silence is left to take."""
         return all(source.ended for source in self._sources)
+
+    def drain(self) -> int:
+        """Decode what is left, for its length only; returns `frames`."""
+        while not self.ended:
+            self.take(BLOCK_SECONDS * SAMPLE_RATE)
+        return self.frames
 
 
 class _Source:

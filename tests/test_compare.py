@@ -1,0 +1,58 @@
+"""A difference is claimed where there is one, and only there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfswa_sep.errors import InputError, UsageError
+from tfswa_sep.evaluation.compare import bootstrap, compare
+from tfswa_sep.evaluation.results import Evaluation, MethodScores, SongScore, StemScore
+
+
+def record(path: Path, sdrs: list[float], data: str = "songs") -> Path:
+    songs = tuple(
+        SongScore(f"song {index}", 1.0, None, False, {"vocals": StemScore({"sdr": value})}, {}, ())
+        for index, value in enumerate(sdrs)
+    )
+    method = MethodScores("tool", "estimates", songs)
+    path.write_text(Evaluation(data, (), (method,), "c", "d", "m", {}).to_json())
+    return path
+
+
+def test_the_pairs_are_what_counts(tmp_path: Path) -> None:
+    """Songs differ by 3 dB, the methods by 0.5 on each: unpaired this would drown."""
+    base = np.random.default_rng(0).normal(5, 3, 20)
+    noise = np.random.default_rng(1).normal(0, 0.2, 20)
+    first = record(tmp_path / "a.json", list(base))
+    better = record(tmp_path / "b.json", list(base + 0.5 + noise))
+    (found,) = compare([first, better])
+    assert found.difference == pytest.approx(0.5 + noise.mean())
+    assert found.low is not None and found.high is not None
+    standard_error = noise.std() / np.sqrt(20)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * standard_error, rel=0.1)
+    assert found.verdict == "tool (b.json) is better"
+    assert compare([first, better]) == [found]  # the draws are seeded
+    (none,) = compare([first, record(tmp_path / "c.json", list(base + noise - noise.mean()))])
+    assert none.verdict == "no difference shown"
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(7)
+    hits = sum(low < 1 < high for low, high in (bootstrap(rng.normal(1, 2, 40)) for _ in range(100)))
+    assert 88 <= hits <= 99
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    first = record(tmp_path / "a.json", [1.0, 2.0])
+    (few,) = compare([first, record(tmp_path / "b.json", [9.0, 9.0])])
+    assert few.verdict == "fewer than 6 songs: say nothing"
+    with pytest.raises(UsageError, match="different data"):
+        compare([first, record(tmp_path / "c.json", [1.0], data="others")])
+    with pytest.raises(UsageError, match="one method only"):
+        compare([first])
+    (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(InputError, match="no record of"):
+        compare([first, tmp_path / "no.json"])

@@ -1,0 +1,124 @@
+"""Are two methods different, or is it noise? Paired differences over the songs that both have scored.
+
+The interval is the percentile bootstrap of the mean difference (Efron and Tibshirani 1993, chapter 13): songs
+are drawn with replacement, whole songs with both of their numbers, and the middle 95 % of the means kept.
+With few songs such an interval is too narrow, so a difference is claimed only from MIN_SONGS on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tfswa_sep.errors import UsageError
+from tfswa_sep.evaluation.results import BASELINE, LABELS, Evaluation, MethodScores, read_evaluation
+
+DRAWS = 10_000
+CONFIDENCE = 0.95
+SEED = 0
+MIN_SONGS = 6  # with 5, all differences of one sign still happen by chance one time in 16
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One stem: how much better the second method is."""
+
+    stem: str
+    metric: str
+    first: str  # name of the method
+    second: str
+    songs: int  # that both have scored
+    mean_first: float  # dB
+    mean_second: float  # dB
+    difference: float  # mean of second - first, dB
+    low: float | None  # the ends of its confidence interval; None for a single song
+    high: float | None
+    second_better_in: int  # songs
+
+    @property
+    def verdict(self) -> str:
+        """What may be said."""
+        if self.songs < MIN_SONGS or self.low is None or self.high is None:
+            return f"fewer than {MIN_SONGS} songs: say nothing"
+        if self.low > 0:
+            return f"{self.second} is better"
+        if self.high < 0:
+            return f"{self.first} is better"
+        return "no difference shown"
+
+
+def compare(records: Sequence[Path], *, metric: str | None = None) -> list[Difference]:
+    """Every method of the records against the first one, stem by stem; baselines only where nothing else is.
+
+    metric: a name of results.LABELS; None: museval's SDR where all have it, else the global SDR.
+    Raises InputError for a file that is no record, UsageError where there is nothing to compare.
+    """
+    evaluations = [read_evaluation(path) for path in records]
+    if len({evaluation.data for evaluation in evaluations}) > 1:
+        named = " and ".join(sorted({evaluation.data for evaluation in evaluations}))
+        raise UsageError(f"the records are of different data ({named}): nothing to compare song by song")
+    methods = _methods(records, evaluations)
+    if metric is None:
+        official = all("museval_sdr" in method.metrics for method in methods)
+        metric = "museval_sdr" if official else "sdr"
+    if metric not in LABELS or not any(metric in method.metrics for method in methods):
+        known = sorted({name for method in methods for name in method.metrics})
+        raise UsageError(f"no record has {metric!r}: choose from {', '.join(known)}")
+    first, *others = methods
+    found = [
+        difference
+        for other in others
+        for stem in first.stems
+        if (difference := _difference(first, other, stem, metric)) is not None
+    ]
+    if not found:
+        raise UsageError("the records have no song in common: score both on the same songs")
+    return found
+
+
+def _methods(records: Sequence[Path], evaluations: Sequence[Evaluation]) -> list[MethodScores]:
+    methods = []
+    for path, evaluation in zip(records, evaluations, strict=True):
+        real = [method for method in evaluation.methods if method.kind != BASELINE]
+        for method in real or evaluation.methods:
+            named = MethodScores(f"{method.name} ({path.name})", method.kind, method.songs)
+            methods.append(named if len(records) > 1 else method)
+    if len(methods) < 2:
+        raise UsageError("there is one method only: name a second record")
+    return methods
+
+
+def _difference(first: MethodScores, second: MethodScores, stem: str, metric: str) -> Difference | None:
+    one, two = first.values(stem, metric), second.values(stem, metric)
+    songs = sorted(one.keys() & two.keys())
+    if not songs:
+        return None
+    pairs = np.array([(one[song], two[song]) for song in songs])
+    gaps = pairs[:, 1] - pairs[:, 0]
+    low, high = bootstrap(gaps) if len(songs) > 1 else (None, None)
+    means = pairs.mean(axis=0)
+    return Difference(
+        stem=stem,
+        metric=metric,
+        first=first.name,
+        second=second.name,
+        songs=len(songs),
+        mean_first=float(means[0]),
+        mean_second=float(means[1]),
+        difference=float(gaps.mean()),
+        low=low,
+        high=high,
+        second_better_in=int((gaps > 0).sum()),
+    )
+
+
+def bootstrap(differences: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, float]:
+    """The confidence interval of the mean of `differences`, (songs,)."""
+    rng = np.random.default_rng(SEED)
+    draws = rng.integers(0, len(differences), (DRAWS, len(differences)))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(differences[draws].mean(axis=1), (tail, 1 - tail))
+    return float(low), float(high)

@@ -1,0 +1,226 @@
+"""What gives estimates of a song's stems: a model, a folder that another tool filled, or a baseline."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import soundfile
+
+from tfswa_sep import registry
+from tfswa_sep.backends import Backend
+from tfswa_sep.errors import InputError, UsageError
+from tfswa_sep.evaluation.metrics import Samples
+from tfswa_sep.evaluation.multitrack import (
+    BLOCK_SECONDS,
+    CHANNELS,
+    SAMPLE_RATE,
+    STEMS,
+    Feed,
+    Song,
+    stem_files,
+)  # fmt: skip
+from tfswa_sep.evaluation.results import BASELINE, MethodScores
+from tfswa_sep.separator import Separator
+from tfswa_sep.spectrogram import istft, stft
+from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
+
+Progress = Callable[[float], None]  # seconds of the song that are done
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """The stems of one song."""
+
+    files: dict[str, list[Path]]  # stem -> the files whose sum is its estimate
+    seconds: float | None  # wall clock that they took; None: they were there
+
+
+class Method(Protocol):
+    """Gives estimates, song by song."""
+
+    @property
+    def rate(self) -> int:
+        """Hz, at which its estimates are compared."""
+
+    def described(self) -> MethodScores:
+        """What the record says of it, without songs yet."""
+
+    def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
+        """Stems of `song`; `folder` is empty and its own. Raises TfswaError."""
+
+
+class ModelMethod:
+    """A model, on its backend. Raises UsageError for a model with a stem that cannot be scored."""
+
+    def __init__(
+        self,
+        model: str | Path | registry.ModelInfo | Backend,
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        out: Path | None = None,
+    ) -> None:
+        """`out`: keep the stems there, as <song>/<stem>.wav."""
+        info = registry.find_model(model) if isinstance(model, str | Path) else model
+        self._separator = Separator(info, backend=backend, device=device, threads=threads)
+        self._threads, self._out = threads, out
+        loaded = self._separator.backend
+        if unknown := [stem for stem in loaded.stems if stem not in STEMS]:
+            raise UsageError(f"the model separates {unknown[0]}; only {', '.join(STEMS)} can be scored")
+        self._stems = [*loaded.stems, *([ACCOMPANIMENT] if VOCALS in loaded.stems else [])]
+        self._sha256 = (
+            _sha256(registry.fetch(info, loaded.name)) if isinstance(info, registry.ModelInfo) else None
+        )
+        self._name = info.name
+
+    @property
+    def rate(self) -> int:
+        """The model's own."""
+        return self._separator.backend.sample_rate
+
+    def described(self) -> MethodScores:
+        """The file that ran, and on what."""
+        loaded = self._separator.backend
+        return MethodScores(
+            self._name,
+            "model",
+            sha256=self._sha256,
+            backend=loaded.name,
+            device=loaded.device,
+            threads=self._threads,
+        )
+
+    def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
+        """Separate the mixture into files, and say how long that took."""
+        started = time.perf_counter()
+        result = self._separator.separate_file(
+            mixture,
+            out=folder if self._out is None else self._out / song.name,
+            stems=self._stems,
+            name="{stem}{ext}",
+            on_progress=lambda done, _: on_progress(done),
+        )
+        spent = time.perf_counter() - started
+        return Estimates({stem: [path] for stem, path in result.files.items()}, spent)
+
+
+@dataclass(frozen=True)
+class FolderMethod:
+    """Stems that any tool wrote, `<song>/<stem>.<suffix>`, also below `test/` or `train/` as museval has it.
+
+    Stems that the tool did not write are not scored. The accompaniment is `accompaniment.*`, else the sum of
+    drums, bass and other where all three are there.
+    """
+
+    folder: Path
+    name: str
+    alone: bool = False  # one song only: `folder` may be the folder of its stems
+    rate: int = SAMPLE_RATE
+
+    def described(self) -> MethodScores:
+        """Only the name is known."""
+        return MethodScores(self.name, "estimates")
+
+    def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
+        """The files that are there. Raises InputError for none."""
+        places = [self.folder / part / song.name for part in ("", "test", "train")]
+        place = next((path for path in places if path.is_dir()), self.folder if self.alone else places[0])
+        if not place.is_dir():
+            raise InputError(f"no estimates of the song {song.name!r}: {place} is no folder")
+        files = stem_files(place)
+        found = {stem: [files[stem]] for stem in (*STEMS, ACCOMPANIMENT) if stem in files}
+        if not found:
+            raise InputError(f"no stems in {place}: expected vocals.wav and the like")
+        rest = [found[stem][0] for stem in STEMS if stem != VOCALS and stem in found]
+        if ACCOMPANIMENT not in found and len(rest) == len(STEMS) - 1:
+            found[ACCOMPANIMENT] = rest
+        return Estimates(found, None)
+
+
+@dataclass(frozen=True)
+class MixtureBaseline:
+    """The mixture itself, taken for every stem: what no separator should fall below."""
+
+    name: str = "mixture"
+    rate: int = SAMPLE_RATE
+
+    def described(self) -> MethodScores:
+        """A baseline."""
+        return MethodScores(self.name, BASELINE)
+
+    def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
+        """The mixture's file for every stem."""
+        return Estimates({stem: [mixture] for stem in (*STEMS, ACCOMPANIMENT)}, None)
+
+
+@dataclass(frozen=True)
+class OracleBaseline:
+    """The mixture through masks made of the true stems' magnitudes: a ceiling for what masking can reach.
+
+    The ratio mask is a stem's share of the summed magnitudes, the binary mask is 1 where a stem is
+    the loudest. For vocals against accompaniment, the binary mask compares those two.
+    Made in blocks of ten seconds.
+    """
+
+    binary: bool
+    rate: int = SAMPLE_RATE
+
+    @property
+    def name(self) -> str:
+        """As in the tables."""
+        return "oracle binary mask" if self.binary else "oracle ratio mask"
+
+    def described(self) -> MethodScores:
+        """A baseline."""
+        return MethodScores(self.name, BASELINE)
+
+    def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
+        """Write what the masks let through."""
+        truths, mixed = song.truths(self.rate), Feed([mixture], self.rate)
+        files = {stem: [folder / f"{stem}.wav"] for stem in (*STEMS, ACCOMPANIMENT)}
+        writers = {
+            stem: soundfile.SoundFile(path, "w", self.rate, CHANNELS, subtype="FLOAT", format="WAV")
+            for stem, (path,) in files.items()
+        }
+        written = 0
+        while not mixed.ended:
+            size = BLOCK_SECONDS * self.rate
+            block = mixed.take(size)
+            true = {stem: feed.take(size) for stem, feed in truths.items()}
+            true[ACCOMPANIMENT] = np.sum([true[stem] for stem in STEMS if stem != VOCALS], axis=0)
+            for stem, samples in self._masked(block, true).items():
+                writers[stem].write(samples[:, : mixed.frames - written].T)
+            written += size
+            on_progress(min(written, mixed.frames) / self.rate)
+        for writer in writers.values():
+            writer.close()
+        return Estimates(files, None)
+
+    def _masked(self, mixture: Samples, true: dict[str, Samples]) -> dict[str, Samples]:
+        spectrum = stft(mixture)
+        sizes = {stem: np.abs(stft(samples)) for stem, samples in true.items()}
+        if self.binary:
+            loudest = np.max([sizes[stem] for stem in STEMS], axis=0)
+            masks = {stem: (sizes[stem] >= loudest) & (loudest > 0) for stem in STEMS}
+            masks[VOCALS] = sizes[VOCALS] > sizes[ACCOMPANIMENT]
+            masks[ACCOMPANIMENT] = ~masks[VOCALS]
+        else:
+            whole = np.sum([sizes[stem] for stem in STEMS], axis=0) + 1e-8
+            masks = {stem: sizes[stem] / whole for stem in STEMS}
+            masks[ACCOMPANIMENT] = 1 - masks[VOCALS]
+        return {
+            stem: istft((spectrum * mask).astype(np.complex64), length=mixture.shape[1])
+            for stem, mask in masks.items()
+        }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,230 @@
+"""What an evaluation found, and all that is needed to get the same numbers again.
+
+    Evaluation      one run: data, command, machine, versions
+      MethodScores    a model, a folder of estimates or a baseline
+        SongScore       one song
+          StemScore       numbers by name (LABELS), and how museval's frames spread
+
+Pure data: `to_json` and `from_json` are the record. A number that is not defined is None, null in JSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa_sep.errors import InputError
+
+LABELS = {  # name in the record -> how people call it; everything in dB but kept and leaked
+    "sdr": "SDR",
+    "mixture_sdr": "mixture",
+    "gain": "gain",
+    "si_sdr": "SI-SDR",
+    "kept": "kept",
+    "leaked": "leaked",
+    "museval_sdr": "SDR v4",
+    "museval_isr": "ISR v4",
+    "museval_sir": "SIR v4",
+    "museval_sar": "SAR v4",
+    "fast_sdr": "SDR fast",
+    "fast_sir": "SIR fast",
+    "fast_sar": "SAR fast",
+}
+BASELINE = "baseline"  # a kind of method; the others are "model" and "estimates"
+
+
+@dataclass(frozen=True)
+class FrameStatistics:
+    """How one of museval's metrics spreads over the frames of a song, in dB."""
+
+    median: float | None  # the official number of the song; None: no frame has one
+    mean: float | None
+    p10: float | None  # 10th percentile
+    p90: float | None
+    frames: int  # in all
+    undefined: int  # frames without a number: a stem or an estimate is silent there, or the ratio infinite
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> FrameStatistics:
+        """The statistics of one number a frame, (frames,); NaN and infinite ones count as undefined."""
+        defined = values[np.isfinite(values)]
+        if not defined.size:
+            return cls(None, None, None, None, values.size, values.size)
+        low, median, high = np.percentile(defined, (10, 50, 90))
+        undefined = values.size - defined.size
+        return cls(float(median), float(defined.mean()), float(low), float(high), values.size, int(undefined))
+
+
+@dataclass(frozen=True)
+class StemScore:
+    """How good one stem of one song is, or the average over some songs."""
+
+    numbers: Mapping[str, float | None]  # by the names of LABELS
+    frames: Mapping[str, FrameStatistics] = field(default_factory=dict)  # by the museval_ names
+
+    def __getitem__(self, name: str) -> float | None:
+        return self.numbers.get(name)
+
+
+@dataclass(frozen=True)
+class SongScore:
+    """The scores of one song."""
+
+    song: str
+    seconds: float  # of audio
+    separation_seconds: float | None  # wall clock, decoding to the last stem; None: another tool's
+    apart: bool  # kept out of the averages
+    stems: Mapping[str, StemScore]
+    skipped: Mapping[str, str]  # stem -> why it has no score
+    warnings: Sequence[str]
+
+
+@dataclass(frozen=True)
+class MethodScores:
+    """The scores of one method on every song."""
+
+    name: str
+    kind: str  # "model", "estimates" or BASELINE
+    songs: tuple[SongScore, ...] = ()
+    sha256: str | None = None  # of the model file that ran
+    backend: str | None = None
+    device: str | None = None
+    threads: int | None = None  # None: the backend's own choice
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Every stem that some song has a score for, in the order of the songs."""
+        return tuple(dict.fromkeys(stem for song in self.songs for stem in song.stems))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The numbers that some stem has, in the order of LABELS."""
+        found = {name for song in self.songs for score in song.stems.values() for name in score.numbers}
+        return tuple(name for name in LABELS if name in found)
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds of work a second of audio, files included, loading the model not; None for another tool."""
+        spent = [song.separation_seconds for song in self.songs if song.separation_seconds is not None]
+        if not spent or len(spent) < len(self.songs):
+            return None
+        return sum(spent) / sum(song.seconds for song in self.songs)
+
+    def values(self, stem: str, metric: str) -> dict[str, float]:
+        """{song: number} where it is defined; songs that are apart do not count."""
+        found = {
+            song.song: song.stems[stem][metric]
+            for song in self.songs
+            if not song.apart and stem in song.stems
+        }
+        return {song: value for song, value in found.items() if value is not None}
+
+    def mean(self, stem: str) -> tuple[StemScore | None, int]:
+        """(mean score of `stem`, how many songs it is over): what the challenges report."""
+        return self._average(stem, statistics.fmean)
+
+    def median(self, stem: str) -> tuple[StemScore | None, int]:
+        """(median over the songs, how many): what the MUSDB18 protocol reports."""
+        return self._average(stem, statistics.median)
+
+    def _average(self, stem: str, average: Callable[[list[float]], float]) -> tuple[StemScore | None, int]:
+        count = sum(not song.apart and stem in song.stems for song in self.songs)
+        if not count:
+            return None, 0
+        found = {metric: list(self.values(stem, metric).values()) for metric in self.metrics}
+        return StemScore({name: average(values) if values else None for name, values in found.items()}), count
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One run."""
+
+    data: str  # name of the songs
+    metrics: tuple[str, ...]  # what was asked for besides our own: "museval", "fast"
+    methods: tuple[MethodScores, ...]
+    command: str
+    date: str  # UTC, ISO 8601
+    machine: str
+    versions: Mapping[str, str]  # package -> version
+
+    def with_methods(self, methods: Sequence[MethodScores]) -> Evaluation:
+        """The same run with other scores."""
+        return replace(self, methods=tuple(methods))
+
+    def to_json(self) -> str:
+        """The whole run as an indented JSON object."""
+        record: dict[str, Any] = {"format": 2, **asdict(self)}
+        for method, told in zip(self.methods, record["methods"], strict=True):
+            told["audio_seconds"] = sum(song.seconds for song in method.songs)
+            told["real_time_factor"] = method.real_time_factor
+            for name, average in (("mean", method.mean), ("median", method.median)):
+                found = {stem: average(stem) for stem in method.stems}
+                told[name] = {
+                    stem: {"songs": count, **score.numbers}
+                    for stem, (score, count) in found.items()
+                    if score is not None
+                }
+            songs = told.pop("songs")
+            for song in songs:
+                song["stems"] = {
+                    stem: {**score["numbers"], **({"frames": score["frames"]} if score["frames"] else {})}
+                    for stem, score in song["stems"].items()
+                }
+            told["songs"] = songs  # the long part last
+        return json.dumps(record, indent=2, allow_nan=False) + "\n"
+
+    def to_csv(self) -> str:
+        """One line a method, song and stem, with every number that some stem has."""
+        metrics = [name for name in LABELS if any(name in method.metrics for method in self.methods)]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["method", "song", "stem", "apart", "skipped", *metrics])
+        for method in self.methods:
+            for song in method.songs:
+                for stem, score in song.stems.items():
+                    numbers = ["" if score[name] is None else repr(score[name]) for name in metrics]
+                    why = song.skipped.get(stem, "")
+                    writer.writerow([method.name, song.song, stem, int(song.apart), why, *numbers])
+                for stem in song.skipped.keys() - song.stems.keys():
+                    empty = [""] * len(metrics)
+                    writer.writerow(
+                        [method.name, song.song, stem, int(song.apart), song.skipped[stem], *empty]
+                    )
+        return text.getvalue()
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The record in a file, of this format or the first one. Raises InputError for anything else."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        if record["format"] == 1:
+            record = {**record, "metrics": [], "methods": [{**record, "name": record["source"]}]}
+        methods = tuple(_method(told) for told in record["methods"])
+        kept = {name: record[name] for name in ("data", "command", "date", "machine", "versions")}
+        return Evaluation(metrics=tuple(record["metrics"]), methods=methods, **kept)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no record of `tfswa-sep eval`: {error}") from error
+
+
+def _method(told: Mapping[str, Any]) -> MethodScores:
+    songs = []
+    for song in told["songs"]:
+        stems = {}
+        for stem, score in song["stems"].items():
+            frames = {name: FrameStatistics(**found) for name, found in score.get("frames", {}).items()}
+            stems[stem] = StemScore({name: score[name] for name in LABELS if name in score}, frames)
+        songs.append(SongScore(**{**song, "stems": stems}))
+    kept = {name: told[name] for name in ("name", "sha256", "backend", "device", "threads")}
+    kind = told.get("kind") or ("model" if told["backend"] else "estimates")
+    return MethodScores(kind=kind, songs=tuple(songs), **kept)

@@ -1,0 +1,145 @@
+"""One song, one method: true stems and the method's files, read side by side, to numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa_sep.audio import open_audio
+from tfswa_sep.evaluation import bsseval
+from tfswa_sep.evaluation.metrics import RunningScore
+from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, STEMS, Feed, Song
+from tfswa_sep.evaluation.results import FrameStatistics, StemScore
+from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
+
+MUSEVAL, FAST = "museval", "fast"  # what can be asked for besides global SDR, SI-SDR, kept and leaked
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a process needs to score one song."""
+
+    song: Song
+    mixture: Path  # as Song.write_mixture wrote it
+    estimates: Mapping[str, Sequence[Path]]  # stem -> the files whose sum is its estimate
+    rate: int  # Hz, at which everything is compared
+    frames: int  # length of the mixture
+    metrics: tuple[str, ...]  # of MUSEVAL and FAST
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came out."""
+
+    stems: dict[str, StemScore]
+    skipped: dict[str, str]  # stem -> why it has no number, or not all
+    warnings: tuple[str, ...]
+
+
+def score(task: Task) -> Scored:
+    """Score every stem that has an estimate.
+
+    The mixture says how long the song is: estimates that end early go on with silence, what stands after the
+    end does not count, and both are told. Nothing can be said of a stem that is silent, nor of one that is
+    the whole mixture: it is left out, and so is told.
+    Raises InputError for a file that cannot be read, UsageError where a metric's package is missing.
+    """
+    running, warnings = _global_scores(task)
+    numbers: dict[str, dict[str, float | None]] = {}
+    skipped: dict[str, str] = {}
+    for stem, (of_estimate, of_mixture) in running.items():
+        if of_estimate.is_silent:
+            skipped[stem] = (
+                f"silent in this song; the estimate is {of_estimate.level():+.1f} dB to the mixture"
+            )
+        elif of_estimate.is_alone:
+            skipped[stem] = f"the whole mixture of this song; SDR of the estimate {of_estimate.sdr():.1f} dB"
+        else:
+            kept, leaked = of_estimate.shares()
+            numbers[stem] = {
+                "sdr": of_estimate.sdr(),
+                "mixture_sdr": of_mixture.sdr(),
+                "gain": of_estimate.sdr() - of_mixture.sdr(),
+                "si_sdr": of_estimate.si_sdr(),
+                "kept": kept,
+                "leaked": leaked,
+            }
+    frames: dict[str, dict[str, FrameStatistics]] = {stem: {} for stem in numbers}
+    if task.metrics and numbers:
+        true, guess = _whole_signals(task, list(numbers))
+        for metric, ratios in ((MUSEVAL, bsseval.museval_frames), (FAST, bsseval.fast_ratios)):
+            if metric not in task.metrics:
+                continue
+            found, why = ratios(true, guess, task.rate)
+            skipped |= why
+            for stem, series in found.items():
+                for name, values in series.items():
+                    spread = FrameStatistics.of(values)
+                    numbers[stem][f"{metric}_{name}"] = spread.median
+                    frames[stem][f"{metric}_{name}"] = spread
+    stems = {stem: StemScore(found, frames[stem]) for stem, found in numbers.items()}
+    return Scored(stems, skipped, warnings)
+
+
+def _global_scores(
+    task: Task,
+) -> tuple[dict[str, tuple[RunningScore, RunningScore]], tuple[str, ...]]:
+    """({stem: (of the estimate, of the mixture taken for it)}, what is odd about the files)."""
+    truths = task.song.truths(task.rate)
+    estimates = {stem: Feed(list(paths), task.rate) for stem, paths in task.estimates.items()}
+    mixture = Feed([task.mixture], task.rate)
+    running = {stem: (RunningScore(), RunningScore()) for stem in estimates}
+    for start in range(0, task.frames, BLOCK_SECONDS * task.rate):
+        size = min(BLOCK_SECONDS * task.rate, task.frames - start)
+        blocks = {stem: feed.take(size) for stem, feed in truths.items()}
+        mixed = mixture.take(size)
+        everything = np.sum(list(blocks.values()), axis=0)
+        blocks[ACCOMPANIMENT] = everything - blocks[VOCALS]
+        for stem, (of_estimate, of_mixture) in running.items():
+            rest = everything - blocks[stem]
+            of_estimate.add(blocks[stem], rest, estimates[stem].take(size))
+            of_mixture.add(blocks[stem], rest, mixed)
+    warnings = [
+        f"{stem} has {feed.frames} frames, the mixture {task.frames}"
+        for stem, feed in estimates.items()
+        if feed.drain() != task.frames
+    ]
+    warnings += [
+        f"the true {stem} has {feed.frames} frames, the mixture {task.frames}: the rest does not count"
+        for stem, feed in truths.items()
+        if feed.drain() > task.frames
+    ]
+    for paths in task.estimates.values():
+        for path in paths:
+            with open_audio(path) as reader:
+                if reader.sample_rate != task.rate:
+                    warnings.append(f"{path.name} has {reader.sample_rate} Hz, resampled to {task.rate}")
+    return running, tuple(dict.fromkeys(warnings))
+
+
+def _whole_signals(
+    task: Task, stems: Sequence[str]
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """({stem: true}, {stem: estimate}), each (n, c) and of the song's length; c is 1 where all is mono."""
+    names = set(stems) - {ACCOMPANIMENT} | (set(STEMS) - {VOCALS} if ACCOMPANIMENT in stems else set())
+    feeds = task.song.truths(task.rate)
+    read = {
+        stem: bsseval.as_musdb_reads(feeds[stem].take(task.frames).T.astype(np.float64))
+        for stem in STEMS
+        if stem in names
+    }
+    true = {stem: read[stem] for stem in stems if stem != ACCOMPANIMENT}
+    if ACCOMPANIMENT in stems:
+        true[ACCOMPANIMENT] = np.sum([read[stem] for stem in STEMS if stem != VOCALS], axis=0)
+    guess = {
+        stem: Feed(list(task.estimates[stem]), task.rate).take(task.frames).T.astype(np.float64)
+        for stem in stems
+    }
+    everything = (*true.values(), *guess.values())
+    if all(np.array_equal(signal[:, 0], signal[:, 1]) for signal in everything):
+        return tuple({stem: signal[:, :1] for stem, signal in side.items()} for side in (true, guess))  # type: ignore[return-value]
+    return true, guess
