@@ -167,7 +167,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def test_scores_are_those_of_eval(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    path.write_text(json.dumps({"mean": {"vocals": {"sdr": 3.987}, "bass": {"sdr": 1}}}))
+    path.write_text(json.dumps({"methods": [{"mean": {"vocals": {"sdr": 3.987}, "bass": {"sdr": 1}}}]}))
     assert publish.read_scores(path, STEMS) == {"vocals": 3.99, "bass": 1.0}
     path.write_text("[]")
     with pytest.raises(InputError, match=r"scores\.json holds no scores"):
@@ -191,7 +191,7 @@ def test_an_entry_is_what_the_registry_reads(tmp_path: Path) -> None:
 def test_a_checkpoint_goes_to_the_hub_and_comes_back(hub: str, checkpoint: Path, tmp_path: Path) -> None:
     """The real client, in a process of its own: it reads its environment when it is imported."""
     scores = tmp_path / "scores.json"
-    scores.write_text(json.dumps({"mean": {"vocals": {"sdr": 3.987}}}))
+    scores.write_text(json.dumps({"methods": [{"mean": {"vocals": {"sdr": 3.987}}}]}))
 
     def run(token: str) -> subprocess.CompletedProcess[str]:
         words = [str(checkpoint), "--name", "tried", "--license", "cc0-1.0", "--data", "made-up songs"]

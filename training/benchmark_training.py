@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tfswa_sep.report import machine
+from tfswa_sep.evaluation.provenance import machine
 from training.configuration import run_command
 from training.rehearsal import NoNumbers, Rehearsal
 

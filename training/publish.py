@@ -39,9 +39,9 @@ def read_scores(path: Path, stems: tuple[str, ...]) -> dict[str, float]:
     Raises InputError for another file.
     """
     try:
-        means = json.loads(path.read_text(encoding="utf-8"))["mean"]
+        means = json.loads(path.read_text(encoding="utf-8"))["methods"][0]["mean"]
         return {stem: round(float(means[stem]["sdr"]), 2) for stem in stems if stem in means}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path} holds no scores of `tfswa-sep eval --json`: {error!r}") from error
 
 

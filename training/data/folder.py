@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tfswa_sep.errors import InputError
-from tfswa_sep.multitrack import AUDIO_SUFFIXES, MIXTURE
+from tfswa_sep.evaluation.multitrack import AUDIO_SUFFIXES, MIXTURE
 from training.data.tracks import Track
 
 

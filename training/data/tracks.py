@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.multitrack import Feed
+from tfswa_sep.evaluation.multitrack import Feed
 
 SAMPLE_RATE = 44_100  # Hz
 FULL_SCALE = 32_767
