@@ -36,7 +36,7 @@ JSON = (
 )
 TOML = Path(registry.PACKAGE.parent / "models.toml").read_text("utf-8")
 METADATA = {
-    "format": 1, "stems": ["a"], "sample_rate": 44100, "channels": 2, "n_fft": 512, "hop": 128,
+    "format": 2, "stems": ["a"], "sample_rate": 44100, "channels": 2, "n_fft": 512, "hop": 128,
     "segment_samples": 8192, "margin_samples": 1024, "config": {},
 }  # fmt: skip
 WORDS = [

@@ -21,7 +21,7 @@ from tfswa_sep.model.config import ModelConfig
 
 MODEL = ModelConfig(dims=(8, 8), convs=(1, 1), attentions=(0, 0), head_dim=8)
 METADATA: dict[str, Any] = {
-    "format": 1,
+    "format": 2,
     "name": "tiny",
     "architecture": "tiny",
     "license": "MIT",

@@ -162,7 +162,7 @@ def test_wrong_use_writes_nothing(fake_backend: Fake, song: Song, tmp_path: Path
     wrong: tuple[dict[str, Any], ...] = (
         {"stems": "karaoke"},
         {"name": "../{stem}{ext}"},
-        {"audio_format": "mp3"},
+        {"audio_format": "aiff"},
         {"audio_format": "flac", "bit_depth": "32f"},
     )
     for options in wrong:
