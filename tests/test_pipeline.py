@@ -18,7 +18,7 @@ pytest.importorskip("torch")
 pytest.importorskip("hydra")
 pytest.importorskip("lightning_fabric")
 
-from tfswa_sep.metrics import sdr
+from tfswa_sep.evaluation.metrics import sdr
 
 pytestmark = [pytest.mark.slow]
 ROOT = Path(__file__).resolve().parent.parent
