@@ -32,7 +32,7 @@ lint: .venv-dev/.done
 	.venv-dev/bin/mypy
 
 test-audio: .venv-audio/.done
-	.venv-audio/bin/python -m pytest -m torchaudio tests/test_torchaudio.py
+	.venv-audio/bin/python -m pytest -m torchaudio tests/test_torchaudio.py tests/test_augment_batches.py
 
 dist: .venv-dev/.done
 	rm -rf dist
@@ -76,7 +76,7 @@ chromium:
 .venv-audio/.done: pyproject.toml constraints/torchaudio211.txt
 	$(PYTHON) -m venv .venv-audio
 	.venv-audio/bin/python $(PIP) --upgrade "pip>=25.1"
-	.venv-audio/bin/python $(PIP) --constraint constraints/torchaudio211.txt --editable ".[torch]" pytest torchaudio
+	.venv-audio/bin/python $(PIP) --constraint constraints/torchaudio211.txt --editable ".[torch]" hydra-core pytest torchaudio
 	touch $@
 
 clean:

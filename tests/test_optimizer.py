@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from training.optimizer import Muon, make_optimizers, orthogonalize  # noqa: E402
+from training.optimizer import Muon, make_optimizer, orthogonalize  # noqa: E402
 
 
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
@@ -32,7 +32,7 @@ def test_a_convolution_moves_as_its_matrix_does() -> None:
     convolution = nn.Parameter(start.clone().to(memory_format=torch.channels_last))
     matrix = nn.Parameter(start.flatten(1).clone())
     for weight, slope in ((convolution, gradient), (matrix, gradient.flatten(1))):
-        optimizer = Muon([weight], lr=0.1, weight_decay=0.5)
+        optimizer = Muon([{"params": [weight], "orthogonal": True}], lr=0.1, weight_decay=0.5)
         weight.grad = slope.clone()
         optimizer.step()
     assert torch.allclose(convolution.flatten(1), matrix, atol=1e-6)
@@ -44,16 +44,33 @@ def test_a_convolution_moves_as_its_matrix_does() -> None:
 def test_muon_gets_the_matrices_and_adamw_the_rest() -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1), nn.Linear(16, 8))
     settings = SimpleNamespace(optimizer="muon", learning_rate=1e-3, weight_decay=1e-2)
-    adamw, muon = make_optimizers(model, settings)
+    optimizer = make_optimizer(model, settings)
     names = {id(weight): name for name, weight in model.named_parameters()}
-    held = [sorted(names[id(w)] for w in o.param_groups[0]["params"]) for o in (adamw, muon)]
+    held = [sorted(names[id(w)] for w in group["params"]) for group in optimizer.param_groups]
     assert held[1] == ["0.weight", "3.weight"]  # two rows of outputs are no hidden layer
     assert sorted(held[0] + held[1]) == sorted(names.values())
-    settings.optimizer = "adamw"
-    assert [type(o) for o in make_optimizers(model, settings)] == [torch.optim.AdamW]
+    for name, kind in (("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)):
+        settings.optimizer = name
+        assert type(make_optimizer(model, settings)) is kind
+
+
+def test_the_rest_moves_by_adamw() -> None:
+    torch.manual_seed(0)
+    start, slopes = torch.randn(5), torch.randn(3, 5)
+    alone, beside = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    matrix = nn.Parameter(torch.randn(8, 8))
+    groups = [{"params": [beside], "orthogonal": False}, {"params": [matrix], "orthogonal": True}]
+    both = Muon(groups, lr=0.1, weight_decay=0.5)
+    adamw = torch.optim.AdamW([alone], lr=0.1, weight_decay=0.5)
+    for slope in slopes:
+        alone.grad, beside.grad, matrix.grad = slope.clone(), slope.clone(), torch.randn(8, 8)
+        both.step()
+        adamw.step()
+    assert torch.equal(alone, beside)
+    assert len(both.param_groups) == 2
 
 
 def test_another_name_is_refused() -> None:
     settings = SimpleNamespace(optimizer="sgd", learning_rate=1e-3, weight_decay=0.0)
     with pytest.raises(ValueError, match="sgd"):
-        make_optimizers(nn.Linear(2, 2), settings)
+        make_optimizer(nn.Linear(2, 2), settings)

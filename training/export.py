@@ -29,6 +29,7 @@ from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.transform import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.spectrogram import stft
+from training.checkpoint import read
 from training.graph import MaskNetwork
 
 TOLERANCE = 1e-4  # of the loudest sample, between torch and ONNX Runtime in float32
@@ -37,19 +38,19 @@ LICENSE = "GPL-3.0-or-later"
 
 def load_checkpoint(path: Path) -> tuple[TfswaUNet, dict[str, Any]]:
     """The averaged network of a training checkpoint, and the checkpoint itself."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read(path)
     network = TfswaUNet(ModelConfig.from_json(checkpoint["shape"])).eval()
     network.load_state_dict(checkpoint["average"])
     return network, checkpoint
 
 
-def metadata(config: ModelConfig, *, name: str) -> dict[str, Any]:
+def metadata(config: ModelConfig, *, name: str, license_name: str = LICENSE) -> dict[str, Any]:
     """What travels in the file: see tfswa_sep/backends/metadata.py."""
     return {
         "format": FORMAT,
         "name": name,
         "architecture": "tfswa-unet",
-        "license": LICENSE,
+        "license": license_name,
         "config": config.to_json(),
         "stems": list(config.stems),
         "sample_rate": config.sample_rate,
@@ -61,7 +62,7 @@ def metadata(config: ModelConfig, *, name: str) -> dict[str, Any]:
     }
 
 
-def export_onnx(network: TfswaUNet, path: Path, *, name: str) -> float:
+def export_onnx(network: TfswaUNet, path: Path, *, name: str, license_name: str = LICENSE) -> float:
     """Write the graph with float32 weights, and return how far its stems are from torch's.
 
     Raises ValueError where the two differ by more than TOLERANCE.
@@ -86,7 +87,7 @@ def export_onnx(network: TfswaUNet, path: Path, *, name: str) -> float:
         graph = onnx.load(raw)
     del graph.metadata_props[:]
     entry = graph.metadata_props.add()
-    entry.key, entry.value = KEY, json.dumps(metadata(config, name=name))
+    entry.key, entry.value = KEY, json.dumps(metadata(config, name=name, license_name=license_name))
     for node in graph.graph.node:  # the exporter leaves source paths of this machine in every node
         del node.metadata_props[:]
         node.doc_string = ""
@@ -113,14 +114,15 @@ def compare(network: TfswaUNet, path: Path) -> float:
     return difference
 
 
-def export_safetensors(network: TfswaUNet, path: Path, *, name: str) -> None:
+def export_safetensors(network: TfswaUNet, path: Path, *, name: str, license_name: str = LICENSE) -> None:
     """Write the weights in float16; counters and the tables that the network makes itself stay out."""
     state = {
         key: value.half() if value.is_floating_point() else value
         for key, value in network.state_dict().items()
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(state, temporary, metadata={KEY: json.dumps(metadata(network.config, name=name))})
+    told = metadata(network.config, name=name, license_name=license_name)
+    save_file(state, temporary, metadata={KEY: json.dumps(told)})
     temporary.chmod(0o644)  # safetensors keeps its files to the owner
     os.replace(temporary, path)
 

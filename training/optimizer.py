@@ -1,4 +1,4 @@
-"""The optimizers: Muon for the matrices and convolutions, AdamW for everything else.
+"""The optimizer: Muon for the matrices and convolutions, AdamW for everything else.
 
 Muon moves every weight matrix by the nearest orthogonal matrix to its averaged gradient, so that the
 directions in which the gradient is small are learnt as fast as the others. Sources: K. Jordan et al., "Muon:
@@ -8,45 +8,53 @@ the scale that lets it share AdamW's learning rate Liu et al., arXiv:2502.16982.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 ADAM_RMS = 0.2  # of AdamW's usual update, by Liu et al., equation 4
+MOMENTUM = 0.95
 SMALLEST_SIDE = 8  # a matrix with fewer rows or columns is no hidden layer
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum for weights (out, in, ...), a convolution's taken as (out, in * positions).
+class Muon(torch.optim.AdamW):
+    """Muon for the groups that say `orthogonal`, AdamW for the others: one optimizer, as fp16's scaler wants.
 
+    Nesterov momentum; a convolution's weight (out, in, ...) is taken as a matrix (out, in * positions).
     torch.optim.Muon refuses convolutions, and multiplies in bf16, which many processors only emulate.
     """
-
-    def __init__(
-        self, weights: Iterable[nn.Parameter], *, lr: float, weight_decay: float, momentum: float = 0.95
-    ) -> None:
-        super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Move every weight that has a gradient."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
-        for group in self.param_groups:
-            rate, momentum = group["lr"], group["momentum"]
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["average"] = torch.zeros_like(weight.grad)
-                average = state["average"].lerp_(weight.grad, 1 - momentum)
-                update = orthogonalize(weight.grad.lerp(average, momentum).flatten(1))
-                scale = ADAM_RMS * max(update.shape) ** 0.5
-                weight.mul_(1 - rate * group["weight_decay"])
-                weight.add_(update.view(weight.shape), alpha=-rate * scale)
+        groups = self.param_groups
+        for group in groups:
+            if group["orthogonal"]:
+                self._move_matrices(group)
+        self.param_groups = [group for group in groups if not group["orthogonal"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+
+    def _move_matrices(self, group: dict[str, Any]) -> None:
+        rate = group["lr"]
+        for weight in group["params"]:
+            if weight.grad is None:
+                continue
+            state = self.state[weight]
+            if not state:
+                state["average"] = torch.zeros_like(weight.grad)
+                state["step"] = torch.zeros(())  # AdamW expects one when it is loaded
+            average = state["average"].lerp_(weight.grad, 1 - MOMENTUM)
+            update = orthogonalize(weight.grad.lerp(average, MOMENTUM).flatten(1))
+            scale = ADAM_RMS * max(update.shape) ** 0.5
+            weight.mul_(1 - rate * group["weight_decay"])
+            weight.add_(update.view(weight.shape), alpha=-rate * scale)
 
 
 def orthogonalize(matrix: Tensor, *, steps: int = 5) -> Tensor:
@@ -63,23 +71,23 @@ def orthogonalize(matrix: Tensor, *, steps: int = 5) -> Tensor:
     return x.T.contiguous() if tall else x
 
 
-def make_optimizers(model: nn.Module, settings: Any) -> list[torch.optim.Optimizer]:
-    """What `settings.optimizer` names: [AdamW], or [AdamW for vectors and embeddings, Muon for the rest].
+def make_optimizer(model: nn.Module, settings: Any) -> torch.optim.Optimizer:
+    """What `settings.optimizer` names: adam, adamw, or muon (AdamW for vectors and narrow layers).
 
     Raises ValueError for another name.
     """
     rate, decay = settings.learning_rate, settings.weight_decay
     weights = list(model.parameters())
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(weights, lr=rate, weight_decay=decay)
     if settings.optimizer == "adamw":
-        return [torch.optim.AdamW(weights, lr=rate, weight_decay=decay)]
+        return torch.optim.AdamW(weights, lr=rate, weight_decay=decay)
     if settings.optimizer != "muon":
-        raise ValueError(f"unknown optimizer {settings.optimizer!r}: choose adamw or muon")
+        raise ValueError(f"unknown optimizer {settings.optimizer!r}: choose adam, adamw or muon")
     layers = (nn.Conv2d, nn.Linear)
     matrices = [cast(nn.Parameter, m.weight) for m in model.modules() if isinstance(m, layers)]
     matrices = [w for w in matrices if min(w.shape[0], w[0].numel()) >= SMALLEST_SIDE]
     taken = {id(weight) for weight in matrices}
     rest = [weight for weight in weights if id(weight) not in taken]
-    return [
-        torch.optim.AdamW(rest, lr=rate, weight_decay=decay),
-        Muon(matrices, lr=rate, weight_decay=decay),
-    ]
+    groups = [{"params": rest, "orthogonal": False}, {"params": matrices, "orthogonal": True}]
+    return Muon(groups, lr=rate, weight_decay=decay)

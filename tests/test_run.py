@@ -1,0 +1,264 @@
+"""One process's training run: precision, accumulation, warm starts, progressive runs, the record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("hydra")
+pytest.importorskip("lightning_fabric")
+
+from torch import Tensor, nn  # noqa: E402
+
+from tfswa_sep.errors import InputError, UsageError  # noqa: E402
+from tfswa_sep.model.config import PRESETS, Band, ModelConfig  # noqa: E402
+from training import checkpoint, learning_rate_finder, losses, train  # noqa: E402
+from training.configuration import load_config  # noqa: E402
+from training.pretrain import MaskedSpectrogram, hide  # noqa: E402
+from training.run import Run  # noqa: E402
+from training.schedule import learning_rate, phases  # noqa: E402
+
+RATE = 44_100
+TINY = ModelConfig(
+    bands=(Band(start=0, stop=128, stride=8), Band(start=128, stop=1024, stride=56)),
+    dims=(8, 16),
+    convs=(1, 1),
+    attentions=(0, 1),
+    heads=2,
+    window=(4, 4),
+    head_dim=8,
+    segment_samples=31 * 512,
+    margin_samples=1024,
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`small` is a tiny network, and what training sets in the process is put back."""
+    monkeypatch.setitem(PRESETS, "small", TINY)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, random = tmp_path_factory.mktemp("songs"), np.random.default_rng(0)
+    for song in "ab":
+        for stem in ("vocals", "drums", "bass", "other"):
+            (root / song).mkdir(exist_ok=True)
+            soundfile.write(root / song / f"{stem}.wav", random.uniform(-0.2, 0.2, (RATE, 2)), RATE)
+    return root
+
+
+def run_of(songs: Path, out: Path, *overrides: str) -> Run:
+    return Run(config_of(songs, out, *overrides))
+
+
+def config_of(songs: Path, out: Path, *overrides: str) -> Any:
+    fixed = [
+        "data=folder",
+        f"data.root={songs}",
+        f"data.cache={songs.parent / 'cache'}",
+        "data.build_workers=1",
+        "data.seconds=0.2",
+        f"out={out}",
+        "training.steps=4",
+        "training.batch_size=2",
+        "training.warmup_steps=1",
+        "training.workers=0",
+        "training.threads=1",
+        "training.accelerator=cpu",
+        "training.precision=32-true",
+        "training.loss={domain: spectrum, stft: 1.0, sdr: 0.02}",
+    ]
+    return load_config([*fixed, *overrides])
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in run.model.named_parameters()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_fp16_scales_clips_and_skips(songs: Path, tmp_path: Path, tiny: None) -> None:
+    plain = "augment@data.augment=none"
+    exact = run_of(songs, tmp_path / "32", plain)
+    batch = next(exact.batches())
+    wanted = exact.step(batch)
+    half = run_of(songs, tmp_path / "16", plain, "training.precision=16-mixed")
+    scaler = half.fabric.strategy.precision.scaler  # type: ignore[attr-defined]
+    scaler.scale(torch.zeros(()))  # makes its state
+    scaler.update(1e30)
+    before = weights(half)
+    assert not math.isfinite(half.step(batch)["gradient_norm"])
+    assert same(before, weights(half)) and scaler.get_scale() == pytest.approx(
+        5e29
+    )  # skipped, and half of it
+    scaler.update(1024.0)
+    found = half.step(batch)
+    assert not same(before, weights(half))
+    # of the gradient itself, not of what the scale made of it
+    assert found["gradient_norm"] == pytest.approx(wanted["gradient_norm"], rel=0.05)
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=0.01)
+    half.save({}, best=False)
+    again = run_of(songs, tmp_path / "16", plain, "training.precision=16-mixed")
+    assert again.fabric.strategy.precision.scaler.get_scale() == 1024.0  # type: ignore[attr-defined]
+
+
+def test_accumulated_parts_are_one_batch(songs: Path, tmp_path: Path, tiny: None) -> None:
+    found = []
+    for i, size in enumerate((("training.batch_size=4",), ("training.accumulate=2",))):
+        run = run_of(songs, tmp_path / str(i), *size, "augment@data.augment=none")
+        batch = next(run.batches())
+        assert len(batch[0]) == 4
+        run.wrapped.eval()  # batch norms see a part at a time while they train
+        found.append((run.step(batch), weights(run)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    for key, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][key], atol=2e-4, rtol=0)
+
+
+def test_targets_decide_the_outputs(songs: Path, tmp_path: Path, tiny: None) -> None:
+    run = run_of(songs, tmp_path, "data.targets=[vocals, drums+bass]")
+    assert run.shape.stems == ("vocals", "drums+bass") and len(run.model.heads) == 2
+    assert not run.shape.mixture_consistent  # the other instruments are in none
+    assert math.isfinite(run.step(next(run.batches()))["loss"])
+    assert run_of(songs, tmp_path / "two", "data.targets=[vocals, accompaniment]").shape.mixture_consistent
+
+
+def test_a_warm_start_takes_what_fits(songs: Path, tmp_path: Path, tiny: None) -> None:
+    first = run_of(songs, tmp_path / "first")
+    first.step(next(first.batches()))
+    first.save({}, best=False)
+    two = run_of(
+        songs, tmp_path / "two", "data.targets=[vocals, accompaniment]",
+        f"training.warm_start={tmp_path / 'first/last.ckpt'}",
+    )  # fmt: skip
+    assert same({"x": first.average.state["stem.frequency"]}, {"x": two.model.state_dict()["stem.frequency"]})
+    assert "not in this model (heads.2." in two.said and "warm start from" in two.said
+    with pytest.raises(InputError, match="no weight has the name"):
+        checkpoint.warm_start(nn.Linear(2, 2), tmp_path / "first/last.ckpt")
+    (tmp_path / "bad.ckpt").write_text("no checkpoint")
+    with pytest.raises(InputError, match=r"bad\.ckpt cannot be read"):
+        checkpoint.warm_start(first.model, tmp_path / "bad.ckpt")
+
+
+def test_a_progressive_run(songs: Path, tmp_path: Path, tiny: None) -> None:
+    rows = "training.progressive=[{until: 1, seconds: 0.1, highest: 3000}, {until: 3, seconds: 0.15}]"
+    run = run_of(songs, tmp_path, rows)
+    lengths = [batch[0].shape[-1] / RATE for batch in run.batches()]
+    assert lengths == pytest.approx([0.1, 0.15, 0.15, 0.2], abs=1e-4)
+    spectrum = torch.fft.rfft(next(run.batches())[1]).abs()
+    assert spectrum[..., 3200 * 4410 // RATE :].max() < 1e-3 < spectrum.max()
+    settings = SimpleNamespace(steps=9, progressive=[{"until": 4, "seconds": 1.0}])
+    assert [phase.steps for phase in phases(settings, start=2, seconds=2.0)] == [range(2, 4), range(4, 9)]
+    for rows_, message in (
+        ([{"until": 4}, {"until": 4}], "does not come after"),
+        ([{"until": 1, "s": 2}], "'s'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            list(phases(SimpleNamespace(steps=9, progressive=rows_), start=0, seconds=2.0))
+
+
+def test_the_paper_s_learning_rate() -> None:
+    settings = load_config(["data.pools=x", "training=paper"]).training
+    rates = [learning_rate(step, settings) for step in (0, 999, 1000, 14_999, 15_000, 45_000)]
+    assert rates == pytest.approx([1e-6, 1e-3, 1e-3, 1e-3, 9e-4, 7.29e-4])
+
+
+def test_a_run_stops_early_and_keeps_a_record(
+    songs: Path, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    overrides = [
+        f"data.valid={songs}", "data.valid_seconds=0.3", "training.validate_every=1", "training.patience=2",
+        "training.steps=50", "training.log_every=1", "training.learning_rate=0",
+        "training.final_learning_rate=0",
+    ]  # fmt: skip
+    last = torch.load(train.train(config_of(songs, tmp_path, *overrides)), weights_only=True)
+    assert last["stale"] == 2 and last["step"] < 50
+    assert "nothing better in 2 validations" in capsys.readouterr().out
+    record = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "audio": 0})
+    record.Reload()
+    tags = record.Tags()
+    assert {"train/loss", "train/gradient_norm", "train/learning_rate", "valid/mean"} <= set(tags["scalars"])
+    assert "a/vocals" in tags["audio"] and "b/bass, estimate and truth" in tags["images"]
+    assert len(record.Scalars("train/loss")) == last["step"]
+
+
+def test_hidden_patches_alone_are_predicted(songs: Path, tmp_path: Path, tiny: None) -> None:
+    run = run_of(songs, tmp_path, "training=pretrain", "training.warmup_steps=1", "training.workers=0",
+                 "training.steps=3", "training.accelerator=cpu", "training.precision=32-true")  # fmt: skip
+    before, heads = weights(run), run.model.heads.state_dict()
+    heads = {key: value.clone() for key, value in heads.items()}
+    for batch in run.batches():
+        numbers = run.step(batch)
+    assert math.isfinite(numbers["loss"])
+    assert same(heads, run.model.heads.state_dict())
+    assert not torch.equal(before["stem.frequency"], weights(run)["stem.frequency"])
+    run.save({}, best=False)
+    after = run_of(songs, tmp_path / "after", f"training.warm_start={tmp_path / 'last.ckpt'}")
+    assert torch.equal(after.model.state_dict()["stem.frequency"], run.average.state["stem.frequency"])
+    hidden = hide(torch.zeros(2, 8, 1024, 64), generator=torch.Generator().manual_seed(0))
+    assert 0.3 < hidden.float().mean() < 0.5
+    patches = hidden.float().view(2, 1, 32, 32, 4, 16)
+    assert set(patches.mean(dim=(3, 5)).flatten().tolist()) == {0.0, 1.0}
+    assert isinstance(run.trained, MaskedSpectrogram)
+
+
+def test_the_learning_rate_finder_takes_the_steepest_place() -> None:
+    rates = [10 ** (-6 + i / 10) for i in range(60)]
+    curve = [1 / (1 + math.exp((i - 30) / 2)) + (i > 45) * (i - 45) ** 2 for i in range(60)]
+    found = learning_rate_finder.suggest(rates, curve)
+    assert 10**-3.2 < found < 10**-2.5  # the smoothing lags a little
+    smoothed = learning_rate_finder.smooth(curve)
+    assert learning_rate_finder.has_exploded(smoothed) and not learning_rate_finder.has_exploded(
+        smoothed[:40]
+    )
+    assert learning_rate_finder.smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0] * 3)
+    with pytest.raises(ValueError, match="never fell"):
+        learning_rate_finder.suggest([1e-3, 1e-2], [1.0, 2.0])
+
+
+def test_magnitude_loss_by_hand() -> None:
+    """A scaled copy: every magnitude is half the target's, wherever the floor does not matter."""
+    target = torch.randn(1, 2, 2, 8192, generator=torch.Generator().manual_seed(0))
+    known = torch.tensor([[1.0, 0.0]])
+    estimate = torch.cat([target[:, :1] / 2, torch.zeros_like(target[:, 1:])], dim=1)
+    found = losses.multi_resolution_magnitude(estimate, target, known, n_ffts=[2048, 512])
+    assert float(found) == pytest.approx(0.5 + math.log(2), abs=1e-3)
+    silent = torch.zeros_like(target, requires_grad=True)
+    loss = losses.multi_resolution_magnitude(silent, torch.zeros_like(target), known, n_ffts=[512])
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == 0 and silent.grad is not None and torch.isfinite(silent.grad).all()
+
+
+def test_consistency_loss_by_hand() -> None:
+    estimate = torch.tensor([1.0, -2.0])[None, :, None, None].expand(1, 2, 2, 10)
+    assert float(losses.mixture_consistency(estimate, torch.full((1, 2, 10), 0.5))) == pytest.approx(1.5)
+
+
+def test_terms_are_weighed(tiny: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.randn(1, 2, 4, 1025, 9, generator=generator)
+    stems, known = torch.randn(1, 2, 2, 4096, generator=generator), torch.ones(1, 2)
+    values = {"waveform": 2.0, "sdr": 0.0, "stft": 0.5, "magnitude": 0.25, "consistency": 3.0}
+    weighing = load_config(["data.pools=x", *(f"training.loss.{k}={v}" for k, v in values.items())])
+    total, terms = losses.weigh_terms(
+        spectrum, stems.sum(dim=1), stems, known, weights=weighing.training.loss
+    )
+    assert set(terms) == {"waveform", "stft", "magnitude", "consistency"}
+    assert float(total) == pytest.approx(sum(values[name] * float(term) for name, term in terms.items()))

@@ -1,0 +1,77 @@
+"""Checkpoints: written whole or not at all, averaged weights, and warm starts from whatever fits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tfswa_sep.errors import InputError
+
+
+class Average:
+    """Exponential moving average of weights and of the batch norms' statistics."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move a little towards the model."""
+        decay = min(self.decay, (1 + step) / (10 + step))  # early weights are soon forgotten
+        with torch.no_grad():
+            for key, value in model.state_dict().items():
+                if value.is_floating_point():
+                    self.state[key].lerp_(value, 1 - decay)
+                else:
+                    self.state[key].copy_(value)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint beside its place, then rename it."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a run that was killed
+        leftover.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's content. Raises InputError for a file that is none; nothing in it can run code."""
+    try:
+        if path.suffix == ".safetensors":
+            return {"average": {key: value.float() for key, value in load_file(path).items()}}
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return content
+    except Exception as error:  # torch and safetensors each have many kinds
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} cannot be read as a checkpoint: {words}") from error
+
+
+def warm_start(model: nn.Module, path: Path) -> str:
+    """Take over every weight that has the name and the shape of one of `model`'s; returns what was skipped.
+
+    path: a checkpoint (its averaged weights), a .safetensors file, or a plain dictionary of weights.
+    Raises InputError where nothing fits.
+    """
+    stored = read(path)
+    weights: dict[str, Tensor] = stored.get("average") or stored.get("model") or stored
+    own = model.state_dict()
+    fitting = {
+        key: value
+        for key, value in weights.items()
+        if isinstance(value, Tensor) and key in own and own[key].shape == value.shape
+    }
+    if not fitting:
+        raise InputError(f"{path}: no weight has the name and shape of one of this model's")
+    model.load_state_dict(fitting, strict=False)
+    said = f"warm start from {path}: {len(fitting)} of {len(own)} tensors"
+    for title, keys in (("of another shape or not there", own), ("not in this model", weights)):
+        if skipped := sorted(set(keys) - set(fitting)):
+            few = ", ".join(skipped[:4]) + (", ..." if len(skipped) > 4 else "")
+            said += f"; {len(skipped)} {title} ({few})"
+    return said

@@ -1,0 +1,96 @@
+"""The command line of everything that trains: Hydra's configs and `key=value`.
+
+`training/configs/{data,model,training}` are groups: `data=musdb18hq training=h100 training.steps=1000`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tfswa_sep.errors import TfswaError, UsageError
+from tfswa_sep.terminal import say_error
+from training.data.mix import MixSettings
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+
+def load_config(arguments: list[str], *, needs_data: bool = True) -> DictConfig:
+    """The configuration that a command line gives.
+
+    Raises UsageError for a key or config that is not there, naming the nearest, and for one that is missing
+    (where `needs_data`: some commands look at the model alone).
+    """
+    try:
+        overrides = OverridesParser.create().parse_overrides(arguments)
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+            chosen = [o for o in overrides if (CONFIGS / o.key_or_group).is_dir()]
+            for override in chosen:
+                files = [path.stem for path in (CONFIGS / override.key_or_group).glob("*.yaml")]
+                _check_name(str(override.value()), files, f"config for {override.key_or_group}")
+            groups = [o.input_line for o in chosen if o.input_line]
+            known = set(_keys(OmegaConf.to_container(compose("config", overrides=groups))))
+            extra = {f"data.mix.{field.name}" for field in dataclasses.fields(MixSettings)}
+            known |= extra if "data.mix" in known else set()
+            lines = []
+            for override in overrides:
+                key, line = override.key_or_group, override.input_line or ""
+                parent = ".".join(
+                    key.split(".")[:3]
+                )  # one of MixSettings' dictionaries, such as data.mix.drop
+                if override not in chosen and parent not in extra:
+                    _check_name(key, sorted(known), "setting")
+                lines.append("++" + line.lstrip("+") if parent in extra else line)
+            config = compose("config", overrides=lines)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    if needs_data and (missing := sorted(OmegaConf.missing_keys(config))):
+        raise UsageError(f"{missing[0]} is missing: add {missing[0]}=...")
+    return config
+
+
+def run_command(command: Callable[[DictConfig], Any], *, about: str | None, needs_data: bool = True) -> int:
+    """Run a command on the configuration of sys.argv; returns the exit code. A user's error is one line."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(about, f"\n\nConfigs are in {CONFIGS}; --config prints what a command line gives.")
+        return 0
+    try:
+        config = load_config([a for a in arguments if a != "--config"], needs_data=needs_data)
+        if "--config" in arguments:
+            print(OmegaConf.to_yaml(config))
+            return 0
+        command(config)
+    except (TfswaError, ValueError) as error:
+        say_error(str(error))
+        return error.exit_code if isinstance(error, TfswaError) else UsageError.exit_code
+    except KeyboardInterrupt:
+        say_error("interrupted; the same command goes on from the last checkpoint")
+        return 130
+    return 0
+
+
+def _check_name(name: str, known: list[str], kind: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        # A key of the right name at the wrong place is nearer than any spelling.
+        near = [key for key in known if key.split(".")[-1] == name.split(".")[-1]][:1] or near
+        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(sorted(known)[:12])}"
+        raise UsageError(f"unknown {kind} {name!r}: {hint}")
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")

@@ -1,0 +1,44 @@
+"""Plain folders of multitracks: one folder a song, and in it one file or one folder of files a stem.
+
+    FOLDER/<song>/vocals.wav
+    FOLDER/<song>/guitar/left.flac, right.flac      a stem that is the sum of its files, as in MoisesDB
+
+Stems may have any name; `mixture.*` is left out, since the mixture is the sum of the stems.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tfswa_sep.errors import InputError
+from tfswa_sep.evaluation.multitrack import AUDIO_SUFFIXES, MIXTURE
+from training.data.tracks import Track
+
+
+def find_tracks(root: Path) -> tuple[list[Track], tuple[str, ...]]:
+    """The songs in the folders of `root`, and the names of all their stems.
+
+    Raises InputError where there is none, and for two files of one stem.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder of songs")
+    tracks = []
+    for song in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        files: dict[str, tuple[Path, ...]] = {}
+        for path in sorted(song.iterdir()):
+            paths = tuple(sorted(filter(_is_audio, path.iterdir()))) if path.is_dir() else (path,)
+            stem = path.name if path.is_dir() else path.stem
+            if stem == MIXTURE or not paths or not all(map(_is_audio, paths)):
+                continue
+            if stem in files:
+                raise InputError(f"{path} and {files[stem][0].name} are the same stem: remove one")
+            files[stem] = paths
+        if files:
+            tracks.append(Track(song.name, files))
+    if not tracks:
+        raise InputError(f"no songs in {root}: expected folders with files such as vocals.wav and drums.flac")
+    return tracks, tuple(sorted({stem for track in tracks for stem in track.files}))
+
+
+def _is_audio(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")

@@ -1,0 +1,95 @@
+"""Several processes, one a GPU or, for tests, one a core; `torchrun` starts them (see CLUSTER.md)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+
+from tfswa_sep.errors import UsageError
+
+
+class Autocast(MixedPrecision):
+    """Mixed precision that leaves inputs alone: the masks multiply the mixture, which bf16 would round."""
+
+    def convert_input(self, data: Any) -> Any:
+        """As it is."""
+        return data
+
+
+class SyncedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the batches of all processes. torch's own, SyncBatchNorm, refuses the CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, d, f, t) -> (b, d, f, t)"""
+        if not self.training:
+            return super().forward(x)
+        count = x.numel() // x.shape[1] * distributed.get_world_size()
+        mean: Tensor = _mean_of_all(x.mean(dim=(0, 2, 3)))
+        centred = x - mean[:, None, None]
+        variance: Tensor = _mean_of_all(centred.square().mean(dim=(0, 2, 3)))
+        with torch.no_grad():
+            share = self.momentum or 0.0
+            self.running_mean.lerp_(mean, share)  # type: ignore[union-attr]
+            self.running_var.lerp_(variance * count / (count - 1), share)  # type: ignore[union-attr]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+def _mean_of_all(x: Tensor) -> Tensor:
+    return all_reduce(x) / distributed.get_world_size()  # type: ignore[no-any-return,no-untyped-call]
+
+
+def pick_precision(wanted: str) -> str:
+    """`auto` -> bf16 where the hardware multiplies it, else float32 (emulated bf16 is many times slower)."""
+    if wanted != "auto":
+        return wanted
+    fast = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if fast else "32-true"
+
+
+def launch(settings: Any) -> Fabric:
+    """The Fabric of a run. Raises UsageError for an unknown precision."""
+    precision = pick_precision(settings.precision)
+    cuda = settings.accelerator != "cpu" and torch.cuda.is_available()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
+    world = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_WORLD_SIZE" in os.environ else 1
+    if precision not in ("32-true", "bf16-mixed", "16-mixed"):
+        raise UsageError(
+            f"unknown training.precision {precision!r}: choose auto, 32-true, bf16-mixed, 16-mixed"
+        )
+    plugin: Precision = Precision()
+    if precision == "bf16-mixed":
+        plugin = Autocast("bf16-mixed", device="cuda" if cuda else "cpu")
+    elif precision == "16-mixed":
+        plugin = Autocast("16-mixed", device="cuda" if cuda else "cpu")
+    fabric = Fabric(
+        accelerator=settings.accelerator,
+        devices=here,
+        num_nodes=max(world // here, 1),
+        # Synchronised batch norms are alike in all processes: nothing to send.
+        strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
+        plugins=[plugin],
+    )
+    fabric.launch()
+    return fabric
+
+
+def synchronise_norms(model: nn.Module, fabric: Fabric) -> nn.Module:
+    """Let the batch norms of several processes count the whole batch; alone nothing changes."""
+    if fabric.world_size == 1:
+        return model
+    if fabric.device.type == "cuda":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return converted
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncedBatchNorm
+    return model

@@ -1,0 +1,191 @@
+"""A training run: what a checkpoint holds, and one step of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from tfswa_sep.model.config import PRESETS
+from tfswa_sep.model.transform import stft
+from tfswa_sep.model.unet import TfswaUNet
+from training import checkpoint, losses
+from training.checkpoint import Average
+from training.data.augment_batches import Augmentation, lowpass
+from training.data.batches import Batch, load_batches, open_data, seconds_of
+from training.optimizer import make_optimizer
+from training.parallel import launch, synchronise_norms
+from training.pretrain import MaskedSpectrogram
+from training.schedule import learning_rate, phases
+from training.validate import Validation
+
+
+class Run:
+    """Model, optimizer and data of a configuration, at the step where the last checkpoint left them."""
+
+    def __init__(self, config: DictConfig) -> None:
+        settings = self.settings = config.training
+        self.config, self.out = config, Path(config.out)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.fabric = launch(settings)
+        self.fabric.seed_everything(config.seed, verbose=False)
+        preset = PRESETS[config.model.preset]
+        with self.fabric.rank_zero_first():  # one process decodes the songs, the others find them
+            self.data = open_data(config.data, preset.stems, seed=config.seed)
+        consistent = preset.mixture_consistent and self.data.adds_up
+        self.shape = dataclasses.replace(preset, stems=self.data.targets, mixture_consistent=consistent)
+        self.matrix = self.data.matrix.to(self.fabric.device)
+        self.augment = Augmentation(config.data.get("augment"))
+        self.model = TfswaUNet(self.shape, checkpointing=config.model.checkpointing)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if settings.compile_masks:  # a minute once; their many small steps then cost a third (measured)
+            self.model.apply_masks = torch.compile(self.model.apply_masks)  # type: ignore[method-assign]
+            losses.spectral_terms = torch.compile(losses.spectral_terms)
+        self.masked = settings.objective == "masked"
+        if settings.objective not in ("separate", "masked"):
+            raise ValueError(f"unknown training.objective {settings.objective!r}: choose separate or masked")
+        trained: nn.Module = MaskedSpectrogram(self.model) if self.masked else self.model
+        trained = synchronise_norms(trained, self.fabric)
+        self.wrapped, self.optimizer = self.fabric.setup(trained, make_optimizer(trained, settings))
+        self.trained = self.wrapped.module
+        self.average = Average(self.model, settings.ema_decay)
+        self.done, self.seconds = 0, 0.0  # steps; spent before this process
+        self.best, self.stale = -math.inf, 0  # best score; validations since
+        self.said = ""  # about the warm start
+        self.out.mkdir(parents=True, exist_ok=True)
+        last = self.out / "last.ckpt"
+        if settings.resume and last.exists():
+            self._restore(checkpoint.read(last))
+        elif settings.warm_start:
+            self.said = checkpoint.warm_start(self.model, Path(settings.warm_start))
+            self.average = Average(self.model, settings.ema_decay)
+        self.begun = time.monotonic()
+
+    def _restore(self, stored: dict[str, Any]) -> None:
+        self.trained.load_state_dict(stored["model"])
+        self.average.state = {k: v.to(self.fabric.device) for k, v in stored["average"].items()}
+        self.optimizer.load_state_dict(stored["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(stored["precision"])
+        self.done, self.seconds = stored["step"], stored["seconds"]
+        self.best, self.stale = stored["best"], stored["stale"]
+
+    @property
+    def spent(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self.seconds + time.monotonic() - self.begun
+
+    def batches(self) -> Iterator[Batch]:
+        """This process's share of the batches of the steps that are left, on the device."""
+        share, device = self.settings.batch_size * self.settings.accumulate, self.fabric.device
+        for phase in phases(self.settings, start=self.done, seconds=seconds_of(self.config.data)):
+            for mixture, stems, known in load_batches(
+                self.data.draw(phase.seconds),
+                phase.steps,
+                count=share,
+                first=self.fabric.global_rank * share,
+                workers=self.settings.workers,
+            ):
+                batch = mixture.to(device), stems.to(device), known.to(device)
+                yield lowpass(batch, phase.highest) if phase.highest else batch
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Train on one batch. Returns the loss, its terms, and the gradient's norm before clipping.
+
+        The batch is taken in `accumulate` parts; the loss is the mean of theirs.
+        """
+        settings, totals = self.settings, dict[str, Tensor]()
+        rate = learning_rate(self.done, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.trained.zero_grad(set_to_none=True)
+        parts = list(zip(*(torch.split(tensor, settings.batch_size) for tensor in batch), strict=True))
+        for i, part in enumerate(parts):
+            with self.fabric.no_backward_sync(self.wrapped, enabled=i + 1 < len(parts)):
+                loss, terms = self._loss(part, generator=self._generator(i))
+                self.fabric.backward(loss / len(parts))
+            for name, value in {"loss": loss, **terms}.items():
+                totals[name] = totals.get(name, 0) + value.detach() / len(parts)
+        norm = self.fabric.clip_gradients(
+            self.wrapped, self.optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
+        )
+        assert norm is not None  # max_norm was given
+        means: Any = self.fabric.all_reduce(totals, reduce_op="mean")
+        numbers = {name: float(value) for name, value in {**means, "gradient_norm": norm}.items()}
+        # fp16's scaler must see infinite gradients too: it skips the step itself, and scales less.
+        if math.isfinite(numbers["gradient_norm"]) or getattr(self.fabric.strategy.precision, "scaler", None):
+            self.optimizer.step()
+        self.average.update(self.model, self.done)
+        self.done += 1
+        return {**numbers, "learning_rate": rate}
+
+    def _generator(self, part: int) -> torch.Generator:
+        """Randomness for a part of this step's batch: by seed, step, process and part alone."""
+        process = self.fabric.global_rank * self.settings.accumulate + part
+        words = (self.config.seed * 1_000_003 + self.done) * 1_009 + process
+        return torch.Generator().manual_seed(words)
+
+    def _loss(self, batch: Batch, *, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        mixture, stems, known = self.augment(batch, generator=generator)
+        transformed = stft(mixture)
+        if self.masked:
+            loss: Tensor = self.wrapped(transformed, generator)
+            return loss, {}
+        targets = torch.einsum("ks,bscn->bkcn", self.matrix, stems)
+        # A sum is known where all that is in it is.
+        known = 1 - ((1 - known) @ self.matrix.T).clamp(max=1)
+        spectrum = self.wrapped(transformed)
+        return losses.weigh_terms(spectrum, mixture, targets, known, weights=self.settings.loss)
+
+    def averaged(self) -> TfswaUNet:
+        """A network of the averaged weights, for scores."""
+        network = TfswaUNet(self.shape).to(self.fabric.device)
+        network.load_state_dict(self.average.state)
+        return network.eval()
+
+    def validation(self) -> Validation | None:
+        """The excerpts that are scored, if the configuration names songs for it."""
+        if self.masked or not self.data.valid:
+            return None
+        return Validation(
+            self.data.valid,
+            targets=self.data.targets,
+            matrix=self.data.matrix,
+            seconds=self.config.data.valid_seconds,
+        )
+
+    def judge(self, scores: dict[str, float]) -> bool:
+        """Whether these scores are the best so far; counts the validations that were not."""
+        better = scores.get("mean", -math.inf) > self.best
+        self.best = scores["mean"] if better else self.best
+        self.stale = 0 if better else self.stale + 1
+        return better
+
+    def save(self, scores: dict[str, float], *, best: bool) -> None:
+        """Write last.ckpt, and best.ckpt too if it is the `best`."""
+        if not self.fabric.is_global_zero:
+            return
+        state = {
+            "model": self.trained.state_dict(),
+            "average": self.average.state,
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "step": self.done,
+            "seconds": self.spent,
+            "best": self.best,
+            "stale": self.stale,
+            "scores": scores,
+            "shape": self.shape.to_json(),
+            "config": json.dumps(OmegaConf.to_container(self.config, resolve=True)),
+        }
+        checkpoint.save(self.out / "last.ckpt", state)
+        if best:
+            checkpoint.save(self.out / "best.ckpt", {k: v for k, v in state.items() if k != "optimizer"})
