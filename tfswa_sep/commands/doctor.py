@@ -12,7 +12,7 @@ from tfswa_sep.options import Debug, Json
 
 
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
-    """Check this installation: versions, backends, speed, folders, ffmpeg.
+    """Say what works on this machine, and how fast.
 
     It separates a clip of 5 seconds with every backend, and gives the exact line that installs what is
     missing. The exit code is 0 if separation works.

@@ -32,7 +32,7 @@ app = typer.Typer(
 
 @app.callback()
 def _evaluation() -> None:
-    """Score separated stems against the true ones; compare methods, by number and by ear."""
+    """Score stems against the true ones, by number and by ear."""
 
 
 @app.command("run")

@@ -25,7 +25,7 @@ Names = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Listed nam
 
 @app.callback()
 def _models() -> None:
-    """See what models there are, fetch them, check them and remove them."""
+    """Show, fetch, check and remove models."""
 
 
 @app.command("list")
