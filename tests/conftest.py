@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
+from tiny_model import TINY
+
+from tfswa_sep.model.config import PRESETS
 
 STEMS = ("vocals", "drums", "bass", "other")
 SHARES = (0.5, 0.25, 0.125, 0.125)  # of the mixture, a stem; they sum to one and are exact in binary
@@ -137,6 +140,17 @@ def onnx_model(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return build
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`small` is a tiny network, and what training sets in the process is put back."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setitem(PRESETS, "small", TINY)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def write_pools(folder: Path) -> Path:

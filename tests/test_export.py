@@ -14,31 +14,19 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
+from tiny_model import TINY  # noqa: E402
 from torch import nn  # noqa: E402
 
 import tfswa_sep  # noqa: E402
 from tfswa_sep.backends.onnx import OnnxBackend  # noqa: E402
 from tfswa_sep.backends.torch import TorchBackend, load_network  # noqa: E402
-from tfswa_sep.model.config import STEMS, Band, ModelConfig  # noqa: E402
+from tfswa_sep.model.config import STEMS, ModelConfig  # noqa: E402
 from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
 from training import export  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = Path(tfswa_sep.__file__).parent / "weights"
 RATE = 44_100
-
-# The transform of the product, and as little network as there can be behind it.
-TINY = ModelConfig(
-    bands=(Band(start=0, stop=128, stride=8), Band(start=128, stop=1024, stride=56)),
-    dims=(8, 16),
-    convs=(1, 1),
-    attentions=(0, 1),
-    heads=2,
-    window=(4, 4),
-    head_dim=8,
-    segment_samples=31 * 512,
-    margin_samples=1024,
-)
 
 REGISTRY = """\
 # a comment that stays

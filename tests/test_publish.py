@@ -19,27 +19,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
+from tiny_model import TINY  # noqa: E402
+
 from tfswa_sep.errors import InputError  # noqa: E402
-from tfswa_sep.model.config import STEMS, Band, ModelConfig  # noqa: E402
+from tfswa_sep.model.config import STEMS  # noqa: E402
 from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
 from tfswa_sep.registry import load_registry  # noqa: E402
 from training import publish  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMIT = "0123456789" * 4
-TINY = ModelConfig(
-    bands=(Band(start=0, stop=128, stride=8), Band(start=128, stop=1024, stride=56)),
-    dims=(8, 16),
-    convs=(1, 1),
-    attentions=(0, 1),
-    heads=2,
-    window=(4, 4),
-    head_dim=8,
-    segment_samples=31 * 512,
-    margin_samples=1024,
-)
-
-
 PUBLISH_AND_FETCH = """
 import sys
 from pathlib import Path

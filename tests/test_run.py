@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,6 @@ pytest.importorskip("lightning_fabric")
 from torch import Tensor, nn  # noqa: E402
 
 from tfswa_sep.errors import InputError, UsageError  # noqa: E402
-from tfswa_sep.model.config import PRESETS, Band, ModelConfig  # noqa: E402
 from training import checkpoint, learning_rate_finder, losses, train  # noqa: E402
 from training.configuration import load_config  # noqa: E402
 from training.pretrain import MaskedSpectrogram, hide  # noqa: E402
@@ -27,27 +25,6 @@ from training.run import Run  # noqa: E402
 from training.schedule import learning_rate, phases  # noqa: E402
 
 RATE = 44_100
-TINY = ModelConfig(
-    bands=(Band(start=0, stop=128, stride=8), Band(start=128, stop=1024, stride=56)),
-    dims=(8, 16),
-    convs=(1, 1),
-    attentions=(0, 1),
-    heads=2,
-    window=(4, 4),
-    head_dim=8,
-    segment_samples=31 * 512,
-    margin_samples=1024,
-)
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`small` is a tiny network, and what training sets in the process is put back."""
-    monkeypatch.setitem(PRESETS, "small", TINY)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

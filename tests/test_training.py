@@ -20,9 +20,10 @@ pytest.importorskip("hydra")
 pytest.importorskip("lightning_fabric")
 
 from omegaconf import DictConfig  # noqa: E402
+from tiny_model import TINY  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from tfswa_sep.model.config import PRESETS, STEMS, Band, ModelConfig  # noqa: E402
+from tfswa_sep.model.config import STEMS, ModelConfig  # noqa: E402
 from tfswa_sep.model.transform import stft  # noqa: E402
 from training import checkpoint, export, losses, run, train, validate  # noqa: E402
 from training.configuration import load_config  # noqa: E402
@@ -31,20 +32,6 @@ from training.schedule import learning_rate  # noqa: E402
 
 RATE = 44_100
 CHUNK = 0.3  # seconds
-
-# The transform of the product, and as little network as there can be behind it.
-TINY = ModelConfig(
-    bands=(Band(start=0, stop=128, stride=8), Band(start=128, stop=1024, stride=56)),
-    dims=(8, 16),
-    convs=(1, 1),
-    attentions=(0, 1),
-    heads=2,
-    window=(4, 4),
-    head_dim=8,
-    segment_samples=31 * 512,
-    margin_samples=1024,
-)
-
 
 # --- losses
 
@@ -181,16 +168,6 @@ def settings(pools: Path, out: Path, *overrides: str) -> DictConfig:
         "training.precision=32-true",
     ]
     return load_config([*fixed, *overrides])
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`small` is a tiny network, and what training sets in the process is put back."""
-    monkeypatch.setitem(PRESETS, "small", TINY)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def flatten(state: Any, prefix: str = "") -> dict[str, Any]:

@@ -88,7 +88,6 @@ class Work:
 
     def separate(self, song: PlannedSong, on_progress: Progress | None = None) -> Outcome:
         """Separate one song, unless that is done already. Raises what a song can fail with."""
-        from tfswa_sep.audio import check_file
         from tfswa_sep.stems import folder_of, target_paths
 
         began = time.perf_counter()
@@ -96,15 +95,9 @@ class Work:
         target_paths(song.path, (), out=out, extension="", template=name)  # a wrong template is told first
         record = manifest.manifest_path(out / folder_of(name, song.track), song.track)
         try:
-            check_file(song.path)  # a pipe would be waited for without end
-            work = manifest.describe_work(song.path, self.model, self.options)
-        except OSError as error:
-            raise InputError(f"{song.name} cannot be read: {error.strerror or error}") from None
-        except TfswaError as error:
-            raise type(error)(str(error).replace(str(song.path), song.name)) from None
-        if not self.overwrite and (result := manifest.finished_work(record, work)):
-            return Outcome(song, "skipped", result)
-        try:
+            work = self._describe(song)
+            if not self.overwrite and (result := manifest.finished_work(record, work)):
+                return Outcome(song, "skipped", result)
             written = self.separator.separate_file(
                 song.path,
                 out=out,
@@ -119,6 +112,16 @@ class Work:
         joined = [written.stem_file] if written.stem_file else []
         manifest.write_manifest(record, work, [*written.files.values(), *joined], result)
         return Outcome(song, "done", result, took=time.perf_counter() - began)
+
+    def _describe(self, song: PlannedSong) -> dict[str, Any]:
+        """What decides how the song's stems come out; see manifest.describe_work. Raises InputError."""
+        from tfswa_sep.audio import check_file
+
+        check_file(song.path)  # a pipe would be waited for without end
+        try:
+            return manifest.describe_work(song.path, self.model, self.options)
+        except OSError as error:
+            raise InputError(f"{song.path} cannot be read: {error.strerror or error}") from None
 
 
 def _describe(song: PlannedSong, written: SeparationResult) -> dict[str, Any]:

@@ -11,10 +11,11 @@ class SongsFirst(TyperGroup):
     """A group whose command may be left out: what begins with a song or an option for it means `separate`."""
 
     fallback = "separate"
+    alone = "--help"  # what is meant where nothing is said
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the fallback in front, unless a command or an option of this group stands there."""
-        args = args or ["--help"]
+        args = args or [self.alone]
         own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
         if args[0] not in self.commands and args[0].partition("=")[0] not in own:
             args = [self.fallback, *args]
@@ -24,18 +25,10 @@ class SongsFirst(TyperGroup):
 class RunFirst(SongsFirst):
     """A group of which `run` is meant where no other command is named."""
 
-    fallback = "run"
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the fallback in front, unless a command or an option of this group stands there."""
-        return super().parse_args(ctx, args or [self.fallback])
+    fallback = alone = "run"
 
 
 class ListFirst(SongsFirst):
     """A group of which `list` is meant where nothing is said."""
 
-    fallback = "list"
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the fallback in front, unless a command or an option of this group stands there."""
-        return super().parse_args(ctx, args or [self.fallback])
+    fallback = alone = "list"

@@ -6,7 +6,6 @@ work need not be done again; where a run was killed it is missing, or does not f
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tfswa_sep.errors import OutputError
-from tfswa_sep.registry import ModelInfo
+from tfswa_sep.registry import ModelInfo, digest
 from tfswa_sep.temporary import TemporaryFile
 
 _FORMAT = 1
@@ -28,10 +27,10 @@ def manifest_path(folder: Path, track: str) -> Path:
 
 def describe_work(song: Path, model: ModelInfo, options: Mapping[str, Any]) -> dict[str, Any]:
     """What decides how the stems come out. Raises OSError."""
-    hashes = {file.backend: file.sha256 or hash_file(Path(file.where)) for file in model.files}
+    hashes = {file.backend: file.sha256 or digest(Path(file.where)) for file in model.files}
     return {
         "format": _FORMAT,
-        "song": {"name": song.name, "sha256": hash_file(song)},
+        "song": {"name": song.name, "sha256": digest(song)},
         "model": {"name": model.name, "sha256": hashes},
         "options": dict(options),
     }
@@ -41,7 +40,7 @@ def write_manifest(
     path: Path, work: Mapping[str, Any], outputs: list[Path], result: Mapping[str, Any]
 ) -> None:
     """Record that `work` made `outputs`, with what else there is to tell as `result`. Raises OutputError."""
-    hashes = {os.path.relpath(output, path.parent): hash_file(output) for output in outputs}
+    hashes = {os.path.relpath(output, path.parent): digest(output) for output in outputs}
     document = {**work, "outputs": hashes, "result": result}
     try:
         temporary = TemporaryFile(path.parent)
@@ -64,7 +63,7 @@ def finished_work(path: Path, work: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     outputs = _outputs(path, document)
     try:
-        whole = outputs and all(hash_file(output) == digest for output, digest in outputs.items())
+        whole = outputs and all(digest(output) == known for output, known in outputs.items())
     except OSError:
         return None
     result = document.get("result")
@@ -74,12 +73,6 @@ def finished_work(path: Path, work: Mapping[str, Any]) -> dict[str, Any] | None:
 def outputs_in(folder: Path) -> set[Path]:
     """The stems that manifests in this folder tell of: they are no songs to separate."""
     return {output for path in folder.glob(f".*{_SUFFIX}") for output in _outputs(path, _read(path))}
-
-
-def hash_file(path: Path) -> str:
-    """A file's SHA-256. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:

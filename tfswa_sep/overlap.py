@@ -99,16 +99,19 @@ def _in_order(
 ) -> Iterator[tuple[_Batch, Samples]]:
     """Each batch with what `process` makes of it, in their order, while threads compute those that follow."""
     waiting: deque[tuple[_Batch, Future[Samples]]] = deque()
+
+    def finish() -> tuple[_Batch, Samples]:
+        batch, future = waiting.popleft()
+        return batch, future.result()
+
     with ThreadPoolExecutor(workers, thread_name_prefix="segment") as pool:
         try:
             for batch in batches:
                 waiting.append((batch, pool.submit(process, np.stack([segment for segment, _, _ in batch]))))
                 if len(waiting) > workers:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
+                    yield finish()
             while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
+                yield finish()
         finally:
             for _, future in waiting:
                 future.cancel()

@@ -121,8 +121,8 @@ class Separator:
         """Separate samples that come block by block, such as a recording under way; memory does not grow.
 
         blocks: (c, n) each, c 1 or 2 and the same for all, any n, at full scale +-1.  rate: Hz.
-        Yields blocks of stems, each stem (c, m), as soon as they can be known: the first after one segment of
-        the model (`backend.segment_samples`). In all they have as many samples as went in.
+        Yields blocks of stems, each stem (c, m): the first when `backend.workers + 1` segments of the model
+        have come in, since that many are computed side by side. In all they have as many samples as went in.
         Raises as `separate` does, when the block in question is reached.
         """
         names, mix = parse_stems(stems, self.stems)

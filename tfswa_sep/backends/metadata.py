@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfswa_sep.errors import ModelError
+from tfswa_sep.model.config import ModelConfig
 
 KEY = "tfswa_sep"
 FORMAT = 2  # 1 had the spectrogram's masks in the ONNX graph
@@ -71,6 +72,12 @@ def parse_metadata(text: str | None, *, file: str) -> ModelMetadata:
             f"{file} is damaged or no model of tfswa-sep: its metadata is wrong ({reason})"
         ) from None
     return metadata
+
+
+def contradicts(metadata: ModelMetadata, config: ModelConfig) -> bool:
+    """Whether a file says one thing of itself and another of its network."""
+    same = ("stems", "channels", "sample_rate", "n_fft", "hop")
+    return any(getattr(config, field) != getattr(metadata, field) for field in same)
 
 
 def _whole(fields: dict[str, Any], key: str, least: int, most: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from tfswa_sep.backends.metadata import KEY, ModelMetadata, parse_metadata
+from tfswa_sep.backends.metadata import KEY, ModelMetadata, contradicts, parse_metadata
 from tfswa_sep.errors import DeviceError, ModelError
 from tfswa_sep.masks import band_features, masked_frames
 from tfswa_sep.model.config import ModelConfig
@@ -100,19 +100,17 @@ class OnnxBackend:
             config = ModelConfig.from_json(self.metadata.config)
         except ValueError as error:
             raise ModelError(f"{self._path} is damaged: {error}") from None
-        told = self.metadata
-        if (config.n_fft, config.hop, config.channels) != (told.n_fft, told.hop, told.channels) or tuple(
-            config.stems
-        ) != told.stems:
+        if contradicts(self.metadata, config):
             raise ModelError(f"{self._path} is damaged: its metadata contradicts itself")
         return config
 
     def _check_shapes(self) -> None:
         """Compare the graph with its metadata; a name or size that is not fixed ("batch") fits anything."""
         config, t = self._config, self.segment_samples // self.metadata.hop + 1
-        parts = config.channels * (2 if config.features == "complex" else 1)
         inputs = [(None, config.feature_count, band.stop - band.start, t) for band in config.bands]
-        outputs = [(None, len(self.stems) * parts * band.stride, band.tokens, t) for band in config.bands]
+        outputs = [
+            (None, len(self.stems) * config.mask_parts * band.stride, band.tokens, t) for band in config.bands
+        ]
         for kind, arguments, shapes in (
             ("features", self._session.get_inputs(), inputs),
             ("masks", self._session.get_outputs(), outputs),

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from tfswa_sep.backends.metadata import KEY, ModelMetadata, parse_metadata
+from tfswa_sep.backends.metadata import KEY, ModelMetadata, contradicts, parse_metadata
 from tfswa_sep.errors import DeviceError, ModelError
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.transform import istft, stft
@@ -101,8 +101,7 @@ def load_network(path: Path) -> tuple[TfswaUNet, ModelMetadata]:
 
 def _fits(config: ModelConfig, metadata: ModelMetadata, shapes: dict[str, tuple[int, ...]]) -> bool:
     """Whether weights of these shapes are those of the network that a file describes."""
-    same = ("stems", "channels", "sample_rate", "n_fft", "hop")
-    if any(getattr(config, field) != getattr(metadata, field) for field in same):
+    if contradicts(metadata, config):
         return False
     layers = sum(config.convs) + sum(config.attentions) + len(config.dims) + len(config.bands)
     if layers > len(shapes):  # each has a weight at least

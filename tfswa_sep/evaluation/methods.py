@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,7 +75,9 @@ class ModelMethod:
             raise UsageError(f"the model separates {unknown[0]}; only {', '.join(STEMS)} can be scored")
         self._stems = [*loaded.stems, *([ACCOMPANIMENT] if VOCALS in loaded.stems else [])]
         self._sha256 = (
-            _sha256(registry.fetch(info, loaded.name)) if isinstance(info, registry.ModelInfo) else None
+            registry.digest(registry.fetch(info, loaded.name))
+            if isinstance(info, registry.ModelInfo)
+            else None
         )
         self._name = info.name
 
@@ -219,8 +220,3 @@ class OracleBaseline:
             stem: istft((spectrum * mask).astype(np.complex64), length=mixture.shape[1])
             for stem, mask in masks.items()
         }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -72,6 +72,11 @@ class ModelConfig:
         return 3 * self.channels + (2 if self.channels == 2 else 0)
 
     @property
+    def mask_parts(self) -> int:
+        """Values of a bin in one stem's mask: real and imaginary parts of every channel, or gains."""
+        return self.channels * (2 if self.features == "complex" else 1)
+
+    @property
     def bins(self) -> int:
         """Bins that the network works on: all but Nyquist's."""
         return self.n_fft // 2

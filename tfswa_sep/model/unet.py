@@ -128,7 +128,6 @@ class TfswaUNet(nn.Module):
         super().__init__()
         config.check()
         self.config, self.checkpointing = config, checkpointing
-        self.mask_parts = config.channels * (2 if config.features == "complex" else 1)
         dims, last = config.dims, len(config.dims) - 1
         self.stem = (BandStem if config.stem == "bands" else StackStem)(config, config.feature_count)
 
@@ -149,7 +148,7 @@ class TfswaUNet(nn.Module):
             for i in range(last)
         )
         self.up = nn.ModuleList(Upsample(dims[i + 1], dims[i]) for i in range(last))
-        self.heads = nn.ModuleList(StemHead(config, self.mask_parts) for _ in config.stems)
+        self.heads = nn.ModuleList(StemHead(config, config.mask_parts) for _ in config.stems)
 
     def forward(self, mixture: Tensor) -> Tensor:
         """The spectrum of every stem.

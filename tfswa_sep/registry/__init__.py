@@ -20,13 +20,13 @@ from pathlib import Path
 from tfswa_sep.errors import ModelError, UsageError
 from tfswa_sep.registry import addresses, download
 from tfswa_sep.registry.folders import cache_folder, config_folder, hub_cache_folder
-from tfswa_sep.registry.integrity import SUFFIXES, damage, wrong_head
+from tfswa_sep.registry.integrity import SUFFIXES, damage, digest, wrong_head
 from tfswa_sep.registry.models_toml import BUNDLED, ModelFile, ModelInfo, read_models, unlisted_model
 
 __all__ = [
     "SUFFIXES", "WEIGHTS", "ModelFile", "ModelInfo", "cache_folder", "config_folder", "default_model",
-    "describe", "fetch", "find_model", "hub_cache_folder", "known_models", "load_registry", "local_path",
-    "problem_of", "remove",
+    "describe", "digest", "fetch", "find_model", "hub_cache_folder", "known_models", "load_registry",
+    "local_path", "problem_of", "remove",
 ]  # fmt: skip
 
 PACKAGE = Path(__file__).resolve().parent.parent

@@ -13,13 +13,7 @@ def cache_folder() -> Path:
     """Where downloads are kept: TFSWA_CACHE, else tfswa-sep in the platform's folder for caches."""
     if chosen := os.environ.get("TFSWA_CACHE"):
         return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "tfswa-sep"
+    return _of_platform(mac="Caches", windows=("LOCALAPPDATA", "Local"), others=("XDG_CACHE_HOME", ".cache"))
 
 
 def hub_cache_folder() -> Path:
@@ -35,15 +29,22 @@ def config_folder() -> Path:
     """Where the user's models.toml and pins are: TFSWA_CONFIG, else tfswa-sep in the folder for settings."""
     if chosen := os.environ.get("TFSWA_CONFIG"):
         return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
-    else:
-        base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return base / "tfswa-sep"
+    return _of_platform(
+        mac="Application Support", windows=("APPDATA", "Roaming"), others=("XDG_CONFIG_HOME", ".config")
+    )
 
 
 def is_offline() -> bool:
     """Whether the network is forbidden: --offline sets HF_HUB_OFFLINE, as the user's environment may."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in _YES
+
+
+def _of_platform(*, mac: str, windows: tuple[str, str], others: tuple[str, str]) -> Path:
+    """tfswa-sep in the platform's folder: an environment variable that names it, and where it is without."""
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / mac
+    elif sys.platform == "win32":
+        base = Path(os.environ.get(windows[0]) or Path.home() / "AppData" / windows[1])
+    else:
+        base = Path(os.environ.get(others[0]) or Path.home() / others[1])
+    return base / "tfswa-sep"

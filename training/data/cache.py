@@ -9,7 +9,6 @@ their place and renamed, the array first, so that a build that was killed goes o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa_sep.registry import digest
 from training.data.tracks import SAMPLE_RATE, Track, decode
 from training.progress import progress_bar
 
@@ -86,7 +86,7 @@ def _is_whole(track: Track, stems: tuple[str, ...], folder: Path) -> bool:
     try:
         known = json.loads((folder / f"{track.name}.json").read_text())
         same = all(known[key] == value for key, value in _origin(track, stems).items())
-        return same and known["sha256"] == _sha256(folder / f"{track.name}.npy")
+        return same and known["sha256"] == digest(folder / f"{track.name}.npy")
     except (OSError, ValueError, KeyError):
         return False
 
@@ -105,7 +105,7 @@ def _build(track: Track, stems: tuple[str, ...], folder: Path) -> None:
     with _written_whole(folder / f"{track.name}.npy") as temporary, temporary.open("wb") as stream:
         np.save(stream, samples)
     flags = ["".join("1" if on else "0" for on in stem) for stem in _activity(samples).T]
-    known = {**origin, "sha256": _sha256(folder / f"{track.name}.npy"), "active": flags}
+    known = {**origin, "sha256": digest(folder / f"{track.name}.npy"), "active": flags}
     with _written_whole(folder / f"{track.name}.json") as temporary:
         temporary.write_text(json.dumps(known))
 
@@ -117,11 +117,6 @@ def _activity(samples: NDArray[np.int16]) -> NDArray[np.bool_]:
     powers = np.array([np.square(block).sum(axis=(0, 2)) / max(2 * len(block), 1) for block in blocks])
     active: NDArray[np.bool_] = np.sqrt(powers) > SILENT
     return active
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from training.data import augment, voices
 from training.data.augment import Filters, active_rms, db
@@ -269,13 +268,3 @@ class Mixer:
     def _response(self, master: _Master, gains: NDArray[np.float64]) -> Tensor:
         response = self.filters.equalizer(gains)
         return response if master.highest == np.inf else response * self.filters.low_pass(master.highest)
-
-
-class MixDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Batches by step, for a DataLoader whose sampler counts steps."""
-
-    def __init__(self, mixer: Mixer, *, batch_size: int) -> None:
-        self.mixer, self.batch_size = mixer, batch_size
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        return self.mixer.batch(step, self.batch_size)
