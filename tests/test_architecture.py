@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "terminal": {"errors"},
     "command_groups": set[str](),
     "options": set[str](),
-    "registry": {"errors"},
+    "processor": set[str](),
+    "registry": {"errors", "processor"},
     "manifest": {"errors", "registry", "temporary"},
     "inputs": {"errors", "manifest"},
     "audio": {"errors", "ffmpeg", "mp3", "ogg", "resample"},
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     "stem_file": {"errors", "ffmpeg"},
     "stem_writer": {"errors", "audio", "encode", "formats", "resample", "stem_file", "temporary"},
     "masks": {"model"},
-    "backends": {"errors", "masks", "spectrogram", "model"},
+    "backends": {"errors", "masks", "processor", "spectrogram", "model"},
     "arrays": {"errors", "audio", "formats", "resample", "stem_writer"},
     "song_files": {
         "errors", "audio", "backends", "formats", "resample", "stem_file", "stem_writer", "stems", "tags",
@@ -67,7 +68,7 @@ MAY_IMPORT = {
 # modules that load at `tfswa-sep --help`: what they import at the top must be light
 AT_THE_DOOR = {
     "__init__", "__main__", "batch", "cli", "command_groups", "commands", "doctor", "errors", "inputs",
-    "jobs", "manifest", "options", "registry", "temporary", "terminal",
+    "jobs", "manifest", "options", "processor", "registry", "temporary", "terminal",
 }  # fmt: skip
 HEAVY = {
     "numpy",

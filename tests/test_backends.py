@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tfswa_sep import backends
+from tfswa_sep import backends, processor
 from tfswa_sep.backends import load_backend
 from tfswa_sep.backends.metadata import parse_metadata
-from tfswa_sep.backends.onnx import OnnxBackend, count_cores
+from tfswa_sep.backends.onnx import OnnxBackend
 from tfswa_sep.errors import DeviceError, ModelError, UsageError
 
 Noise = Callable[..., NDArray[np.float32]]
@@ -215,4 +215,4 @@ def test_choosing_onnx_imports_no_torch(onnx_model: Build) -> None:
 
 
 def test_cores_are_counted() -> None:
-    assert 0 <= count_cores() <= 4096
+    assert 0 <= processor.count_cores() <= 4096

@@ -66,6 +66,7 @@ class Work:
     model: ModelInfo
     backend: str
     device: str
+    precision: str
     threads: int | None
     out: Path
     overwrite: bool | None  # None: what is finished is left alone, anything else replaced
@@ -82,7 +83,13 @@ class Work:
             from tfswa_sep.separator import Separator
 
             self.loaded.append(
-                Separator(self.model, backend=self.backend, device=self.device, threads=self.threads)
+                Separator(
+                    self.model,
+                    backend=self.backend,
+                    device=self.device,
+                    precision=self.precision,
+                    threads=self.threads,
+                )
             )
         return self.loaded[0]
 

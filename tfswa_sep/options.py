@@ -27,6 +27,10 @@ BackendName = Annotated[
     Literal["auto", "onnx", "torch"],
     typer.Option(help="What computes; auto takes the fastest that is there."),
 ]
+Precision = Annotated[
+    Literal["fp32", "int8", "auto"],
+    typer.Option(help="int8 is smaller, and faster where the processor has instructions for it (auto)."),
+]
 Device = Annotated[
     str, typer.Option(metavar="DEVICE", help="Where: auto, cpu, cuda (or cuda:1, ...) or mps.")
 ]

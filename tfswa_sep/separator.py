@@ -32,6 +32,7 @@ class Separator:
     model: a registered name, an hf:// or https:// address, a model file's path, a ModelInfo, a loaded
     Backend, or None for the default.
     backend: "auto", "onnx" or "torch".  device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+    precision: "fp32", "int8" or "auto"; see registry.with_precision.
     threads: CPU threads, None for one a physical core.  batch_size: segments computed at once (helps GPUs).
     """
 
@@ -41,11 +42,12 @@ class Separator:
         *,
         backend: str = "auto",
         device: str = "auto",
+        precision: str = "fp32",
         threads: int | None = None,
         batch_size: int = 1,
     ) -> None:
         self._model = model
-        self._choice = (backend, device, threads)
+        self._choice = (backend, device, precision, threads)
         self._batch_size = batch_size
         self._lock = threading.Lock()
         self._loaded: Backend | None = None
@@ -75,7 +77,7 @@ class Separator:
         return self.backend.stems
 
     def _load(self) -> tuple[str, Backend]:
-        backend, device, threads = self._choice
+        backend, device, precision, threads = self._choice
         if self._model is None:
             info = registry.default_model()
         elif isinstance(self._model, (str, Path)):
@@ -84,6 +86,7 @@ class Separator:
             info = self._model
         else:
             return self._model.name, self._model
+        info = registry.with_precision(info, precision)
         return info.name, load_backend(info, registry.fetch, backend=backend, device=device, threads=threads)
 
     def separate(
@@ -176,6 +179,7 @@ def separate_file(
     model: str | Path | registry.ModelInfo | Backend | Separator | None = None,
     backend: str = "auto",
     device: str = "auto",
+    precision: str = "fp32",
     threads: int | None = None,
     on_progress: Progress | None = None,
     **options: Unpack[FileOptions],
@@ -185,7 +189,7 @@ def separate_file(
     For several songs give one Separator as the model: it is loaded once.
     """
     if not isinstance(model, Separator):
-        model = Separator(model, backend=backend, device=device, threads=threads)
+        model = Separator(model, backend=backend, device=device, precision=precision, threads=threads)
     return model.separate_file(path, on_progress=on_progress, **options)
 
 
@@ -194,7 +198,8 @@ def load_model(
     *,
     backend: str = "auto",
     device: str = "auto",
+    precision: str = "fp32",
     threads: int | None = None,
 ) -> Backend:
     """The loaded network itself: segments (b, c, n) to stems (b, s, c, n); see backends.Backend."""
-    return Separator(model, backend=backend, device=device, threads=threads).backend
+    return Separator(model, backend=backend, device=device, precision=precision, threads=threads).backend

@@ -5,7 +5,6 @@ Axis letters: b batch, s stem of the model, k stem asked for, c channel, n sampl
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from tfswa_sep.backends.metadata import KEY, ModelMetadata, contradicts, parse_m
 from tfswa_sep.errors import DeviceError, ModelError
 from tfswa_sep.masks import band_features, masked_frames
 from tfswa_sep.model.config import ModelConfig
+from tfswa_sep.processor import count_cores
 from tfswa_sep.spectrogram import add_frames, stft
 
 MOST_WORKERS = 4  # segments computed at once: each holds about 100 MB
@@ -138,25 +138,6 @@ class OnnxBackend:
                 raise ModelError(
                     f"{self._path} does not fit its own metadata: expected {expected}, found {found}"
                 )
-
-
-def count_cores() -> int:
-    """Physical cores that this process may use; 0, ONNX Runtime's own choice, where that is unknown."""
-    if not hasattr(os, "sched_getaffinity"):
-        return 0
-    siblings = set()
-    for processor in os.sched_getaffinity(0):
-        topology = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
-        try:
-            siblings.add(topology.read_text().strip())
-        except OSError:
-            siblings.add(str(processor))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # what a container is granted
-        granted = max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        granted = len(siblings)
-    return min(len(siblings), granted)
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ import typer
 
 from tfswa_sep.command_groups import RunFirst
 from tfswa_sep.errors import OutputError, UsageError
-from tfswa_sep.options import BackendName, Debug, Device, Json, Offline, Quiet, Threads
+from tfswa_sep.options import BackendName, Debug, Device, Json, Offline, Precision, Quiet, Threads
 
 if TYPE_CHECKING:
     from tfswa_sep.evaluation.methods import Method
@@ -84,6 +84,7 @@ def evaluate(
     ] = False,
     backend: BackendName = "auto",
     device: Device = "auto",
+    precision: Precision = "fp32",
     threads: Threads = None,
     offline: Offline = False,
     quiet: Quiet = False,
@@ -108,7 +109,15 @@ def evaluate(
 
     name, songs = _songs(data, musdb, subset)
     methods = _methods(
-        model, estimates, baselines, songs, out=out, backend=backend, device=device, threads=threads
+        model,
+        estimates,
+        baselines,
+        songs,
+        out=out,
+        backend=backend,
+        device=device,
+        precision=precision,
+        threads=threads,
     )
     files = ([record] if record else []) + ([report / "results.json"] if report else [])
     earlier = next((read_evaluation(file) for file in files if resume and file.exists()), None)

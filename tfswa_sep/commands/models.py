@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,10 +12,10 @@ import typer
 
 from tfswa_sep.command_groups import ListFirst
 from tfswa_sep.errors import ModelError
-from tfswa_sep.options import Debug, Json, Offline
+from tfswa_sep.options import Debug, Json, Offline, Precision
 
 if TYPE_CHECKING:
-    from tfswa_sep.registry import ModelInfo
+    from tfswa_sep.registry import ModelFile, ModelInfo
 
 app = typer.Typer(cls=ListFirst, rich_markup_mode=None)
 
@@ -47,13 +47,13 @@ def show_model(name: Name, offline: Offline = False, as_json: Json = False, debu
     from tfswa_sep import registry
 
     model = registry.find_model(name)
-    files = [_state(model, file.backend) for file in model.files]
+    files = [_state(file) for file in model.files]
     if as_json:
         print(json.dumps({**asdict(model), "files": files}, indent=2))
         return
     _print_model(model)
     for file in files:
-        print(f"\n  {file['backend']}: {file['state']}")
+        print(f"\n  {_kind(file)}: {file['state']}")
         for label in ("where", "path", "sha256"):
             if file[label]:
                 print(f"    {label:<7} {file[label]}")
@@ -63,13 +63,14 @@ def show_model(name: Name, offline: Offline = False, as_json: Json = False, debu
 def model_path(
     name: Name,
     backend: Annotated[Literal["onnx", "torch"], typer.Option(help="Which of the model's files.")] = "onnx",
+    precision: Precision = "fp32",
     offline: Offline = False,
     debug: Debug = False,
 ) -> None:
     """Print where a model's file lies, fetched and checked."""
     from tfswa_sep import registry
 
-    print(registry.fetch(registry.find_model(name), backend))
+    print(registry.fetch(registry.with_precision(registry.find_model(name), precision), backend))
 
 
 @app.command("pull")
@@ -87,13 +88,16 @@ def pull_models(
     pulled = []
     for name in names:
         model = registry.find_model(name)
-        wanted = [file.backend for file in model.files] if backend == "all" else [backend]
-        for each in wanted:
-            registry.fetch(model, each)
-            model = registry.find_model(name)  # an address has its hash on record now
-            pulled.append({"model": model.name, **_state(model, each)})
-            if not as_json:
-                print(f"{pulled[-1]['path']}\n  {each}, sha256 {pulled[-1]['sha256']}", flush=True)
+        if backend not in ("all", *(file.backend for file in model.files)):
+            registry.fetch(model, backend)  # says what there is
+        for i, file in enumerate(model.files):
+            if backend in ("all", file.backend):
+                registry.fetch(replace(model, files=(file,)), file.backend)
+                known = registry.find_model(name).files[i]  # an address has its hash on record now
+                pulled.append({"model": model.name, **_state(known)})
+                if not as_json:
+                    told = f"{_kind(pulled[-1])}, sha256 {pulled[-1]['sha256']}"
+                    print(f"{pulled[-1]['path']}\n  {told}", flush=True)
     if as_json:
         print(json.dumps({"files": pulled}, indent=2))
 
@@ -113,12 +117,12 @@ def verify_models(
     from tfswa_sep import registry
 
     models = [registry.find_model(name) for name in names] if names else registry.known_models()
-    files = [{"model": model.name, **_state(model, file.backend)} for model in models for file in model.files]
+    files = [{"model": model.name, **_state(file)} for model in models for file in model.files]
     if as_json:
         print(json.dumps({"files": files}, indent=2))
     else:
         for file in files:
-            print(f"{file['model']}, {file['backend']}: {file['state']}", flush=True)
+            print(f"{file['model']}, {_kind(file)}: {file['state']}", flush=True)
     if damaged := [file["path"] for file in files if file["damaged"]]:
         raise ModelError(f"damaged: {', '.join(damaged)} (fetch again: tfswa-sep models pull)")
 
@@ -136,11 +140,14 @@ def remove_models(names: Names, debug: Debug = False) -> None:
         print("\n".join(map(str, removed)) or f"{name}: nothing was kept")
 
 
-def _state(model: ModelInfo, backend: str) -> dict[str, Any]:
+def _kind(file: dict[str, Any]) -> str:
+    return f"{file['backend']} {file['precision']}".strip()
+
+
+def _state(file: ModelFile) -> dict[str, Any]:
     """A model's file as an object for JSON, with what is known of it on this machine."""
     from tfswa_sep import registry
 
-    (file,) = (file for file in model.files if file.backend == backend)
     path: Path = registry.local_path(file)
     problem = registry.problem_of(file) if path.exists() else None
     here = "not here yet" if not path.exists() else f"damaged: it {problem}" if problem else "here, and whole"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tfswa_sep.errors import BatchError, UsageError
-from tfswa_sep.options import BackendName, Debug, Device, Model, Offline, Quiet, Threads
+from tfswa_sep.options import BackendName, Debug, Device, Model, Offline, Precision, Quiet, Threads
 from tfswa_sep.terminal import progress_bars
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def separate(
     model: Model = None,
     backend: BackendName = "auto",
     device: Device = "auto",
+    precision: Precision = "fp32",
     threads: Threads = None,
     offline: Offline = False,
     as_json: Annotated[
@@ -106,6 +107,7 @@ def separate(
 
     commands = list(getattr(context.parent and context.parent.command, "commands", ()))
     info = registry.find_model(model) if model else registry.default_model()
+    info = registry.with_precision(info, precision)
     # Damage is told before anything heavy loads; a download waits until the backend is chosen.
     sure = [f.backend for f in info.files if len(info.files) == 1 or f.where.startswith("bundled:")]
     for needed in sure if backend == "auto" else [backend]:
@@ -119,6 +121,7 @@ def separate(
         model=info,
         backend=backend,
         device=device,
+        precision=precision,
         threads=threads or jobs.threads_each(min(at_once, len(planned))),
         out=out,
         overwrite=overwrite,

@@ -63,12 +63,17 @@ class ModelMethod:
         *,
         backend: str = "auto",
         device: str = "auto",
+        precision: str = "fp32",
         threads: int | None = None,
         out: Path | None = None,
     ) -> None:
         """`out`: keep the stems there, as <song>/<stem>.wav."""
         info = registry.find_model(model) if isinstance(model, str | Path) else model
-        self._separator = Separator(info, backend=backend, device=device, threads=threads)
+        if isinstance(info, registry.ModelInfo):
+            info = registry.with_precision(info, precision)
+        self._separator = Separator(
+            info, backend=backend, device=device, precision=precision, threads=threads
+        )
         self._threads, self._out = threads, out
         loaded = self._separator.backend
         if unknown := [stem for stem in loaded.stems if stem not in STEMS]:

@@ -18,15 +18,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from tfswa_sep.errors import ModelError, UsageError
+from tfswa_sep.processor import multiplies_bytes
 from tfswa_sep.registry import addresses, download
 from tfswa_sep.registry.folders import cache_folder, config_folder, hub_cache_folder
 from tfswa_sep.registry.integrity import SUFFIXES, damage, digest, wrong_head
-from tfswa_sep.registry.models_toml import BUNDLED, ModelFile, ModelInfo, read_models, unlisted_model
+from tfswa_sep.registry.models_toml import (
+    BUNDLED,
+    PRECISIONS,
+    ModelFile,
+    ModelInfo,
+    read_models,
+    unlisted_model,
+)
 
 __all__ = [
     "SUFFIXES", "WEIGHTS", "ModelFile", "ModelInfo", "cache_folder", "config_folder", "default_model",
     "describe", "digest", "fetch", "find_model", "hub_cache_folder", "known_models", "load_registry",
-    "local_path", "problem_of", "remove",
+    "local_path", "problem_of", "remove", "with_precision",
 ]  # fmt: skip
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -81,6 +89,24 @@ def known_models() -> list[ModelInfo]:
 def default_model() -> ModelInfo:
     """The model that is taken when nobody names one."""
     return next(iter(load_registry().values()))
+
+
+def with_precision(info: ModelInfo, precision: str) -> ModelInfo:
+    """The model with those of its files alone that compute in `precision`.
+
+    precision: "fp32", "int8", or "auto": int8 where there is such a file and the processor is made for it.
+    A file whose precision nobody recorded is taken for whatever was asked for.
+    Raises UsageError for another precision, ModelError for one that the model has no file for.
+    """
+    if precision not in ("auto", *PRECISIONS):
+        raise UsageError(f"unknown precision {precision!r}: choose from auto, {', '.join(PRECISIONS)}")
+    offered = {file.precision for file in info.files}
+    if precision == "auto":
+        precision = "int8" if "int8" in offered and multiplies_bytes() else "fp32"
+    files = tuple(file for file in info.files if file.precision in ("", precision))
+    if not files:
+        raise ModelError(f"model {info.name!r} has no {precision} file: use --precision {min(offered)}")
+    return replace(info, files=files)
 
 
 def fetch(info: ModelInfo, backend: str) -> Path:
@@ -141,7 +167,8 @@ def describe(model: ModelInfo) -> list[tuple[str, str]]:
     """(label, text) lines for a person; what is not known is left out."""
     size = (f"{file.bytes / 1e6:.1f} MB" if file.bytes else "size unknown" for file in model.files)
     files = (
-        f"{f.backend}, {mb}, {f.where.partition(':')[0]}" for f, mb in zip(model.files, size, strict=True)
+        f"{f.backend} {f.precision}, {mb}, {f.where.partition(':')[0]}"
+        for f, mb in zip(model.files, size, strict=True)
     )
     channels = "stereo" if model.channels == 2 else f"{model.channels} channels"
     lines = [

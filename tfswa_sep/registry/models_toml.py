@@ -28,6 +28,7 @@ BUNDLED = re.compile(r"bundled:(?P<file>[A-Za-z0-9_][A-Za-z0-9._-]*)")
 _REQUIRED_KEYS = {"summary", "stems", "sample_rate", "channels", "license", "training_data", "files"}
 _OPTIONAL_KEYS = {"default", "scores"}
 _FILE_KEYS = {"backend", "where", "sha256", "bytes"}
+PRECISIONS = ("fp32", "int8")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_BYTES = 1 << 20  # of a models.toml
 _LARGEST = 1 << 53  # whole number that JSON can say everywhere
@@ -41,6 +42,7 @@ class ModelFile:
     where: str  # see the head of this module
     sha256: str  # 64 hexadecimal digits; "" for a file of the user's own, which nobody recorded
     bytes: int  # 0 where the size is not known yet
+    precision: str = ""  # one of PRECISIONS, in which it computes; "" for a file that nobody recorded
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,12 @@ def is_allowed_url(url: str) -> bool:
 
 def parse_file(table: Any, owner: str, folder: Path) -> ModelFile:
     """One [[models.NAME.files]]. folder: where its relative path starts.  Raises ModelError."""
-    _check_keys(table, _FILE_KEYS, f"{owner}: a file")
+    _check_keys(table, _FILE_KEYS, f"{owner}: a file", optional={"precision"})
     backend, where = (_typed(table, key, str, owner) for key in ("backend", "where"))
     sha256, size = _typed(table, "sha256", str, owner), _typed(table, "bytes", int, owner)
+    precision = _typed({"precision": table.get("precision", "fp32")}, "precision", str, owner)
+    if precision not in PRECISIONS:
+        raise ModelError(f"{owner}: unknown precision {precision!r}")
     if backend not in SUFFIXES.values():
         raise ModelError(f"{owner}: unknown backend {backend!r}")
     if not re.fullmatch(r"[0-9a-f]{64}", sha256) or size <= 0:
@@ -124,7 +129,7 @@ def parse_file(table: Any, owner: str, folder: Path) -> ModelFile:
         raise ModelError(f"{owner}: {where!r} must not name a server's share")
     if "://" not in where and not where.startswith("bundled:"):
         where = str(folder / where)
-    return ModelFile(backend=backend, where=where, sha256=sha256, bytes=size)
+    return ModelFile(backend=backend, where=where, sha256=sha256, bytes=size, precision=precision)
 
 
 def suffix_of(where: str) -> str:
