@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("soxr")
 
+import soundfile
 import torch
 
-from training.data import catalogue, pseudo_stems
+from training.data import catalogue, find_voices, pseudo_stems
 from training.data.pseudo_stems import FRAME, hearing, stretches, sung_frames
 from training.data.teacher import FOLDER, WEIGHTS, WIDTHS, Teacher, UNet, _our_name, weight_files
 
@@ -98,3 +99,23 @@ def test_music_with_a_voice_in_it_is_no_accompaniment(
     (tmp_path / "debian_music.tsv").write_text("package\tlicence\ngame\tGPL-2\n")
     (source,) = catalogue.music_sources(tmp_path, package.parent)
     assert [Path(f).name for f in source.files] == ["played.ogg"]
+
+
+def test_a_scan_suspects_what_is_both_loud_and_clear(tmp_path: Path) -> None:
+    table = tmp_path / "scan.tsv"
+    for row in (("a", "1.ogg", "60", "0.400", "0.95"), ("a", "2.ogg", "60", "0.400", "0.50")):
+        find_voices.append(table, find_voices.SCAN_COLUMNS, row)
+    find_voices.append(table, find_voices.SCAN_COLUMNS, ("b", "3.ogg", "60", "0.010", "0.95"))
+    assert [row["file"] for row in find_voices.suspects(find_voices.rows_of(table))] == ["1.ogg"]
+
+
+def test_excerpts_are_short_and_of_two_channels(tmp_path: Path) -> None:
+    path = tmp_path / "music.wav"
+    soundfile.write(path, noise(32, 0.1, seed=0)[:, :1], 44100)
+    seconds, parts = find_voices.excerpts(str(path))
+    assert seconds == 32
+    assert [part.shape for part in parts] == [(find_voices.EXCERPT, 2)] * 2
+    soundfile.write(path, noise(8, 0.1, seed=0), 44100)
+    assert find_voices.excerpts(str(path)) == (8, [])
+    path.write_bytes(b"no music")
+    assert find_voices.excerpts(str(path)) == (0, [])

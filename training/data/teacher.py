@@ -106,9 +106,15 @@ class Teacher:
 
     def vocals(self, audio: Audio) -> Audio:
         """(n, 2) float32 at 44.1 kHz -> the voice in it, (n, 2)."""
-        blocks = overlap_add([np.ascontiguousarray(audio.T)], self._segments, PLAN)
-        parts = [block[0] for block in blocks]
-        return np.ascontiguousarray(np.concatenate(parts, axis=1).T) if parts else audio.copy()
+        if not len(audio):
+            return audio.copy()
+        song = np.ascontiguousarray(audio.T)
+        if len(audio) <= PLAN.segment:
+            voice = self.vocals_of_excerpt(torch.from_numpy(song)).numpy()
+        else:
+            blocks = overlap_add([song], self._segments, PLAN)
+            voice = np.concatenate([block[0] for block in blocks], axis=1)
+        return np.ascontiguousarray(voice.T)
 
     def _segments(self, segments: NDArray[np.float32]) -> NDArray[np.float32]:
         """(b, 2, n) -> (b, 1, 2, n)"""
