@@ -24,8 +24,7 @@ INSTRUMENTS = (
 def packages(shared: Path) -> list[str]:
     """Names of all packages that the catalogue reads, each once."""
     music = [row["package"] for row in read_tsv(shared / "debian_music.tsv")]
-    names = dict.fromkeys([*INSTRUMENTS, *NO_MUSIC, *SPEECH, *music])
-    return [name for name in names if name not in WITH_SINGER]
+    return list(dict.fromkeys([*INSTRUMENTS, *NO_MUSIC, *SPEECH, *WITH_SINGER, *music]))
 
 
 def fetch(name: str, out: Path) -> None:
