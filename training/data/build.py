@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from training.data import catalogue, pseudo_stems, render, rendered, sources, sung
+from training.data import catalogue, pseudo_stems, render, rendered, sources, sung, synthesize
 from training.data.sources import SAMPLE_RATE, Audio, Piece, Source
 
 FORMAT = 1
@@ -253,6 +253,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not (options.shared / "multitrack/train").is_dir():
         parser.error(f"{options.shared} holds no multitrack/train")
     left_out = set(options.without)
+    for problem in synthesize.synthesize(options.debian) if options.debian else []:
+        print(problem, file=sys.stderr)
     try:
         everything = all_sources(options.shared, options.debian, options.soundfonts, options.teacher)
     except ValueError as error:

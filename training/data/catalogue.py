@@ -46,7 +46,12 @@ SPEECH = {
         "usr/share/games/wesnoth/1.16/data/core/sounds",
         r"sounds/(human(?:-female|-old)*|elf|dwarf|goblin|troll|ogre|naga|lich|orc(?:-small)?)-(?:die|hit|laugh)",
     ),
+    # What synthesize.py has them say
+    "flite": ("clips", r"clips/([^/]+)/"),
+    "espeak-ng": ("clips", r"clips/([^/]+)/"),
 }
+# Where a package's files are under more terms than its voices are
+SPEECH_TERMS = {"flite": "CMU Flite licence (BSD-like)", "espeak-ng": "GPL-3.0-or-later"}
 # Groups that hold the same recordings as another one, and groups with two speakers (the two fish of
 # fillets-ng). All others count as one speaker, though some languages have more.
 NO_NEW_SPEAKER = ("ktuberling-sr-ijekavian", "ktuberling-sr-ijekavianlatin", "ktuberling-sr-latin")
@@ -172,10 +177,11 @@ def speech_sources(shared: Path, debian: Path) -> list[Source]:
                 groups.setdefault(match[1] or "en", []).append(path)
         if not groups:
             continue
-        terms = package_terms(root, {})
+        terms = package_terms(root, SPEECH_TERMS)
         for group, files in sorted(groups.items()):
             name = f"{package.removesuffix('-default').removesuffix('-data')}-{group.replace('@', '-')}"
-            speakers = 0 if name in NO_NEW_SPEAKER else 2 if name in TWO_SPEAKERS else 1
+            made_up = package == "espeak-ng"  # formants by rule: nobody ever spoke so
+            speakers = 0 if name in NO_NEW_SPEAKER or made_up else 2 if name in TWO_SPEAKERS else 1
             extra = {"speech": True, "speakers": speakers}
             found.append(Source("vocals", name, *terms, "speech", tuple(files), {"min_hz": 10000}, extra))
     return found
