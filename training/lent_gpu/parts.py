@@ -1,0 +1,66 @@
+"""Checkpoints in parts, to come back from there: `python -m training.lent_gpu.parts split|join FROM TO`.
+
+`split` writes FROM's last.ckpt and best.ckpt as parts of 15 MiB into TO, with their SHA-256 in parts.json;
+`join` puts them together again. At most 16 MiB a file, 8 files and 64 MiB come back.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+PART = 15 * 2**20  # bytes
+FILES = ("last.ckpt", "best.ckpt")
+
+
+def split(folder: Path, out: Path) -> None:
+    """Cut the checkpoints that are in `folder` into parts."""
+    out.mkdir(parents=True, exist_ok=True)
+    digests = {}
+    for name in FILES:
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            digests[name] = hashlib.sha256(content).hexdigest()
+            for number, start in enumerate(range(0, len(content), PART)):
+                (out / f"{name}.{number}").write_bytes(content[start : start + PART])
+    (out / "parts.json").write_text(json.dumps(digests))
+
+
+def join(folder: Path, out: Path) -> list[Path]:
+    """Put parts together. Raises ValueError, and writes nothing, for a file that is not as it was."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, digest in json.loads((folder / "parts.json").read_text()).items():
+        if name not in FILES:
+            raise ValueError(f"{folder / 'parts.json'}: {name!r} is none of {', '.join(FILES)}")
+        parts = sorted(folder.glob(f"{name}.*"), key=lambda path: int(path.suffix[1:]))
+        content = b"".join(path.read_bytes() for path in parts)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(f"{folder}: the {len(parts)} parts of {name} do not make the file that was sent")
+        temporary = out / f".{name}.{os.getpid()}.tmp"
+        temporary.write_bytes(content)
+        os.replace(temporary, out / name)
+        written.append(out / name)
+    return written
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if len(words) != 3 or words[0] not in ("split", "join"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        if words[0] == "split":
+            split(Path(words[1]), Path(words[2]))
+        else:
+            print(*join(Path(words[1]), Path(words[2])), sep="\n")
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
