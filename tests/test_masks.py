@@ -27,10 +27,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "window": (4, 4),
     },
     "independent masks": {"bands": (Band(start=0, stop=256, stride=4),), "mixture_consistent": False},
+    "gains": {"bands": (Band(start=0, stop=256, stride=4),), "masks": "real"},
     "stacked magnitudes": {
         "stems": ("vocals",),
         "stem": "stack",
         "features": "magnitude",
+        "masks": "real",
         "bands": tuple(Band(start=64 * i, stop=64 * (i + 1), stride=1) for i in range(4)),
         "attentions": (0, 1),
         "window": (4, 4),
@@ -80,12 +82,15 @@ def test_features_graph_and_masks_are_the_networks(shape: str, frames: int) -> N
         np.testing.assert_allclose(found, wanted[item], atol=1e-5 * np.abs(wanted).max())
 
 
-def test_stems_are_mixed_before_the_inverse_transform() -> None:
-    config = build(SHAPES["bands"]).config
+@pytest.mark.parametrize("shape", ["bands", "gains"])
+def test_stems_are_mixed_before_the_inverse_transform(shape: str) -> None:
+    config = build(SHAPES[shape]).config
     random = np.random.default_rng(0)
     spectrum = stft(random.standard_normal((2, 4000)).astype(np.float32), n_fft=512, hop=128)
     bands = [
-        random.standard_normal((16 * band.stride, band.tokens, spectrum.shape[-1])).astype(np.float32)
+        random.standard_normal((4 * config.mask_parts * band.stride, band.tokens, spectrum.shape[-1])).astype(
+            np.float32
+        )
         for band in config.bands
     ]
     mix = np.array([[1, 1, 0, 0], [0, 0, 0.5, 0], [1, 1, 1, 1]], np.float32)

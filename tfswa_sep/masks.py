@@ -15,7 +15,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.model.config import COMPRESSION, MASK_FLOOR, POWER_FLOOR, SHARE_FLOOR, Band, ModelConfig
+from tfswa_sep.model.config import (
+    COMPRESSION,
+    HIGHEST_LOGIT,
+    MASK_FLOOR,
+    POWER_FLOOR,
+    SHARE_FLOOR,
+    Band,
+    ModelConfig,
+)
 
 Floats = NDArray[np.float32]
 Spectrum = NDArray[np.complex64]
@@ -81,6 +89,7 @@ def masked_frames(
     """
     c, f, t = spectrum.shape
     stems = len(config.stems) if mix is None else len(mix)
+    make_mask = _complex_mask if config.masks == "complex" else _real_mask
     buffer = np.empty((stems, c, _FRAMES_AT_ONCE, f), np.complex64)
     for start in range(0, t, _FRAMES_AT_ONCE):
         frames = slice(start, min(start + _FRAMES_AT_ONCE, t))
@@ -89,25 +98,49 @@ def masked_frames(
         for band, values in zip(config.bands, bands, strict=True):
             step = max(_BINS_AT_ONCE // band.stride, 1)
             for token in range(0, band.tokens, step):
-                mask = _mask(values[:, token : token + step, frames], band, config)
-                if mix is not None:
-                    mask = np.einsum("ks,s...->k...", mix, mask)
+                mask = make_mask(values[:, token : token + step, frames], band, config, mix)
                 low = band.start + token * band.stride
-                high = low + mask.shape[2]
-                turned = mask.swapaxes(2, 3)  # (k, c, m, f)
-                np.multiply(turned, mixture[:, :, low:high], out=chunk[..., low:high])
+                high = low + mask.shape[-1]
+                seen, target = mixture[:, :, low:high], chunk[..., low:high]
+                if np.iscomplexobj(mask):
+                    np.multiply(mask, seen, out=target)
+                else:  # numpy would make the gains complex
+                    np.multiply(mask, seen.real, out=target.real)
+                    np.multiply(mask, seen.imag, out=target.imag)
                 if high == config.bins:  # Nyquist's bin goes with its neighbour
-                    np.multiply(turned[..., -1], mixture[:, :, -1], out=chunk[..., -1])
+                    np.multiply(mask[..., -1], mixture[:, :, -1], out=chunk[..., -1])
         yield chunk.reshape(stems * c, -1, f)
 
 
-def _mask(values: Floats, band: Band, config: ModelConfig) -> NDArray[np.complex64 | np.float32]:
-    """A tile of the network's output, (s * parts * p, tokens, t), as masks (s, c, f, t)."""
+def _real_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | None) -> Floats:
+    """A tile of the network's output, (s * c * p, tokens, t), as gains (k, c, t, f)."""
     _, tokens, t = values.shape
     s, c, p = len(config.stems), config.channels, band.stride
-    if config.features == "magnitude":
-        raw = values.reshape(s, c, p, tokens, t).swapaxes(2, 3).reshape(s, c, tokens * p, t)
-        return np.asarray(1 / (1 + np.exp(-raw)), np.float32)
+    gains = np.clip(values, -HIGHEST_LOGIT, HIGHEST_LOGIT).reshape(s, c * p, tokens, t)
+    if config.mixture_consistent:  # a softmax over the stems
+        np.exp(gains, out=gains)
+        share = gains.sum(axis=0)
+        np.reciprocal(share, out=share)
+    else:  # sigmoids
+        np.negative(gains, out=gains)
+        np.exp(gains, out=gains)
+        gains += 1
+        np.reciprocal(gains, out=gains)
+        share = np.ones_like(gains[0])
+    if mix is not None:
+        gains = np.einsum("ks,s...->k...", mix, gains)
+    k = len(gains)
+    turned = np.empty((k, c, t, tokens, p), np.float32)
+    np.multiply(
+        gains.reshape(k, c, p, tokens, t), share.reshape(c, p, tokens, t), out=turned.transpose(0, 1, 4, 3, 2)
+    )
+    return turned.reshape(k, c, t, tokens * p)
+
+
+def _complex_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | None) -> Spectrum:
+    """A tile of the network's output, (s * c * 2 * p, tokens, t), as masks (k, c, t, f)."""
+    _, tokens, t = values.shape
+    s, c, p = len(config.stems), config.channels, band.stride
     split = values.reshape(s, c, 2, p, tokens, t).swapaxes(3, 4)
     real = split[:, :, 0].reshape(s, c, tokens * p, t)  # a copy: neighbours lie apart
     imaginary = split[:, :, 1].reshape(s, c, tokens * p, t)
@@ -127,4 +160,6 @@ def _mask(values: Floats, band: Band, config: ModelConfig) -> NDArray[np.complex
         imaginary -= bounded * imaginary.sum(axis=0)
     mask = np.empty(real.shape, np.complex64)
     mask.real, mask.imag = real, imaginary
-    return mask
+    if mix is not None:
+        mask = np.einsum("ks,s...->k...", mix, mask)
+    return mask.swapaxes(2, 3)

@@ -59,6 +59,7 @@ def warm_start(model: nn.Module, path: Path) -> str:
     stored = read(path)
     weights: dict[str, Tensor] = stored.get("average") or stored.get("model") or stored
     own = model.state_dict()
+    weights = {key: _real_parts(key, value, own.get(key)) for key, value in weights.items()}
     fitting = {
         key: value
         for key, value in weights.items()
@@ -73,3 +74,15 @@ def warm_start(model: nn.Module, path: Path) -> str:
             few = ", ".join(skipped[:4]) + (", ..." if len(skipped) > 4 else "")
             said += f"; {len(skipped)} {title} ({few})"
     return said
+
+
+def _real_parts(key: str, value: Any, wanted: Tensor | None) -> Any:
+    """What a head of complex masks (c * 2 * p, ...) knows of real ones (c * p, ...), for two channels.
+
+    Real masks are a softmax: twice the real part of a mask m is about log(m) - log(what m = 0 stands for).
+    """
+    if wanted is None or not (key.startswith("heads.") and ".convs." in key and isinstance(value, Tensor)):
+        return value
+    if len(value) != 2 * len(wanted) or value.shape[1:] != wanted.shape[1:]:
+        return value
+    return 2 * value.unflatten(0, (2, 2, -1))[:, 0].flatten(0, 1)

@@ -16,6 +16,7 @@ STEMS = ("vocals", "drums", "bass", "other")
 
 COMPRESSION = 0.3  # exponent of the magnitudes that the network sees; quiet partials stay visible
 POWER_FLOOR = 1e-6  # added to squared magnitudes: an STFT value of 1e-3 lies 114 dB under a full-scale sine
+HIGHEST_LOGIT = 40.0  # logits of real masks are cut off there: their exponentials stay finite in float32
 MASK_FLOOR = 1e-6  # added to a mask's squared size, so that its root has a slope at zero
 SHARE_FLOOR = 1e-3  # what every stem gets at least of what the masks leave over
 
@@ -52,8 +53,10 @@ class ModelConfig:
         Band(start=128, stop=384, stride=4),
         Band(start=384, stop=1024, stride=20),
     )
-    # The features that the stem sees: complex and magnitude, or magnitude alone (then the mask is real).
+    # The features that the stem sees: complex and magnitude, or magnitude alone.
     features: Literal["complex", "magnitude"] = "complex"
+    # What a bin is multiplied by: a complex number of at most one, or a gain (half the values, and cheaper).
+    masks: Literal["complex", "real"] = "complex"
     dims: tuple[int, ...] = (32, 64, 96, 160)  # features a stage, finest first
     convs: tuple[int, ...] = (1, 1, 2, 2)  # 3x3 convolutions a stage, in the encoder and in the decoder
     attentions: tuple[int, ...] = (0, 0, 1, 1)  # TFSWA blocks a stage, in the encoder and in the decoder
@@ -74,7 +77,7 @@ class ModelConfig:
     @property
     def mask_parts(self) -> int:
         """Values of a bin in one stem's mask: real and imaginary parts of every channel, or gains."""
-        return self.channels * (2 if self.features == "complex" else 1)
+        return self.channels * (2 if self.masks == "complex" else 1)
 
     @property
     def bins(self) -> int:
@@ -146,7 +149,7 @@ def _uniform_bands(count: int, *, stride: int) -> tuple[Band, ...]:
 
 PRESETS: dict[str, ModelConfig] = {
     # Cheap by design: non-uniform bands, dense 3x3 convolutions, attention where the map is small.
-    "small": ModelConfig(),
+    "small": ModelConfig(masks="real"),
     # The user's size: 15.4 M parameters, triple attention in all four stages.
     "reference": ModelConfig(
         dims=(48, 96, 184, 320), convs=(2, 2, 2, 2), attentions=(1, 1, 2, 2), head_dim=64
@@ -157,6 +160,7 @@ PRESETS: dict[str, ModelConfig] = {
         stems=("vocals",),
         stem="stack",
         features="magnitude",
+        masks="real",
         bands=_uniform_bands(4, stride=1),
         dims=(32, 64, 128, 256, 384, 384),
         convs=(4, 4, 4, 3, 3, 2),

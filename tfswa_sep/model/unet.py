@@ -10,7 +10,7 @@
     ││      bottleneck              the last stage, once as encoder, once as decoder
     │└─► + stage 2 decoder
     └──► + stage 1 decoder
-                │ one head a stem   bounded complex masks
+                │ one head a stem   bounded masks
                 ▼
             stems (b, s, 2c, bins, t)
 
@@ -27,7 +27,14 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tfswa_sep.model.block import Stage
-from tfswa_sep.model.config import COMPRESSION, MASK_FLOOR, POWER_FLOOR, SHARE_FLOOR, ModelConfig
+from tfswa_sep.model.config import (
+    COMPRESSION,
+    HIGHEST_LOGIT,
+    MASK_FLOOR,
+    POWER_FLOOR,
+    SHARE_FLOOR,
+    ModelConfig,
+)
 
 
 def spectral_features(mixture: Tensor, *, kind: str) -> Tensor:
@@ -196,8 +203,10 @@ class TfswaUNet(nn.Module):
         masks (b, s, mask_parts, bins, t), mixture (b, 2c, bins + 1, t) -> (b, s, 2c, bins + 1, t)
         """
         masks = torch.cat([masks, masks[..., -1:, :]], dim=-2)  # Nyquist's bin goes with its neighbour
-        if self.config.features == "magnitude":
-            return torch.sigmoid(masks).repeat_interleave(2, dim=2) * mixture[:, None]
+        if self.config.masks == "real":
+            masks = masks.clamp(-HIGHEST_LOGIT, HIGHEST_LOGIT)
+            gains = torch.softmax(masks, dim=1) if self.config.mixture_consistent else torch.sigmoid(masks)
+            return gains.repeat_interleave(2, dim=2) * mixture[:, None]
         real, imaginary = masks[:, :, 0::2], masks[:, :, 1::2]  # (b, s, c, f, t)
         radius = (real * real + imaginary * imaginary + MASK_FLOOR).sqrt()
         bound = torch.tanh(radius) / radius  # a magnitude of at most one
