@@ -23,7 +23,10 @@ from tfswa_sep.evaluation.metrics import sdr
 from training.configuration import load_config
 from training.train import train
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning"),  # of musdb and stempeg
+]
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 44_100
 STEMS = ("drums", "bass", "other", "vocals")
@@ -124,7 +127,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(musdb: Path, tmp_path: Path
     assert losses(tmp_path / "parts") == whole, f"killed at {first} and {second}"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
 def test_a_small_run_beats_the_mixture(musdb: Path, tmp_path: Path) -> None:
     """MUSDB18's own files, killed half way, resumed, published, and separated by the command."""
     write_musdb(musdb, is_wav=False)

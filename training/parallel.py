@@ -112,7 +112,7 @@ def _strategy(settings: Any, precision: str, *, world: int) -> Strategy | str:
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Cut every weight into as many pieces as there are processes; a stage at a time is whole.
 
-    FSDP2: Liang et al., arXiv:2410.06511, section 2.1.
+    FSDP2: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
     """
     # Its warning is of changes in place to what the network returns: the losses make none.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view")
