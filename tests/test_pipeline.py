@@ -132,7 +132,7 @@ def test_a_small_run_beats_the_mixture(musdb: Path, tmp_path: Path) -> None:
     write_musdb(musdb, is_wav=False)
     words = [
         sys.executable, "-m", "training.train", "training=debug", "data=musdb18", f"data.root={musdb}",
-        "data.seconds=1", f"data.cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}",
+        "data.seconds=2", f"data.cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}",
     ]  # fmt: skip
     run(words, kill_at=30)
     run(words)
