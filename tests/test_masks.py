@@ -77,7 +77,7 @@ def test_features_graph_and_masks_are_the_networks(shape: str, frames: int) -> N
     np.testing.assert_allclose(np.concatenate(bands, axis=2), seen, atol=2e-4)
     wanted = (wanted[:, :, 0::2] + 1j * wanted[:, :, 1::2]).reshape(2, -1, 257, frames)
     for item in range(2):
-        chunks = masked_frames([band[item] for band in masks], spectrum[item], config)
+        chunks = masked_frames([band[item] for band in masks], spectrum[item], config, len(config.stems))
         found = np.concatenate([chunk.copy() for chunk in chunks], axis=1).swapaxes(1, 2)
         np.testing.assert_allclose(found, wanted[item], atol=1e-5 * np.abs(wanted).max())
 
@@ -94,7 +94,7 @@ def test_stems_are_mixed_before_the_inverse_transform(shape: str) -> None:
         for band in config.bands
     ]
     mix = np.array([[1, 1, 0, 0], [0, 0, 0.5, 0], [1, 1, 1, 1]], np.float32)
-    apart = np.concatenate([chunk.copy() for chunk in masked_frames(bands, spectrum, config)], axis=1)
+    apart = np.concatenate([chunk.copy() for chunk in masked_frames(bands, spectrum, config, 4)], axis=1)
     mixed = np.concatenate([chunk.copy() for chunk in masked_frames(bands, spectrum, config, mix)], axis=1)
     wanted = np.einsum("ks,sctf->kctf", mix, apart.reshape(4, 2, *apart.shape[1:]))
     np.testing.assert_allclose(mixed.reshape(wanted.shape), wanted, atol=1e-4)

@@ -1,7 +1,7 @@
 """What was done with a song, beside its stems: a hidden JSON file that is written last.
 
-It names the song and the model by their SHA-256, the options, and the stems by size and time of change
-(hashing them took a tenth of a run's time, measured). Where all of it is still so, the work need not be done
+It names the song and the model by their SHA-256, the options, and the stems by size and time of change: to
+hash them took a tenth of a run's time (measured). Where all of it is still so, the work need not be done
 again; where a run was killed it is missing, or does not fit the stems.
 """
 
@@ -83,7 +83,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _mark(output: Path) -> list[int]:
-    """What tells a file from one that was changed later: its bytes, its time in ns. Raises OSError."""
+    """What a file loses when it is changed: its size in bytes, its time in ns. Raises OSError."""
     status = output.stat()
     return [status.st_size, status.st_mtime_ns]
 

@@ -11,6 +11,7 @@ Axis letters: b batch, s stem of the model, k stem asked for, c channel, f bins,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from tfswa_sep.model.config import (
 Floats = NDArray[np.float32]
 Spectrum = NDArray[np.complex64]
 
-_FRAMES_AT_ONCE = 128
+_FRAMES_AT_ONCE = 64
 _BINS_AT_ONCE = 128
 
 
@@ -80,15 +81,16 @@ def _features(tile: Spectrum, target: Floats, config: ModelConfig) -> None:
 
 
 def masked_frames(
-    bands: Sequence[Floats], spectrum: Spectrum, config: ModelConfig, mix: Floats | None = None
+    bands: Sequence[Floats], spectrum: Spectrum, config: ModelConfig, mix: Floats | int
 ) -> Iterator[Spectrum]:
     """The stems' spectra of one item of a batch, some frames at a time: see `spectrogram.add_frames`.
 
     bands: the network's output, (s * parts * p, tokens, t) each.  spectrum: (c, f, t) of the mixture.
-    mix: a (k, s) matrix applied to the stems.  Yields (k * c, m, f), written over each time.
+    mix: a (k, s) matrix applied to the stems, or k for the first k of them as they are.
+    Yields (k * c, m, f), written over each time.
     """
     c, f, t = spectrum.shape
-    stems = len(config.stems) if mix is None else len(mix)
+    stems = mix if isinstance(mix, int) else len(mix)
     make_mask = _complex_mask if config.masks == "complex" else _real_mask
     buffer = np.empty((stems, c, _FRAMES_AT_ONCE, f), np.complex64)
     for start in range(0, t, _FRAMES_AT_ONCE):
@@ -101,18 +103,13 @@ def masked_frames(
                 mask = make_mask(values[:, token : token + step, frames], band, config, mix)
                 low = band.start + token * band.stride
                 high = low + mask.shape[-1]
-                seen, target = mixture[:, :, low:high], chunk[..., low:high]
-                if np.iscomplexobj(mask):
-                    np.multiply(mask, seen, out=target)
-                else:  # numpy would make the gains complex
-                    np.multiply(mask, seen.real, out=target.real)
-                    np.multiply(mask, seen.imag, out=target.imag)
+                np.multiply(mask, mixture[:, :, low:high], out=chunk[..., low:high])
                 if high == config.bins:  # Nyquist's bin goes with its neighbour
                     np.multiply(mask[..., -1], mixture[:, :, -1], out=chunk[..., -1])
         yield chunk.reshape(stems * c, -1, f)
 
 
-def _real_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | None) -> Floats:
+def _real_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Floats:
     """A tile of the network's output, (s * c * p, tokens, t), as gains (k, c, t, f)."""
     _, tokens, t = values.shape
     s, c, p = len(config.stems), config.channels, band.stride
@@ -127,8 +124,7 @@ def _real_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | No
         gains += 1
         np.reciprocal(gains, out=gains)
         share = np.ones_like(gains[0])
-    if mix is not None:
-        gains = np.einsum("ks,s...->k...", mix, gains)
+    gains = _mixed(gains, mix)
     k = len(gains)
     turned = np.empty((k, c, t, tokens, p), np.float32)
     np.multiply(
@@ -137,7 +133,7 @@ def _real_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | No
     return turned.reshape(k, c, t, tokens * p)
 
 
-def _complex_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | None) -> Spectrum:
+def _complex_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Spectrum:
     """A tile of the network's output, (s * c * 2 * p, tokens, t), as masks (k, c, t, f)."""
     _, tokens, t = values.shape
     s, c, p = len(config.stems), config.channels, band.stride
@@ -160,6 +156,9 @@ def _complex_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats |
         imaginary -= bounded * imaginary.sum(axis=0)
     mask = np.empty(real.shape, np.complex64)
     mask.real, mask.imag = real, imaginary
-    if mix is not None:
-        mask = np.einsum("ks,s...->k...", mix, mask)
-    return mask.swapaxes(2, 3)
+    return _mixed(mask, mix).swapaxes(2, 3)
+
+
+def _mixed(masks: NDArray[Any], mix: Floats | int) -> NDArray[Any]:
+    """Masks (s, ...) of the model's stems as those (k, ...) of the stems asked for."""
+    return masks[:mix] if isinstance(mix, int) else np.asarray(np.einsum("ks,s...->k...", mix, masks))

@@ -77,7 +77,7 @@ def _keeper(found: dict[str, Tensor], frame: float) -> Callable[..., None]:
 
 
 def _queries_and_keys(module: TimeAttention | FrequencyAttention, x: Tensor) -> tuple[Tensor, Tensor]:
-    q, k, _ = rearrange(module.qkv(x), "... (three h e) -> three h ... e", three=3, h=module.heads)
+    q, k, _ = (rearrange(y, "... (h e) -> h ... e", h=module.heads) for y in module.qkv(x))
     return q, k
 
 
@@ -91,8 +91,8 @@ def _window_weights(module: ShiftedWindowAttention, x: Tensor, at: int) -> Tenso
     _, f, t, _ = x.shape
     (wf, wt), (sf, st), h = module.window, module.shift, module.heads
     rolled = torch.roll(x, (-sf, -st), dims=(1, 2))
-    pattern = "(nf wf) (nt wt) (three h e) -> three (nf nt) h (wf wt) e"
-    q, k, _ = rearrange(module.qkv(rolled[0]), pattern, three=3, h=h, wf=wf, wt=wt)
+    pattern = "(nf wf) (nt wt) (h e) -> (nf nt) h (wf wt) e"
+    q, k, _ = (rearrange(y, pattern, h=h, wf=wf, wt=wt) for y in module.qkv(rolled[0]))
     bias = rearrange(module.bias_table[module.relative_index], "i j h -> h i j")
     weights = _softmax(q, k, bias + module._mask(f, t, q)[:, None] if sf or st else bias).mean(dim=1)
     # Of a window's positions, those at the frame ask; what they look at is summed.

@@ -85,4 +85,4 @@ def _real_parts(key: str, value: Any, wanted: Tensor | None) -> Any:
         return value
     if len(value) != 2 * len(wanted) or value.shape[1:] != wanted.shape[1:]:
         return value
-    return 2 * value.unflatten(0, (2, 2, -1))[:, 0].flatten(0, 1)  # type: ignore[no-untyped-call]
+    return 2 * value.view(2, 2, -1, *value.shape[1:])[:, 0].flatten(0, 1)

@@ -171,14 +171,17 @@ def main() -> None:
     parser.add_argument("--name", default="small")
     parser.add_argument("--out", type=Path, default=Path("tfswa_sep/weights"))
     parser.add_argument("--frames", type=int, help="frames of a segment, else as the checkpoint says")
+    parser.add_argument("--margin", type=int, help="samples thrown away at a segment's sides")
     parser.add_argument("--registry", type=Path, help="a models.toml whose hashes are brought up to date")
     parser.add_argument("--torch", action="store_true", help="also write NAME.safetensors")
     options = parser.parse_args()
     network, checkpoint = load_checkpoint(options.checkpoint)
-    if options.frames:  # how much is computed at once is no matter of training
-        network.config = dataclasses.replace(
-            network.config, segment_samples=(options.frames - 1) * network.config.hop
-        )
+    config = network.config  # how much is computed at once, and how much of it kept, is no matter of training
+    network.config = dataclasses.replace(
+        config,
+        segment_samples=(options.frames - 1) * config.hop if options.frames else config.segment_samples,
+        margin_samples=config.margin_samples if options.margin is None else options.margin,
+    )
     # Both files carry the same numbers: what float16 cannot hold is rounded before either is written.
     network.load_state_dict({k: v.half().to(v.dtype) for k, v in network.state_dict().items()})
     options.out.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tfswa_sep.model.attention import QueryKeyValue
 from tfswa_sep.model.block import TfswaBlock
 from tfswa_sep.model.unet import BandStem, StemHead, TfswaUNet, Upsample
 
@@ -25,6 +26,12 @@ class MaskNetwork(nn.Module):
         self.config = network.config
         for module in self.network.modules():
             fold_norms(module)
+        for module in list(self.network.modules()):
+            for name, layer in module.named_children():
+                if isinstance(layer, QueryKeyValue):
+                    setattr(module, name, _Apart(layer))
+                elif isinstance(layer, nn.Linear):
+                    setattr(module, name, _Flat(layer))
         heads = [cast(StemHead, head) for head in self.network.heads]
         self.hidden = _side_by_side([_fold_after(head.hidden[0], head.hidden[1]) for head in heads], groups=1)
         self.outputs = nn.ModuleList(
@@ -44,14 +51,43 @@ class MaskNetwork(nn.Module):
         return tuple(masks)
 
 
+class _Flat(nn.Module):
+    """A linear layer on rows: the graph then has one Gemm, not a product and a sum."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., d of the layer)"""
+        y: Tensor = self.layer(x.flatten(0, -2))
+        return y.view(*x.shape[:-1], -1)
+
+
+class _Apart(nn.Module):
+    """Queries, keys and values by a layer each: what one layer gives had to be cut, by copying."""
+
+    def __init__(self, layer: QueryKeyValue) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for weight, bias in zip(layer.weight.chunk(3), layer.bias.chunk(3), strict=True):
+            part = nn.Linear(layer.in_features, len(weight))
+            part.weight, part.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+            self.layers.append(_Flat(part))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(..., d) -> three of (..., d)"""
+        return tuple(layer(x) for layer in self.layers)
+
+
 def fold_norms(module: nn.Module) -> None:
     """Take the batch norms out of a stem, an upsampling or a TFSWA block; its output stays the same."""
     if isinstance(module, BandStem):
         module.convs = nn.ModuleList(_fold_after(c, module.norm) for c in module.convs)
         module.norm = nn.Identity()  # type: ignore[assignment]
     elif isinstance(module, Upsample):
-        conv, shuffle, norm = module.conv
-        module.conv = nn.Sequential(_fold_after(conv, norm, repeat=4), shuffle)
+        conv, _, norm = module.conv
+        module.conv = nn.Sequential(_transposed(_fold_after(conv, norm, repeat=4)))
     elif isinstance(module, TfswaBlock):
         for i, attention in enumerate(module.attentions):
             _fold_before(module.norms[i if module.serial else 0], cast(nn.Module, attention.qkv))
@@ -87,6 +123,17 @@ def _fold_after(conv: nn.Module, norm: nn.Module, *, repeat: int = 1) -> nn.Conv
     folded.weight.copy_(conv.weight * scale[:, None, None, None])
     folded.bias.copy_(shift if conv.bias is None else shift + scale * conv.bias)
     return folded
+
+
+@torch.no_grad()
+def _transposed(conv: nn.Conv2d) -> nn.ConvTranspose2d:
+    """A 1x1 convolution and a pixel shuffle by two as one layer: ONNX Runtime takes 0.6 of their time."""
+    dim, out = conv.in_channels, conv.out_channels // 4
+    layer = nn.ConvTranspose2d(dim, out, 2, stride=2)
+    assert layer.bias is not None and conv.bias is not None
+    layer.weight.copy_(conv.weight.view(out, 2, 2, dim).permute(3, 0, 1, 2))
+    layer.bias.copy_(conv.bias[::4])  # that of a feature, in each of its four positions
+    return layer
 
 
 @torch.no_grad()

@@ -81,13 +81,22 @@ class OnnxBackend:
                 raise DeviceError("memory ran out while separating: close other programs") from None
             raise ModelError(f"{self._path} cannot be run ({_first_line(error)}): fetch it again") from None
         b, c, f, t = spectrum.shape
-        stems = len(self.stems) if mix is None else len(mix)
-        waves = np.empty((b, stems, c, segment.shape[-1]), np.float32)
+        rest = self._last_is_the_rest(mix)
+        wanted: NDArray[np.float32] | int = len(self.stems) - rest if mix is None else mix[: len(mix) - rest]
+        stems = wanted if isinstance(wanted, int) else len(wanted)
+        waves = np.empty((b, stems + rest, c, segment.shape[-1]), np.float32)
         for item in range(b):
-            chunks = masked_frames([band[item] for band in masks], spectrum[item], self._config, mix)
+            chunks = masked_frames([band[item] for band in masks], spectrum[item], self._config, wanted)
             flat = add_frames(chunks, (stems * c, f, t), n_fft=n_fft, hop=hop, length=segment.shape[-1])
-            waves[item] = flat.reshape(waves.shape[1:])
+            waves[item, :stems] = flat.reshape(stems, c, -1)
+            if rest:
+                np.subtract(segment[item], waves[item, :stems].sum(axis=0), out=waves[item, -1])
         return waves
+
+    def _last_is_the_rest(self, mix: NDArray[np.float32] | None) -> bool:
+        """Whether the last stem asked for is what the others leave of the song: it needs no transform."""
+        whole = mix is None or (len(mix) > 1 and bool((mix.sum(axis=0) == 1).all()))
+        return whole and self._config.mixture_consistent and len(self.stems) > 1
 
     def _run(self, bands: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         masks: list[NDArray[np.float32]] = self._session.run(

@@ -16,8 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+class QueryKeyValue(nn.Linear):
+    """Queries, keys and values from one matrix (3 * dim, dim)."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """(..., d) -> three of (..., d)"""
+        return super().forward(x).chunk(3, dim=-1)
+
+
 class _Attention(nn.Module):
-    """Query, key and value from one linear layer, and one more for what comes out.
+    """Queries, keys and values from one linear layer, and one more for what comes out.
 
     Features come last here: then every regrouping of axes moves whole feature vectors, where one that tears
     them apart costs more than the attention itself (measured in ONNX Runtime).
@@ -26,7 +34,7 @@ class _Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = QueryKeyValue(dim, 3 * dim)
         self.project = nn.Linear(dim, dim)
 
 
@@ -36,7 +44,7 @@ class TimeAttention(_Attention):
     def forward(self, x: Tensor) -> Tensor:
         """(b, f, t, d) -> (b, f, t, d)"""
         f = x.shape[1]
-        q, k, v = rearrange(self.qkv(x), "b f t (three h e) -> three (b f) h t e", three=3, h=self.heads)
+        q, k, v = (rearrange(y, "b f t (h e) -> (b f) h t e", h=self.heads) for y in self.qkv(x))
         y = functional.scaled_dot_product_attention(q, k, v)
         return self.project(rearrange(y, "(b f) h t e -> b f t (h e)", f=f))  # type: ignore[no-any-return]
 
@@ -47,7 +55,7 @@ class FrequencyAttention(_Attention):
     def forward(self, x: Tensor) -> Tensor:
         """(b, f, t, d) -> (b, f, t, d)"""
         t = x.shape[2]
-        q, k, v = rearrange(self.qkv(x), "b f t (three h e) -> three (b t) h f e", three=3, h=self.heads)
+        q, k, v = (rearrange(y, "b f t (h e) -> (b t) h f e", h=self.heads) for y in self.qkv(x))
         y = functional.scaled_dot_product_attention(q, k, v)
         return self.project(rearrange(y, "(b t) h f e -> b f t (h e)", t=t))  # type: ignore[no-any-return]
 
@@ -80,14 +88,8 @@ class ShiftedWindowAttention(_Attention):
         if sf or st:
             x = torch.roll(x, (-sf, -st), dims=(1, 2))
         # Windows stand beside the heads: attention in four dimensions is what ONNX can hold.
-        q, k, v = rearrange(
-            self.qkv(x),
-            "b (nf wf) (nt wt) (three h e) -> three b (nf nt h) (wf wt) e",
-            three=3,
-            h=h,
-            wf=wf,
-            wt=wt,
-        )
+        windows = "b (nf wf) (nt wt) (h e) -> b (nf nt h) (wf wt) e"
+        q, k, v = (rearrange(y, windows, h=h, wf=wf, wt=wt) for y in self.qkv(x))
         bias = rearrange(self.bias_table[self.relative_index], "i j h -> h i j").to(q.dtype)
         if sf or st:
             bias = (bias + self._mask(f, t, q)[:, None]).flatten(0, 1)
