@@ -13,6 +13,8 @@ OUT ?= demo_stems
 PIP_FLAGS ?=
 
 PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -not -path '*/__pycache__/*')
+# Free space for .venv-audio: 5 GB of CUDA builds, and what pip keeps while it unpacks them.
+AUDIO_KILOBYTES := 8000000
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
 .PHONY: demo test check lint test-audio dist ffmpeg chromium clean
@@ -21,8 +23,9 @@ demo: .venv/.done
 	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
 	@echo "The stems are in $(OUT)/"
 
+# Two processes, of one thread each so that they do not fight; PYTEST_FLAGS="-n 0" is one of all threads.
 test: .venv-dev/.done ffmpeg chromium
-	.venv-dev/bin/python -m pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 .venv-dev/bin/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
 
 check: lint test
 
@@ -32,7 +35,7 @@ lint: .venv-dev/.done
 	.venv-dev/bin/mypy
 
 test-audio: .venv-audio/.done
-	.venv-audio/bin/python -m pytest -m torchaudio tests/test_torchaudio.py tests/test_augment_batches.py
+	.venv-audio/bin/python -m pytest -m torchaudio tests/test_torchaudio.py tests/test_augment.py
 
 dist: .venv-dev/.done
 	rm -rf dist
@@ -74,6 +77,10 @@ chromium:
 	touch $@
 
 .venv-audio/.done: pyproject.toml constraints/torchaudio211.txt
+	@if [ "$$(df -Pk . | awk 'NR == 2 {print $$4}')" -lt $(AUDIO_KILOBYTES) ]; then \
+	  echo "torch 2.11 and torchaudio need 8 GB free under $$PWD: free some, or take the CPU's smaller build" \
+	    "(PIP_FLAGS, above)" >&2; exit 1; \
+	fi
 	$(PYTHON) -m venv .venv-audio
 	.venv-audio/bin/python $(PIP) --upgrade "pip>=25.1"
 	.venv-audio/bin/python $(PIP) --constraint constraints/torchaudio211.txt --editable ".[torch]" hydra-core pytest torchaudio

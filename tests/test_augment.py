@@ -1,117 +1,190 @@
-"""Effects on chunks: filters, limiter, lossy coder."""
+"""Augmentation of batches: what each kind does, and that stems still add up."""
 
 from __future__ import annotations
 
-import math
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("hydra")
 
-from torch import Tensor  # noqa: E402
+from torch import Generator, Tensor  # noqa: E402
 
+from tfswa_sep.errors import UsageError  # noqa: E402
+from training.configuration import load_config  # noqa: E402
 from training.data import augment  # noqa: E402
-from training.data.augment import EQ_POINTS, Filters  # noqa: E402
+from training.data.augment import Augmentation  # noqa: E402
 
-RATE, LENGTH = 44_100, 20_000
-FLAT = np.zeros(len(EQ_POINTS))
-
-
-@pytest.fixture(scope="module")
-def filters() -> Filters:
-    return Filters(LENGTH, sample_rate=RATE, seed=0, device=torch.device("cpu"))
+RATE = 44_100
 
 
-def tone(hertz: float, n: int) -> Tensor:
-    wave: Tensor = torch.sin(2 * math.pi * hertz * torch.arange(n) / RATE)[None]
-    return wave
+def seeded(seed: int = 0) -> Generator:
+    return Generator().manual_seed(seed)
 
 
-def strongest(x: Tensor) -> float:
-    """Hz of the highest bin of (1, n)."""
-    spectrum = torch.fft.rfft(x[0] * torch.hann_window(x.shape[1])).abs()
-    return float(spectrum.argmax()) * float(RATE / x.shape[1])
+def noise(b: int = 6, s: int = 3, n: int = 4096) -> Tensor:
+    return 0.1 * Tensor(torch.randn(b, s, 2, n, generator=seeded(1)))
 
 
-def noise(n: int, seed: int = 0) -> Tensor:
-    samples: Tensor = torch.from_numpy(np.random.default_rng(seed).normal(0, 0.2, (2, n)).astype(np.float32))
-    return samples
+def config(*overrides: str) -> SimpleNamespace:
+    return load_config(["data=musdb18", "data.root=x", *overrides]).data.augment  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("n", [2, 1023, 154_350, 262_145])
-def test_fast_lengths_are_even_and_smooth(n: int) -> None:
-    found = augment.fast_length(n)
-    assert found >= n and found % 2 == 0 and found < n * 1.05 + 2
-    for prime in (2, 3, 5, 7):
-        while found % prime == 0:
-            found //= prime
-    assert found == 1
+def test_gain_by_hand() -> None:
+    x = noise(200)
+    y = augment.gain(x, p=1.0, decibels=6.0, generator=seeded())
+    decibels = 20 * torch.log10(y.norm(dim=(2, 3)) / x.norm(dim=(2, 3)))
+    assert decibels.abs().max() <= 6.001 and decibels.abs().max() > 5.5
+    assert decibels.std() == pytest.approx(12 / 12**0.5, rel=0.1)  # of a uniform distribution
+    assert torch.equal(augment.gain(x, p=0.0, decibels=6.0, generator=seeded()), x)
+    some = (augment.gain(x, p=0.3, decibels=6.0, generator=seeded()) != x).any(dim=3).any(dim=2)
+    assert some.float().mean() == pytest.approx(0.3, abs=0.06)
 
 
-@pytest.mark.parametrize("ratio", [0.75, 1.0, 1.3])
-def test_a_chunk_is_played_faster_and_so_higher(filters: Filters, ratio: float) -> None:
-    wanted, size = filters.read_size(ratio)
-    played = filters.apply(tone(1000, wanted), size, filters.equalizer(FLAT))
-    assert played.shape == (1, LENGTH)
-    assert strongest(played) == pytest.approx(1000 * ratio, abs=15)
-    middle = played[0, 2000:-2000]
-    assert float(middle.abs().max()) == pytest.approx(1, abs=0.05)
+def test_pan_keeps_the_power_of_a_centred_sound() -> None:
+    x = noise(50)[:, :, :1].expand(-1, -1, 2, -1)
+    y = augment.pan(x, p=1.0, generator=seeded())
+    torch.testing.assert_close(y.square().sum(dim=2), x.square().sum(dim=2))
+    assert (y[:, :, 0].abs().sum(dim=2) / y[:, :, 1].abs().sum(dim=2)).log().abs().max() > 2
 
 
-def test_nothing_changes_without_an_effect(filters: Filters) -> None:
-    x = noise(LENGTH)
-    torch.testing.assert_close(filters.apply(x, filters.size, filters.equalizer(FLAT)), x, atol=1e-5, rtol=0)
+def test_swap_and_sign_by_hand() -> None:
+    x = noise()
+    assert torch.equal(augment.swap_channels(x, p=1.0, generator=seeded()), x[:, :, [1, 0]])
+    assert torch.equal(augment.flip_sign(x, p=1.0, generator=seeded()), -x)
 
 
-def test_an_equalizer_gives_the_decibels_asked_for(filters: Filters) -> None:
-    response = filters.equalizer(np.array([0.0, 0, 0, 6, -12, 0]))
-    for hertz, decibels in ((50, 0), (1200, 6), (4000, -12), (20_000, 0)):
-        found = 20 * math.log10(response[round(hertz * filters.size / RATE)])
-        assert found == pytest.approx(decibels, abs=0.3)
+def test_remix_takes_every_stem_once_and_leaves_the_rest() -> None:
+    x = noise(8)
+    y = augment.remix(x, p=1.0, generator=seeded())
+    assert torch.equal(y[:, -1], x[:, -1])
+    for stem in (0, 1):
+        assert sorted(y[:, stem, 0, 0].tolist()) == sorted(x[:, stem, 0, 0].tolist())
+        assert not torch.equal(y[:, stem], x[:, stem])
+    orders = [
+        [x[:, stem, 0, 0].tolist().index(value) for value in y[:, stem, 0, 0].tolist()] for stem in (0, 1)
+    ]
+    assert orders[0] != orders[1]
 
 
-def test_a_band_limit_leaves_the_band_and_nothing_above(filters: Filters) -> None:
-    response = filters.low_pass(8000)
-    for hertz, gain in ((7600, 1), (8000, 0.5), (8400, 0)):
-        assert float(response[round(hertz * filters.size / RATE)]) == pytest.approx(gain, abs=0.02)
+def test_mixup_by_hand() -> None:
+    x = torch.arange(1.0, 5.0)[:, None, None, None].expand(4, 3, 2, 10)
+    known = torch.tensor([[1.0, 1], [1, 0], [1, 1], [1, 1]])
+    y, both = augment.mixup(x, known, p=1.0, alpha=0.4, generator=seeded())
+    shares = (y[:, 0, 0, 0] - x.roll(1, 0)[:, 0, 0, 0]) / (x - x.roll(1, 0))[:, 0, 0, 0]
+    assert ((shares > 0) & (shares < 1)).all() and shares.std() > 0
+    torch.testing.assert_close(
+        y, (shares[:, None, None, None] * x + (1 - shares[:, None, None, None]) * x.roll(1, 0))
+    )
+    assert both.tolist() == [[1, 1], [1, 0], [1, 0], [1, 1]]
+    many, _ = augment.mixup(
+        torch.tensor([0.0, 1.0]).repeat(2000)[:, None, None, None], torch.ones(4000, 0), p=1.0, alpha=0.4,
+        generator=seeded(),
+    )  # fmt: skip
+    # Beta(0.4, 0.4) has a variance of 1 / (4 * 1.8) about a half
+    assert many.var().item() == pytest.approx(1 / 7.2, rel=0.1) and many.mean().item() == pytest.approx(
+        0.5, abs=0.02
+    )
 
 
-def test_an_echo_comes_after_the_sound(filters: Filters) -> None:
-    click = torch.zeros(1, LENGTH)
-    click[0, 100] = 1
-    response = filters.space(np.random.default_rng(1), room=False, echo=True)
-    heard = filters.apply(click, filters.size, response)
-    assert heard.shape == (2, LENGTH) and float(heard[0, 100]) == pytest.approx(1, abs=1e-4)
-    (late,) = torch.nonzero(heard[0, 2000:] > 0.1).flatten()[:1]
-    assert 0.05 * RATE < 2000 + late - 100 < 0.25 * RATE
+def test_stems_add_up_and_the_generator_decides() -> None:
+    change = Augmentation(config("data.augment.mixup.p=0.5", "data.augment.pan.p=0.5"))
+    stems = noise(6, 4)
+    rest, known = 0.1 * torch.randn(6, 2, 4096, generator=seeded(2)), torch.ones(6, 4)
+    known[2, 1:] = 0
+    batch = stems.sum(dim=1) + rest, stems, known
+    mixture, after, still = change(batch, generator=seeded(3))
+    again = change(batch, generator=seeded(3))
+    assert torch.equal(mixture, again[0]) and torch.equal(after, again[1])
+    assert not torch.equal(mixture, change(batch, generator=seeded(4))[0])
+    assert mixture.shape == rest.shape and after.shape == stems.shape and not torch.equal(after, stems)
+    assert not still[2, 1:].any() and still[:, 0].all()
+    # What is no stem is the old rest, at most louder, panned, swapped, upside down and blended.
+    left = (mixture - after.sum(dim=1)).flatten(1)
+    basis = torch.stack([rest[i, c] for i in range(6) for c in range(2)])
+    fitted = torch.linalg.lstsq(basis.T, left.view(12, -1).T).solution
+    torch.testing.assert_close(basis.T @ fitted, left.view(12, -1).T, atol=1e-4, rtol=0)
+    assert Augmentation(None)(batch, generator=seeded()) == batch
 
 
-def test_a_room_sounds_on(filters: Filters) -> None:
-    click = torch.zeros(1, LENGTH)
-    click[0, 0] = 1
-    heard = filters.apply(click, filters.size, filters.space(np.random.default_rng(0), room=True, echo=False))
-    power = heard.square().sum(dim=0)
-    assert 0 < float(power[1500:].sum()) < 1 and float(heard[:, 0].min()) == pytest.approx(1, abs=1e-4)
-    assert not torch.equal(heard[0], heard[1])
+def test_lowpass_takes_out_what_is_above() -> None:
+    t = torch.arange(RATE) / RATE
+    low, high = torch.sin(2 * torch.pi * 500 * t), torch.sin(2 * torch.pi * 9000 * t)
+    stems = torch.stack([low, high])[None, :, None].expand(1, 2, 2, -1)
+    mixture, after, _ = augment.lowpass((stems.sum(dim=1), stems, torch.ones(1, 2)), 4000)
+    torch.testing.assert_close(after[0, 0, 0], low, atol=5e-3, rtol=0)  # of float32 phases
+    assert after[0, 1].abs().max() < 5e-3
+    torch.testing.assert_close(mixture, after.sum(dim=1), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("ceiling", [0.05, 0.3])
-def test_a_limiter_holds_the_ceiling_at_every_sample(ceiling: float) -> None:
-    x = noise(30_001)
-    x[:, 7000] = 0.99
-    x[:, 12_000:13_000] *= 3
-    gain = augment.limiter(x, ceiling)
-    assert gain.shape == (30_001,) and float((x * gain).abs().max()) <= ceiling * (1 + 1e-5)
-    assert torch.allclose(augment.limiter(x, 10.0), torch.ones(30_001))
-    assert float(gain.max()) <= 1 and float(gain.diff().abs().max()) < 0.01  # no click
+def test_without_torchaudio_its_kinds_are_refused() -> None:
+    try:
+        import torchaudio  # noqa: F401
+    except (ImportError, OSError):
+        with pytest.raises(UsageError, match="need torchaudio"):
+            Augmentation(config("data.augment.pitch.p=0.5"))
+    else:
+        Augmentation(config("data.augment.pitch.p=0.5"))
 
 
-def test_a_coder_adds_noise_that_follows_the_sound() -> None:
-    x = torch.cat([noise(40_000), torch.zeros(2, 40_000)], dim=1)
-    coded = augment.codec(x, np.random.default_rng(0))
-    assert coded.shape == x.shape and torch.isfinite(coded).all()
-    added = coded - x
-    share = float(added[:, :38_000].square().sum() / x.square().sum())
-    assert 1e-3 < share < 0.3
-    assert float(added[:, 44_000:].abs().max()) < 1e-5
+def strongest(wave: Tensor) -> float:
+    return float(torch.fft.rfft(wave).abs().argmax()) * RATE / len(wave)
+
+
+@pytest.fixture
+def tones() -> Tensor:
+    """(2, 2, 2, n): 440 and 1000 Hz, in two examples."""
+    pytest.importorskip("torchaudio", exc_type=ImportError)
+    t = torch.arange(2 * RATE) / RATE
+    waves: Tensor = torch.stack([torch.sin(2 * torch.pi * f * t) for f in (440.0, 1000.0)])
+    return waves[None, :, None].repeat(2, 1, 2, 1)
+
+
+@pytest.mark.torchaudio
+def test_time_is_stretched_at_its_pitch(tones: Tensor) -> None:
+    lengths = set()
+    for seed in range(6):
+        y = augment.stretch_time(tones, p=1.0, most=0.2, generator=seeded(seed))
+        assert y.shape == tones.shape
+        middle = slice(RATE // 4, RATE)
+        for stem, hertz in enumerate((440, 1000)):
+            assert strongest(y[0, stem, 0, middle]) == pytest.approx(hertz, abs=3)
+        lengths.add(int((y[0, 0, 0].abs() > 1e-3).nonzero().max()))
+    assert len(lengths) > 1 and min(lengths) < 1.95 * RATE
+
+
+@pytest.mark.torchaudio
+def test_pitch_is_shifted_at_its_speed(tones: Tensor) -> None:
+    found = set()
+    for seed in range(6):
+        y = augment.shift_pitch(tones, p=1.0, semitones=2.0, generator=seeded(seed))
+        middle = slice(RATE // 4, RATE)
+        low, high = (strongest(y[1, stem, 0, middle]) for stem in (0, 1))
+        assert y.shape == tones.shape and high / low == pytest.approx(1000 / 440, rel=0.02)  # alike
+        assert 440 * 2 ** (-2.2 / 12) < low < 440 * 2 ** (2.2 / 12)
+        found.add(round(low))
+    assert len(found) > 1
+
+
+@pytest.mark.torchaudio
+def test_spec_augment_silences_a_band_and_a_stretch_of_all_stems() -> None:
+    pytest.importorskip("torchaudio", exc_type=ImportError)
+    x, state = noise(2, 3, 65_536), torch.random.get_rng_state()
+    y = augment.spec_augment(x, p=1.0, bins=200, frames=40, generator=seeded(2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.testing.assert_close(augment.spec_augment(x, p=1.0, bins=200, frames=40, generator=seeded(2)), y)
+
+    def spectrum(wave: Tensor) -> Tensor:
+        window = torch.hann_window(2048)
+        parts: Tensor = torch.stft(wave.flatten(0, 1), 2048, 512, window=window, return_complex=True)
+        return parts.abs()
+
+    for before, after in zip(x, y, strict=True):
+        ratio = spectrum(after).mean(dim=2) / spectrum(before).mean(dim=2)  # (s * c, f)
+        bands, frames = ratio < 0.05, spectrum(after).mean(dim=1) / spectrum(before).mean(dim=1) < 0.05
+        # the same of all stems and channels, but for what the windows smear at the edges
+        assert (bands ^ bands[0]).sum(dim=1).max() <= 2 and (frames ^ frames[0]).sum(dim=1).max() <= 4
+        assert bands[0].any() or frames[0].any()
+        assert bands[0].sum() < 200 and frames[0].sum() < 40
+    assert torch.equal(augment.spec_augment(x, p=0.0, bins=200, frames=40, generator=seeded()), x)

@@ -37,6 +37,7 @@ def scored(tmp_path: Path, *, metrics: tuple[str, ...] = ("museval",)) -> SongSc
     return evaluate(find_songs(tmp_path / "data"), [method], data="data", metrics=metrics).methods[0].songs[0]
 
 
+@pytest.mark.slow
 def test_museval_gets_what_it_would_read_itself(tmp_path: Path) -> None:
     """Mono stems, an estimate that is too short: the same frames as museval makes of the same arrays."""
     import museval

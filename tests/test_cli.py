@@ -433,6 +433,7 @@ def test_models_path_is_the_file_itself(capsys: pytest.CaptureFixture[str]) -> N
 # --- the real thing
 
 
+@pytest.mark.slow
 def test_the_demo_song_through_the_real_model(tmp_path: Path) -> None:
     song = ROOT / "examples" / "demo.ogg"
     done = python("-m", "tfswa_sep", str(song), "--out", str(tmp_path), "--stems", "vocals,accompaniment")

@@ -42,6 +42,7 @@ def test_what_is_missing_is_named() -> None:
     assert load_config(["data=musdb18"], needs_data=False).data.seconds == 6
 
 
+@pytest.mark.slow
 def test_every_config_can_be_chosen() -> None:
     for group in ("data", "model", "training"):
         for path in (CONFIGS / group).glob("*.yaml"):

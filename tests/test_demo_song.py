@@ -35,12 +35,14 @@ def pitch(sound: Signal) -> float:
     return RATE / (shortest + int(np.argmax(correlation[shortest:longest])))
 
 
+@pytest.mark.slow
 def test_the_song_is_20_seconds_of_stereo_that_does_not_clip(song: dict[str, Signal]) -> None:
     assert list(song) == STEMS
     assert {stem.shape for stem in song.values()} == {(2, 20 * RATE)}
     assert np.max(np.abs(sum(song.values()))) == pytest.approx(PEAK)
 
 
+@pytest.mark.slow
 def test_every_stem_sounds_where_it_should(song: dict[str, Signal]) -> None:
     for name, stem in song.items():
         assert 0.02 < np.sqrt(np.mean(stem**2)) < 0.2, name
@@ -69,6 +71,7 @@ def test_voice_and_guitar_hit_the_note() -> None:
     assert np.std(string[-RATE // 4 :]) < 0.5 * np.std(string[: RATE // 4])  # it dies away
 
 
+@pytest.mark.slow
 def test_the_committed_files_are_this_song(song: dict[str, Signal]) -> None:
     files = {EXAMPLES / "demo_stems" / f"{name}.ogg": stem for name, stem in song.items()}
     files[EXAMPLES / "demo.ogg"] = np.asarray(sum(song.values()))

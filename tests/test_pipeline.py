@@ -1,7 +1,8 @@
-"""The commands of training as their users meet them: whole processes, killed, resumed, two at a time."""
+"""The commands of training as their users meet them: whole processes, killed and resumed."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -19,8 +20,13 @@ pytest.importorskip("hydra")
 pytest.importorskip("lightning_fabric")
 
 from tfswa_sep.evaluation.metrics import sdr
+from training.configuration import load_config
+from training.train import train
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning"),  # of musdb and stempeg
+]
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 44_100
 STEMS = ("drums", "bass", "other", "vocals")
@@ -64,12 +70,8 @@ def write_musdb(root: Path, *, is_wav: bool, seconds: float = 10.0) -> None:
             stempeg.write_stems(str(folder / f"{name}.stem.mp4"), streams, sample_rate=RATE)
 
 
-def command(*words: str, launcher: tuple[str, ...] = ("-m",)) -> list[str]:
-    return [sys.executable, *launcher, "training.train", *words]
-
-
 def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "TFSWA_CACHE": os.devnull}
+    return os.environ | {"OMP_NUM_THREADS": "1", "TFSWA_CACHE": os.devnull, "PYTHONPATH": str(ROOT)}
 
 
 def run(words: list[str], *, kill_at: int | None = None) -> None:
@@ -96,59 +98,42 @@ def losses(out: Path) -> dict[int, float]:
     return {event.step: event.value for event in record.Scalars("train/loss")}
 
 
-def small_run(root: Path, out: Path, *more: str) -> tuple[str, ...]:
-    """As little as shows it: a few steps on examples of half a second."""
-    return (
-        "data=musdb18hq", f"data.root={root}", f"data.cache={root}/cache", "data.seconds=0.5",
-        "data.build_workers=1", "training=debug", "training.precision=32-true", "training.accelerator=cpu",
-        "training.log_every=1", f"out={out}", *more,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def musdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def musdb(tmp_path: Path) -> Path:
+    """A folder for MUSDB18, where what reads it is installed."""
     if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
         pytest.skip("musdb wants ffmpeg")
-    root = tmp_path_factory.mktemp("musdb")
-    write_musdb(root, is_wav=True, seconds=3.0)
-    return root
+    return tmp_path / "musdb"
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(musdb: Path, tmp_path: Path) -> None:
-    words = ("training.steps=8", "training.save_every=2", "training.validate_every=100")
-    run(command(*small_run(musdb, tmp_path / "whole", *words)))
+def test_a_killed_run_goes_on_as_if_nothing_had_been(musdb: Path, tmp_path: Path, tiny: None) -> None:
+    write_musdb(musdb, is_wav=True, seconds=3.0)
+
+    def words(out: Path) -> list[str]:
+        return [
+            "data=musdb18hq", f"data.root={musdb}", f"data.cache={tmp_path}/cache", "data.seconds=0.5",
+            "data.build_workers=1", "training=debug", "training.precision=32-true", "training.threads=1",
+            "training.accelerator=cpu", "training.log_every=1", "training.steps=8", "training.save_every=2",
+            "training.validate_every=100", f"out={out}",
+        ]  # fmt: skip
+
+    train(load_config([*words(tmp_path / "whole"), "training.workers=0"]))
     whole = losses(tmp_path / "whole")
     assert sorted(whole) == list(range(1, 9))
     first, second = sorted(np.random.default_rng().choice(range(3, 8), size=2, replace=False).tolist())
+    parts = [sys.executable, str(ROOT / "tests/train_tiny.py"), json.dumps([words(tmp_path / "parts")])]
     for kill_at in (first, second, None):
-        run(command(*small_run(musdb, tmp_path / "parts", *words)), kill_at=kill_at)
+        run(parts, kill_at=kill_at)
     assert losses(tmp_path / "parts") == whole, f"killed at {first} and {second}"
 
 
-def test_two_processes_learn_as_one_with_twice_the_batch(musdb: Path, tmp_path: Path) -> None:
-    words = (
-        "training.steps=5", "training.optimizer=adamw", "training.learning_rate=1e-4",
-        "training.validate_every=100", "augment@data.augment=none",
-    )  # fmt: skip
-    run(command(*small_run(musdb, tmp_path / "one", *words, "training.batch_size=4")))
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
-    run(command(*small_run(musdb, tmp_path / "two", *words, "training.batch_size=2"), launcher=launcher))
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert sorted(one) == sorted(two) == list(range(1, 6))
-    assert [two[step] for step in two] == pytest.approx([one[step] for step in two], rel=1e-3)
-    assert len({round(loss, 3) for loss in one.values()}) > 1
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
-def test_a_small_run_beats_the_mixture(tmp_path: Path) -> None:
+def test_a_small_run_beats_the_mixture(musdb: Path, tmp_path: Path) -> None:
     """MUSDB18's own files, killed half way, resumed, published, and separated by the command."""
-    if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
-        pytest.skip("musdb wants ffmpeg")
-    write_musdb(tmp_path / "musdb", is_wav=False)
-    words = command(
-        "training=debug", "data=musdb18", f"data.root={tmp_path / 'musdb'}", "data.seconds=2",
-        f"data.cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}",
-    )  # fmt: skip
+    write_musdb(musdb, is_wav=False)
+    words = [
+        sys.executable, "-m", "training.train", "training=debug", "data=musdb18", f"data.root={musdb}",
+        "data.seconds=2", f"data.cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}",
+    ]  # fmt: skip
     run(words, kill_at=30)
     run(words)
     publish = [sys.executable, "-m", "training.publish", str(tmp_path / "run/last.ckpt"), "--name", "tried"]

@@ -58,14 +58,17 @@ def test_a_make_target_exists(words: list[str]) -> None:
 def test_a_training_module_exists(words: list[str]) -> None:
     assert words[1] == "-m"
     assert importlib.util.find_spec(words[2]) is not None
-    if "--help" in words:
-        done = subprocess.run(
-            [sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert "usage" in done.stdout.lower() or "powered by hydra" in done.stdout.lower()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [w for w in commands("python") if "--help" in w], ids=shlex.join)
+def test_a_training_module_helps(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower() or "powered by hydra" in done.stdout.lower()
+
+
+@pytest.mark.slow
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the demo song under the name that the example uses."""
     import soundfile

@@ -155,6 +155,7 @@ def test_the_paper_s_learning_rate() -> None:
     assert rates == pytest.approx([1e-6, 1e-3, 1e-3, 1e-3, 9e-4, 7.29e-4])
 
 
+@pytest.mark.slow
 def test_a_run_stops_early_and_keeps_a_record(
     songs: Path, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

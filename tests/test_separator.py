@@ -251,6 +251,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_song(tmp_path: Path) -> None:
     """60 minutes peak within 15 % of 6 minutes; held whole, one channel of 60 minutes would take 29 MB."""
     peaks = []

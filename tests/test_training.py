@@ -178,6 +178,7 @@ def flatten(state: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: state}
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_exact_step(
     pools: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,9 @@ def pitch(samples: NDArray[np.int16]) -> float:
     return float(spectrum.argmax() * RATE / len(samples))
 
 
-@pytest.mark.parametrize("is_wav", [True, False], ids=["wav", "stem.mp4"])
+@pytest.mark.parametrize(
+    "is_wav", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["wav", "stem.mp4"]
+)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
 def test_musdb_is_found_and_decoded(tmp_path: Path, is_wav: bool) -> None:
     if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):

@@ -15,7 +15,7 @@ from typing import Any
 
 from tfswa_sep.errors import OutputError
 from tfswa_sep.registry import ModelInfo, digest
-from tfswa_sep.temporary import TemporaryFile
+from tfswa_sep.temporary import written_whole
 
 _FORMAT = 2
 _SUFFIX = ".tfswa-sep.json"
@@ -44,15 +44,13 @@ def write_manifest(
     try:
         marks = {os.path.relpath(output, path.parent): _mark(output) for output in outputs}
         document = {**work, "outputs": marks, "result": result}
-        temporary = TemporaryFile(path.parent)
-        try:
-            with temporary.path.open("w", encoding="utf-8", errors="surrogateescape") as file:
-                json.dump(document, file, indent=1, ensure_ascii=False)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.put_in_place(path)
-        finally:
-            temporary.remove()
+        with (
+            written_whole(path) as temporary,
+            temporary.open("w", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            json.dump(document, file, indent=1, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise OutputError(f"cannot write {path} ({error.strerror or error}): the stems are there") from None
 

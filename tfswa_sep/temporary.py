@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 if sys.platform != "win32":
@@ -49,6 +50,20 @@ class TemporaryFile:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `target` at the end; an error before that leaves all as it was.
+
+    Raises OSError.
+    """
+    temporary = TemporaryFile(target.parent)
+    try:
+        yield temporary.path
+        temporary.put_in_place(target)
+    finally:
+        temporary.remove()
 
 
 def remove_abandoned(folder: Path) -> None:

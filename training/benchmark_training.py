@@ -1,6 +1,7 @@
 """How fast a configuration trains: `python -m training.benchmark_training model=reference training=h100`.
 
-Prints examples a second, model FLOPs utilization, and the hours that the configuration's steps take.
+Prints examples a second, model FLOPs utilization, and the hours that the configuration's steps take: measured
+here, projected for GPUs that are not here. For little memory: training.batch_size=1 training.accumulate=16.
 FLOPs are those of the model (Chowdhery et al., arXiv:2204.02311, appendix B): convolutions, matrix products
 and attention, forward and backward, a multiply-add as two; what checkpointing does twice counts once.
 The data comes from memory: whether it can be made fast enough shows in training itself.
@@ -13,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -29,6 +31,8 @@ PEAKS = {  # dense bf16 FLOPs a second, from Nvidia's data sheets
     "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
     "RTX 4090": 165e12, "V100": 125e12,
 }  # fmt: skip
+PROJECTED = ("H100", "A100")
+ASSUMED_UTILIZATIONS = (0.35, 0.15)  # what we aim at, and what small matrices may come down to
 
 
 def training_flops(config: DictConfig) -> int:
@@ -53,29 +57,42 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     return 2 * 2048**3 / seconds, "the best of 10 matrix products of 2048 x 2048 x 2048"
 
 
-def benchmark(config: DictConfig) -> dict[str, float | str | int]:
+def projected_hours(flops: float) -> dict[str, float]:
+    """Hours on one GPU that spends the assumed share of its peak on the model, by GPU and share."""
+    return {
+        f"one {name} at {share:.0%} of {PEAKS[name] / 1e12:.0f} TFLOP/s": round(
+            flops / (PEAKS[name] * share) / 3600, 1
+        )
+        for name in PROJECTED
+        for share in ASSUMED_UTILIZATIONS
+    }
+
+
+def benchmark(config: DictConfig) -> dict[str, Any]:
     """Measure, print, and return what was found."""
     rehearsal = Rehearsal(config)
     rehearsal.step()
     seconds = statistics.median(_time(rehearsal.step, rehearsal.device) for _ in range(STEPS))
     training = config.training
     flops, (peak, source) = training_flops(config), peak_flops(rehearsal.device, rehearsal.dtype)
-    rate = training.batch_size / seconds
-    found: dict[str, float | str | int] = {
+    rate, batches = training.batch_size / seconds, training.steps * training.accumulate
+    found: dict[str, Any] = {
         "machine": machine() if rehearsal.device.type == "cpu" else torch.cuda.get_device_name(),
         "preset": config.model.preset,
         "precision": str(rehearsal.dtype).removeprefix("torch."),
         "batch_size": training.batch_size,
         "example_seconds": rehearsal.seconds,
-        "step_seconds": seconds,
+        "batch_seconds": seconds,
         "examples_a_second": rate,
         "audio_seconds_a_second": rate * rehearsal.seconds,
-        "flops_a_step": flops,
+        "flops_a_batch": flops,
         "peak_flops_a_second": peak,
         "peak_from": source,
         "model_flops_utilization": flops / seconds / peak,
-        "hours": training.steps * training.accumulate * seconds / 3600,
         "steps": training.steps,
+        "accumulate": training.accumulate,
+        "hours": batches * seconds / 3600,
+        "hours_projected_not_measured": projected_hours(batches * flops),
     }
     print(json.dumps(found, indent=2))
     return found

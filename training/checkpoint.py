@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tfswa_sep.errors import InputError
+from tfswa_sep.temporary import remove_abandoned, written_whole
 
 
 class Average:
@@ -32,12 +32,10 @@ class Average:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint beside its place, then rename it."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a run that was killed
-        leftover.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    """Write a checkpoint, whole or not at all."""
+    remove_abandoned(path.parent)
+    with written_whole(path) as temporary:
+        torch.save(state, temporary)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -29,6 +28,7 @@ from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.transform import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.spectrogram import stft
+from tfswa_sep.temporary import written_whole
 from training.checkpoint import read
 from training.graph import MaskNetwork
 
@@ -92,9 +92,8 @@ def export_onnx(network: TfswaUNet, path: Path, *, name: str, license_name: str 
         del node.metadata_props[:]
         node.doc_string = ""
     onnx.checker.check_model(graph)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    onnx.save(graph, temporary)
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        onnx.save(graph, temporary)
     return compare(network, path)
 
 
@@ -120,11 +119,10 @@ def export_safetensors(network: TfswaUNet, path: Path, *, name: str, license_nam
         key: value.half() if value.is_floating_point() else value
         for key, value in network.state_dict().items()
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     told = metadata(network.config, name=name, license_name=license_name)
-    save_file(state, temporary, metadata={KEY: json.dumps(told)})
-    temporary.chmod(0o644)  # safetensors keeps its files to the owner
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        save_file(state, temporary, metadata={KEY: json.dumps(told)})
+        temporary.chmod(0o644)  # safetensors keeps its files to the owner
 
 
 def update_registry(registry: Path, *, name: str, files: dict[str, Path]) -> None:
@@ -144,9 +142,8 @@ def update_registry(registry: Path, *, name: str, files: dict[str, Path]) -> Non
         text, count = pattern.subn(entry, text)
         if count != 1:
             raise ValueError(f"{registry} has no bundled {backend} file {path.name} under models.{name}")
-    temporary = registry.with_name(f".{registry.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, registry)
+    with written_whole(registry) as temporary:
+        temporary.write_text(text)
 
 
 def _example(config: ModelConfig) -> list[torch.Tensor]:

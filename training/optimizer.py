@@ -14,6 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from training.parallel import cut_like
+
 ADAM_RMS = 0.2  # of AdamW's usual update, by Liu et al., equation 4
 MOMENTUM = 0.95
 SMALLEST_SIDE = 8  # a matrix with fewer rows or columns is no hidden layer
@@ -69,6 +71,16 @@ def orthogonalize(matrix: Tensor, *, steps: int = 5) -> Tensor:
         gram: Tensor = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T.contiguous() if tall else x
+
+
+def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what `state_dict` gave, with whole averages also where the weights are pieces."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    kept = {
+        i: {key: cut_like(x, weights[i]) if x.shape == weights[i].shape else x for key, x in averages.items()}
+        for i, averages in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": kept})
 
 
 def make_optimizer(model: nn.Module, settings: Any) -> torch.optim.Optimizer:

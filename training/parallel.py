@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision, Precision
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning_fabric.strategies.strategy import Strategy
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.nn.functional import all_reduce
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 from tfswa_sep.errors import UsageError
+from tfswa_sep.model.block import Stage
 
 
 class Autocast(MixedPrecision):
@@ -56,7 +64,7 @@ def pick_precision(wanted: str) -> str:
 
 
 def launch(settings: Any) -> Fabric:
-    """The Fabric of a run. Raises UsageError for an unknown precision."""
+    """The Fabric of a run. Raises UsageError for a precision or strategy that is unknown or does not fit."""
     precision = pick_precision(settings.precision)
     cuda = settings.accelerator != "cpu" and torch.cuda.is_available()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
@@ -74,12 +82,60 @@ def launch(settings: Any) -> Fabric:
         accelerator=settings.accelerator,
         devices=here,
         num_nodes=max(world // here, 1),
-        # Synchronised batch norms are alike in all processes: nothing to send.
-        strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
+        strategy=_strategy(settings, precision, world=world),
         plugins=[plugin],
     )
     fabric.launch()
     return fabric
+
+
+def _strategy(settings: Any, precision: str, *, world: int) -> Strategy | str:
+    name = settings.strategy
+    if name not in ("ddp", "fsdp"):
+        raise UsageError(f"unknown training.strategy {name!r}: choose ddp or fsdp")
+    if name == "fsdp":
+        if settings.optimizer == "muon":
+            raise UsageError(
+                "training.optimizer=muon needs whole matrices, which training.strategy=fsdp cuts to pieces:"
+                " add training.optimizer=adamw"
+            )
+        if precision == "16-mixed":
+            raise UsageError("training.strategy=fsdp takes training.precision=bf16-mixed or 32-true")
+    if world == 1:
+        return "auto"
+    if name == "ddp":
+        # Synchronised batch norms are alike in all processes: nothing to send.
+        return DDPStrategy(broadcast_buffers=False)
+    return ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1)
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Cut every weight into as many pieces as there are processes; a stage at a time is whole.
+
+    FSDP2: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
+    """
+    # Its warning is of changes in place to what the network returns: the losses make none.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view")
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # it takes no other
+    for module in model.modules():
+        if isinstance(module, Stage):
+            fully_shard(module, mesh=mesh["data_parallel"])
+    fully_shard(model, mesh=mesh["data_parallel"])
+    return model
+
+
+def gather(state: Any) -> Any:
+    """Pieces in dictionaries and lists -> whole tensors in main memory. All processes have to call it."""
+    return tree_map_only(DTensor, lambda piece: piece.full_tensor().cpu(), state)
+
+
+def cut_like(value: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor -> this process's piece of it, where `example` is one; on the example's device."""
+    value = value.to(example.device)
+    if not isinstance(example, DTensor):
+        return value
+    # Every process holds the same value: none has to send it.
+    return distribute_tensor(value, example.device_mesh, example.placements, src_data_rank=None)
 
 
 def synchronise_norms(model: nn.Module, fabric: Fabric) -> nn.Module:

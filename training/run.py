@@ -19,10 +19,10 @@ from tfswa_sep.model.transform import stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import checkpoint, losses
 from training.checkpoint import Average
-from training.data.augment_batches import Augmentation, lowpass
+from training.data.augment import Augmentation, lowpass
 from training.data.batches import Batch, load_batches, open_data, seconds_of
-from training.optimizer import make_optimizer
-from training.parallel import launch, synchronise_norms
+from training.optimizer import make_optimizer, restore
+from training.parallel import cut_like, gather, launch, synchronise_norms
 from training.pretrain import MaskedSpectrogram
 from training.schedule import learning_rate, phases
 from training.validate import Validation
@@ -54,26 +54,28 @@ class Run:
         if settings.objective not in ("separate", "masked"):
             raise ValueError(f"unknown training.objective {settings.objective!r}: choose separate or masked")
         trained: nn.Module = MaskedSpectrogram(self.model) if self.masked else self.model
-        trained = synchronise_norms(trained, self.fabric)
-        self.wrapped, self.optimizer = self.fabric.setup(trained, make_optimizer(trained, settings))
+        last = self.out / "last.ckpt"
+        stored = checkpoint.read(last) if settings.resume and last.exists() else None
+        self.said = ""  # about the warm start
+        if settings.warm_start and not stored:
+            self.said = checkpoint.warm_start(self.model, Path(settings.warm_start))
+        self.wrapped = self.fabric.setup_module(synchronise_norms(trained, self.fabric))
         self.trained = self.wrapped.module
+        self.optimizer: Any = self.fabric.setup_optimizers(make_optimizer(self.trained, settings))
         self.average = Average(self.model, settings.ema_decay)
         self.done, self.seconds = 0, 0.0  # steps; spent before this process
         self.best, self.stale = -math.inf, 0  # best score; validations since
-        self.said = ""  # about the warm start
         self.out.mkdir(parents=True, exist_ok=True)
-        last = self.out / "last.ckpt"
-        if settings.resume and last.exists():
-            self._restore(checkpoint.read(last))
-        elif settings.warm_start:
-            self.said = checkpoint.warm_start(self.model, Path(settings.warm_start))
-            self.average = Average(self.model, settings.ema_decay)
+        if stored:
+            self._restore(stored)
         self.begun = time.monotonic()
 
     def _restore(self, stored: dict[str, Any]) -> None:
+        for own, part in ((self.trained.state_dict(), "model"), (self.average.state, "average")):
+            stored[part] = {key: cut_like(value, own[key]) for key, value in stored[part].items()}
         self.trained.load_state_dict(stored["model"])
-        self.average.state = {k: v.to(self.fabric.device) for k, v in stored["average"].items()}
-        self.optimizer.load_state_dict(stored["optimizer"])
+        self.average.state = stored["average"]
+        restore(self.optimizer.optimizer, stored["optimizer"])
         self.fabric.strategy.precision.load_state_dict(stored["precision"])
         self.done, self.seconds = stored["step"], stored["seconds"]
         self.best, self.stale = stored["best"], stored["stale"]
@@ -119,7 +121,7 @@ class Run:
         )
         assert norm is not None  # max_norm was given
         means: Any = self.fabric.all_reduce(totals, reduce_op="mean")
-        numbers = {name: float(value) for name, value in {**means, "gradient_norm": norm}.items()}
+        numbers = {name: float(value) for name, value in {**means, "gradient_norm": gather(norm)}.items()}
         # fp16's scaler must see infinite gradients too: it skips the step itself, and scales less.
         if math.isfinite(numbers["gradient_norm"]) or getattr(self.fabric.strategy.precision, "scaler", None):
             self.optimizer.step()
@@ -146,9 +148,9 @@ class Run:
         return losses.weigh_terms(spectrum, mixture, targets, known, weights=self.settings.loss)
 
     def averaged(self) -> TfswaUNet:
-        """A network of the averaged weights, for scores."""
+        """A network of the averaged weights, for scores. All processes have to call it."""
         network = TfswaUNet(self.shape).to(self.fabric.device)
-        network.load_state_dict(self.average.state)
+        network.load_state_dict(gather(self.average.state))
         return network.eval()
 
     def validation(self) -> Validation | None:
@@ -170,13 +172,11 @@ class Run:
         return better
 
     def save(self, scores: dict[str, float], *, best: bool) -> None:
-        """Write last.ckpt, and best.ckpt too if it is the `best`."""
-        if not self.fabric.is_global_zero:
-            return
+        """Write last.ckpt, and best.ckpt too if it is the `best`. All processes have to call it."""
         state = {
-            "model": self.trained.state_dict(),
-            "average": self.average.state,
-            "optimizer": self.optimizer.state_dict(),
+            "model": gather(self.trained.state_dict()),
+            "average": gather(self.average.state),
+            "optimizer": gather(self.optimizer.state_dict()),
             "precision": self.fabric.strategy.precision.state_dict(),
             "step": self.done,
             "seconds": self.spent,
@@ -186,6 +186,8 @@ class Run:
             "shape": self.shape.to_json(),
             "config": json.dumps(OmegaConf.to_container(self.config, resolve=True)),
         }
+        if not self.fabric.is_global_zero:
+            return
         checkpoint.save(self.out / "last.ckpt", state)
         if best:
             checkpoint.save(self.out / "best.ckpt", {k: v for k, v in state.items() if k != "optimizer"})

@@ -35,8 +35,8 @@ def train(config: DictConfig) -> Path:
             journal.step(run.done, numbers, seconds=run.spent)
             finished, scores, better = run.done == settings.steps, dict[str, float](), False
             if finished or run.done % settings.validate_every == 0:
+                network = run.averaged()
                 if validation:
-                    network = run.averaged()
                     scores = validation.score(network)
                     journal.scores(run.done, scores)
                     journal.examples(run.done, validation, network)

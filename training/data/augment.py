@@ -1,150 +1,225 @@
-"""Effects on chunks of training audio: tensors (c, n), float32, on any device.
+"""Augmentation of whole batches, on the device that trains: stems in, other stems out, and they still add up.
 
-What is linear is one multiplication of spectra a chunk (`Filters`): pitch, equalizer, band limit, echo, room.
+What is in a mixture but in no known stem goes along as one more stem. Time stretch, pitch shift and
+SpecAugment are torchaudio's, which has to be installed where their probability is not 0.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-EQ_POINTS = (40, 120, 400, 1200, 4000, 12_000)  # Hz; gains between them are straight over log frequency
-ROOM_SECONDS = 0.5  # longest echo and reverberation
-BLOCK = 220  # samples of a limiter's step, 5 ms
-CODEC_FRAME = 2048
+from tfswa_sep.errors import UsageError
+from tfswa_sep.model.transform import istft, stft
+from training.data.batches import Batch
+from training.data.tracks import SAMPLE_RATE
+
+N_FFT, HOP = 2048, 512  # of the time stretch, samples
+STRETCH_STEPS, PITCH_STEPS = 8, 8  # ratios to each side: one a batch is drawn
 
 
-def db(value: float) -> float:
-    """The factor of a level in dB."""
-    return float(10 ** (value / 20))
+class Augmentation:
+    """What a `data.augment` config says; None: batches stay as they are.
 
-
-@functools.cache
-def fast_length(n: int) -> int:
-    """The next even number from n on that has no prime factor above 7: quick to transform."""
-    n += n % 2
-    while True:
-        rest = n
-        for prime in (2, 3, 5, 7):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return n
-        n += 2
-
-
-def active_rms(x: Tensor) -> Tensor:
-    """RMS of the louder half of blocks of 50 ms (at 44.1 kHz), (): pauses must not make a voice soft."""
-    count = x.shape[-1] // 2205
-    if count == 0:
-        return x.new_zeros(())
-    blocks = x[..., : count * 2205].reshape(-1, count, 2205)
-    power = blocks.square().mean(dim=(0, 2)).sort().values
-    level: Tensor = power[len(power) // 2 :].mean().sqrt()
-    return level
-
-
-class Filters:
-    """Linear effects for chunks of `length` samples."""
-
-    def __init__(self, length: int, *, sample_rate: int, seed: int, device: torch.device) -> None:
-        self.length, self.sample_rate = length, sample_rate
-        self.size = fast_length(length + round(ROOM_SECONDS * sample_rate))
-        self.hertz = torch.fft.rfftfreq(self.size, 1 / sample_rate).to(device)
-        place = np.log(np.maximum(self.hertz.cpu().numpy(), 1.0))
-        lines = [np.interp(place, np.log(EQ_POINTS), unit) for unit in np.eye(len(EQ_POINTS))]
-        self._lines = torch.from_numpy(np.array(lines, np.float32)).to(device)
-        noise = np.random.default_rng((seed, 0)).standard_normal((2, 8 * sample_rate), np.float32)
-        self._noise = torch.from_numpy(noise).to(device)
-
-    def read_size(self, ratio: float) -> tuple[int, int]:
-        """Samples to read for a chunk whose pitch rises by `ratio`, and the size to transform them at."""
-        size = fast_length(round(self.size * ratio))
-        return self.length * size // self.size, size
-
-    def noise(self, n: int, rng: np.random.Generator) -> Tensor:
-        """White noise of unit power, (2, n)."""
-        start = int(rng.integers(self._noise.shape[1] - n))
-        return self._noise[:, start : start + n]
-
-    def equalizer(self, gains: NDArray[np.float64]) -> Tensor:
-        """Response (bins,) to gains in dB at EQ_POINTS."""
-        return torch.exp(torch.from_numpy(gains.astype(np.float32) * 0.1151).to(self._lines) @ self._lines)
-
-    def low_pass(self, hertz: float) -> Tensor:
-        """Response (bins,) that is 1 up to 4 % under `hertz` and 0 from 4 % above it on."""
-        gain: Tensor = (0.5 + (hertz - self.hertz) / (0.08 * hertz)).clamp(0, 1)
-        return gain
-
-    def space(self, rng: np.random.Generator, *, room: bool, echo: bool) -> Tensor:
-        """Response (2, bins) of the sound itself with, if wanted, a room and an echo."""
-        rate = self.sample_rate
-        impulse = self.hertz.new_zeros(2, round(ROOM_SECONDS * rate))
-        impulse[:, 0] = 1
-        if room:
-            tail = int(rng.uniform(0.08, ROOM_SECONDS) * rate)  # to fall by 60 dB
-            noise = self.noise(tail, rng) * torch.linspace(0, -6.9, tail).to(impulse).exp()
-            noise[:, : int(rng.uniform(0.001, 0.02) * rate)] = 0
-            impulse[:, :tail] += noise * (
-                db(rng.uniform(-20, -3)) / noise.square().sum(dim=1, keepdim=True).sqrt()
-            )
-        if echo:
-            delay, feedback = rng.uniform(0.06, 0.24), rng.uniform(0.15, 0.5)
-            for repeat in range(1, 1 + int(ROOM_SECONDS / delay)):
-                impulse[:, min(int(repeat * delay * rate), impulse.shape[1] - 1)] += feedback**repeat
-        response: Tensor = torch.fft.rfft(impulse, self.size)
-        return response
-
-    def apply(self, x: Tensor, size: int, response: Tensor) -> Tensor:
-        """(c, read_size) -> (c, length): resampled by `size` over the filters' own size, and filtered."""
-        spectrum = torch.fft.rfft(x, size)[..., : self.size // 2 + 1] * (self.size / size)
-        response = response[..., : spectrum.shape[-1]]
-        sound: Tensor = torch.fft.irfft(spectrum * response, self.size)[..., : self.length]
-        return sound
-
-
-def limiter(mixture: Tensor, ceiling: float, *, smooth: int = 8) -> Tensor:
-    """Gain (n,) that holds the peaks of (2, n) under `ceiling`, looking `smooth` blocks ahead and behind.
-
-    The smallest gain of a window, averaged over a window one block shorter at both ends, and straight
-    lines between blocks: at no sample is it above what its block needs.
+    Each kind has its own probability: of a stem for gain, pan, swap, sign and remix; of a whole example for
+    the others. Raises UsageError where torchaudio is asked for and cannot be imported.
     """
-    n = mixture.shape[-1]
-    count = -(-n // BLOCK)
-    peaks = F.pad(mixture.abs().amax(dim=0), (0, count * BLOCK - n)).view(count, BLOCK).amax(dim=1)
-    needed = (ceiling / peaks.clamp(min=ceiling))[None, None]
-    wide = F.pad(needed, (2 * smooth + 1, 2 * smooth + 1), mode="replicate")
-    least = -F.max_pool1d(-wide, 2 * smooth + 3, stride=1)
-    held = F.avg_pool1d(least, 2 * smooth + 1, stride=1)
-    return F.interpolate(held, scale_factor=BLOCK, mode="linear", align_corners=False)[0, 0, :n]
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+        if settings and (settings.stretch.p or settings.pitch.p or settings.spec_augment.p):
+            try:
+                import torchaudio  # noqa: F401
+            except (ImportError, OSError) as error:
+                raise UsageError(
+                    "stretch, pitch and spec_augment need torchaudio, which cannot be imported here"
+                    f" ({str(error).splitlines()[0]}): install torch and torchaudio 2.11, or set their p to 0"
+                ) from error
+
+    def __call__(self, batch: Batch, *, generator: torch.Generator) -> Batch:
+        """(b, c, n), (b, s, c, n), (b, s) -> the same shapes; all randomness comes from `generator`."""
+        if not self.settings:
+            return batch
+        settings = self.settings
+        mixture, stems, known = batch
+        # Known stems and the rest of the mixture: (b, s + 1, c, n)
+        x = torch.cat([stems, (mixture - stems.sum(dim=1))[:, None]], dim=1)
+        x = remix(x, p=settings.remix.p, generator=generator)
+        x = gain(x, p=settings.gain.p, decibels=settings.gain.decibels, generator=generator)
+        x = pan(x, p=settings.pan.p, generator=generator)
+        x = swap_channels(x, p=settings.swap.p, generator=generator)
+        x = flip_sign(x, p=settings.sign.p, generator=generator)
+        x, known = mixup(x, known, p=settings.mixup.p, alpha=settings.mixup.alpha, generator=generator)
+        x = stretch_time(x, p=settings.stretch.p, most=settings.stretch.most, generator=generator)
+        x = shift_pitch(x, p=settings.pitch.p, semitones=settings.pitch.semitones, generator=generator)
+        spec = settings.spec_augment
+        x = spec_augment(x, p=spec.p, bins=spec.bins, frames=spec.frames, generator=generator)
+        return x.sum(dim=1), x[:, :-1].contiguous(), known
 
 
-def codec(mixture: Tensor, rng: np.random.Generator) -> Tensor:
-    """What a lossy coder at a low bit rate makes of (2, n): noise under the sound, holes in the treble.
+def _chosen(shape: tuple[int, ...], p: float, generator: torch.Generator, like: Tensor) -> Tensor:
+    """True with probability `p`."""
+    return (torch.rand(shape, generator=generator) < p).to(like.device)
 
-    As in MP3 and AAC, middle and side are quantized with steps that grow with the power of their band
-    (x ** 0.75, ISO 11172-3), so that weak coefficients become nothing; not a codec's bits or its look ahead.
+
+def gain(x: Tensor, *, p: float, decibels: float, generator: torch.Generator) -> Tensor:
+    """Louder or softer by up to `decibels`, uniformly. x (b, s, c, n)"""
+    b, s = x.shape[:2]
+    level = (2 * torch.rand(b, s, generator=generator) - 1).to(x) * decibels
+    factor = torch.where(_chosen((b, s), p, generator, x), 10 ** (level / 20), 1.0)
+    return x * factor[:, :, None, None]
+
+
+def pan(x: Tensor, *, p: float, generator: torch.Generator) -> Tensor:
+    """Towards one side at constant power, by up to 45 degrees. x (b, s, 2, n); other channel counts stay."""
+    b, s, c, _ = x.shape
+    angle = torch.rand(b, s, generator=generator).to(x) * (torch.pi / 2)
+    sides = torch.stack([angle.cos(), angle.sin()], dim=2) * 2**0.5
+    sides = torch.where(_chosen((b, s), p, generator, x)[:, :, None], sides, 1.0)
+    return x * sides[..., None] if c == 2 else x
+
+
+def swap_channels(x: Tensor, *, p: float, generator: torch.Generator) -> Tensor:
+    """Left becomes right. x (b, s, c, n)"""
+    return torch.where(_chosen(x.shape[:2], p, generator, x)[:, :, None, None], x.flip(2), x)
+
+
+def flip_sign(x: Tensor, *, p: float, generator: torch.Generator) -> Tensor:
+    """Upside down. x (b, s, c, n)"""
+    return torch.where(_chosen(x.shape[:2], p, generator, x)[:, :, None, None], -x, x)
+
+
+def remix(x: Tensor, *, p: float, generator: torch.Generator) -> Tensor:
+    """Stems change places with those of other examples, each stem by an order of its own. x (b, s, c, n)
+
+    The last one, the unknown rest, stays: its mixture's unknown stems are in it.
     """
-    window = torch.sin(torch.arange(CODEC_FRAME).to(mixture) * (np.pi / CODEC_FRAME))
-    middle_side = torch.stack([mixture[0] + mixture[1], mixture[0] - mixture[1]])
-    hop = CODEC_FRAME // 2
-    spectrum = torch.stft(middle_side, CODEC_FRAME, hop, window=window, return_complex=True)
-    bands = 25
-    band = (torch.linspace(0, 1, CODEC_FRAME // 2 + 1) ** 0.5 * (bands - 1)).long().to(mixture.device)
-    member = F.one_hot(band, bands).to(mixture)
-    power = torch.einsum("cft,fb->cbt", spectrum.abs().square(), member) / member.sum(dim=0)[:, None].clamp(
-        min=1
-    )
-    loss = -rng.uniform(6, 24) + torch.linspace(0, 12, bands).to(mixture)  # dB of noise under the band
-    step = (power.sqrt() * 10 ** (loss[:, None] / 20) * 2).clamp(min=1e-7)[:, band]
-    parts = torch.view_as_real(spectrum) / step[..., None]
-    coded = parts.sign() * parts.abs().pow(0.75).round().pow(4 / 3) * step[..., None]
-    left_right = torch.istft(
-        torch.view_as_complex(coded), CODEC_FRAME, hop, window=window, length=mixture.shape[-1]
-    )
-    return torch.stack([left_right[0] + left_right[1], left_right[0] - left_right[1]]) / 2
+    b, s = x.shape[:2]
+    if b < 2 or not p:
+        return x
+    own = torch.arange(b, device=x.device)
+    columns = []
+    for i in range(s - 1):
+        order = torch.randperm(b, generator=generator).to(x.device)
+        columns.append(x[torch.where(_chosen((), p, generator, x), order, own), i])
+    return torch.stack([*columns, x[:, -1]], dim=1)
+
+
+def mixup(
+    x: Tensor, known: Tensor, *, p: float, alpha: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Blend an example with its neighbour in the batch, shares by Beta(alpha, alpha); both must know a stem.
+
+    Zhang et al., arXiv:1710.09412. x (b, s + 1, c, n), known (b, s)
+    """
+    b = len(x)
+    if b < 2 or not p:
+        return x, known
+    # A beta variable is the share of one of two gamma variables; torch's own takes no generator.
+    parts = torch._standard_gamma(torch.full((2, b), float(alpha)), generator=generator).clamp(min=1e-12)
+    share = torch.where(torch.rand(b, generator=generator) < p, parts[0] / parts.sum(dim=0), 1.0).to(x)
+    factor = share[:, None, None, None]
+    both = torch.where(share[:, None] < 1, known * known.roll(1, 0), known)
+    return factor * x + (1 - factor) * x.roll(1, 0), both
+
+
+def stretch_time(x: Tensor, *, p: float, most: float, generator: torch.Generator) -> Tensor:
+    """Slower or faster by up to the share `most`, at the same pitch: a phase vocoder. x (b, s, c, n)
+
+    All stems of an example alike. What becomes shorter ends in silence.
+    """
+    speed = 1 + most * _step(STRETCH_STEPS, generator)
+    return _on_some(x, lambda waves: _fit(_vocode(waves, speed), x.shape[-1]), p=p, generator=generator)
+
+
+def shift_pitch(x: Tensor, *, p: float, semitones: float, generator: torch.Generator) -> Tensor:
+    """Higher or lower by up to `semitones`, all stems of an example alike. x (b, s, c, n)
+
+    Stretched, then resampled by a ratio of small numbers, a few cents beside the tempered one: torchaudio's
+    own pitch_shift resamples between rates that may share no factor, with filters of gigabytes.
+    """
+
+    def change(waves: Tensor) -> Tensor:
+        from torchaudio.functional import resample
+
+        longer = _vocode(waves, 1 / float(ratio))
+        return _fit(resample(longer, ratio.numerator, ratio.denominator), waves.shape[-1])
+
+    step = _step(PITCH_STEPS, generator)
+    ratio = Fraction(2 ** (semitones * step / 12)).limit_denominator(16)
+    return _on_some(x, change, p=p if ratio != 1 else 0.0, generator=generator)
+
+
+def _vocode(x: Tensor, speed: float) -> Tensor:
+    """(..., n) -> (..., n / speed), at the same pitch"""
+    from torchaudio.functional import phase_vocoder
+
+    window = torch.hann_window(N_FFT, device=x.device)
+    spectrum = torch.stft(x.flatten(0, -2), N_FFT, HOP, window=window, return_complex=True)
+    advance = torch.linspace(0, torch.pi * HOP, N_FFT // 2 + 1, device=x.device)[:, None]
+    length = round(x.shape[-1] / speed)
+    found = torch.istft(phase_vocoder(spectrum, speed, advance), N_FFT, HOP, window=window, length=length)
+    return found.view(*x.shape[:-1], length)
+
+
+def _fit(x: Tensor, n: int) -> Tensor:
+    """The first `n` samples, silence where there are fewer."""
+    return torch.nn.functional.pad(x[..., :n], (0, max(n - x.shape[-1], 0)))
+
+
+def spec_augment(x: Tensor, *, p: float, bins: int, frames: int, generator: torch.Generator) -> Tensor:
+    """A band of up to `bins` and a stretch of up to `frames` become silent, in every stem of an example.
+
+    Park et al., arXiv:1904.08779. x (b, s, c, n)
+    """
+
+    def change(waves: Tensor) -> Tensor:
+        from torchaudio.functional import mask_along_axis
+
+        spectrum = torch.stack([stft(wave) for wave in waves])  # (b, s, 2c, f, t)
+        # torchaudio draws from the global generator: give it ours, and put back what was there.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            masked = [
+                mask_along_axis(mask_along_axis(one.flatten(0, 1), bins, 0.0, 1), frames, 0.0, 2).view(
+                    one.shape
+                )
+                for one in spectrum
+            ]
+        return istft(torch.stack(masked), length=waves.shape[-1])
+
+    return _on_some(x, change, p=p, generator=generator)
+
+
+def _step(steps: int, generator: torch.Generator) -> float:
+    """One of the numbers between -1 and 1 that lie 1 / steps apart."""
+    return int(torch.randint(-steps, steps + 1, (), generator=generator)) / steps
+
+
+def _on_some(
+    x: Tensor, change: Callable[[Tensor], Tensor], *, p: float, generator: torch.Generator
+) -> Tensor:
+    """Change examples with probability `p` each."""
+    chosen = torch.rand(len(x), generator=generator) < p
+    if not chosen.any():
+        return x
+    indices = chosen.nonzero()[:, 0].to(x.device)
+    changed: Tensor = x.index_copy(0, indices, change(x[indices]))
+    return changed
+
+
+def lowpass(batch: Batch, highest: float) -> Batch:
+    """Take out what lies above `highest` Hz of mixtures and stems: what a progressive run begins with."""
+    mixture, stems, known = batch
+
+    def cut(x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(x)
+        frequencies = torch.fft.rfftfreq(x.shape[-1], 1 / SAMPLE_RATE, device=x.device)
+        low: Tensor = torch.fft.irfft(spectrum * (frequencies <= highest), n=x.shape[-1])
+        return low
+
+    return cut(mixture), cut(stems), known

@@ -9,7 +9,6 @@ import argparse
 import concurrent.futures
 import itertools
 import json
-import os
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tfswa_sep.temporary import TemporaryFile, remove_abandoned, written_whole
 from training.data import catalogue, pseudo_stems, render, rendered, sources, sung, synthesize
 from training.data.sources import SAMPLE_RATE, Audio, Piece, Source
 
@@ -59,14 +59,14 @@ def write_array(path: Path, pieces: Iterable[Piece]) -> tuple[list[tuple[int, in
     Returns sample ranges, labels and bandwidths (Hz) of the pieces; writes nothing when there are none.
     Raises ValueError when mono and stereo pieces are mixed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     segments: list[tuple[int, int]] = []
     labels: list[str] = []
     widths: list[float] = []
     channels = 0
     path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = TemporaryFile(path.parent)
     try:
-        with temporary.open("wb") as f:
+        with temporary.path.open("wb") as f:
             f.write(bytes(HEADER_BYTES))
             for piece in pieces:
                 channels = channels or piece.audio.shape[1]
@@ -86,9 +86,9 @@ def write_array(path: Path, pieces: Iterable[Piece]) -> tuple[list[tuple[int, in
             if f.tell() != HEADER_BYTES:
                 raise ValueError(f"{path.name}: unexpected header of {f.tell()} bytes")
         if segments:
-            os.replace(temporary, path)
+            temporary.put_in_place(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary.remove()
     return segments, labels, widths
 
 
@@ -129,14 +129,13 @@ def write_manifest(out: Path, rows: list[dict[str, Any]], seed: int) -> None:
 
     Sources that gave nothing usable are listed apart.
     """
-    temporary = out / ".manifest.json.tmp"
     content: dict[str, Any] = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "seed": seed}
     content |= {"sources": [r for r in rows if r["array"]], "empty": [r for r in rows if not r["array"]]}
-    temporary.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-    os.replace(temporary, out / "manifest.json")
-    temporary = out / ".card.md.tmp"
-    temporary.write_text(card(rows), encoding="utf-8")
-    os.replace(temporary, out / "card.md")
+    with written_whole(out / "manifest.json") as temporary:
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        temporary.write_text(text, encoding="utf-8")
+    with written_whole(out / "card.md") as temporary:
+        temporary.write_text(card(rows), encoding="utf-8")
 
 
 def card(rows: list[dict[str, Any]]) -> str:
@@ -195,8 +194,8 @@ def build(
     A source that fails is reported through on_done as a row with "error" and left out of the manifest.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob("*/.*.npy.*.tmp"):  # of a run that was killed: two builds must not share a folder
-        left.unlink()
+    for folder in (out, *(out / pool for pool in POOLS)):
+        remove_abandoned(folder)
     known = read_manifest(out)
     order = {s.fingerprint(seed): i for i, s in enumerate(found)}
     # What is said about a source may have become more exact since its array was made.

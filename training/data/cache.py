@@ -12,9 +12,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep.registry import digest
+from tfswa_sep.temporary import remove_abandoned, written_whole
 from training.data.tracks import SAMPLE_RATE, Track, decode
 from training.progress import progress_bar
 
@@ -55,8 +55,7 @@ def build_cache(
     Raises InputError for a file that cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    remove_abandoned(folder)
     workers = workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as threads:  # hashing lets go of the interpreter
         whole = list(threads.map(lambda track: _is_whole(track, stems, folder), tracks))
@@ -102,11 +101,11 @@ def _origin(track: Track, stems: tuple[str, ...]) -> dict[str, Any]:
 
 def _build(track: Track, stems: tuple[str, ...], folder: Path) -> None:
     origin, samples = _origin(track, stems), decode(track, stems)
-    with _written_whole(folder / f"{track.name}.npy") as temporary, temporary.open("wb") as stream:
+    with written_whole(folder / f"{track.name}.npy") as temporary, temporary.open("wb") as stream:
         np.save(stream, samples)
     flags = ["".join("1" if on else "0" for on in stem) for stem in _activity(samples).T]
     known = {**origin, "sha256": digest(folder / f"{track.name}.npy"), "active": flags}
-    with _written_whole(folder / f"{track.name}.json") as temporary:
+    with written_whole(folder / f"{track.name}.json") as temporary:
         temporary.write_text(json.dumps(known))
 
 
@@ -117,14 +116,3 @@ def _activity(samples: NDArray[np.int16]) -> NDArray[np.bool_]:
     powers = np.array([np.square(block).sum(axis=(0, 2)) / max(2 * len(block), 1) for block in blocks])
     active: NDArray[np.bool_] = np.sqrt(powers) > SILENT
     return active
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A path beside `path`, renamed to it at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.data import augment, voices
-from training.data.augment import Filters, active_rms, db
+from training.data import mix_effects, voices
+from training.data.mix_effects import Filters, active_rms, db
 from training.data.pools import FULL_BAND, Array, Pools, floats
 
 Voice = tuple[Array, float]  # where it is read from, and how much higher it is played
@@ -154,7 +154,7 @@ class Mixer:
         highest = np.inf if highest >= FULL_BAND else highest
         if coded:
             highest = min(highest, rng.uniform(11_000, 20_000))
-        master = _Master(rng.normal(0, 1.5 * mastered, len(augment.EQ_POINTS)), highest)
+        master = _Master(rng.normal(0, 1.5 * mastered, len(mix_effects.EQ_POINTS)), highest)
         rest = torch.zeros(2, self.length, device=self.device)
         if kind == "song" and self.pools.songs:
             stems, known = self._song(rng, master)
@@ -176,10 +176,10 @@ class Mixer:
         mixture = stems.sum(dim=0) + rest
         level = db(rng.uniform(-24, -12))
         if mastered:
-            gain = augment.limiter(mixture, float(mixture.abs().max()) * db(-rng.uniform(1, 9)) + 1e-9)
+            gain = mix_effects.limiter(mixture, float(mixture.abs().max()) * db(-rng.uniform(1, 9)) + 1e-9)
             mixture, stems, level = mixture * gain, stems * gain, level * db(rng.uniform(0, 6))
         if coded:
-            mixture = augment.codec(mixture, rng)
+            mixture = mix_effects.codec(mixture, rng)
         scale = level / active_rms(mixture).clamp(min=SILENT)
         scale = torch.minimum(scale, 1 / mixture.abs().max().clamp(min=1e-9))
         return mixture * scale, stems * scale, torch.tensor(known, dtype=torch.float32, device=self.device)
@@ -252,7 +252,7 @@ class Mixer:
             chunk = voices.perform(chunk, wanted, rng, settings.voice, filters.noise(wanted, rng))
         elif tempo != 1.0:
             chunk = voices.resynthesize(chunk, wanted)
-        gains = master.gains + rng.normal(0, settings.equalizer, len(augment.EQ_POINTS))
+        gains = master.gains + rng.normal(0, settings.equalizer, len(mix_effects.EQ_POINTS))
         response = self._response(master, gains)
         room = rng.random() < settings.room[pool]
         echo = pool == "vocals" and rng.random() < settings.echo

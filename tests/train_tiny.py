@@ -1,0 +1,20 @@
+"""`training.train` on as little network as there can be, for tests that need processes of their own.
+
+The argument is a JSON list of command lines, each a list of words; the runs follow one another.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from tiny_model import TINY
+
+from tfswa_sep.model.config import PRESETS
+from training.configuration import load_config
+from training.train import train
+
+if __name__ == "__main__":
+    PRESETS["small"] = TINY
+    for words in json.loads(sys.argv[1]):
+        train(load_config(words))
