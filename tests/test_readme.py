@@ -134,8 +134,12 @@ def test_tables_say_what_the_records_say() -> None:
     assert "| A | 6.12 (+9.50) | -1.00 (+0.25) |" in scores and "| B (apart) | - | - |" in scores
     median = {"wall": 12.34, "cpu": 1.0, "memory": 5e8}
     found = {"minutes": 3.0, "backend": "onnx", "threads": None, "median": median, "real_time_factor": 0.0686}
-    speed = speed_table({"measurements": [found], "machine": "a machine"})
-    assert "| 3 min | onnx | auto | 12.3 s | 0.069 | 500 MB |" in speed
+    peer = {**found, "name": "peer", "weights": "random", "precision": "fp32", "ratio": 2.5, "threads": 2}
+    missing = [{"name": "other", "reason": "no wheel"}]
+    speed = speed_table({"measurements": [found, peer], "machine": "a machine", "not_run": missing})
+    assert "| 3 min | tfswa-sep | onnx | auto | 12.3 s | 0.069 | - | 500 MB |" in speed
+    assert "| 3 min | peer* | onnx fp32 | 2 | 12.3 s | 0.069 | 2.50 | 500 MB |" in speed
+    assert "random weights" in speed and "Not run: other (no wheel)." in speed
 
 
 def test_the_version_has_a_changelog_entry() -> None:

@@ -1,6 +1,7 @@
 """A checkpoint becomes a product: `python -m training.export CHECKPOINT --out tfswa_sep/weights`.
 
-Writes NAME.onnx (features in, masks out; see training/graph.py), compares its stems with torch's on noise
+Writes NAME.onnx (features in, masks out; see training/graph.py; any batch, but the frames of one segment:
+training/export_programs.py leaves them open, and has other formats), compares its stems with torch's on noise
 shaped like music, and brings the entry's sizes and hashes in models.toml up to date. With --torch also writes
 NAME.safetensors, which the torch backend reads.
 """
@@ -71,30 +72,35 @@ def export_onnx(network: TfswaUNet, path: Path, *, name: str, license_name: str 
     example = _example(config)
     names = [[f"{kind}_{i}" for i in range(len(config.bands))] for kind in ("features", "masks")]
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.onnx.export(
+        masks,
+        tuple(example),
+        input_names=names[0],
+        output_names=names[1],
+        dynamic_shapes=(tuple(batch for _ in example),),
+        dynamo=True,
+        verbose=False,
+    )
+    save_onnx(program, path, metadata(config, name=name, license_name=license_name))
+    return compare(network, path)
+
+
+def save_onnx(program: torch.onnx.ONNXProgram | None, path: Path, told: dict[str, Any]) -> None:
+    """Write a graph with its weights, and with `told` as its metadata."""
+    assert program is not None  # dynamo=True
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder) / "raw.onnx"
-        program = torch.onnx.export(
-            masks,
-            tuple(example),
-            input_names=names[0],
-            output_names=names[1],
-            dynamic_shapes=(tuple(batch for _ in example),),
-            dynamo=True,
-            verbose=False,
-        )
-        assert program is not None  # dynamo=True
         program.save(str(raw), external_data=False)
         graph = onnx.load(raw)
     del graph.metadata_props[:]
     entry = graph.metadata_props.add()
-    entry.key, entry.value = KEY, json.dumps(metadata(config, name=name, license_name=license_name))
+    entry.key, entry.value = KEY, json.dumps(told)
     for node in graph.graph.node:  # the exporter leaves source paths of this machine in every node
         del node.metadata_props[:]
         node.doc_string = ""
     onnx.checker.check_model(graph)
     with written_whole(path) as temporary:
         onnx.save(graph, temporary)
-    return compare(network, path)
 
 
 def compare(network: TfswaUNet, path: Path) -> float:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -44,6 +43,7 @@ from tfswa_sep.evaluation.multitrack import find_songs
 from tfswa_sep.masks import band_features
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.spectrogram import stft
+from tfswa_sep.temporary import written_whole
 from training.export import update_registry
 
 Feed = dict[str, NDArray[np.float32]]  # a segment as the graph takes it
@@ -174,9 +174,8 @@ def _finish(graph: onnx.ModelProto, model: Path, out: Path) -> None:
     graph.metadata_props.extend(onnx.load(model, load_external_data=False).metadata_props)
     del graph.graph.value_info[:]
     onnx.checker.check_model(graph)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    onnx.save(graph, temporary)
-    os.replace(temporary, out)
+    with written_whole(out) as temporary:
+        onnx.save(graph, temporary)
 
 
 def compare(model: Path, other: Path, feeds: Sequence[Feed], *, repeats: int = 5) -> dict[str, float]:

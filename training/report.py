@@ -49,17 +49,27 @@ def scores_table(record: Record) -> str:
 
 
 def speed_table(record: Record) -> str:
-    """One line a setting: the real-time factor and the highest memory of the whole command."""
+    """One line a setting or peer: the real-time factor and the highest memory of the whole command."""
     rows = [
-        "| song | backend | threads | time | real-time factor | memory |",
-        "| ---: | --- | ---: | ---: | ---: | ---: |",
+        "| song | program | backend | threads | time | real-time factor | against ours | memory |",
+        "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for found in record["measurements"]:
-        median = found["median"]
-        setting = f"| {found['minutes']:g} min | {found['backend']} | {found['threads'] or 'auto'}"
-        cost = f"{median['wall']:.1f} s | {found['real_time_factor']:.3f} | {median['memory'] / 1e6:.0f} MB"
-        rows.append(f"{setting} | {cost} |")
-    return "\n".join(rows) + f"\n\nMeasured on {record['machine']}."
+        median, ratio = (
+            found["median"],
+            found.get("ratio"),
+        )  # old records have fewer fields
+        program = found.get("name", "tfswa-sep") + ("*" if found.get("weights") == "random" else "")
+        backend = f"{found['backend']} {found.get('precision', '')}".strip()
+        setting = f"| {found['minutes']:g} min | {program} | {backend} | {found['threads'] or 'auto'}"
+        cost = f"{median['wall']:.1f} s | {found['real_time_factor']:.3f}"
+        against = "-" if ratio is None else f"{ratio:.2f}"
+        rows.append(f"{setting} | {cost} | {against} | {median['memory'] / 1e6:.0f} MB |")
+    notes = [f"Measured on {record['machine']}."]
+    if any("*" in row for row in rows):
+        notes.append("\\* With random weights, which cost the same time and memory.")
+    notes += [f"Not run: {each['name']} ({each['reason']})." for each in record.get("not_run", [])]
+    return "\n".join(rows) + "\n\n" + " ".join(notes)
 
 
 BLOCKS: dict[str, tuple[str, Callable[[Record], str]]] = {

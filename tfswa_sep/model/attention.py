@@ -87,16 +87,17 @@ class ShiftedWindowAttention(_Attention):
         (wf, wt), (sf, st), h = self.window, self.shift, self.heads
         if sf or st:
             x = torch.roll(x, (-sf, -st), dims=(1, 2))
-        # Windows stand beside the heads: attention in four dimensions is what ONNX can hold.
-        windows = "b (nf wf) (nt wt) (h e) -> b (nf nt h) (wf wt) e"
-        q, k, v = (rearrange(y, windows, h=h, wf=wf, wt=wt) for y in self.qkv(x))
+        # Attention in four dimensions is what ONNX can hold: windows that are all alike stand beside the
+        # batch, so that they share one bias; those with masks of their own beside the heads.
+        rows = "b (nf nt h)" if sf or st else "(b nf nt) h"
+        sizes = {"nf": f // wf, "nt": t // wt, "wf": wf, "h": h}
+        windows = f"b (nf wf) (nt wt) (h e) -> {rows} (wf wt) e"
+        q, k, v = (rearrange(y, windows, **sizes) for y in self.qkv(x))
         bias = rearrange(self.bias_table[self.relative_index], "i j h -> h i j").to(q.dtype)
         if sf or st:
             bias = (bias + self._mask(f, t, q)[:, None]).flatten(0, 1)
-        else:
-            bias = bias.repeat(f // wf * (t // wt), 1, 1)
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        y = rearrange(y, "b (nf nt h) (wf wt) e -> b (nf wf) (nt wt) (h e)", nf=f // wf, wf=wf, h=h)
+        y = rearrange(y, f"{rows} (wf wt) e -> b (nf wf) (nt wt) (h e)", **sizes)
         if sf or st:
             y = torch.roll(y, (sf, st), dims=(1, 2))
         return self.project(y)  # type: ignore[no-any-return]

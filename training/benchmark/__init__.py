@@ -1,0 +1,1 @@
+"""Time, memory, size and quality of the installed command and its peers: `python -m training.benchmark`."""

@@ -1,0 +1,222 @@
+"""Measure the installed command and its peers as their users meet them: whole processes, start-up and all.
+
+    python -m training.benchmark --json benchmark.json --plot benchmark.svg     everything, side by side
+    python -m training.benchmark --minutes 3 6 --backend auto --threads --peers        the command alone
+    python -m training.benchmark --minutes 60 --runs 1 --peers -- --stems vocals --format flac
+    python -m training.benchmark --peers demucs openunmix --valid FOLDER        with the SDR on those songs
+
+The test songs are a given song, looped. What comes after `--` goes to our command. The runs of all
+contenders take turns, so that what disturbs the machine disturbs all of them; the median of each number
+counts. Peers get virtual environments of their own in the cache folder (about 1 GB each); one that cannot run
+here is named with the reason. Four stems of 60 minutes take 5 GB of disk as 32-bit float WAV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import soundfile
+from rich.console import Console
+
+from tfswa_sep.evaluation.provenance import machine, versions
+from training.benchmark.contenders import Contender, filled_in, find_command, our_contenders, score
+from training.benchmark.measure import (
+    BUSY_CORES,
+    FailedCommandError,
+    Run,
+    busy_cores,
+    measure,
+    seconds_to_first_line,
+)
+from training.benchmark.peers import PEERS, NoPeerError, install, peer_contenders
+from training.benchmark.record import Record, measurement, plot, table
+
+HELP_RUNS = 11
+
+
+def make_song(source: Path, target: Path, *, minutes: float) -> None:
+    """Write `source`, looped, as a 16-bit WAV of that many minutes; only one loop is held in memory."""
+    loop, rate = soundfile.read(source, dtype="int16", always_2d=True)
+    left = round(60 * minutes * rate)
+    with soundfile.SoundFile(target, "w", rate, loop.shape[1], subtype="PCM_16") as song:
+        while left > 0:
+            song.write(loop[:left])
+            left -= min(left, len(loop))
+
+
+def race(
+    contenders: list[Contender],
+    song: Path,
+    *,
+    minutes: float,
+    runs: int,
+    patience: float,
+    scores: Mapping[str, dict[str, float]],
+    console: Console,
+) -> Record:
+    """Let all contenders separate a song in turns, `runs` times.
+
+    patience: seconds; who needs longer runs once.  scores: of score_all.
+    Returns the record's "measurements", "not_run" and "busy_cores", the most that other work took.
+    """
+    done: dict[Contender, list[Run]] = {each: [] for each in contenders}
+    first: dict[Contender, list[float]] = {each: [] for each in contenders}
+    not_run: list[dict[str, str]] = []
+    busiest = 0.0
+    for turn in range(runs):
+        busiest = max(busiest, busy_cores())
+        for each in [each for each, found in done.items() if not found or found[0].wall <= patience]:
+            console.print(f"turn {turn + 1} of {runs}: {each.label}, {minutes:g} min", highlight=False)
+            try:
+                with tempfile.TemporaryDirectory(dir=song.parent) as out:
+                    command = filled_in(each.command, song=song, out=Path(out))
+                    done[each].append(measure(command, environment=each.environment))
+                if each.first:
+                    command = filled_in(each.first, song=song)
+                    first[each].append(seconds_to_first_line(command, environment=each.environment))
+            except FailedCommandError as error:
+                del done[each]
+                not_run.append({"name": each.label, "reason": str(error).splitlines()[-1]})
+                console.print(f"{each.label} cannot run: {error}", highlight=False)
+    base = statistics.median(run.wall for run in next(iter(done.values()))) if done else 0.0
+    found = [
+        measurement(each, minutes, done[each], first[each], base=base, sdr=scores.get(each.quality))
+        for each in done
+    ]
+    return {"measurements": found, "not_run": not_run, "busy_cores": round(busiest, 2)}
+
+
+def line_up(
+    options: argparse.Namespace, command: str, console: Console
+) -> tuple[list[Contender], list[Record]]:
+    """The contenders, and those that cannot be."""
+    contenders = our_contenders(
+        command,
+        backends=options.backend,
+        precisions=options.precision,
+        threads=options.threads,
+        extra=options.extra,
+    )
+    missing: list[Record] = []
+    for peer in PEERS:
+        if peer.name not in options.peers:
+            continue
+        console.print(f"{peer.name}: environment in {options.cache / peer.name}", highlight=False)
+        try:
+            install(peer, options.cache)
+        except NoPeerError as error:
+            missing.append({"name": peer.name, "reason": str(error)})
+        else:
+            contenders += peer_contenders(peer, options.cache, threads=options.threads, scorer=command)
+    return contenders, missing
+
+
+def score_all(contenders: list[Contender], data: Path, console: Console) -> dict[str, dict[str, float]]:
+    """{name, backend and precision: the mean SDR of each stem}; threads make no difference to it."""
+    scores: dict[str, dict[str, float]] = {}
+    for each in contenders:
+        if not each.score or each.quality in scores:
+            continue
+        console.print(f"SDR of {each.quality}", highlight=False)
+        try:
+            scores[each.quality] = score(each, data)
+        except FailedCommandError as error:
+            console.print(f"{each.quality} has no SDR: {error}", highlight=False)
+    return scores
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = [peer.name for peer in PEERS]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tfswa-sep-benchmark"
+    song = Path("examples/demo.ogg")
+    parser.add_argument("--song", type=Path, default=song, help="looped into the test songs")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1.0], help="lengths of the test songs")
+    parser.add_argument("--command", default="tfswa-sep", help="the installed command, or its path")
+    parser.add_argument("--backend", nargs="*", default=["onnx", "torch"], help="besides the default")
+    parser.add_argument("--precision", nargs="+", help="default: all that the command has")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="of each setting and peer")
+    parser.add_argument("--runs", type=int, default=3, help="of each setting; the median counts")
+    parser.add_argument(
+        "--patience", type=float, default=120.0, help="seconds; what takes longer runs once (default 120)"
+    )
+    parser.add_argument(
+        "--peers", nargs="*", choices=names, default=names, help="none, or some of these; default: all"
+    )
+    parser.add_argument("--valid", type=Path, help="songs as FOLDER/<song>/<stem>.wav, for the SDR")
+    parser.add_argument("--cache", type=Path, default=cache, help="where the peers' environments are kept")
+    parser.add_argument("--json", type=Path, help="also write every run to this file")
+    parser.add_argument("--plot", type=Path, help="also write the picture, an SVG, to this file")
+    parser.add_argument("extra", nargs="*", help="after --: options for our command")
+    options = parser.parse_args(arguments)
+    options.cache = options.cache.absolute()
+    if not options.song.is_file():
+        parser.error(f"no such song: {options.song}")
+    if options.valid and not options.valid.is_dir():
+        parser.error(f"no such folder: {options.valid}")
+    if options.runs < 1:
+        parser.error("--runs: at least 1")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the options, measure, print the table and write the record; returns the exit code."""
+    options, console = parse(arguments), Console()
+    command = find_command(options.command)
+    console.print(machine(), highlight=False)
+    busy = busy_cores()
+    if busy > BUSY_CORES:
+        console.print(f"Other work keeps {busy:.1f} cores busy: these timings are too long.", highlight=False)
+    startup = [measure([command, "--help"]).wall for _ in range(HELP_RUNS)]
+    contenders, missing = line_up(options, command, console)
+    record: Record = {
+        "command": [Path(command).name, *options.extra],
+        "song": options.song.name,
+        "machine": machine(),
+        "busy_cores": round(busy, 2),
+        "versions": versions() | {peer.name: peer.version for peer in PEERS if peer.name in options.peers},
+        "help_seconds": statistics.median(startup),
+        "measurements": [],
+        "not_run": missing,
+    }
+    scores = score_all(contenders, options.valid, console) if options.valid else {}
+    with tempfile.TemporaryDirectory(prefix="tfswa-sep-benchmark-") as folder:
+        for minutes in options.minutes:
+            song = Path(folder) / f"song_{minutes:g}_minutes.wav"
+            make_song(options.song, song, minutes=minutes)
+            found = race(
+                contenders,
+                song,
+                minutes=minutes,
+                runs=options.runs,
+                patience=options.patience,
+                scores=scores,
+                console=console,
+            )
+            record["measurements"] += found["measurements"]
+            record["not_run"] += found["not_run"]
+            record["busy_cores"] = max(record["busy_cores"], found["busy_cores"])
+            song.unlink()
+    # In a file the table needs not fit a terminal.
+    (console if console.is_terminal else Console(width=200)).print(table(record))
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if options.plot:
+        options.plot.write_text(plot(record), encoding="utf-8")
+    return 0 if record["measurements"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
