@@ -56,7 +56,27 @@ def test_our_own_registry_lists_the_bundled_default_and_its_file_is_whole() -> N
     for model in models.values():  # only models that exist are listed
         for file in model.files:
             if file.where.startswith("bundled:"):
-                assert registry.fetch(model, file.backend).parent == registry.WEIGHTS
+                alone = replace(model, files=(file,))
+                assert registry.fetch(alone, file.backend).parent == registry.WEIGHTS
+
+
+def test_a_precision_chooses_among_a_models_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = model_of("bundled:tiny.onnx")
+    wide, torch = (replace(small.files[0], backend=b, precision="fp32") for b in ("onnx", "torch"))
+    narrow = replace(wide, where="bundled:tiny.int8.onnx", precision="int8")
+    model = replace(small, files=(wide, torch, narrow))
+    assert registry.with_precision(model, "fp32").files == (wide, torch)
+    assert registry.with_precision(model, "int8").files == (narrow,)
+    for made_for_it, wanted in ((True, "int8"), (False, "fp32")):
+        monkeypatch.setattr(registry, "multiplies_bytes", lambda made_for_it=made_for_it: made_for_it)
+        assert {file.precision for file in registry.with_precision(model, "auto").files} == {wanted}
+        only_wide = replace(model, files=(wide, torch))
+        assert registry.with_precision(only_wide, "auto") == only_wide
+    with pytest.raises(ModelError, match=r"'tiny' has no int8 file: use --precision fp32"):
+        registry.with_precision(replace(model, files=(wide,)), "int8")
+    with pytest.raises(UsageError, match="unknown precision 'fp64': choose from auto, fp32, int8"):
+        registry.with_precision(model, "fp64")
+    assert registry.with_precision(small, "int8") == small  # a file of the user's own: nobody knows
 
 
 def test_an_entry_is_read_whole(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("hydra")
 pytest.importorskip("lightning_fabric")
 
+from tiny_model import TINY  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from tfswa_sep.errors import InputError, UsageError  # noqa: E402
+from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
 from training import checkpoint, learning_rate_finder, losses, train  # noqa: E402
 from training.configuration import load_config  # noqa: E402
 from training.pretrain import MaskedSpectrogram, hide  # noqa: E402
@@ -130,6 +133,28 @@ def test_a_warm_start_takes_what_fits(songs: Path, tmp_path: Path, tiny: None) -
     (tmp_path / "bad.ckpt").write_text("no checkpoint")
     with pytest.raises(InputError, match=r"bad\.ckpt cannot be read"):
         checkpoint.warm_start(first.model, tmp_path / "bad.ckpt")
+
+
+def test_a_warm_start_turns_complex_masks_into_gains() -> None:
+    """Twice the real part as a logit: the same bins of the same channels, wherever a bin's values stand."""
+    torch.manual_seed(0)
+    complex_masks = TfswaUNet(TINY)
+    gains = TfswaUNet(dataclasses.replace(TINY, masks="real"))
+    for key, weight in gains.state_dict().items():
+        found = checkpoint._real_parts(key, complex_masks.state_dict()[key], weight)
+        assert found.shape == weight.shape
+    x = torch.randn(1, TINY.head_dim, 16, 3)
+    convs = (network.heads[0].convs for network in (complex_masks, gains))
+    for band, (old, new) in enumerate(zip(*convs, strict=True)):  # type: ignore[arg-type]
+        new.load_state_dict(
+            {
+                part: checkpoint._real_parts(f"heads.0.convs.{band}.{part}", value, new.state_dict()[part])
+                for part, value in old.state_dict().items()
+            }
+        )
+        stride = TINY.bands[band].stride
+        wanted = old(x).view(1, 2, 2, stride, 16, 3)[:, :, 0].flatten(1, 2)
+        torch.testing.assert_close(new(x), 2 * wanted)
 
 
 def test_a_progressive_run(songs: Path, tmp_path: Path, tiny: None) -> None:

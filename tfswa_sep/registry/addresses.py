@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,10 @@ def _read_pins() -> dict[str, tuple[ModelFile, ...]]:
         raise ModelError(f"{path} is damaged ({error}): mend it, or delete it to forget all pins") from error
 
 
+def _as_pin(file: ModelFile) -> dict[str, Any]:
+    return {key: getattr(file, key) for key in _FILE_TYPES}
+
+
 def _pinned_file(fields: Any) -> ModelFile:
     if {key: type(value) for key, value in fields.items()} != _FILE_TYPES:
         raise ValueError("a file is not described as expected")
@@ -162,7 +166,7 @@ def _changing_pins() -> Iterator[dict[str, tuple[ModelFile, ...]]]:
             before = dict(pins)
             yield pins
             if pins != before:
-                document = {address: [asdict(file) for file in files] for address, files in pins.items()}
+                document = {address: [_as_pin(file) for file in files] for address, files in pins.items()}
                 temporary = path.with_suffix(f".{os.getpid()}.tmp")
                 temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
                 temporary.replace(path)

@@ -32,6 +32,8 @@ MINUTES = {
 }  # fmt: skip
 SPEECH_MINUTES = 2.0  # at most, of every speaker
 FEWEST_CLIPS = 10
+# Their clips are words of a syllable, or noisy: not one line could be made of them.
+TOO_SHORT = tuple(f"ktuberling-{language}" for language in ("fi", "it", "nds", "nl", "pt", "sv"))
 SPOKEN_PITCH = (65.0, 600.0)  # Hz
 SPOKEN_SYLLABLE = 0.2  # s
 FRAME = 0.008  # s between WORLD frames
@@ -254,5 +256,5 @@ def sung_speech_sources(speech: Iterable[Source]) -> list[Source]:
             extra={**source.extra, "sung": True, "speakers": 0},  # the same ones again
         )
         for source in speech
-        if len(source.files) >= FEWEST_CLIPS
+        if len(source.files) >= FEWEST_CLIPS and source.name not in TOO_SHORT
     ]
