@@ -145,7 +145,7 @@ def test_a_warm_start_turns_complex_masks_into_gains() -> None:
         assert found.shape == weight.shape
     x = torch.randn(1, TINY.head_dim, 16, 3)
     convs = (network.heads[0].convs for network in (complex_masks, gains))
-    for band, (old, new) in enumerate(zip(*convs, strict=True)):  # type: ignore[arg-type]
+    for band, (old, new) in enumerate(zip(*convs, strict=True)):
         new.load_state_dict(
             {
                 part: checkpoint._real_parts(f"heads.0.convs.{band}.{part}", value, new.state_dict()[part])
