@@ -62,10 +62,10 @@ WITH_SINGER = {"marsshooter-data": (1, "CC-BY-SA-3.0 (Obsidian Shell)")}
 VOICES_FOUND = Path(__file__).with_name("voices_found.tsv")
 GUITAR_GAME = "fretsonfire-songs"
 MORE_MUSIC = ("fillets-ng-data",)  # not in debian_music.tsv
-NO_MUSIC_LEFT = "endless-sky-data"  # ambient sounds, of which the rules for music leave nothing
-NO_MUSIC = (
+NO_MUSIC = (  # or none that the rules for music leave
     "tuxpaint-stamps-default", "klettres-data", "ktuberling-data", "hydrogen-drumkits",
     "fillets-ng-data-cs", "fillets-ng-data-nl", "nexuiz-data", "wesnoth-1.16-data", "avldrums.lv2-soundfont",
+    "endless-sky-data",
 )  # fmt: skip
 RANKED = (
     "nexuiz-music", "warzone2100-music", "supertuxkart-data", "redeclipse-data", "hedgewars-data",
@@ -196,7 +196,7 @@ def voices_found() -> set[tuple[str, str]]:
 def music_sources(shared: Path, debian: Path) -> list[Source]:
     """Game soundtracks of the unpacked packages, and the guitar game's guitars and backing, best first."""
     known, sung = known_licences(shared), voices_found()
-    names = {*known, *MORE_MUSIC} - WITH_SINGER.keys() - {NO_MUSIC_LEFT}
+    names = {*known, *MORE_MUSIC} - WITH_SINGER.keys()
     packages = sorted(p for p in debian.iterdir() if p.name in names or p.name.startswith(GUITAR_GAME))
     packages.sort(key=lambda p: RANKED.index(p.name) if p.name in RANKED else len(RANKED))
     found = []
