@@ -141,6 +141,7 @@ def update_registry(registry: Path, *, name: str, files: dict[str, Path]) -> Non
         content = path.read_bytes()
         pattern = re.compile(
             rf'(\[\[models\.{re.escape(name)}\.files\]\]\nbackend = "{backend}"\n'
+            r'(?:precision = "\w+"\n)?'
             rf'where = "bundled:{re.escape(path.name)}"\n)'
             r'sha256 = "[0-9a-f]*"\nbytes = \d+'
         )
