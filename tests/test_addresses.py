@@ -145,7 +145,7 @@ def test_the_commands_on_what_is_here(server: ModelServer, capsys: pytest.Captur
     assert cli.run(["models", "info", address]) == 0
     assert "here, and whole" in capsys.readouterr().out
     assert cli.run(["models", "verify"]) == 0
-    assert capsys.readouterr().out.count("here, and whole") == 3
+    assert capsys.readouterr().out.count("here, and whole") == 4
     assert cli.run(["models", "rm", address]) == 0
     assert cli.run(["models", "info", address, "--json", "--offline"]) == 0
     (path, shown) = capsys.readouterr().out.split("\n", 1)

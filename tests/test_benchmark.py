@@ -243,7 +243,7 @@ def test_a_peer_has_an_environment_of_its_own(tmp_path: Path) -> None:
     assert seconds_to_first_line(one.command) > 0
     (folder / "kept").touch()
     assert (install(peer, tmp_path) / "kept").exists()  # it is made once
-    with pytest.raises(NoPeerError, match="(?i)wheel"):  # pip has changed its words
+    with pytest.raises(NoPeerError, match=r"(?i)wheel"):  # pip has changed its words
         install(Peer(name="fake", requirements=("no/such.whl",)), tmp_path)
     assert not (folder / "kept").exists()
 
