@@ -126,7 +126,7 @@ def test_a_repository_is_pinned_to_the_commit_of_its_first_use(server: ModelServ
         again = command(server, "models", "path", address, "--offline")
         assert (again.stdout.strip(), server.asked) == (file["path"], asked)
     verified = json.loads(command(server, "models", "verify", "--json").stdout)["files"]
-    assert [file["state"] for file in verified] == ["here, and whole"] * 5  # small's three, and both addresses
+    assert [file["state"] for file in verified] == ["here, and whole"] * 5  # three of small, two addresses
     Path(file["path"]).resolve().write_bytes(BODY[::-1])
     damaged = command(server, "models", "verify")
     assert damaged.returncode == 4 and len(damaged.stderr.splitlines()) == 1
