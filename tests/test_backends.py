@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tfswa_sep import backends, processor
+from tfswa_sep import backends, processor, spectrogram
 from tfswa_sep.backends import load_backend
 from tfswa_sep.backends.metadata import parse_metadata
 from tfswa_sep.backends.onnx import OnnxBackend
@@ -25,8 +25,9 @@ Build = Callable[..., Path]
 SHARES = (0.5, 0.25, 0.125, 0.125)
 
 
-def model(*offered: str) -> Any:
-    return SimpleNamespace(name="shares", files=[SimpleNamespace(backend=backend) for backend in offered])
+def model(*offered: str, precision: str = "") -> Any:
+    files = [SimpleNamespace(backend=backend, precision=precision) for backend in offered]
+    return SimpleNamespace(name="shares", files=files)
 
 
 def load(path: Path, *offered: str, **options: Any) -> Any:
@@ -60,13 +61,13 @@ def test_onnx_mixes_before_the_inverse_transform(
 ) -> None:
     backend = OnnxBackend(onnx_model())
     inverted = []
-    original = backends.onnx.add_frames  # type: ignore[attr-defined]
+    original = spectrogram.add_frames
 
     def count(chunks: Any, shape: tuple[int, int, int], **options: int) -> Any:
         inverted.append(shape[0])
         return original(chunks, shape, **options)
 
-    monkeypatch.setattr("tfswa_sep.backends.onnx.add_frames", count)
+    monkeypatch.setattr("tfswa_sep.masks.add_frames", count)
     segments = noise(2, 8192).reshape(1, 2, 8192)
     mix = np.array([[0, 1, 1, 1]], np.float32)
     np.testing.assert_allclose(backend(segments, mix=mix), segments[:, None] * 0.5, atol=1e-6)
@@ -167,6 +168,8 @@ def test_unknown_choices_are_usage_errors(onnx_model: Build) -> None:
 def test_missing_file_for_a_backend_is_told(onnx_model: Build) -> None:
     with pytest.raises(ModelError, match="'shares' has no torch file: use --backend onnx"):
         load(onnx_model(), backend="torch")
+    with pytest.raises(ModelError, match="'shares' has no torch file in int8: use --backend onnx"):
+        load_backend(model("onnx", precision="int8"), lambda info, backend: onnx_model(), backend="torch")
 
 
 def test_missing_package_is_told_with_its_install_line(
@@ -205,7 +208,7 @@ def test_auto_takes_the_fastest(
 def test_choosing_onnx_imports_no_torch(onnx_model: Build) -> None:
     code = (
         "import sys; from types import SimpleNamespace as N; from tfswa_sep.backends import load_backend; "
-        "load_backend(N(name='m', files=[N(backend='onnx')]), lambda *_: sys.argv[1]); "
+        "load_backend(N(name='m', files=[N(backend='onnx', precision='')]), lambda *_: sys.argv[1]); "
         "print('torch' in sys.modules)"
     )
     done = subprocess.run(

@@ -24,14 +24,12 @@ from safetensors.torch import save_file
 
 from tfswa_sep.backends.metadata import FORMAT, KEY
 from tfswa_sep.backends.onnx import OnnxBackend
-from tfswa_sep.masks import band_features
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.transform import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
-from tfswa_sep.spectrogram import stft
 from tfswa_sep.temporary import written_whole
 from training.checkpoint import read
-from training.graph import MaskNetwork
+from training.graph import MaskNetwork, features_of
 
 TOLERANCE = 1e-4  # of the loudest sample, between torch and ONNX Runtime in float32
 LICENSE = "GPL-3.0-or-later"
@@ -69,7 +67,8 @@ def export_onnx(network: TfswaUNet, path: Path, *, name: str, license_name: str 
     Raises ValueError where the two differ by more than TOLERANCE.
     """
     config, masks = network.config, MaskNetwork(network)
-    example = _example(config)
+    noise = [_musical_noise(config.channels, config.segment_samples, seed=i) for i in (0, 1)]
+    example = features_of(np.stack(noise), config)
     names = [[f"{kind}_{i}" for i in range(len(config.bands))] for kind in ("features", "masks")]
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     program = torch.onnx.export(
@@ -151,13 +150,6 @@ def update_registry(registry: Path, *, name: str, files: dict[str, Path]) -> Non
             raise ValueError(f"{registry} has no bundled {backend} file {path.name} under models.{name}")
     with written_whole(registry) as temporary:
         temporary.write_text(text)
-
-
-def _example(config: ModelConfig) -> list[torch.Tensor]:
-    """What the network sees of two segments of noise."""
-    samples = np.stack([_musical_noise(config.channels, config.segment_samples, seed=i) for i in (0, 1)])
-    spectrum = stft(samples, n_fft=config.n_fft, hop=config.hop)
-    return [torch.from_numpy(band) for band in band_features(spectrum, config)]
 
 
 def _musical_noise(channels: int, samples: int, *, seed: int = 0) -> torch.Tensor:

@@ -32,13 +32,13 @@ from torch import Tensor
 
 from tfswa_sep.backends.metadata import KEY
 from tfswa_sep.backends.torch import load_network
-from tfswa_sep.masks import band_features, masked_frames
+from tfswa_sep.masks import masked_waves
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.transform import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
-from tfswa_sep.spectrogram import add_frames, stft
+from tfswa_sep.spectrogram import stft
 from training.export import TOLERANCE, load_checkpoint, metadata, save_onnx
-from training.graph import MaskNetwork
+from training.graph import MaskNetwork, features_of
 
 FORMATS = {
     "onnx": ".dynamic.onnx",
@@ -63,7 +63,7 @@ def export_program(network: TfswaUNet) -> torch.export.ExportedProgram:
         "blocks", min=1, max=MOST_FRAMES // config.frame_multiple
     )
     shape = {0: torch.export.Dim("batch", min=1, max=64), 3: frames}
-    example = _features(_noise(config, batch=2, frames=3 * config.frame_multiple), config)
+    example = features_of(_noise(config, batch=2, frames=3 * config.frame_multiple), config)
     return torch.export.export(
         MaskNetwork(network), tuple(example), dynamic_shapes=(tuple(shape for _ in example),)
     )
@@ -93,7 +93,7 @@ def write(
 def write_torchscript(network: TfswaUNet, path: Path, *, name: str) -> None:
     """Trace the network, and write it. torch warns (DeprecationWarning) that TorchScript is deprecated."""
     config = network.config
-    example = _features(_noise(config, batch=2, frames=3 * config.frame_multiple), config)
+    example = features_of(_noise(config, batch=2, frames=3 * config.frame_multiple), config)
     with warnings.catch_warnings():
         # Shapes are traced as such wherever they matter: `compare` tries others.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
@@ -147,7 +147,7 @@ def write_sample(network: TfswaUNet, song: NDArray[np.float32], folder: Path) ->
     Returns what examples/masks.cpp wants to know: features, frames, and the bins of each band.
     """
     config = network.config
-    features = _features(_middle(song, config, batch=1, frames=4 * config.frame_multiple), config)
+    features = features_of(_middle(song, config, batch=1, frames=4 * config.frame_multiple), config)
     with torch.inference_mode():
         masks = MaskNetwork(network)(*features)
     for name, bands in (("features", features), ("masks", masks)):
@@ -158,21 +158,8 @@ def write_sample(network: TfswaUNet, song: NDArray[np.float32], folder: Path) ->
 def _separate(run: Run, mixture: NDArray[np.float32], config: ModelConfig) -> NDArray[np.float32]:
     """(b, c, n) to stems (b, s, c, n), with all but the network in NumPy."""
     spectrum = stft(mixture, n_fft=config.n_fft, hop=config.hop)
-    masks = [band.numpy() for band in run(*_features(mixture, config))]
-    b, c, f, t = spectrum.shape
-    waves = np.empty((b, len(config.stems), c, mixture.shape[-1]), np.float32)
-    for item in range(b):
-        chunks = masked_frames([band[item] for band in masks], spectrum[item], config, len(config.stems))
-        shape = (len(config.stems) * c, f, t)
-        flat = add_frames(chunks, shape, n_fft=config.n_fft, hop=config.hop, length=mixture.shape[-1])
-        waves[item] = flat.reshape(waves.shape[1:])
-    return waves
-
-
-def _features(mixture: NDArray[np.float32], config: ModelConfig) -> list[Tensor]:
-    """What the network sees of (b, c, n), a tensor a band."""
-    spectrum = stft(mixture, n_fft=config.n_fft, hop=config.hop)
-    return [torch.from_numpy(band) for band in band_features(spectrum, config)]
+    masks = [band.numpy() for band in run(*features_of(mixture, config))]
+    return masked_waves(masks, spectrum, config, len(config.stems), length=mixture.shape[-1])
 
 
 def _middle(

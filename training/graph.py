@@ -9,12 +9,23 @@ from __future__ import annotations
 import copy
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tfswa_sep.masks import band_features
 from tfswa_sep.model.attention import QueryKeyValue
 from tfswa_sep.model.block import TfswaBlock
+from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import BandStem, StemHead, TfswaUNet, Upsample
+from tfswa_sep.spectrogram import stft
+
+
+def features_of(mixture: NDArray[np.float32], config: ModelConfig) -> list[Tensor]:
+    """What the network sees of samples (b, c, n): (b, features, bins of the band, t), a tensor a band."""
+    spectrum = stft(mixture, n_fft=config.n_fft, hop=config.hop)
+    return [torch.from_numpy(band) for band in band_features(spectrum, config)]
 
 
 class MaskNetwork(nn.Module):

@@ -40,11 +40,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from tfswa_sep.backends.onnx import OnnxBackend
 from tfswa_sep.evaluation.multitrack import find_songs
-from tfswa_sep.masks import band_features
 from tfswa_sep.model.config import ModelConfig
-from tfswa_sep.spectrogram import stft
 from tfswa_sep.temporary import written_whole
 from training.export import update_registry
+from training.graph import features_of
 
 Feed = dict[str, NDArray[np.float32]]  # a segment as the graph takes it
 
@@ -82,10 +81,8 @@ def music(model: Path, songs: Path, *, count: int, seed: int = 0) -> list[Feed]:
 
 
 def _as_feed(backend: OnnxBackend, segment: NDArray[np.float32]) -> Feed:
-    metadata = backend.metadata
-    spectrum = stft(segment[None], n_fft=metadata.n_fft, hop=metadata.hop)
-    bands = band_features(spectrum, ModelConfig.from_json(metadata.config))
-    return {f"features_{i}": band for i, band in enumerate(bands)}
+    bands = features_of(segment[None], ModelConfig.from_json(backend.metadata.config))
+    return {f"features_{i}": band.numpy() for i, band in enumerate(bands)}
 
 
 def quantize(model: Path, out: Path, feeds: Sequence[Feed], *, keep: Sequence[str] = ()) -> None:

@@ -82,6 +82,8 @@ class Backend(Protocol):
 class _ModelFile(Protocol):
     @property
     def backend(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
 
 
 class _Model(Protocol):
@@ -122,9 +124,9 @@ def load_backend(
         backend = _choose_backend(info, device)
     offered = [file.backend for file in info.files]
     if backend not in offered:
-        raise ModelError(
-            f"model '{info.name}' has no {backend} file: use --backend {' or '.join(offered) or 'auto'}"
-        )
+        precisions = " or ".join(sorted({file.precision for file in info.files if file.precision}))
+        kind = f"{backend} file in {precisions}" if precisions else f"{backend} file"
+        raise ModelError(f"model '{info.name}' has no {kind}: use --backend {' or '.join(offered) or 'auto'}")
     package, install = _INSTALL[backend]
     if importlib.util.find_spec(package) is None:
         raise DeviceError(f"the {backend} backend needs the package {package}: {install}")

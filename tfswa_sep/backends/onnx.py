@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from tfswa_sep.backends.metadata import KEY, ModelMetadata, contradicts, parse_metadata
 from tfswa_sep.errors import DeviceError, ModelError
-from tfswa_sep.masks import band_features, masked_frames
+from tfswa_sep.masks import band_features, masked_waves
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.processor import count_cores
-from tfswa_sep.spectrogram import add_frames, stft
+from tfswa_sep.spectrogram import stft
 
 MOST_WORKERS = 4  # segments computed at once: each holds about 100 MB
 _FATAL_ONLY = 4  # ONNX Runtime's log severity: its errors come as exceptions, nothing belongs on stderr
@@ -80,17 +80,11 @@ class OnnxBackend:
             if "alloc" in str(error).lower() or isinstance(error, MemoryError):
                 raise DeviceError("memory ran out while separating: close other programs") from None
             raise ModelError(f"{self._path} cannot be run ({_first_line(error)}): fetch it again") from None
-        b, c, f, t = spectrum.shape
         rest = self._last_is_the_rest(mix)
         wanted: NDArray[np.float32] | int = len(self.stems) - rest if mix is None else mix[: len(mix) - rest]
-        stems = wanted if isinstance(wanted, int) else len(wanted)
-        waves = np.empty((b, stems + rest, c, segment.shape[-1]), np.float32)
-        for item in range(b):
-            chunks = masked_frames([band[item] for band in masks], spectrum[item], self._config, wanted)
-            flat = add_frames(chunks, (stems * c, f, t), n_fft=n_fft, hop=hop, length=segment.shape[-1])
-            waves[item, :stems] = flat.reshape(stems, c, -1)
-            if rest:
-                np.subtract(segment[item], waves[item, :stems].sum(axis=0), out=waves[item, -1])
+        waves = masked_waves(masks, spectrum, self._config, wanted, length=segment.shape[-1])
+        if rest:
+            waves = np.concatenate([waves, segment[:, None] - waves.sum(axis=1, keepdims=True)], axis=1)
         return waves
 
     def _last_is_the_rest(self, mix: NDArray[np.float32] | None) -> bool:

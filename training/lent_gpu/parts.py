@@ -6,9 +6,10 @@
 
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
+
+from tfswa_sep.temporary import written_whole
 
 PART = 15 * 2**20  # bytes
 FILES = ("last.ckpt", "best.ckpt")
@@ -38,9 +39,8 @@ def join(folder: Path, out: Path) -> list[Path]:
         content = b"".join(path.read_bytes() for path in parts)
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError(f"{folder}: the {len(parts)} parts of {name} do not make the file that was sent")
-        temporary = out / f".{name}.{os.getpid()}.tmp"
-        temporary.write_bytes(content)
-        os.replace(temporary, out / name)
+        with written_whole(out / name) as temporary:
+            temporary.write_bytes(content)
         written.append(out / name)
     return written
 

@@ -26,6 +26,7 @@ import soxr
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from tfswa_sep.temporary import written_whole
 from training.data.sources import SAMPLE_RATE, Audio, read_audio
 
 OPUS_RATE = 48_000  # Hz
@@ -69,15 +70,16 @@ def helpings(row: dict[str, Any]) -> list[Helping]:
 
 def write_opus(path: Path, audio: Audio) -> None:
     """Write (n, c) at 44.1 kHz; the file appears under its name when it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     resampled = soxr.resample(audio, SAMPLE_RATE, OPUS_RATE)
     level = 1 - (BITRATE - 6) / 250  # libsndfile's scale of 6 to 256 kbit/s a channel
-    with soundfile.SoundFile(
-        temporary, "w", OPUS_RATE, audio.shape[1], format="OGG", subtype="OPUS", compression_level=level
-    ) as f:
+    with (
+        written_whole(path) as temporary,
+        soundfile.SoundFile(
+            temporary, "w", OPUS_RATE, audio.shape[1], format="OGG", subtype="OPUS", compression_level=level
+        ) as f,
+    ):
         for start in range(0, len(resampled), OPUS_RATE):  # libsndfile fails on very long writes
             f.write(np.clip(resampled[start : start + OPUS_RATE], -1, 1))
-    os.replace(temporary, path)
 
 
 def encode(helping: Helping, pools: Path, folder: Path) -> Path:

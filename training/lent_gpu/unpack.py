@@ -6,7 +6,6 @@ source's array holds all its helpings so far.
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -18,6 +17,8 @@ import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
+
+from tfswa_sep.temporary import written_whole
 
 SAMPLE_RATE = 44_100  # Hz
 
@@ -36,10 +37,9 @@ def write_source(rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     parts = [decode(Path(row["path"]), sum(row["lengths"])) for row in rows]
     ends = np.cumsum([length for row in rows for length in row["lengths"]]).tolist()
     array = f"{rows[0]['pool']}/{rows[0]['source']}.npy"
-    temporary = out / f"{array}.{os.getpid()}.tmp.npy"
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    np.save(temporary, np.concatenate(parts))
-    os.replace(temporary, out / array)
+    (out / array).parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(out / array) as temporary, temporary.open("wb") as file:
+        np.save(file, np.concatenate(parts))
     segments = list(zip([0, *ends[:-1]], ends, strict=True))
     kept = {key: rows[0][key] for key in rows[0] if key not in ("path", "file", "lengths", "number")}
     minutes = round(ends[-1] / SAMPLE_RATE / 60, 3)
@@ -66,11 +66,10 @@ def unpack(pieces: Iterable[Path], out: Path, *, processes: int | None = None) -
     with ProcessPoolExecutor(processes) as pool:
         written = pool.map(write_source, changed.values(), [out] * len(changed))
         done.update(zip(changed, written, strict=True))
-    temporary = out / ".manifest.tmp"
-    temporary.write_text(
-        json.dumps({"format": 1, "sample_rate": SAMPLE_RATE, "sources": list(done.values())})
-    )
-    os.replace(temporary, manifest)
+    with written_whole(manifest) as temporary:
+        temporary.write_text(
+            json.dumps({"format": 1, "sample_rate": SAMPLE_RATE, "sources": list(done.values())})
+        )
     return sum(float(row["minutes"]) for row in done.values())
 
 
