@@ -21,7 +21,13 @@ from rich.console import Console
 pytest.importorskip("psutil")
 
 from training.benchmark import __main__ as benchmark
-from training.benchmark.contenders import Contender, our_contenders, precisions_of, score
+from training.benchmark.contenders import (
+    Contender,
+    default_precision,
+    our_contenders,
+    precisions_of,
+    score,
+)
 from training.benchmark.measure import (
     FailedCommandError,
     Run,
@@ -126,6 +132,9 @@ def test_the_first_line_is_waited_for_and_no_more() -> None:
 def test_precisions_are_those_that_the_help_names() -> None:
     assert precisions_of(HELP) == ("fp32", "int8")
     assert precisions_of("  --bit-depth <16|24>  Not int8.") == ()
+    assert default_precision(HELP) == "auto"
+    assert default_precision("  --precision <fp32|int8>  Not auto [default: int8].") == "int8"
+    assert default_precision("  --bit-depth <16|24>  [default: 24]") == "fp32"
 
 
 def test_every_setting_of_ours_is_a_contender(command: Path, tmp_path: Path) -> None:

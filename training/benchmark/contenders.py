@@ -76,8 +76,19 @@ def find_command(name: str) -> str:
 
 def precisions_of(help_text: str) -> tuple[str, ...]:
     """What a command offers as --precision, by its own --help; empty where it has no such option."""
+    option = _precision_option(help_text)
+    return tuple(each for each in PRECISIONS if re.search(rf"\b{each}\b", option))
+
+
+def default_precision(help_text: str) -> str:
+    """What a command takes for --precision when nobody says it, by its own --help."""
+    named = re.search(r"\[default:\s*(\w+)", _precision_option(help_text))
+    return named[1] if named else "fp32"
+
+
+def _precision_option(help_text: str) -> str:
     option = re.search(r"--precision\b(.*?)(?:\n\s*-|\Z)", help_text, re.DOTALL)
-    return tuple(each for each in PRECISIONS if option and re.search(rf"\b{each}\b", option[1]))
+    return option[1] if option else ""
 
 
 def our_contenders(
@@ -93,7 +104,8 @@ def our_contenders(
 
     precisions: None for all that the command offers.  extra: options for every separation.
     """
-    offered = precisions_of(_words([command, "separate", "--help"]))
+    help_text = _words([command, "separate", "--help"])
+    offered = precisions_of(help_text)
     scores_by_precision = bool(precisions_of(_words([command, "eval", "run", "--help"])))
     sizes_by_precision = bool(precisions_of(_words([command, "models", "path", "--help"])))
     python = Path(command).resolve().parent / "python"  # of the environment that the command belongs to
@@ -130,7 +142,7 @@ def our_contenders(
 
     wanted = precisions or list(offered) or ["fp32"]
     every = [contender(b, p, count) for b in backends for p in wanted for count in threads]
-    return [contender("auto", "auto" if offered else "fp32", None), *every]
+    return [contender("auto", default_precision(help_text), None), *every]
 
 
 def score(contender: Contender, data: Path) -> dict[str, float]:
