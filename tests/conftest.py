@@ -34,6 +34,8 @@ class FakeBackend:
     name: str = "fake"
     device: str = "cpu"
     workers: int = 1
+    batch_size: int = 1
+    notes: tuple[str, ...] = ()
     edges: float | None = None
     calls: int = 0
     fail_at: int | None = None  # call that raises

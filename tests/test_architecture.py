@@ -42,8 +42,8 @@ MAY_IMPORT = {
     "encode": {"errors", "ffmpeg", "formats", "resample", "tags"},
     "stem_file": {"errors", "ffmpeg"},
     "stem_writer": {"errors", "audio", "encode", "formats", "resample", "stem_file", "temporary"},
-    "masks": {"model"},
-    "backends": {"errors", "masks", "processor", "spectrogram", "model"},
+    "masks": {"model", "spectrogram"},
+    "backends": {"errors", "masks", "overlap", "processor", "spectrogram", "model"},
     "arrays": {"errors", "audio", "formats", "resample", "stem_writer"},
     "song_files": {
         "errors", "audio", "backends", "formats", "resample", "stem_file", "stem_writer", "stems", "tags",

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
@@ -182,9 +183,55 @@ def test_missing_package_is_told_with_its_install_line(
         load(onnx_model())
 
 
-def test_onnx_has_no_gpu(onnx_model: Build) -> None:
-    with pytest.raises(DeviceError, match="not on cuda: use --backend torch"):
-        load(onnx_model(), backend="onnx", device="cuda")
+def test_onnx_takes_the_gpu_that_it_was_built_for(
+    onnx_model: Build, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, built_with = onnx_model(), ["CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: built_with)
+    for device, message in (
+        ("cuda", "built without CUDA: pip install onnxruntime-gpu in its place, or use --device cpu"),
+        ("coreml", "built without Core ML: use --device cpu"),
+    ):
+        with pytest.raises(DeviceError, match=message):
+            load(path, backend="onnx", device=device)
+    with pytest.raises(DeviceError, match="the onnx backend cannot use mps: use --backend torch"):
+        load(path, backend="onnx", device="mps")
+    with pytest.raises(DeviceError, match="the torch backend cannot use coreml: use --backend onnx"):
+        load(path, "onnx", "torch", backend="torch", device="coreml")
+    built_with[:0] = ["CUDAExecutionProvider", "CoreMLExecutionProvider"]  # but no GPU is there
+    for device, name in (("cuda", "CUDA"), ("cuda:1", "CUDA"), ("coreml", "Core ML")):
+        with (
+            pytest.warns(UserWarning, match="not in available provider names"),
+            pytest.raises(DeviceError, match=f"could not start {name} and fell back to the processor"),
+        ):
+            load(path, backend="onnx", device=device)
+    with pytest.warns(UserWarning, match="not in available provider names"):
+        backend = load(path, backend="onnx", device="auto")
+    assert backend.device == "cpu"
+    assert backend(noise(2, 8192)[None]).shape == (1, 4, 2, 8192)
+
+
+def test_onnx_says_where_it_computes(onnx_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a session that says so, since there is no GPU here."""
+    asked: list[Any] = []
+    start = onnxruntime.InferenceSession
+
+    def pretend(path: str, options: Any, *, providers: list[Any], **settings: Any) -> Any:
+        asked.append(providers)
+        session = start(path, options, providers=["CPUExecutionProvider"])
+        session.get_providers = lambda: [p if isinstance(p, str) else p[0] for p in providers]
+        return session
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", pretend)
+    names = ["CUDAExecutionProvider", "CoreMLExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: names)
+    path = onnx_model()
+    for device, found in (
+        ("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("coreml", "coreml"), ("cpu", "cpu"),
+    ):  # fmt: skip
+        assert load(path, backend="onnx", device=device).device == found
+    assert asked[2] == [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]
+    assert asked[4] == ["CPUExecutionProvider"]
 
 
 @pytest.mark.parametrize(
@@ -194,6 +241,7 @@ def test_onnx_has_no_gpu(onnx_model: Build) -> None:
         (("onnx", "torch"), "auto", False, "onnx"),
         (("onnx", "torch"), "cpu", True, "onnx"),
         (("onnx", "torch"), "cuda", False, "torch"),
+        (("onnx", "torch"), "coreml", False, "onnx"),
         (("onnx",), "auto", True, "onnx"),
         (("torch",), "auto", False, "torch"),
     ),

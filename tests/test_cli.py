@@ -31,7 +31,7 @@ class SplitEvenly:
 
     name, device, stems = "onnx", "cpu", STEMS
     sample_rate, channels, segment_samples, margin_samples = 44_100, 2, 44_100, 4_410
-    workers = 1
+    workers, batch_size, notes = 1, 1, ()
 
     def __call__(
         self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None

@@ -29,10 +29,12 @@ BackendName = Annotated[
 ]
 Precision = Annotated[
     Literal["fp32", "int8", "auto"],
-    typer.Option(help="int8 is smaller, and faster where the processor has instructions for it (auto)."),
+    typer.Option(
+        help="auto is the fastest that this machine is made for: int8 (onnx), 16 bits (torch) or fp32."
+    ),
 ]
 Device = Annotated[
-    str, typer.Option(metavar="DEVICE", help="Where: auto, cpu, cuda (or cuda:1, ...) or mps.")
+    str, typer.Option(metavar="DEVICE", help="Where: auto, cpu, cuda (or cuda:1, ...), mps or coreml.")
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Processor cores to use [default: all].")

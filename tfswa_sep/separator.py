@@ -31,9 +31,10 @@ class Separator:
 
     model: a registered name, an hf:// or https:// address, a model file's path, a ModelInfo, a loaded
     Backend, or None for the default.
-    backend: "auto", "onnx" or "torch".  device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-    precision: "fp32", "int8" or "auto"; see registry.with_precision.
-    threads: CPU threads, None for one a physical core.  batch_size: segments computed at once (helps GPUs).
+    backend: "auto", "onnx" or "torch".  device: "auto", "cpu", "cuda", "cuda:N", "mps" or "coreml".
+    precision: "fp32", "int8" or "auto"; see registry.with_precision and backends.load_backend.
+    threads: CPU threads, None for one a physical core.
+    batch_size: segments computed at once, None for as many as the device is best with.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Separator:
         device: str = "auto",
         precision: str = "fp32",
         threads: int | None = None,
-        batch_size: int = 1,
+        batch_size: int | None = None,
     ) -> None:
         self._model = model
         self._choice = (backend, device, precision, threads)
@@ -87,7 +88,10 @@ class Separator:
         else:
             return self._model.name, self._model
         info = registry.with_precision(info, precision)
-        return info.name, load_backend(info, registry.fetch, backend=backend, device=device, threads=threads)
+        loaded = load_backend(
+            info, registry.fetch, backend=backend, device=device, precision=precision, threads=threads
+        )
+        return info.name, loaded
 
     def separate(
         self,
@@ -165,7 +169,8 @@ class Separator:
                 return np.zeros((len(segments), len(mix), *segments.shape[1:]), np.float32)
             return model(segments, mix=None if all_stems else mix)
 
-        for block in overlap_add(blocks, run, plan, batch_size=self._batch_size, workers=model.workers):
+        size = self._batch_size or model.batch_size
+        for block in overlap_add(blocks, run, plan, batch_size=size, workers=model.workers):
             if not np.isfinite(block.sum()):
                 raise ModelError(
                     "the network gave numbers that are not finite: try --backend onnx or --device cpu"

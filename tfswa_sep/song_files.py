@@ -153,7 +153,10 @@ def separate_song(
             model=model_name,
             backend=model.name,
             device=model.device,
-            warnings=tuple(_warnings(song, rate, audio_format, written, exact_sum=exact_sum)),
+            warnings=(
+                *_warnings(song, rate, audio_format, written, exact_sum=exact_sum),
+                *model.notes,
+            ),
             stem_file=joined,
         )
 

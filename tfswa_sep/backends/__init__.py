@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from tfswa_sep.errors import DeviceError, ModelError, UsageError
 
 BACKENDS = ("auto", "onnx", "torch")
+_ONLY = {"mps": "torch", "coreml": "onnx"}  # the backend that knows a device
+_DEVICE = re.compile(r"auto|cpu|mps|coreml|cuda(:\d{1,3})?")
 _INSTALL = {
     "onnx": ("onnxruntime", "pip install onnxruntime"),
     "torch": ("torch", 'pip install "tfswa-sep[torch]"'),
@@ -34,7 +37,7 @@ class Backend(Protocol):
 
     @property
     def device(self) -> str:
-        """Where it computes: "cpu", "cuda:0", "mps"."""
+        """Where it computes: "cpu", "cuda:0", "mps", "coreml"."""
         ...
 
     @property
@@ -65,6 +68,16 @@ class Backend(Protocol):
     @property
     def workers(self) -> int:
         """Calls at once, from as many threads, that use the device best."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Segments a call that use the device best."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What went otherwise than asked for in the calls so far, and was mended: one line each."""
         ...
 
     def __call__(
@@ -104,20 +117,24 @@ def load_backend(
     *,
     backend: str = "auto",
     device: str = "auto",
+    precision: str = "fp32",
     threads: int | None = None,
 ) -> Backend:
     """Load a model with the fastest backend that is there, or with the one named.
 
     fetch: registry.fetch, gives the verified local file of the model for a backend.
     backend: "onnx", "torch", or "auto": torch if there is a GPU (CUDA or MPS) and a torch file, else onnx.
-    device: "auto", "cpu", "cuda", "cuda:N" or "mps".  threads: CPU threads, None for one a physical core.
+    device: "auto", "cpu", "cuda", "cuda:N", "mps" (torch) or "coreml" (onnx); "auto" alone may end up on the
+    CPU where a GPU cannot be used.
+    precision: "auto" lets torch compute in 16 bits where that is faster; the file decides for onnx.
+    threads: CPU threads, None for one a physical core.
     Raises UsageError for an unknown backend, DeviceError if its package or the device is missing, ModelError
     if the model has no file for it or the file is damaged.
     """
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend '{backend}': choose from {', '.join(BACKENDS)}")
-    if device not in ("auto", "cpu", "mps") and device.split(":")[0] != "cuda":
-        raise UsageError(f"unknown device '{device}': choose from auto, cpu, cuda, cuda:N, mps")
+    if not _DEVICE.fullmatch(device):
+        raise UsageError(f"unknown device '{device}': choose from auto, cpu, cuda, cuda:N, mps, coreml")
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads cannot compute: give 1 or more")
     if backend == "auto":
@@ -130,15 +147,15 @@ def load_backend(
     package, install = _INSTALL[backend]
     if importlib.util.find_spec(package) is None:
         raise DeviceError(f"the {backend} backend needs the package {package}: {install}")
-    if backend == "onnx" and device not in ("auto", "cpu"):
-        raise DeviceError(f"the onnx backend computes on the CPU, not on {device}: use --backend torch")
+    if device in _ONLY and _ONLY[device] != backend:
+        raise DeviceError(f"the {backend} backend cannot use {device}: use --backend {_ONLY[device]}")
     path = fetch(info, backend)  # before the heavy import: a damaged file is known at once
     if backend == "onnx":
         from tfswa_sep.backends.onnx import OnnxBackend
 
-        return OnnxBackend(path, threads=threads)
+        return OnnxBackend(path, device=device, threads=threads)
     loaded: Backend = importlib.import_module("tfswa_sep.backends.torch").TorchBackend(
-        path, device=device, threads=threads
+        path, device=device, precision=precision, threads=threads
     )
     return loaded
 
@@ -147,10 +164,10 @@ def _choose_backend(info: _Model, device: str) -> str:
     offered = [file.backend for file in info.files]
     if "onnx" not in offered and offered:
         return offered[0]
-    if "torch" not in offered or device == "cpu":
+    if "torch" not in offered or device in ("cpu", "coreml"):
         return "onnx"
     if device != "auto":  # a GPU was asked for by name
-        return "torch"
+        return "onnx" if device != "mps" and importlib.util.find_spec("torch") is None else "torch"
     return "torch" if _has_gpu() else "onnx"
 
 

@@ -1,4 +1,4 @@
-"""The light backend: ONNX Runtime on the CPU, with the STFT and the masks outside the graph, in NumPy.
+"""The light backend: ONNX Runtime, with the STFT and the masks outside the graph, in NumPy, on the CPU.
 
 Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples, f bins, t frames.
 """
@@ -6,6 +6,7 @@ Axis letters: b batch, s stem of the model, k stem asked for, c channel, n sampl
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -19,6 +20,7 @@ from tfswa_sep.processor import count_cores
 from tfswa_sep.spectrogram import stft
 
 MOST_WORKERS = 4  # segments computed at once: each holds about 100 MB
+_NAMES = {"cuda": "CUDA", "coreml": "Core ML"}  # of devices other than the CPU
 _FATAL_ONLY = 4  # ONNX Runtime's log severity: its errors come as exceptions, nothing belongs on stderr
 
 
@@ -30,14 +32,17 @@ class OnnxBackend:
 
     Each of `workers` segments at once gets its share of the threads: a segment on one core of its own took
     less than one after the other on two (0.27 s a segment against 0.36 s, measured).
-    Raises ModelError if the file is damaged or no model of tfswa-sep.
+    device: "auto", "cpu", "cuda", "cuda:N" or "coreml", which run the network; "auto" takes CUDA if it works.
+    Raises ModelError if the file is damaged or no model of tfswa-sep, DeviceError if the device is not there.
     """
 
     name = "onnx"
-    device = "cpu"
+    batch_size = 1
+    notes = ()
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
         self._path = path
+        providers = _providers(device)
         options = onnxruntime.SessionOptions()
         threads = threads or count_cores()
         self.workers = min(max(threads, 1), MOST_WORKERS)
@@ -50,14 +55,13 @@ class OnnxBackend:
         options.enable_mem_pattern = False
         options.log_severity_level = _FATAL_ONLY
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = _open(path, options, providers)
             text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
         except Exception as error:  # ONNX Runtime has no common base for its errors
             raise ModelError(
                 f"{path} is damaged or no ONNX model ({_first_line(error)}): fetch it again"
             ) from None
+        self.device = _device_of(self._session.get_providers()[0], wanted=device)
         self.metadata: ModelMetadata = parse_metadata(text, file=str(path))
         self.stems = self.metadata.stems
         self.sample_rate = self.metadata.sample_rate
@@ -132,6 +136,46 @@ class OnnxBackend:
                 raise ModelError(
                     f"{self._path} does not fit its own metadata: expected {expected}, found {found}"
                 )
+
+
+def _providers(device: str) -> list[Any]:
+    """What ONNX Runtime is to run the graph with, best first. Raises DeviceError if it was built without."""
+    kind, _, number = device.partition(":")
+    built_with = onnxruntime.get_available_providers()
+    providers: list[Any] = []
+    if kind == "cuda" or (kind == "auto" and "CUDAExecutionProvider" in built_with):
+        providers.append(("CUDAExecutionProvider", {"device_id": int(number or 0)}))
+    elif kind == "coreml":
+        providers.append(("CoreMLExecutionProvider", {}))
+    if providers and providers[0][0] not in built_with:
+        install = "pip install onnxruntime-gpu in its place, or " if kind == "cuda" else ""
+        raise DeviceError(f"this onnxruntime was built without {_NAMES[kind]}: {install}use --device cpu")
+    return [*providers, "CPUExecutionProvider"]
+
+
+def _open(path: Path, options: onnxruntime.SessionOptions, providers: list[Any]) -> Any:
+    """A session with the first of the providers that starts."""
+    try:  # its own fallback prints to stdout
+        return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    except Exception:
+        if len(providers) == 1:
+            raise
+    return onnxruntime.InferenceSession(str(path), options, providers=providers[-1:])
+
+
+def _device_of(provider: str, *, wanted: str) -> str:
+    """Where a session computes. Raises DeviceError if that is not what was asked for by name."""
+    if provider == "CPUExecutionProvider":
+        kind = wanted.partition(":")[0]
+        if kind in _NAMES:  # ONNX Runtime falls back without a word
+            raise DeviceError(
+                f"ONNX Runtime could not start {_NAMES[kind]} and fell back to the processor: "
+                "see tfswa-sep doctor, or use --device cpu"
+            )
+        return "cpu"
+    if provider == "CUDAExecutionProvider":
+        return wanted if ":" in wanted else "cuda:0"
+    return "coreml"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,11 +1,14 @@
-"""The PyTorch backend: CUDA, MPS, or the CPU (in bf16 where the processor multiplies it itself).
+"""The PyTorch backend: CUDA, MPS, or the CPU.
+
+What goes wrong on the way is mended, and noted: where 16 bits give numbers that are not finite the segment is
+computed again in 32; where memory runs out, with half as many segments at once, then with shorter ones.
 
 Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples.
 """
 
 from __future__ import annotations
 
-import contextlib
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +21,24 @@ from tfswa_sep.errors import DeviceError, ModelError
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.transform import istft, stft
 from tfswa_sep.model.unet import TfswaUNet
+from tfswa_sep.overlap import overlap_add, plan_segments
+
+MOST_AT_ONCE = 16  # segments: more fill any GPU, and make the first stem wait
 
 
 class TorchBackend:
     """A model in a safetensors file; see backends.Backend.
 
+    precision: "auto" computes in bfloat16 or float16 where the device is faster with them, else "fp32".
     Raises ModelError if the file is damaged or no model of tfswa-sep, DeviceError if the device is not there.
     """
 
     name = "torch"
     workers = 1  # torch and GPUs spread one segment over all they have
 
-    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, device: str = "auto", precision: str = "fp32", threads: int | None = None
+    ) -> None:
         self._device = _pick_device(device)
         self.device = str(self._device)
         if threads and self._device.type == "cpu":
@@ -42,33 +51,111 @@ class TorchBackend:
         self.channels = self.metadata.channels
         self.segment_samples = self.metadata.segment_samples
         self.margin_samples = self.metadata.margin_samples
+        self._half = _half_precision(self._device) if precision == "auto" else None
+        self._most = MOST_AT_ONCE  # segments at once that memory bears, as far as is known
+        self._longest = self.segment_samples  # likewise, samples of a segment
+        self._redone = 0  # calls that 16 bits were too few for
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Segments that the memory of a GPU holds at once; one on a CPU, which gains nothing by more."""
+        if self._device.type != "cuda":
+            return 1
+        before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self(np.zeros((1, self.channels, self.segment_samples), np.float32))
+        needed = torch.cuda.max_memory_allocated(self._device) - before
+        torch.cuda.empty_cache()
+        return fitting(torch.cuda.mem_get_info(self._device)[0], needed)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was mended so far."""
+        found = []
+        if self._most < MOST_AT_ONCE or self._longest < self.segment_samples:
+            seconds = self._longest / self.sample_rate
+            found.append(
+                f"memory of {self.device} ran out, so it got less at once: segments of {seconds:.1f} s, "
+                f"at most {self._most}"
+            )
+        if self._redone:
+            found.append(
+                f"{str(self._half).removeprefix('torch.')} gave numbers that are not finite, "
+                f"so float32 was used in their place ({self._redone} times)"
+            )
+        return tuple(found)
 
     def __call__(
         self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """Separate (b, c, n) into (b, s, c, n), or into (b, k, c, n) with a (k, s) mix; see Backend."""
-        n_fft, hop = self.metadata.n_fft, self.metadata.hop
+        if len(segment) > self._most:
+            parts = [segment[i : i + self._most] for i in range(0, len(segment), self._most)]
+            return np.concatenate([self(part, mix=mix) for part in parts])
+        if segment.shape[-1] > self._longest:
+            plan = plan_segments(segment=self._longest, margin=self.margin_samples)
+            run = partial(self, mix=mix)
+            return np.stack([np.concatenate([*overlap_add([item], run, plan)], axis=-1) for item in segment])
         try:
-            with torch.inference_mode(), self._autocast():
-                mixture = torch.from_numpy(np.ascontiguousarray(segment)).to(self._device)
-                stems = self._network(stft(mixture, n_fft=n_fft, hop=hop)).float()
-                if mix is not None:
-                    stems = torch.einsum("ks,bs...->bk...", torch.from_numpy(mix).to(self._device), stems)
-                waves = istft(stems, n_fft=n_fft, hop=hop, length=segment.shape[-1])
-                return waves.cpu().numpy()
-        except torch.OutOfMemoryError:
-            raise DeviceError(
-                f"memory of {self.device} ran out while separating: close other programs or use --device cpu"
-            ) from None
+            return self._separate(segment, mix)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"{self._path} cannot be run ({reason}): fetch it again") from None
+            # On a CPU it is a plain RuntimeError that says so.
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in reason:
+                raise ModelError(f"{self._path} cannot be run ({reason}): fetch it again") from None
+        self._ask_for_less(*segment.shape[::2])  # not in the handler, whose traceback holds the memory
+        return self(segment, mix=mix)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        # Emulated bf16 is many times slower than float32: only where the processor has AMX tiles.
-        if self._device.type == "cpu" and torch.cpu._is_amx_tile_supported():
-            return torch.autocast("cpu", dtype=torch.bfloat16)
-        return contextlib.nullcontext()
+    def _separate(self, segment: NDArray[np.float32], mix: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        waves = self._compute(segment, mix, self._half)
+        if self._half is not None and not np.isfinite(waves.sum()):
+            self._redone += 1
+            waves = self._compute(segment, mix, None)
+        return waves
+
+    def _compute(
+        self, segment: NDArray[np.float32], mix: NDArray[np.float32] | None, half: torch.dtype | None
+    ) -> NDArray[np.float32]:
+        n_fft, hop = self.metadata.n_fft, self.metadata.hop
+        with torch.inference_mode(), torch.autocast(self._device.type, dtype=half, enabled=half is not None):
+            mixture = torch.from_numpy(np.ascontiguousarray(segment)).to(self._device)
+            stems = self._network(stft(mixture, n_fft=n_fft, hop=hop)).float()
+            if mix is not None:
+                stems = torch.einsum("ks,bs...->bk...", torch.from_numpy(mix).to(self._device), stems)
+            waves = istft(stems, n_fft=n_fft, hop=hop, length=segment.shape[-1])
+            return waves.cpu().numpy()
+
+    def _ask_for_less(self, batch: int, samples: int) -> None:
+        """Halve the batch, or the segments. Raises DeviceError where they would become too short."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if batch > 1:
+            self._most = batch // 2
+            return
+        shorter = samples // 2 // self.metadata.hop * self.metadata.hop
+        if shorter <= 4 * self.margin_samples:  # most of the work would go into context
+            raise DeviceError(
+                f"memory of {self.device} ran out while separating: close other programs or use --device cpu"
+            )
+        self._longest = shorter
+
+
+def fitting(free: int, needed: int) -> int:
+    """How many segments that take `needed` bytes each to compute at once in `free` bytes, at least one.
+
+    A fifth of the memory is left to what else happens there.
+    """
+    return max(1, min(MOST_AT_ONCE, int(0.8 * free / max(needed, 1))))
+
+
+def _half_precision(device: torch.device) -> torch.dtype | None:
+    """The 16-bit numbers that a device is faster with than with float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    # Emulated bfloat16 is many times slower than float32: only where the processor has AMX tiles.
+    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16
+    return None
 
 
 def load_network(path: Path) -> tuple[TfswaUNet, ModelMetadata]:

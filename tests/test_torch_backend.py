@@ -1,0 +1,157 @@
+"""The PyTorch backend where something goes wrong: memory that runs out, 16 bits that are too few."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from tiny_model import TINY  # noqa: E402
+
+import tfswa_sep.backends.torch as backend_module  # noqa: E402
+from tfswa_sep.backends.torch import MOST_AT_ONCE, TorchBackend, fitting  # noqa: E402
+from tfswa_sep.errors import DeviceError, ModelError  # noqa: E402
+from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
+from tfswa_sep.separator import Separator  # noqa: E402
+from training.export import export_safetensors  # noqa: E402
+
+N = TINY.segment_samples
+SHARES = np.array([0.5, 0.25, 0.125, 0.125], np.float32)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("torch") / "tiny.safetensors"
+    torch.manual_seed(0)
+    export_safetensors(TfswaUNet(TINY), path, name="tiny")
+    return path
+
+
+def noise(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
+
+
+def limit_memory(backend: TorchBackend, samples: int) -> list[tuple[int, int]]:
+    """Let torch's own allocator fail in the network for more samples at once; returns (b, t) of all tries."""
+    tried = []
+
+    def allocate(module: Any, inputs: tuple[Any, ...]) -> None:
+        b, _, _, t = inputs[0].shape
+        tried.append((b, t))
+        if b * (t - 1) * TINY.hop > samples:
+            torch.empty(1 << 55, dtype=torch.uint8)
+
+    backend._network.register_forward_pre_hook(allocate)
+    return tried
+
+
+def test_less_memory_means_fewer_segments_at_once(model: Path) -> None:
+    segments = noise(5, 2, N)
+    mix = np.array([[0, 1, 1, 1]], np.float32)
+    expected, mixed = TorchBackend(model)(segments), TorchBackend(model)(segments, mix=mix)
+    backend = TorchBackend(model)
+    assert not backend.notes
+    tried = limit_memory(backend, 2 * N)
+    np.testing.assert_allclose(backend(segments), expected, atol=1e-5)
+    assert [b for b, _ in tried] == [5, 2, 2, 1]
+    np.testing.assert_allclose(backend(segments, mix=mix), mixed, atol=1e-5)
+    assert [b for b, _ in tried[4:]] == [2, 2, 1]  # what was learnt stays
+    assert backend.notes == ("memory of cpu ran out, so it got less at once: segments of 0.4 s, at most 2",)
+
+
+def test_still_less_means_shorter_segments(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that needs no context must then give the very same stems."""
+    segments, backend = noise(2, 2, N), TorchBackend(model)
+    lengths = []
+
+    def compute(segment: NDArray[np.float32], mix: Any, half: Any) -> NDArray[np.float32]:
+        lengths.append(segment.shape[-1] * len(segment))
+        if lengths[-1] > N - 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        stems = segment[:, None] * SHARES[:, None, None]
+        return stems if mix is None else np.einsum("ks,bscn->bkcn", mix, stems)
+
+    monkeypatch.setattr(backend, "_compute", compute)
+    np.testing.assert_allclose(backend(segments), segments[:, None] * SHARES[:, None, None], atol=1e-6)
+    mix = np.array([[1, 0, 0, 1]], np.float32)
+    np.testing.assert_allclose(backend(segments, mix=mix), segments[:, None] * 0.625, atol=1e-6)
+    assert lengths[:2] == [2 * N, N] and max(lengths[2:]) < N
+    assert backend.notes == ("memory of cpu ran out, so it got less at once: segments of 0.2 s, at most 1",)
+
+
+def test_the_song_stays_whole_and_its_owner_is_told(model: Path, tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "song.wav", noise(3 * N, 2), 44_100)
+    separator = Separator.from_checkpoint(model, backend="torch", batch_size=4)
+    limit_memory(separator.backend, N // 2)  # type: ignore[arg-type]
+    result = separator.separate_file(tmp_path / "song.wav", out=tmp_path)
+    assert any("memory of cpu ran out" in line for line in result.warnings)
+    stems = [soundfile.read(path)[0] for path in result.files.values()]
+    np.testing.assert_allclose(sum(stems), soundfile.read(tmp_path / "song.wav")[0], atol=1e-4)
+
+
+def test_too_little_memory_is_one_line(model: Path) -> None:
+    backend = TorchBackend(model)
+    limit_memory(backend, 0)
+    with pytest.raises(DeviceError, match="memory of cpu ran out while separating: close other programs"):
+        backend(noise(1, 2, N))
+
+
+def test_other_failures_are_no_lack_of_memory(model: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be run"):
+        TorchBackend(model)(noise(1, 3, N))
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_16_bits_give_way_to_32(model: Path, monkeypatch: pytest.MonkeyPatch, breaks: bool) -> None:
+    monkeypatch.setattr(backend_module, "_half_precision", lambda device: torch.bfloat16)
+    segments, backend = noise(1, 2, N), TorchBackend(model, precision="auto")
+
+    def overflow(module: Any, inputs: Any, output: Any) -> Any:
+        return output * float("inf") if breaks and torch.is_autocast_enabled("cpu") else output
+
+    backend._network.register_forward_hook(overflow)
+    expected, found = TorchBackend(model)(segments), backend(segments)
+    error = np.abs(found - expected).max()
+    if breaks:
+        assert error == 0
+        assert backend.notes == (
+            "bfloat16 gave numbers that are not finite, so float32 was used in their place (1 times)",
+        )
+    else:
+        assert 0 < error < 0.05
+        assert not backend.notes
+
+
+def test_16_bits_are_for_who_asks(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_module, "_half_precision", lambda device: torch.bfloat16)
+    segments = noise(1, 2, N)
+    plain, asked = (
+        Separator.from_checkpoint(model, backend="torch", precision=precision).backend(segments)
+        for precision in ("fp32", "auto")
+    )
+    assert (plain == TorchBackend(model)(segments)).all()
+    assert (plain != asked).any()
+
+
+def test_a_batch_fits_into_free_memory(model: Path) -> None:
+    assert fitting(1000, 100) == 8
+    assert fitting(100, 1000) == 1
+    assert fitting(1 << 40, 1) == MOST_AT_ONCE == fitting(1 << 40, 0)
+    assert TorchBackend(model, device="cpu").batch_size == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_stems(model: Path) -> None:
+    backend = TorchBackend(model, device="cuda", precision="auto")
+    assert backend.batch_size == MOST_AT_ONCE
+    segments = noise(MOST_AT_ONCE, 2, N)
+    expected = TorchBackend(model, device="cpu")(segments)
+    np.testing.assert_allclose(TorchBackend(model, device="cuda")(segments), expected, atol=2e-3)
+    assert np.abs(backend(segments) - expected).max() < 0.05
