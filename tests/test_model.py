@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -167,16 +168,22 @@ def test_gradients_reach_every_parameter() -> None:
 
 
 def test_checkpointing_gives_the_same_gradients() -> None:
+    """And the same running statistics, although the stages run twice."""
     network = TfswaUNet(TINY).train()
     x = torch.randn(2, 4, 65, 16)
-    gradients = []
+    begin = copy.deepcopy(network.state_dict())
+    gradients, states = [], []
     for checkpointing in (False, True):
+        network.load_state_dict(begin)
         network.checkpointing = checkpointing
         network.zero_grad()
         network(x).square().mean().backward()
         gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+        states.append(copy.deepcopy(network.state_dict()))
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed)
+    torch.testing.assert_close(*states)
+    assert any((states[0][name] != begin[name]).any() for name in begin if "running_mean" in name)
 
 
 @pytest.mark.slow

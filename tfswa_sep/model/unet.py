@@ -20,6 +20,10 @@ c1 im), so that an exported graph holds no complex number.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -35,6 +39,21 @@ from tfswa_sep.model.config import (
     SHARE_FLOOR,
     ModelConfig,
 )
+
+
+@contextmanager
+def _statistics_kept(stage: nn.Module) -> Iterator[None]:
+    """While this lasts, batch norms of a stage in training leave their running statistics alone."""
+    norms = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]  # type: ignore[union-attr]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
 
 
 def spectral_features(mixture: Tensor, *, kind: str) -> Tensor:
@@ -194,7 +213,11 @@ class TfswaUNet(nn.Module):
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, x, use_reentrant=False)  # type: ignore[no-any-return]
+            again = partial(_statistics_kept, stage)
+            found: Tensor = checkpoint(
+                stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), again())
+            )
+            return found
         return stage(x)  # type: ignore[no-any-return]
 
     def apply_masks(self, masks: Tensor, mixture: Tensor) -> Tensor:
