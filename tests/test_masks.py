@@ -28,6 +28,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "independent masks": {"bands": (Band(start=0, stop=256, stride=4),), "mixture_consistent": False},
     "gains": {"bands": (Band(start=0, stop=256, stride=4),), "masks": "real"},
+    "signed": {"bands": (Band(start=0, stop=256, stride=4),), "masks": "signed"},
+    "signed alone": {
+        "bands": (Band(start=0, stop=256, stride=4),),
+        "masks": "signed",
+        "mixture_consistent": False,
+    },
     "stacked magnitudes": {
         "stems": ("vocals",),
         "stem": "stack",
@@ -82,7 +88,7 @@ def test_features_graph_and_masks_are_the_networks(shape: str, frames: int) -> N
         np.testing.assert_allclose(found, wanted[item], atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("shape", ["bands", "gains"])
+@pytest.mark.parametrize("shape", ["bands", "gains", "signed"])
 def test_stems_are_mixed_before_the_inverse_transform(shape: str) -> None:
     config = build(SHAPES[shape]).config
     random = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -135,26 +135,20 @@ def test_a_warm_start_takes_what_fits(songs: Path, tmp_path: Path, tiny: None) -
         checkpoint.warm_start(first.model, tmp_path / "bad.ckpt")
 
 
-def test_a_warm_start_turns_complex_masks_into_gains() -> None:
-    """Twice the real part as a logit: the same bins of the same channels, wherever a bin's values stand."""
+@pytest.mark.parametrize(("masks", "factor"), [("real", 2), ("signed", 1)])
+def test_a_warm_start_turns_complex_masks_into_real_ones(
+    masks: Literal["real", "signed"], factor: int
+) -> None:
+    """As a logit twice the real part: the same bins of the same channels, wherever a bin's values stand."""
     torch.manual_seed(0)
     complex_masks = TfswaUNet(TINY)
-    gains = TfswaUNet(dataclasses.replace(TINY, masks="real"))
-    for key, weight in gains.state_dict().items():
-        found = checkpoint._real_parts(key, complex_masks.state_dict()[key], weight)
-        assert found.shape == weight.shape
+    gains = TfswaUNet(dataclasses.replace(TINY, masks=masks))
+    gains.load_state_dict(checkpoint.real_parts(complex_masks.state_dict(), gains))
     x = torch.randn(1, TINY.head_dim, 16, 3)
     convs = (network.heads[0].convs for network in (complex_masks, gains))
-    for band, (old, new) in enumerate(zip(*convs, strict=True)):
-        new.load_state_dict(
-            {
-                part: checkpoint._real_parts(f"heads.0.convs.{band}.{part}", value, new.state_dict()[part])
-                for part, value in old.state_dict().items()
-            }
-        )
-        stride = TINY.bands[band].stride
-        wanted = old(x).view(1, 2, 2, stride, 16, 3)[:, :, 0].flatten(1, 2)
-        torch.testing.assert_close(new(x), 2 * wanted)
+    for old, new, band in zip(*convs, TINY.bands, strict=True):  # type: ignore[arg-type]
+        wanted = old(x).view(1, 2, 2, band.stride, 16, 3)[:, :, 0].flatten(1, 2)
+        torch.testing.assert_close(new(x), factor * wanted)
 
 
 def test_a_progressive_run(songs: Path, tmp_path: Path, tiny: None) -> None:

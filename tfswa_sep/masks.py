@@ -93,7 +93,7 @@ def masked_frames(
     """
     c, f, t = spectrum.shape
     stems = mix if isinstance(mix, int) else len(mix)
-    make_mask = _complex_mask if config.masks == "complex" else _real_mask
+    make_mask = _MASKS[config.masks]
     buffer = np.empty((stems, c, _FRAMES_AT_ONCE, f), np.complex64)
     for start in range(0, t, _FRAMES_AT_ONCE):
         frames = slice(start, min(start + _FRAMES_AT_ONCE, t))
@@ -144,13 +144,30 @@ def _real_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | in
         gains += 1
         np.reciprocal(gains, out=gains)
         share = np.ones_like(gains[0])
-    gains = _mixed(gains, mix)
-    k = len(gains)
-    turned = np.empty((k, c, t, tokens, p), np.float32)
-    np.multiply(
-        gains.reshape(k, c, p, tokens, t), share.reshape(c, p, tokens, t), out=turned.transpose(0, 1, 4, 3, 2)
-    )
-    return turned.reshape(k, c, t, tokens * p)
+    return _by_frames(np.multiply, _mixed(gains, mix), share, channels=c)
+
+
+def _signed_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Floats:
+    """A tile of the network's output, (s * c * p, tokens, t), as numbers (k, c, t, f) between -1 and 1."""
+    _, tokens, t = values.shape
+    s, c, p = len(config.stems), config.channels, band.stride
+    gains = np.tanh(values).reshape(s, c * p, tokens, t)
+    share = np.zeros_like(gains)
+    if config.mixture_consistent:  # as below
+        np.abs(gains, out=share)
+        share += np.float32(SHARE_FLOOR)
+        share *= (1 - gains.sum(axis=0)) / share.sum(axis=0)
+    return _by_frames(np.add, _mixed(gains, mix), _mixed(share, mix), channels=c)
+
+
+def _by_frames(combine: np.ufunc, one: Floats, other: Floats, *, channels: int) -> Floats:
+    """Two parts (k, c * p, tokens, t), the other perhaps without k, put together as (k, c, t, f)."""
+    k, features, tokens, t = one.shape
+    shape = (channels, features // channels, tokens, t)
+    turned = np.empty((k, channels, t, tokens, shape[1]), np.float32)
+    others = other.reshape(*other.shape[:-3], *shape)
+    combine(one.reshape(k, *shape), others, out=turned.transpose(0, 1, 4, 3, 2))
+    return turned.reshape(k, channels, t, -1)
 
 
 def _complex_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Spectrum:
@@ -177,6 +194,9 @@ def _complex_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats |
     mask = np.empty(real.shape, np.complex64)
     mask.real, mask.imag = real, imaginary
     return _mixed(mask, mix).swapaxes(2, 3)
+
+
+_MASKS = {"complex": _complex_mask, "signed": _signed_mask, "real": _real_mask}
 
 
 def _mixed(masks: NDArray[Any], mix: Floats | int) -> NDArray[Any]:

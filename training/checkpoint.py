@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tfswa_sep.errors import InputError
+from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.temporary import remove_abandoned, written_whole
 
 
@@ -59,7 +60,8 @@ def warm_start(model: nn.Module, path: Path) -> str:
     stored = read(path)
     weights: dict[str, Tensor] = stored.get("average") or stored.get("model") or stored
     own = model.state_dict()
-    weights = {key: _real_parts(key, value, own.get(key)) for key, value in weights.items()}
+    if isinstance(model, TfswaUNet):
+        weights = real_parts(weights, model)
     fitting = {
         key: value
         for key, value in weights.items()
@@ -76,13 +78,22 @@ def warm_start(model: nn.Module, path: Path) -> str:
     return said
 
 
-def _real_parts(key: str, value: Any, wanted: Tensor | None) -> Any:
-    """What a head of complex masks (c * 2 * p, ...) knows of real ones (c * p, ...), for two channels.
+def real_parts(weights: dict[str, Any], model: TfswaUNet) -> dict[str, Any]:
+    """Weights whose heads of complex masks (c * 2 * p, ...) became those of real ones (c * p, ...).
 
-    Real masks are a softmax: twice the real part of a mask m is about log(m) - log(what m = 0 stands for).
+    They stay as they are where `model` has heads of their shape, or where there is another difference. Signed
+    masks are the real parts. Those called "real" are a softmax: twice the real part of a mask m is about
+    log(m) - log(what m = 0 stands for).
     """
-    if wanted is None or not (key.startswith("heads.") and ".convs." in key and isinstance(value, Tensor)):
-        return value
-    if len(value) != 2 * len(wanted) or value.shape[1:] != wanted.shape[1:]:
-        return value
-    return 2 * value.view(2, 2, -1, *value.shape[1:])[:, 0].flatten(0, 1)
+    own, c = model.state_dict(), model.config.channels
+    factor = 2 if model.config.masks == "real" else 1
+    found = dict(weights)
+    for key, value in weights.items():
+        wanted = own.get(key)
+        if wanted is None or not (
+            key.startswith("heads.") and ".convs." in key and isinstance(value, Tensor)
+        ):
+            continue
+        if len(value) == 2 * len(wanted) and value.shape[1:] == wanted.shape[1:]:
+            found[key] = factor * value.view(c, 2, -1, *value.shape[1:])[:, 0].flatten(0, 1)
+    return found

@@ -55,8 +55,9 @@ class ModelConfig:
     )
     # The features that the stem sees: complex and magnitude, or magnitude alone.
     features: Literal["complex", "magnitude"] = "complex"
-    # What a bin is multiplied by: a complex number of at most one, or a gain (half the values, and cheaper).
-    masks: Literal["complex", "real"] = "complex"
+    # What a bin is multiplied by: a complex number of at most one, a real one between -1 and 1 ("signed"), or
+    # a gain between 0 and 1 ("real"). The latter two are half the values, and cheaper.
+    masks: Literal["complex", "signed", "real"] = "complex"
     dims: tuple[int, ...] = (32, 64, 96, 160)  # features a stage, finest first
     convs: tuple[int, ...] = (1, 1, 2, 2)  # 3x3 convolutions a stage, in the encoder and in the decoder
     attentions: tuple[int, ...] = (0, 0, 1, 1)  # TFSWA blocks a stage, in the encoder and in the decoder

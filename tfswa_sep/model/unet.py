@@ -230,6 +230,14 @@ class TfswaUNet(nn.Module):
             masks = masks.clamp(-HIGHEST_LOGIT, HIGHEST_LOGIT)
             gains = torch.softmax(masks, dim=1) if self.config.mixture_consistent else torch.sigmoid(masks)
             return gains.repeat_interleave(2, dim=2) * mixture[:, None]
+        if self.config.masks == "signed":
+            gains = torch.tanh(masks)
+            if self.config.mixture_consistent:  # as below
+                share = gains.abs() + SHARE_FLOOR
+                gains = gains + share * (
+                    (1 - gains.sum(dim=1, keepdim=True)) / share.sum(dim=1, keepdim=True)
+                )
+            return gains.repeat_interleave(2, dim=2) * mixture[:, None]
         real, imaginary = masks[:, :, 0::2], masks[:, :, 1::2]  # (b, s, c, f, t)
         radius = (real * real + imaginary * imaginary + MASK_FLOOR).sqrt()
         bound = torch.tanh(radius) / radius  # a magnitude of at most one
