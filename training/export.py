@@ -28,7 +28,7 @@ from tfswa_sep.model.config import PRESETS, ModelConfig
 from tfswa_sep.model.transform import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.temporary import written_whole
-from training.checkpoint import read, real_parts
+from training.checkpoint import read
 from training.graph import MaskNetwork, features_of
 
 TOLERANCE = 1e-4  # of the loudest sample, between torch and ONNX Runtime in float32
@@ -41,13 +41,6 @@ def load_checkpoint(path: Path) -> tuple[TfswaUNet, dict[str, Any]]:
     network = TfswaUNet(ModelConfig.from_json(checkpoint["shape"])).eval()
     network.load_state_dict(checkpoint["average"])
     return network, checkpoint
-
-
-def without_phase(network: TfswaUNet) -> TfswaUNet:
-    """The network with signed masks, which are the real parts of its complex ones."""
-    bare = TfswaUNet(dataclasses.replace(network.config, masks="signed")).eval()
-    bare.load_state_dict(real_parts(network.state_dict(), bare))
-    return bare
 
 
 def metadata(config: ModelConfig, *, name: str, license_name: str = LICENSE) -> dict[str, Any]:
@@ -183,7 +176,6 @@ def main() -> None:
     )
     parser.add_argument("--name", help="of the model, else that of the preset, else small")
     parser.add_argument("--out", type=Path, help="else tfswa_sep/weights, or exported for --untrained")
-    parser.add_argument("--masks", choices=["signed"], help="leave out the imaginary parts of complex masks")
     parser.add_argument("--frames", type=int, help="frames of a segment, else as the checkpoint says")
     parser.add_argument("--margin", type=int, help="samples thrown away at a segment's sides")
     parser.add_argument("--registry", type=Path, help="a models.toml whose hashes are brought up to date")
@@ -195,8 +187,6 @@ def main() -> None:
     else:
         network, checkpoint = load_checkpoint(options.checkpoint)
         step = checkpoint["step"]
-    if options.masks:
-        network = without_phase(network)
     name = options.name or options.untrained or "small"
     config = network.config  # how much is computed at once, and how much of it kept, is no matter of training
     network.config = dataclasses.replace(
