@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ pytest.importorskip("torch")
 pytest.importorskip("hydra")
 
 from tfswa_sep.errors import UsageError
-from training.configuration import CONFIGS, load_config, run_command
+from tfswa_sep.model.config import PRESETS
+from training.configuration import CONFIGS, load_config, model_shape, run_command
 
 POOLS = "data.pools=x"
 
@@ -53,6 +55,18 @@ def test_every_config_can_be_chosen() -> None:
 def test_settings_of_the_mixer_need_no_plus() -> None:
     for word in ("data.mix.kinds={song: 1.0}", "+data.mix.kinds={song: 1.0}", "data.mix.kinds.song=1.0"):
         assert load_config([POOLS, word]).data.mix.kinds.song == 1.0
+
+
+def test_a_preset_can_be_changed() -> None:
+    changed = load_config([POOLS, "model.changes.branches=[time,window]", "model.changes.fusion=mean"])
+    plain = load_config([POOLS])
+    assert model_shape(plain.model) == PRESETS["small"]
+    wanted = dataclasses.replace(PRESETS["small"], branches=("time", "window"), fusion="mean")
+    assert model_shape(changed.model) == wanted
+    with pytest.raises(UsageError, match=r"did you mean 'model\.changes\.heads'"):
+        load_config([POOLS, "model.changes.headz=1"])
+    with pytest.raises(ValueError, match="branches must be some of time, frequency, window"):
+        model_shape(load_config([POOLS, "model.changes.branches=[window,time]"]).model)
 
 
 def test_an_error_is_one_line_and_a_code(

@@ -28,6 +28,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "independent masks": {"bands": (Band(start=0, stop=256, stride=4),), "mixture_consistent": False},
     "gains": {"bands": (Band(start=0, stop=256, stride=4),), "masks": "real"},
+    "two branches": {
+        "bands": (Band(start=0, stop=256, stride=4),),
+        "attentions": (0, 2),
+        "window": (4, 4),
+        "branches": ("time", "window"),
+    },
+    "equal branches": {
+        "bands": (Band(start=0, stop=256, stride=4),),
+        "attentions": (0, 1),
+        "window": (4, 4),
+        "fusion": "mean",
+    },
     "signed": {"bands": (Band(start=0, stop=256, stride=4),), "masks": "signed"},
     "signed alone": {
         "bands": (Band(start=0, stop=256, stride=4),),

@@ -97,7 +97,7 @@ def test_relative_position_bias_depends_on_the_offset_alone() -> None:
 
 
 def test_fusion_weights_depend_on_the_input_and_sum_to_one() -> None:
-    fusion = DynamicFusion(8)
+    fusion = DynamicFusion(8, 3)
     ones = [torch.ones(2, 4, 4, 8)] * 3
     x = torch.randn(2, 4, 4, 8)
     torch.testing.assert_close(fusion(x, ones), ones[0])

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tfswa_sep.errors import TfswaError, UsageError
+from tfswa_sep.model.config import PRESETS, ModelConfig
 from tfswa_sep.terminal import say_error
 from training.data.mix import MixSettings
 
@@ -40,14 +41,14 @@ def load_config(arguments: list[str], *, needs_data: bool = True) -> DictConfig:
                 _check_name(str(override.value()), files, f"config for {override.key_or_group}")
             groups = [o.input_line for o in chosen if o.input_line]
             known = set(_keys(OmegaConf.to_container(compose("config", overrides=groups))))
-            extra = {f"data.mix.{field.name}" for field in dataclasses.fields(MixSettings)}
-            known |= extra if "data.mix" in known else set()
+            extra = {f"model.changes.{field.name}" for field in dataclasses.fields(ModelConfig)}
+            if "data.mix" in known:
+                extra |= {f"data.mix.{field.name}" for field in dataclasses.fields(MixSettings)}
+            known |= extra
             lines = []
             for override in overrides:
                 key, line = override.key_or_group, override.input_line or ""
-                parent = ".".join(
-                    key.split(".")[:3]
-                )  # one of MixSettings' dictionaries, such as data.mix.drop
+                parent = ".".join(key.split(".")[:3])  # perhaps one of a dictionary, such as data.mix.drop
                 if override not in chosen and parent not in extra:
                     _check_name(key, sorted(known), "setting")
                 lines.append("++" + line.lstrip("+") if parent in extra else line)
@@ -57,6 +58,12 @@ def load_config(arguments: list[str], *, needs_data: bool = True) -> DictConfig:
     if needs_data and (missing := sorted(OmegaConf.missing_keys(config))):
         raise UsageError(f"{missing[0]} is missing: add {missing[0]}=...")
     return config
+
+
+def model_shape(settings: DictConfig) -> ModelConfig:
+    """The preset of `model`, with its changes. Raises ValueError for numbers that do not fit together."""
+    changes: Any = OmegaConf.to_container(settings.changes)
+    return ModelConfig.from_json(PRESETS[settings.preset].to_json() | changes)
 
 
 def run_command(command: Callable[[DictConfig], Any], *, about: str | None, needs_data: bool = True) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tfswa_sep.masks import band_features
 from tfswa_sep.model.attention import QueryKeyValue
-from tfswa_sep.model.block import TfswaBlock
+from tfswa_sep.model.block import DynamicFusion, TfswaBlock
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import BandStem, StemHead, TfswaUNet, Upsample
 from tfswa_sep.spectrogram import stft
@@ -102,7 +102,7 @@ def fold_norms(module: nn.Module) -> None:
     elif isinstance(module, TfswaBlock):
         for i, attention in enumerate(module.attentions):
             _fold_before(module.norms[i if module.serial else 0], cast(nn.Module, attention.qkv))
-        if not module.serial:
+        if not module.serial and isinstance(module.fusion, DynamicFusion):
             _fold_before(module.norms[0], module.fusion.weigh[0])
         module.norms = nn.ModuleList(nn.Identity() for _ in module.norms)
         norm, expand, *rest = module.feed_forward

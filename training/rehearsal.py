@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tfswa_sep.model.config import PRESETS
 from tfswa_sep.model.transform import HOP, N_FFT, istft, stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import losses
 from training.checkpoint import Average
+from training.configuration import model_shape
 from training.data.batches import seconds_of
 from training.optimizer import make_optimizer
 from training.parallel import pick_precision
@@ -54,7 +54,7 @@ class Rehearsal:
     """Model, optimizer, average and one batch. `step` may be called again and again."""
 
     def __init__(self, config: DictConfig, *, checkpointing: bool | None = None) -> None:
-        shape, settings = PRESETS[config.model.preset], config.training
+        shape, settings = model_shape(config.model), config.training
         cuda = settings.accelerator != "cpu" and torch.cuda.is_available()
         self.device, self.settings = torch.device("cuda" if cuda else "cpu"), settings
         self.dtype = PRECISIONS[pick_precision(settings.precision)]

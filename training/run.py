@@ -14,11 +14,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from tfswa_sep.model.config import PRESETS
 from tfswa_sep.model.transform import stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import checkpoint, losses
 from training.checkpoint import Average
+from training.configuration import model_shape
 from training.data.augment import Augmentation, lowpass
 from training.data.batches import Batch, load_batches, open_data, seconds_of
 from training.optimizer import make_optimizer, restore
@@ -38,7 +38,7 @@ class Run:
             torch.set_num_threads(settings.threads)
         self.fabric = launch(settings)
         self.fabric.seed_everything(config.seed, verbose=False)
-        preset = PRESETS[config.model.preset]
+        preset = model_shape(config.model)
         with self.fabric.rank_zero_first():  # one process decodes the songs, the others find them
             self.data = open_data(config.data, preset.stems, seed=config.seed)
         consistent = preset.mixture_consistent and self.data.adds_up

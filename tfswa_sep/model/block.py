@@ -6,6 +6,8 @@ ReLU because INT8 kernels fuse it. Axis letters: see `tfswa_sep.model.config`.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -31,18 +33,26 @@ class ConvBlock(nn.Module):
         return torch.relu(x + self.layers(x))
 
 
-class DynamicFusion(nn.Module):
-    """Weights of the three attentions, from the input itself: pooled features, a small MLP, a softmax."""
+class MeanFusion(nn.Module):
+    """Equal weights."""
 
-    def __init__(self, dim: int, branches: int = 3) -> None:
+    def forward(self, x: Tensor, branches: list[Tensor]) -> Tensor:
+        """x (b, f, t, d) and tensors of its shape -> their mean, (b, f, t, d)"""
+        return torch.stack(branches).mean(dim=0)
+
+
+class DynamicFusion(nn.Module):
+    """Weights of the attentions, from the input itself: pooled features, a small MLP, a softmax."""
+
+    def __init__(self, dim: int, branches: int) -> None:
         super().__init__()
         self.weigh = nn.Sequential(nn.Linear(dim, dim // 4), nn.ReLU(), nn.Linear(dim // 4, branches))
 
     def forward(self, x: Tensor, branches: list[Tensor]) -> Tensor:
-        """x (b, f, t, d) and three tensors of its shape -> their weighted sum, (b, f, t, d)"""
-        weights = self.weigh(x.mean(dim=(1, 2))).softmax(dim=-1)  # (b, 3)
+        """x (b, f, t, d) and tensors of its shape -> their weighted sum, (b, f, t, d)"""
+        weights = self.weigh(x.mean(dim=(1, 2))).softmax(dim=-1)  # (b, branches)
         parts = [branch * weights[:, i, None, None, None] for i, branch in enumerate(branches)]
-        total: Tensor = parts[0] + parts[1] + parts[2]
+        total: Tensor = reduce(torch.add, parts)
         return total
 
 
@@ -50,21 +60,25 @@ class TfswaBlock(nn.Module):
     """Temporal, frequency and shifted-window attention, and a feed-forward layer, each with a residual.
 
     `dynamic` runs the three side by side on one normalised input and sums them with weights that depend
-    on that input; `serial` runs them one after the other, as the journal version does, where the window
-    attention comes as the usual pair of a plain and a shifted one.
+    on that input, `mean` with equal ones; `serial` runs them one after the other, as the journal version
+    does, where the window attention comes as the usual pair of a plain and a shifted one.
     """
 
     def __init__(self, dim: int, config: ModelConfig, *, shifted: bool) -> None:
         super().__init__()
         heads, window = config.heads, config.window
         self.serial = config.fusion == "serial"
-        attentions: list[nn.Module] = [TimeAttention(dim, heads), FrequencyAttention(dim, heads)]
-        if self.serial:
-            attentions.append(ShiftedWindowAttention(dim, heads, window=window, shifted=False))
-            attentions.append(ShiftedWindowAttention(dim, heads, window=window, shifted=True))
-        else:
-            attentions.append(ShiftedWindowAttention(dim, heads, window=window, shifted=shifted))
-            self.fusion = DynamicFusion(dim)
+        attentions: list[nn.Module] = []
+        if "time" in config.branches:
+            attentions.append(TimeAttention(dim, heads))
+        if "frequency" in config.branches:
+            attentions.append(FrequencyAttention(dim, heads))
+        if "window" in config.branches:
+            for shift in (False, True) if self.serial else (shifted,):
+                attentions.append(ShiftedWindowAttention(dim, heads, window=window, shifted=shift))
+        if not self.serial:
+            several = config.fusion == "dynamic" and len(attentions) > 1
+            self.fusion = DynamicFusion(dim, len(attentions)) if several else MeanFusion()
         self.attentions = nn.ModuleList(attentions)
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(dim) for _ in (attentions if self.serial else attentions[:1])

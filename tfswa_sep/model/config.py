@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 STEMS = ("vocals", "drums", "bass", "other")
+BRANCHES = ("time", "frequency", "window")  # TSA, FSA, SW-MSA
 
 COMPRESSION = 0.3  # exponent of the magnitudes that the network sees; quiet partials stay visible
 POWER_FLOOR = 1e-6  # added to squared magnitudes: an STFT value of 1e-3 lies 114 dB under a full-scale sine
@@ -63,7 +64,9 @@ class ModelConfig:
     attentions: tuple[int, ...] = (0, 0, 1, 1)  # TFSWA blocks a stage, in the encoder and in the decoder
     heads: int = 4
     window: tuple[int, int] = (5, 4)  # tokens of frequency, frames
-    fusion: Literal["dynamic", "serial"] = "dynamic"
+    branches: tuple[str, ...] = BRANCHES  # the attentions of a TFSWA block; fewer to see what each brings
+    # Side by side with weights from the input, side by side with equal ones, or one after the other.
+    fusion: Literal["dynamic", "mean", "serial"] = "dynamic"
     head_dim: int = 32  # hidden features of each stem's head
     # Masks that sum to one over the stems, so that the stems sum to the mixture.
     mixture_consistent: bool = True
@@ -126,6 +129,8 @@ class ModelConfig:
         stages = len(self.dims)
         if not (len(self.convs) == len(self.attentions) == stages):
             raise ValueError("dims, convs and attentions must name the same number of stages")
+        if not self.branches or [b for b in BRANCHES if b in self.branches] != list(self.branches):
+            raise ValueError(f"branches must be some of {', '.join(BRANCHES)}, in this order")
         edges = [0, *(band.stop for band in self.bands)]
         if [band.start for band in self.bands] != edges[:-1] or edges[-1] != self.bins:
             raise ValueError(f"the bands must cover bins 0 to {self.bins} without a gap")
