@@ -58,9 +58,9 @@ class SegmentPlan:
 
 
 def plan_segments(*, segment: int, margin: int) -> SegmentPlan:
-    """The plan for a model: fades of 1/32 of the segment (0.14 s of 4.4 s), which cost 4 % of the work."""
+    """The plan for a model: fades of 1/64 of the segment (0.07 s of 4.4 s); twice that scored no better."""
     return SegmentPlan(
-        segment=segment, margin=margin, fade=min(segment // 32, max(0, segment - 2 * margin) // 2)
+        segment=segment, margin=margin, fade=min(segment // 64, max(0, segment - 2 * margin) // 2)
     )
 
 

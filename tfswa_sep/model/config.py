@@ -46,7 +46,7 @@ class ModelConfig:
     n_fft: int = 2048  # samples
     hop: int = 512  # samples
     segment_samples: int = 196_096  # what inference feeds at once: 384 frames, 4.4 s
-    margin_samples: int = 5_512  # context thrown away at each side of a segment; twice that scored no better
+    margin_samples: int = 4_096  # context thrown away at each side of a segment; twice that scored no better
     # The stem: bands of its own weights ("bands"), or equal sub-bands stacked as features ("stack").
     stem: Literal["bands", "stack"] = "bands"
     bands: tuple[Band, ...] = (
