@@ -221,13 +221,24 @@ def test_the_learning_rate_finder_takes_the_steepest_place() -> None:
     curve = [1 / (1 + math.exp((i - 30) / 2)) + (i > 45) * (i - 45) ** 2 for i in range(60)]
     found = learning_rate_finder.suggest(rates, curve)
     assert 10**-3.2 < found < 10**-2.5  # the smoothing lags a little
-    smoothed = learning_rate_finder.smooth(curve)
-    assert learning_rate_finder.has_exploded(smoothed) and not learning_rate_finder.has_exploded(
-        smoothed[:40]
-    )
+    assert learning_rate_finder.has_exploded(curve)
+    assert not learning_rate_finder.has_exploded(curve[:45])
+    assert not learning_rate_finder.has_exploded(curve[:10])
     assert learning_rate_finder.smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0] * 3)
     with pytest.raises(ValueError, match="never fell"):
-        learning_rate_finder.suggest([1e-3, 1e-2], [1.0, 2.0])
+        learning_rate_finder.suggest(rates, sorted(curve))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_neither_explodes_nor_draws_the_learning_rate(seed: int) -> None:
+    """A loss that hardly moves at first, beside what batches differ by."""
+    noise = np.random.default_rng(seed).normal(0, 0.03, 100)
+    rates = [10 ** (-6 + 6 * i / 99) for i in range(100)]
+    curve = [0.1 - 0.5 / (1 + math.exp((60 - i) / 4)) + (i > 80) * (i - 80) ** 2 / 10 for i in range(100)]
+    losses = [float(loss) for loss in curve + noise]
+    assert not any(learning_rate_finder.has_exploded(losses[:i]) for i in range(1, 80))
+    assert learning_rate_finder.has_exploded(losses)
+    assert rates[50] < learning_rate_finder.suggest(rates, losses) < rates[75]
 
 
 def test_magnitude_loss_by_hand() -> None:

@@ -7,6 +7,7 @@ steepest is a good one to train with (Smith, arXiv:1506.01186, section 3.3). Not
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 import tempfile
 from itertools import pairwise
@@ -18,8 +19,9 @@ from training.run import Run
 
 LOWEST, HIGHEST = 1e-6, 1.0
 STEPS = 100
+QUIET = 25  # the first steps, at rates too low to learn anything: what happens there is noise
 SMOOTHING = 0.9
-EXPLOSION = 4.0  # times the way from the first to the lowest loss, above the lowest
+EXPLOSION = 4.0  # times the way from the first losses to the lowest one, above the lowest
 
 
 def find(config: DictConfig) -> float:
@@ -40,7 +42,7 @@ def find(config: DictConfig) -> float:
             losses.append(run.step(batch)["loss"])
             if run.fabric.is_global_zero:
                 print(f"learning rate {rate:.2e}  loss {losses[-1]:.5f}", flush=True)
-            if has_exploded(smooth(losses)):
+            if has_exploded(losses):
                 break
     best = suggest(rates, losses)
     print(f"try training.learning_rate={best:.1e}")
@@ -56,23 +58,29 @@ def smooth(losses: list[float]) -> list[float]:
     return smoothed
 
 
-def has_exploded(smoothed: list[float]) -> bool:
-    """Whether the loss has risen far above its lowest point, which may be negative (SDR is)."""
-    low = min(smoothed)
-    gone = smoothed[-1] - low > EXPLOSION * (smoothed[0] - low) and len(smoothed) > STEPS // 4
-    return not math.isfinite(smoothed[-1]) or gone
+def has_exploded(losses: list[float]) -> bool:
+    """Whether the smoothed loss has risen far above its lowest point, which may be negative (SDR is)."""
+    smoothed = smooth(losses)
+    if not math.isfinite(smoothed[-1]):
+        return True
+    if len(losses) <= QUIET:
+        return False
+    low, early = min(smoothed), losses[:QUIET]
+    way = max(statistics.mean(early) - low, statistics.stdev(early))
+    return smoothed[-1] - low > EXPLOSION * way
 
 
 def suggest(rates: list[float], losses: list[float]) -> float:
     """The rate at which the smoothed loss falls steepest, by the rate's logarithm, before its lowest point.
 
-    Raises ValueError where the loss never falls.
+    Raises ValueError where the loss never falls after the quiet steps.
     """
-    smoothed = [loss for loss in smooth(losses) if math.isfinite(loss)]
-    falls = [before - after for before, after in pairwise(smoothed[: smoothed.index(min(smoothed)) + 1])]
+    smoothed = [loss for loss in smooth(losses) if math.isfinite(loss)][QUIET:]
+    lowest = smoothed.index(min(smoothed)) if smoothed else 0
+    falls = [before - after for before, after in pairwise(smoothed[: lowest + 1])]
     if not falls:
         raise ValueError("the loss never fell: look at the data, or at the loss's weights")
-    return rates[falls.index(max(falls))]
+    return rates[QUIET + falls.index(max(falls))]
 
 
 if __name__ == "__main__":

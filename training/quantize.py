@@ -141,7 +141,7 @@ def store_as_bytes(graph: onnx.ModelProto) -> None:
         scale = np.maximum(np.abs(values).max(axis=others), 1e-12) / np.float32(127)
         shape = [-1 if i == axis else 1 for i in range(values.ndim)]
         rounded = np.rint(values / scale.reshape(shape)).astype(np.int8)
-        graph.graph.initializer.remove(tensor)
+        graph.graph.initializer.remove(weights.pop(tensor.name))  # layers may share theirs
         graph.graph.initializer.extend(
             [
                 numpy_helper.from_array(rounded, f"{name}_bytes"),
