@@ -112,21 +112,19 @@ def masked_frames(
 
 
 def masked_waves(
-    bands: Sequence[Floats], spectrum: Spectrum, config: ModelConfig, mix: Floats | int, *, length: int
-) -> Floats:
-    """The stems (b, k, c, n) of a batch, `length` samples each.
+    bands: Sequence[Floats], spectrum: Spectrum, config: ModelConfig, mix: Floats | int, out: Floats
+) -> None:
+    """Fill `out` with the stems (b, k, c, n) of a batch.
 
     bands: the network's output, (b, s * parts * p, tokens, t) each.  spectrum: (b, c, f, t) of the mixture.
     mix: see `masked_frames`.
     """
-    b, c, f, t = spectrum.shape
-    stems = mix if isinstance(mix, int) else len(mix)
-    waves = np.empty((b, stems, c, length), np.float32)
-    for item in range(b):
+    _, k, c, n = out.shape
+    shape = (k * c, *spectrum.shape[2:])
+    for item, waves in enumerate(out):
         chunks = masked_frames([band[item] for band in bands], spectrum[item], config, mix)
-        flat = add_frames(chunks, (stems * c, f, t), n_fft=config.n_fft, hop=config.hop, length=length)
-        waves[item] = flat.reshape(stems, c, length)
-    return waves
+        flat = add_frames(chunks, shape, n_fft=config.n_fft, hop=config.hop, length=n)
+        waves[:] = flat.reshape(k, c, n)
 
 
 def _real_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Floats:

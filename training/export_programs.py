@@ -159,7 +159,10 @@ def _separate(run: Run, mixture: NDArray[np.float32], config: ModelConfig) -> ND
     """(b, c, n) to stems (b, s, c, n), with all but the network in NumPy."""
     spectrum = stft(mixture, n_fft=config.n_fft, hop=config.hop)
     masks = [band.numpy() for band in run(*features_of(mixture, config))]
-    return masked_waves(masks, spectrum, config, len(config.stems), length=mixture.shape[-1])
+    b, c, n = mixture.shape
+    stems = np.empty((b, len(config.stems), c, n), np.float32)
+    masked_waves(masks, spectrum, config, len(config.stems), out=stems)
+    return stems
 
 
 def _middle(

@@ -86,9 +86,12 @@ class OnnxBackend:
             raise ModelError(f"{self._path} cannot be run ({_first_line(error)}): fetch it again") from None
         rest = self._last_is_the_rest(mix)
         wanted: NDArray[np.float32] | int = len(self.stems) - rest if mix is None else mix[: len(mix) - rest]
-        waves = masked_waves(masks, spectrum, self._config, wanted, length=segment.shape[-1])
+        stems = wanted if isinstance(wanted, int) else len(wanted)
+        b, c, n = segment.shape
+        waves = np.empty((b, stems + rest, c, n), np.float32)
+        masked_waves(masks, spectrum, self._config, wanted, out=waves[:, :stems])
         if rest:
-            waves = np.concatenate([waves, segment[:, None] - waves.sum(axis=1, keepdims=True)], axis=1)
+            np.subtract(segment, waves[:, :stems].sum(axis=1), out=waves[:, -1])
         return waves
 
     def _last_is_the_rest(self, mix: NDArray[np.float32] | None) -> bool:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 
 import torch
 from einops import rearrange
@@ -213,9 +212,8 @@ class TfswaUNet(nn.Module):
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            again = partial(_statistics_kept, stage)
             found: Tensor = checkpoint(
-                stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), again())
+                stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(stage))
             )
             return found
         return stage(x)  # type: ignore[no-any-return]

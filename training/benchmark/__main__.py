@@ -83,9 +83,7 @@ def race(
                     first[each].append(seconds_to_first_line(command, environment=each.environment))
             except FailedCommandError as error:
                 del done[each]
-                last = str(error).splitlines()[-1]
-                words = f"ended with {last.rpartition(' ended with ')[2]}" if " ended with " in last else last
-                not_run.append({"name": each.label, "reason": words})
+                not_run.append({"name": each.label, "reason": str(error).splitlines()[-1]})
                 console.print(f"{each.label} cannot run: {error}", highlight=False)
     base = statistics.median(run.wall for run in next(iter(done.values()))) if done else 0.0
     found = [

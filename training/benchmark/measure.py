@@ -46,7 +46,7 @@ def measure(command: Sequence[str], *, environment: Mapping[str, str] | None = N
             _, status, usage = os.wait4(process.pid, 0)
             wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
-        _check(process, command, said)
+        _check(process, said)
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     memory = max(usage.ru_maxrss * unit, *peak)
     return Run(wall=wall, cpu=usage.ru_utime + usage.ru_stime, memory=memory)
@@ -68,7 +68,7 @@ def seconds_to_first_line(command: Sequence[str], *, environment: Mapping[str, s
         process.wait()
         if not line:
             process.returncode = process.returncode or 1
-        _check(process, command, said)
+        _check(process, said)
     return seconds
 
 
@@ -93,11 +93,11 @@ def _start(
     )
 
 
-def _check(process: subprocess.Popen[bytes], command: Sequence[str], said: IO[bytes]) -> None:
+def _check(process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
     if process.returncode:
         said.seek(0)
         last = said.read().decode(errors="replace").strip()[-500:]
-        raise FailedCommandError(f"{' '.join(command)} ended with {process.returncode}: {last}")
+        raise FailedCommandError(f"ended with {process.returncode}: {last}")
 
 
 @contextlib.contextmanager
