@@ -234,6 +234,7 @@ def test_a_speaker_of_narrow_recordings_is_kept_as_recorded(tmp_path: Path) -> N
 
     assert labels(source) == ["wide.wav"]
     assert labels(dataclasses.replace(source, files=files[:1])) == ["narrow.wav"]
+    assert [piece.label for piece in sources.widest_clips(files[:1], 10_000)] == ["narrow.wav"]
 
 
 def test_what_is_said_of_a_source_may_change_without_a_build(speech: Source, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor  # noqa: E402
 
 from training.data.mix import STEMS, Mixer, MixSettings  # noqa: E402
+from training.data.pools import Pools  # noqa: E402
 
 RATE = 44_100
 CHUNK = 0.3  # seconds
@@ -162,11 +163,12 @@ def test_a_voice_without_treble_is_mixed_with_music_without_treble(own_pools: Pa
     edit_manifest(
         own_pools, lambda row: row | {"bandwidth_hz": 8000.0 if row["pool"] == "vocals" else 20_000.0}
     )
-    settings = only(kind, album_vocals=0.0, pitch=dict.fromkeys((*STEMS, "accompaniment", "song"), 0.0))
+    settings = only(kind, pitch=dict.fromkeys((*STEMS, "accompaniment", "song"), 0.0))
     mixture, stems, _ = Mixer(own_pools, settings).batch(0, 4)
     assert mixture.abs().max() > 0.01
     assert treble(mixture, 9000) < 1e-3 and treble(stems, 9000) < 1e-3
-    whole, _, _ = Mixer(own_pools, only(kind, album_vocals=1.0, codec=0.0)).batch(0, 4)
+    edit_manifest(own_pools, lambda row: row | {"bandwidth_hz": 20_000.0})
+    whole, _, _ = Mixer(own_pools, only(kind, codec=0.0)).batch(0, 4)
     assert treble(whole, 9000) > 0.05
 
 
@@ -180,8 +182,60 @@ def test_a_coder_takes_the_treble_of_all_stems_and_adds_noise_to_the_mixture_alo
 
 
 def test_a_song_is_sung_by_another_voice(pools: Path) -> None:
-    _, stems, known = Mixer(pools, only("song", **AS_IS | {"song_voice": 1.0}, album_vocals=0.0)).batch(0, 6)
+    _, stems, known = Mixer(pools, only("song", **AS_IS | {"song_voice": 1.0})).batch(0, 6)
     assert known.all()
     for example in stems:
         assert torch.corrcoef(example[1:].flatten(1)).min() > 0.99
         assert torch.corrcoef(example[:2].flatten(1))[0, 1].nan_to_num().abs() < 0.3
+
+
+def test_a_song_that_a_teacher_took_apart_keeps_its_voice(own_pools: Path) -> None:
+    edit_manifest(own_pools, lambda row: row | ({"teacher": "one"} if row["pool"] == "song" else {}))
+    _, stems, _ = Mixer(own_pools, only("song", **AS_IS | {"song_voice": 1.0})).batch(0, 4)
+    for example in stems:
+        assert torch.corrcoef(example.flatten(1)).min() > 0.99
+
+
+def test_voices_are_drawn_by_kind_and_then_by_the_root_of_their_minutes(own_pools: Path) -> None:
+    """Two sources of speech, one nine times as long as the other, and one that was sung in a song."""
+    minutes = {"mono": 9.0, "takes": 1.0}
+
+    def kinds(row: dict[str, Any]) -> dict[str, Any]:
+        if row["pool"] != "vocals":
+            return row
+        return row | {"voice": "speech", "minutes": minutes[row["source"]]}
+
+    edit_manifest(own_pools, kinds)
+    path = own_pools / "manifest.json"
+    content = json.loads(path.read_text())
+    (mono,) = (row for row in content["sources"] if row["source"] == "mono")
+    content["sources"].append(mono | {"source": "album", "voice": "song"})
+    path.write_text(json.dumps(content))
+
+    def shares(voices: dict[str, float]) -> list[float]:
+        found, rng = Pools(own_pools, torch.device("cpu"), voices=voices), np.random.default_rng(0)
+        drawn = [found.draw("vocals", rng) for _ in range(4000)]
+        return [sum(d is array for d in drawn) / len(drawn) for array in found.arrays["vocals"]]
+
+    assert shares({"speech": 0.2, "song": 0.3, "singing": 0.5}) == pytest.approx([0.3, 0.1, 0.6], abs=0.04)
+    assert shares({"song": 1.0}) == [0, 0, 1]
+
+
+def test_a_voice_stays_in_the_centre_unless_it_is_panned(own_pools: Path) -> None:
+    edit_manifest(own_pools, lambda row: None if row["source"] == "takes" else row)  # the other one is mono
+
+    def sides(pan: float) -> float:
+        settings = only(
+            "accompaniment",
+            mono=0.0,
+            room={"vocals": 0.0, "accompaniment": 0.0},
+            second={},
+            voice=dict.fromkeys(MixSettings().voice, 0.0),
+            echo=0.0,
+            pan={"vocals": pan, "accompaniment": 0.0},
+            **AS_IS,
+        )
+        _, stems, _ = Mixer(own_pools, settings).batch(0, 4)
+        return float((stems[:, 0, 0] - stems[:, 0, 1]).abs().max())
+
+    assert sides(0.0) < 1e-6 < 0.01 < sides(1.0)

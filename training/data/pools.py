@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Song:
 
     stems: dict[str, Tensor] = field(default_factory=dict)  # (n, c) int16
     masked: list[str] = field(default_factory=list)
+    estimated: bool = False  # by a teacher: without its voice it has holes, and remains of the voice
 
     @property
     def frames(self) -> int:
@@ -60,32 +62,39 @@ class Song:
 
 
 class Pools:
-    """All arrays of a folder, by pool; songs, by name."""
+    """All arrays of a folder, by pool; songs, by name.
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    `voices` tells how often each kind of voice is drawn (see `training.data.catalogue.VOICE_KINDS`); kinds of
+    which there are none leave their share to the others.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, *, voices: Mapping[str, float]) -> None:
         self.arrays: dict[str, list[Array]] = {}
         self.songs: dict[str, Song] = {}
         minutes: dict[str, list[float]] = {}
+        kinds: list[str] = []  # of the arrays of the vocals pool
         for row in json.loads((folder / "manifest.json").read_text())["sources"]:
             # Mapped copy-on-write: torch takes no read-only memory. Nothing writes to it.
             samples = torch.from_numpy(np.load(folder / row["array"], mmap_mode="c")).to(device)
             if row["pool"] == "song":
-                song = self.songs.setdefault(row["song"], Song(masked=row.get("masked", [])))
+                song = self.songs.setdefault(
+                    row["song"], Song(masked=row.get("masked", []), estimated="teacher" in row)
+                )
                 song.stems[row["stem"]] = samples
                 continue
             segments = [(start, end) for start, end in row["segments"] if end > start]
             array = Array(samples, segments, row.get("bandwidth_hz", FULL_BAND))
             self.arrays.setdefault(row["pool"], []).append(array)
             minutes.setdefault(row["pool"], []).append(row["minutes"])
+            if row["pool"] == "vocals":
+                kinds.append(row.get("voice", "singing"))
         self.songs = dict(sorted(self.songs.items()))
-        self.singers = [  # whole songs with their pauses
-            Array(song.stems["vocals"], [(0, song.frames)])
-            for song in self.songs.values()
-            if "vocals" in song.stems and "vocals" not in song.masked
-        ]
         # The square root keeps a long source from drowning the many short ones: variety before minutes.
-        roots = {pool: np.sqrt(values) for pool, values in minutes.items()}
-        self._shares = {pool: root / root.sum() for pool, root in roots.items()}
+        weights = {pool: np.sqrt(values) for pool, values in minutes.items()}
+        if "vocals" in weights:
+            whole = {kind: weights["vocals"][np.array(kinds) == kind].sum() for kind in kinds}
+            weights["vocals"] *= [voices.get(kind, 0.0) / whole[kind] for kind in kinds]
+        self._shares = {pool: weight / weight.sum() for pool, weight in weights.items()}
 
     def draw(self, pool: str, rng: np.random.Generator) -> Array:
         """One of a pool's arrays."""

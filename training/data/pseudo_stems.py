@@ -1,8 +1,10 @@
-"""Songs with singers made into pseudo-stems: where the teacher hears a voice clearly, and where none.
+"""Songs with singers made into pseudo-stems: where the teacher hears a voice clearly, where none, and whole.
 
-The voice is the teacher's estimate, kept only where it stands out, so that little accompaniment is in it.
-The accompaniment is the recording itself where nobody sings, never what the teacher leaves of a sung
-stretch: that has holes, and remains of the voice would be taught as accompaniment.
+The voice is the teacher's estimate. To be remixed with other music it is kept only where it stands out, so
+that little accompaniment is in it. The accompaniment to be remixed is the recording itself where nobody
+sings, never what the teacher leaves of a sung stretch: that has holes, and remains of the voice would be
+taught as accompaniment. Whole songs are never taken apart: the mixture is the recording, and the teacher's
+estimate stands for its voice, errors and all (distillation: Hinton, Vinyals, Dean, arXiv:1503.02531).
 """
 
 import dataclasses
@@ -13,7 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.catalogue import MUSIC_FOLDER, WITH_SINGER, audio_files, package_terms
+from training.data.catalogue import (
+    MUSIC_FOLDER,
+    SUNG_THROUGHOUT,
+    WITH_SINGER,
+    audio_files,
+    package_terms,
+)
 from training.data.sources import (
     ARCHIVE_MARK,
     SAMPLE_RATE,
@@ -122,8 +130,14 @@ def pseudo_accompaniment(source: Source, rng: np.random.Generator) -> Iterator[P
             yield Piece(piece / max(1.0, float(np.abs(piece).max()) / 0.98), f"{name}@{start}")
 
 
+def pseudo_song(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """The whole voice of one song, or what the estimate leaves of the song (settings["stem"]); (n, 2)."""
+    for name, song, voice, _ in judged(source):
+        yield Piece(voice if source.settings["stem"] == "vocals" else song - voice, name)
+
+
 def pseudo_sources(debian: Path, weights: Path) -> list[Source]:
-    """Two sources for every package with a singer: its voice, and its music where nobody sings.
+    """For every package with a singer: its voice, its music where nobody sings, and two stems a song.
 
     Raises ValueError when the teacher's weights are not there.
     """
@@ -140,7 +154,24 @@ def pseudo_sources(debian: Path, weights: Path) -> list[Source]:
         about = (f"{licence}; pseudo-stem by {LICENCE}", kind, f"{version}, {VERSION}")
         files = (*teacher, *songs)
         found += [
-            Source("vocals", name, *about, "pseudo_vocals", files, SETTINGS, {**extra, "speakers": singers}),
+            Source(
+                "vocals",
+                name,
+                *about,
+                "pseudo_vocals",
+                files,
+                SETTINGS,
+                {**extra, "voice": "song", "speakers": singers},
+            ),
             Source("accompaniment", name, *about, "pseudo_accompaniment", files, SETTINGS, extra),
         ]
+        for song in songs:
+            if (title := Path(song).stem) not in SUNG_THROUGHOUT:
+                continue
+            for stem in ("vocals", "other"):  # the latter stands for all that is no voice
+                row = {**extra, "song": title, "stem": stem, "masked": ["drums", "bass", "other"]}
+                one = (*teacher, song)
+                found.append(
+                    Source("song", f"{title}.{stem}", *about, "pseudo_song", one, {"stem": stem}, row)
+                )
     return found

@@ -11,7 +11,7 @@ import io
 import json
 import subprocess
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,17 +217,22 @@ def spoken_clips(names: Iterable[str], min_hz: float) -> Iterator[Piece]:
             yield Piece(normalise(audio), Path(name).name)
 
 
-def speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    """Spoken clips in the order of their names; where none has settings["min_hz"], the narrow ones.
+def widest_clips(names: Sequence[str], min_hz: float) -> Iterator[Piece]:
+    """Spoken clips of a bandwidth of `min_hz` or more; where there is none, the narrow ones.
 
     A narrow voice is mixed with music as narrow (see training/data/mix.py).
     """
     found = False
-    for piece in spoken_clips(source.files, source.settings["min_hz"]):
+    for piece in spoken_clips(names, min_hz):
         found = True
         yield piece
     if not found:
-        yield from spoken_clips(source.files, NARROW_HZ)
+        yield from spoken_clips(names, NARROW_HZ)
+
+
+def speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """The widest spoken clips in the order of their names."""
+    return widest_clips(source.files, source.settings["min_hz"])
 
 
 def music(source: Source, rng: np.random.Generator) -> Iterator[Piece]:

@@ -23,7 +23,7 @@ from training.data.sources import (
     normalise,
     read_span,
     read_tsv,
-    spoken_clips,
+    widest_clips,
 )
 
 MINUTES = {
@@ -221,7 +221,7 @@ def sung_speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
     """The clips of a speaker, each once in random order, until settings["minutes"] are sung."""
 
     def words() -> Iterator[Words]:
-        for clip in spoken_clips(rng.permutation(source.files), source.settings["min_hz"]):
+        for clip in widest_clips(list(rng.permutation(source.files)), source.settings["min_hz"]):
             audio = clip.audio[: 6 * SAMPLE_RATE]
             seconds = len(audio) / SAMPLE_RATE
             if seconds > 0.4:
@@ -240,7 +240,7 @@ def sung_sources(shared: Path) -> list[Source]:
             opus = sorted((shared / "voices").glob(f"{pattern}.opus"))
             files = tuple(str(f) for p in opus for f in (p, p.with_suffix(".tsv")))
             settings = {"minutes": 2.5 if part == 1 else MINUTES[name] - 2.5}
-            title, extra = f"sung-{name}-{part}", {"sung": True, "speakers": 0}
+            title, extra = f"sung-{name}-{part}", {"voice": "singing", "speakers": 0}
             found.append(Source("vocals", title, licence, kind, version, "sung", files, settings, extra))
     return found
 
@@ -253,7 +253,7 @@ def sung_speech_sources(speech: Iterable[Source]) -> list[Source]:
             name=f"sung-{source.name}",
             recipe="sung_speech",
             settings={**source.settings, "minutes": SPEECH_MINUTES},
-            extra={**source.extra, "sung": True, "speakers": 0},  # the same ones again
+            extra={"voice": "sung speech", "speakers": 0},  # the same ones again
         )
         for source in speech
         if len(source.files) >= FEWEST_CLIPS and source.name not in TOO_SHORT
