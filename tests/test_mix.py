@@ -19,7 +19,7 @@ from training.data.pools import Pools  # noqa: E402
 
 RATE = 44_100
 CHUNK = 0.3  # seconds
-AS_IS: dict[str, Any] = {"codec": 0.0, "master": 0.0, "song_voice": 0.0}
+AS_IS: dict[str, Any] = {"codec": 0.0, "master": 0.0, "song_voice": 0.0, "equalizer": 0.0}
 
 
 def edit_manifest(pools: Path, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
@@ -239,3 +239,15 @@ def test_a_voice_stays_in_the_centre_unless_it_is_panned(own_pools: Path) -> Non
         return float((stems[:, 0, 0] - stems[:, 0, 1]).abs().max())
 
     assert sides(0.0) < 1e-6 < 0.01 < sides(1.0)
+
+
+@pytest.mark.parametrize("estimated", [False, True])
+def test_the_stems_of_a_song_are_equalized_each_alone_unless_a_teacher_made_them(
+    own_pools: Path, estimated: bool
+) -> None:
+    """The song's stems are scaled copies of one noise: equalized alike they still agree."""
+    row = {"teacher": "one"} if estimated else {}
+    edit_manifest(own_pools, lambda r: r | (row if r["pool"] == "song" else {}))
+    _, stems, _ = Mixer(own_pools, only("song", **AS_IS | {"equalizer": 6.0})).batch(0, 4)
+    agreement = torch.stack([torch.corrcoef(example.flatten(1)).min() for example in stems])
+    assert agreement.min() > 0.99 if estimated else agreement.max() < 0.98

@@ -207,7 +207,7 @@ class Mixer:
         return float(2 ** (semitones / 12))
 
     def _moment(self, song: Song, rng: np.random.Generator, master: _Master) -> Tensor:
-        """One moment of a song: stems (s, c, n), each a little louder or softer."""
+        """One moment of a song: stems (s, c, n), each a little louder or softer, brighter or darker."""
         wanted, size = self.filters.read_size(self._ratio("song", rng))
         start = int(rng.integers(max(song.frames - wanted, 0) + 1))
         stems = torch.zeros(len(STEMS), 2, wanted, device=self.device)
@@ -215,7 +215,10 @@ class Mixer:
             if stem in song.stems:
                 part = floats(song.stems[stem][start : start + wanted]) * db(rng.normal(0, 3))
                 stems[i, :, : part.shape[1]] = part
-        return self.filters.apply(stems, size, self._response(master, master.gains))
+        # What a teacher took apart is equalized as a whole: else remains of one stem in another would show.
+        gains = rng.normal(0, self.settings.equalizer, (len(STEMS), len(mix_effects.EQ_POINTS)))
+        gains = master.gains + (gains[:1] if song.estimated else gains)
+        return self.filters.apply(stems, size, self._response(master, gains)[:, None])
 
     def _source(
         self,

@@ -73,7 +73,7 @@ class Filters:
         return self._noise[:, start : start + n]
 
     def equalizer(self, gains: NDArray[np.float64]) -> Tensor:
-        """Response (bins,) to gains in dB at EQ_POINTS."""
+        """Response (..., bins) to gains (..., points) in dB at EQ_POINTS."""
         return torch.exp(torch.from_numpy(gains.astype(np.float32) * 0.1151).to(self._lines) @ self._lines)
 
     def low_pass(self, hertz: float) -> Tensor:
