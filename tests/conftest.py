@@ -183,6 +183,8 @@ def write_pools(folder: Path) -> Path:
     moment = noise(2)  # stems of a song that are scaled copies show whether they are cut at one place
     for stem, scale in zip(STEMS, (1.0, 0.5, 0.3, 0.2), strict=True):
         add("song", f"a.{stem}", moment * scale, 1, song="a", stem=stem)
+    for stem, scale in zip(STEMS[1:], (0.5, 0.3, 0.2), strict=True):
+        add("band", f"b.{stem}", moment * scale, 1, song="b", stem=stem)
     (folder / "manifest.json").write_text(json.dumps({"format": 1, "sample_rate": 44_100, "sources": rows}))
     return folder
 

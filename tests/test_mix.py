@@ -251,3 +251,14 @@ def test_the_stems_of_a_song_are_equalized_each_alone_unless_a_teacher_made_them
     _, stems, _ = Mixer(own_pools, only("song", **AS_IS | {"equalizer": 6.0})).batch(0, 4)
     agreement = torch.stack([torch.corrcoef(example.flatten(1)).min() for example in stems])
     assert agreement.min() > 0.99 if estimated else agreement.max() < 0.98
+
+
+def test_a_band_plays_together_and_another_voice_sings(pools: Path) -> None:
+    settings = only("band", drop={"vocals": 0.0}, **AS_IS)
+    mixture, stems, known = Mixer(pools, settings).batch(0, 4)
+    assert known.all()
+    torch.testing.assert_close(stems.sum(dim=1), mixture, atol=2e-6, rtol=0)
+    for example in stems:
+        assert torch.corrcoef(example[1:].flatten(1)).min() > 0.99
+        assert example[0].abs().max() > 0.01
+        assert torch.corrcoef(example[:2].flatten(1))[0, 1].abs() < 0.3

@@ -28,7 +28,7 @@ HEADER_BYTES = 128  # of a version 1.0 .npy file with this shape; room for the l
 CARD_COLUMNS = (
     "pool", "source", "minutes", "speakers", "bandwidth_hz", "licence", "licence_class", "version",
 )  # fmt: skip
-POOLS = ("song", "vocals", "accompaniment", "drums", "bass", "other")
+POOLS = ("song", "band", "vocals", "accompaniment", "drums", "bass", "other")
 
 Recipe = Callable[[Source, np.random.Generator], Iterator[Piece]]
 RECIPES: dict[str, Recipe] = {
@@ -41,6 +41,7 @@ RECIPES: dict[str, Recipe] = {
     "bass": render.bass,
     "other": render.other,
     "strums": render.strummed,
+    "song_stem": render.song_stem,
     "sung": sung.sung,
     "sung_speech": sung.sung_speech,
     "pseudo_vocals": pseudo_stems.pseudo_vocals,
@@ -171,6 +172,7 @@ def all_sources(
     pseudo = pseudo_stems.pseudo_sources(debian, teacher) if debian and teacher else []
     music.sort(key=lambda s: s.pool != "other")  # the guitar game's guitars first
     renders = rendered.rendered_sources(shared, soundfonts, debian)
+    bands = rendered.band_sources(shared, soundfonts, debian)
     lead = [s for s in renders if s.extra.get("round") == 1]
     rest = [s for s in renders if s.extra.get("round") != 1]
     # Half an hour of each rendered pool comes early: training can start once every pool has something.
@@ -178,7 +180,7 @@ def all_sources(
     melodic = sung.sung_sources(shared) + sung.sung_speech_sources(spoken)
     turns = itertools.zip_longest(melodic, rest, music[10:])
     mixed = [s for turn in turns for s in turn if s is not None]
-    return found + music[:4] + lead + pseudo + spoken + music[4:10] + mixed
+    return found + music[:4] + lead + pseudo + spoken + music[4:10] + mixed + bands
 
 
 def build(

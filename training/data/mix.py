@@ -1,7 +1,8 @@
 """Training mixtures made while training: pools of int16 arrays in, batches of mixture and stems out.
 
-Three kinds of example, in the proportions of the config:
+Four kinds of example, in the proportions of the config:
     stems           every stem from another song: all of them are known
+    band            one moment of a song rendered stem by stem, with a voice: all of them are known
     accompaniment   a voice over mixed and mastered music: only the vocals are known
     song            one moment of one real song, at times with another voice: what its manifest row does
                     not mask is known
@@ -37,7 +38,7 @@ class MixSettings:
     seconds: float = 3.0
     sample_rate: int = 44_100
     kinds: dict[str, float] = field(
-        default_factory=lambda: {"stems": 0.45, "accompaniment": 0.4, "song": 0.15}
+        default_factory=lambda: {"stems": 0.25, "band": 0.2, "accompaniment": 0.25, "song": 0.3}
     )
     level: dict[str, float] = field(
         default_factory=lambda: {
@@ -133,12 +134,14 @@ class Mixer:
         self.length = round(settings.seconds * settings.sample_rate)
         self.filters = Filters(self.length, sample_rate=settings.sample_rate, seed=seed, device=self.device)
         self.pools = Pools(pools, self.device, voices=settings.voices)
-        for name, song in self.pools.songs.items():
+        for name, song in (self.pools.songs | self.pools.bands).items():
             if song.frames < self.length:
                 raise ValueError(f"{pools}: the song {name!r} is shorter than {settings.seconds} s")
         needed = {"vocals"} | ({"drums", "bass", "other"} if settings.kinds.get("stems") else set())
         needed |= {"accompaniment"} if settings.kinds.get("accompaniment") else set()
-        if settings.kinds.get("song") and not self.pools.songs:
+        if (settings.kinds.get("song") and not self.pools.songs) or (
+            settings.kinds.get("band") and not self.pools.bands
+        ):
             needed |= {"drums", "bass", "other"}  # `example` falls back to stems
         if missing := sorted(needed - set(self.pools.arrays)):
             raise ValueError(
@@ -167,10 +170,11 @@ class Mixer:
             highest = min(highest, rng.uniform(11_000, 20_000))
         master = _Master(rng.normal(0, 1.5 * mastered, len(mix_effects.EQ_POINTS)), highest)
         rest = torch.zeros(2, self.length, device=self.device)
-        if kind == "song" and self.pools.songs:
-            song = list(self.pools.songs.values())[int(rng.integers(len(self.pools.songs)))]
+        songs = list({"song": self.pools.songs, "band": self.pools.bands}.get(kind, {}).values())
+        if songs:
+            song = songs[int(rng.integers(len(songs)))]
             stems, known = self._moment(song, rng, master), [stem not in song.masked for stem in STEMS]
-            if rng.random() < settings.song_voice and not song.estimated:
+            if kind == "band" or (rng.random() < settings.song_voice and not song.estimated):
                 stems[0], known[0] = self._source("vocals", rng, master, heard), True
         elif kind == "accompaniment":
             stems = torch.zeros(len(STEMS), 2, self.length, device=self.device)

@@ -71,13 +71,15 @@ class Pools:
     def __init__(self, folder: Path, device: torch.device, *, voices: Mapping[str, float]) -> None:
         self.arrays: dict[str, list[Array]] = {}
         self.songs: dict[str, Song] = {}
+        self.bands: dict[str, Song] = {}  # songs that nobody sings
         minutes: dict[str, list[float]] = {}
         kinds: list[str] = []  # of the arrays of the vocals pool
         for row in json.loads((folder / "manifest.json").read_text())["sources"]:
             # Mapped copy-on-write: torch takes no read-only memory. Nothing writes to it.
             samples = torch.from_numpy(np.load(folder / row["array"], mmap_mode="c")).to(device)
-            if row["pool"] == "song":
-                song = self.songs.setdefault(
+            if row["pool"] in ("song", "band"):
+                group = self.songs if row["pool"] == "song" else self.bands
+                song = group.setdefault(
                     row["song"], Song(masked=row.get("masked", []), estimated="teacher" in row)
                 )
                 song.stems[row["stem"]] = samples
@@ -89,6 +91,7 @@ class Pools:
             if row["pool"] == "vocals":
                 kinds.append(row.get("voice", "singing"))
         self.songs = dict(sorted(self.songs.items()))
+        self.bands = dict(sorted(self.bands.items()))
         # The square root keeps a long source from drowning the many short ones: variety before minutes.
         weights = {pool: np.sqrt(values) for pool, values in minutes.items()}
         if "vocals" in weights:

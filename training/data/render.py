@@ -1,7 +1,7 @@
 """MIDI to stems: drums, bass and others, through soundfonts and sampled instruments, with studio effects."""
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,16 @@ from training.data import effects, strums
 from training.data.hydrogen import load_hydrogen
 from training.data.midi import Track, clip_tracks, read_tracks, synthesize, transpose
 from training.data.sampler import Note, load_instrument, load_kit, play, play_drums
-from training.data.sources import SAMPLE_RATE, Audio, Piece, Source, normalise, read_tsv, sounding_spans
+from training.data.sources import (
+    SAMPLE_RATE,
+    Audio,
+    Piece,
+    Source,
+    normalise,
+    read_tsv,
+    sounding_spans,
+    stereo,
+)
 
 ROLAND_TO_GM = {
     22: 42,
@@ -29,6 +38,7 @@ FAMILIES = (
     (88, 89, 90, 92, 93, 94, 95),
 )  # fmt: skip
 LONGEST = 150.0  # s taken from one MIDI file
+STEM_LEVELS = {"drums": -20.0, "bass": -22.0, "other": -21.0}  # dBFS, of a rendered song's
 
 
 def pieces(source: Source, generator: np.random.Generator, audio: Audio, label: str) -> Iterator[Piece]:
@@ -72,7 +82,7 @@ def drums(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
 
 
 def _drums(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    table, archive, sound = source.files[:3]
+    table, archive = source.files[:2]
     index = members(table, archive)
     shortest = 20 if source.settings["midi"] == "groove" else 30
     for name in spread([n for n, (_, s) in index.items() if s >= shortest], rng):
@@ -82,24 +92,28 @@ def _drums(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
         tracks = clip_tracks(tracks, start=0.0, seconds=seconds)
         if not tracks or len(tracks[0].notes) < 20:
             continue
-        moved = tuple(
-            Note(n.start, n.duration, ROLAND_TO_GM.get(n.pitch, n.pitch), n.velocity) for n in tracks[0].notes
+        audio = _play_kit(tracks[0].notes, source, rng, seconds=seconds + 1.5)
+        yield from pieces(source, rng, audio, name)
+
+
+def _play_kit(notes: Sequence[Note], source: Source, rng: np.random.Generator, *, seconds: float) -> Audio:
+    """Drum notes through the source's kit, or one of its presets, and some studio effects."""
+    sound = source.files[2]
+    moved = tuple(Note(n.start, n.duration, ROLAND_TO_GM.get(n.pitch, n.pitch), n.velocity) for n in notes)
+    if sound.endswith(("index.tsv", "drumkit.xml")):
+        kit = load_kit(str(Path(sound).parent)) if sound.endswith(".tsv") else load_hydrogen(sound)
+        audio = play_drums(moved, kit, rng, seconds=seconds)
+    else:
+        preset = int(rng.choice(source.settings["presets"]))
+        track = Track(preset, moved, source.settings.get("bank128", True))
+        audio = synthesize([track], sound, seconds=seconds)
+    if rng.random() < 0.4:
+        audio = effects.compress(
+            audio, threshold_db=rng.uniform(-24, -10), ratio=rng.uniform(2, 6), release=0.1
         )
-        seconds += 1.5
-        if sound.endswith(("index.tsv", "drumkit.xml")):
-            kit = load_kit(str(Path(sound).parent)) if sound.endswith(".tsv") else load_hydrogen(sound)
-            audio = play_drums(moved, kit, rng, seconds=seconds)
-        else:
-            preset = int(rng.choice(source.settings["presets"]))
-            track = Track(preset, moved, source.settings.get("bank128", True))
-            audio = synthesize([track], sound, seconds=seconds)
-        if rng.random() < 0.4:
-            audio = effects.compress(
-                audio, threshold_db=rng.uniform(-24, -10), ratio=rng.uniform(2, 6), release=0.1
-            )
-        if rng.random() < 0.25:
-            audio = effects.drive(audio, rng.uniform(0.5, 2.0))
-        yield from pieces(source, rng, effects.colour(audio, rng), name)
+    if rng.random() < 0.25:
+        audio = effects.drive(audio, rng.uniform(0.5, 2.0))
+    return effects.colour(audio, rng)
 
 
 def bass_line(tracks: list[Track]) -> tuple[Note, ...]:
@@ -122,8 +136,7 @@ def bass(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
 
 
 def _bass(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    table, archive, sound = source.files[:3]
-    hertz = effects.eq_grid()
+    table, archive = source.files[:2]
     for name, (member, length) in (
         (n, members(table, archive)[n]) for n in spread(list(members(table, archive)), rng)
     ):
@@ -134,22 +147,30 @@ def _bass(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
         notes = transpose(bass_line(tracks), int(rng.integers(-4, 5)))
         if len(notes) < 30:
             continue
-        if sound.endswith("index.tsv"):
-            instrument = load_instrument(str(Path(sound).parent), tuple(source.settings["articulations"]))
-            audio = play(notes, instrument, rng, seconds=window + 1)
-        else:
-            track = Track(int(rng.choice(source.settings["programs"])), notes)
-            audio = synthesize([track], sound, seconds=window + 1).mean(axis=1, keepdims=True)
-        chain = rng.choice(["di", "drive", "amp", "plain"])
-        if chain == "drive":
-            audio = effects.drive(audio, rng.uniform(1.0, 6.0))
-        if chain in ("drive", "amp"):
-            audio = effects.equalize(audio, effects.low_pass(hertz, rng.uniform(1200, 5000), 2))
-        if rng.random() < 0.5:
-            audio = effects.compress(audio, threshold_db=rng.uniform(-20, -8), ratio=rng.uniform(2, 5))
-        if chain != "plain":
-            audio = effects.colour(audio, rng, wet=0.0)
+        audio, chain = _play_bass(notes, source, rng, seconds=window + 1)
         yield from pieces(source, rng, audio, f"{name} {chain}")
+
+
+def _play_bass(
+    notes: Sequence[Note], source: Source, rng: np.random.Generator, *, seconds: float
+) -> tuple[Audio, str]:
+    """Notes through the source's bass, (n, 1), and what it was plugged into."""
+    sound = source.files[2]
+    if sound.endswith("index.tsv"):
+        instrument = load_instrument(str(Path(sound).parent), tuple(source.settings["articulations"]))
+        audio = play(notes, instrument, rng, seconds=seconds)
+    else:
+        track = Track(int(rng.choice(source.settings["programs"])), tuple(notes))
+        audio = synthesize([track], sound, seconds=seconds).mean(axis=1, keepdims=True)
+    chain = str(rng.choice(["di", "drive", "amp", "plain"]))
+    if chain == "drive":
+        audio = effects.drive(audio, rng.uniform(1.0, 6.0))
+    if chain in ("drive", "amp"):
+        dull = effects.low_pass(effects.eq_grid(), rng.uniform(1200, 5000), 2)
+        audio = effects.equalize(audio, dull)
+    if rng.random() < 0.5:
+        audio = effects.compress(audio, threshold_db=rng.uniform(-20, -8), ratio=rng.uniform(2, 5))
+    return (effects.colour(audio, rng, wet=0.0) if chain != "plain" else audio), chain
 
 
 def substitute(program: int, rng: np.random.Generator) -> int:
@@ -169,7 +190,7 @@ def other(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
 
 
 def _other(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    table, archive, sound = source.files[:3]
+    table, archive = source.files[:2]
     index = members(table, archive)
     for name in spread(list(index), rng):
         member, length = index[name]
@@ -178,30 +199,60 @@ def _other(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
             read_tracks(archive, member), start=rng.uniform(0, length - window), seconds=window
         )
         shift = int(rng.integers(-4, 5))
-        guitars: list[Track] = []
-        rest: list[Track] = []
-        for t in tracks:
-            if t.drums or t.program in BASS_PROGRAMS or t.program >= 112:
-                continue
-            program = substitute(t.program, rng)
-            electric = program in (26, 27, 28, 29, 30, 31)
-            if source.settings.get("only_guitars"):
-                if t.program not in GUITAR_PROGRAMS and t.program not in (80, 81, 84, 87):
-                    continue
-                program, electric = int(rng.choice([27, 28, 29, 30, 30, 29])), True
-            moved = Track(program, transpose(t.notes, shift))
-            (guitars if electric else rest).append(moved)
-        audio = np.zeros((int((window + 2) * SAMPLE_RATE), 2), np.float32)
-        for group, plugged in ((guitars, True), (rest, False)):
-            if sum(len(t.notes) for t in group) < 20:
-                continue
-            pans = [int(rng.integers(24, 104)) for _ in group]
-            sounds = synthesize(group, sound, seconds=window + 2, room=bool(rng.random() < 0.4), pans=pans)
-            if plugged and rng.random() < 0.75:
-                sounds = effects.amp(sounds, rng, amount=10 ** rng.uniform(-0.3, 0.9))
-            audio += normalise(sounds, level_db=rng.uniform(-26, -18))
+        audio = _play_others(tracks, source, rng, seconds=window + 2, shift=shift)
         if np.abs(audio).max() > 0:
-            yield from pieces(source, rng, effects.colour(audio, rng, wet=0.3), name)
+            yield from pieces(source, rng, audio, name)
+
+
+def _play_others(
+    tracks: Sequence[Track], source: Source, rng: np.random.Generator, *, seconds: float, shift: int
+) -> Audio:
+    """What is neither drums nor bass of these tracks through the source's soundfont, `shift` semitones up."""
+    sound = source.files[2]
+    guitars: list[Track] = []
+    rest: list[Track] = []
+    for t in tracks:
+        if t.drums or t.program in BASS_PROGRAMS or t.program >= 112:
+            continue
+        program = substitute(t.program, rng)
+        electric = program in (26, 27, 28, 29, 30, 31)
+        if source.settings.get("only_guitars"):
+            if t.program not in GUITAR_PROGRAMS and t.program not in (80, 81, 84, 87):
+                continue
+            program, electric = int(rng.choice([27, 28, 29, 30, 30, 29])), True
+        moved = Track(program, transpose(t.notes, shift))
+        (guitars if electric else rest).append(moved)
+    audio = np.zeros((int(seconds * SAMPLE_RATE), 2), np.float32)
+    for group, plugged in ((guitars, True), (rest, False)):
+        if sum(len(t.notes) for t in group) < 20:
+            continue
+        pans = [int(rng.integers(24, 104)) for _ in group]
+        sounds = synthesize(group, sound, seconds=seconds, room=bool(rng.random() < 0.4), pans=pans)
+        if plugged and rng.random() < 0.75:
+            sounds = effects.amp(sounds, rng, amount=10 ** rng.uniform(-0.3, 0.9))
+        audio += normalise(sounds, level_db=rng.uniform(-26, -18))
+    return effects.colour(audio, rng, wet=0.3) if np.abs(audio).max() > 0 else audio
+
+
+def song_stem(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """One stem of the beginning of a song of Freedoom's; its other stems, sources too, are as long. (n, 2)
+
+    settings: the song's name, which stem, how many seconds, and the semitones that it is moved by.
+    """
+    table, archive = source.files[:2]
+    name, stem, seconds, shift = (source.settings[key] for key in ("song", "stem", "seconds", "shift"))
+    member, _ = members(table, archive)[name]
+    tracks = clip_tracks(read_tracks(archive, member), start=0.0, seconds=seconds)
+    if stem == "drums":
+        (notes,) = (t.notes for t in tracks if t.drums)
+        audio = _play_kit(notes, source, rng, seconds=seconds)
+    elif stem == "bass":
+        audio, _ = _play_bass(transpose(bass_line(tracks), shift), source, rng, seconds=seconds)
+    else:
+        audio = _play_others(tracks, source, rng, seconds=seconds, shift=shift)
+    audio = stereo(audio[: round(seconds * SAMPLE_RATE)])
+    short = round(seconds * SAMPLE_RATE) - len(audio)
+    yield Piece(np.pad(normalise(audio, level_db=STEM_LEVELS[stem]), ((0, short), (0, 0))), name)
 
 
 def strummed(source: Source, rng: np.random.Generator) -> Iterator[Piece]:

@@ -1,11 +1,14 @@
 """The list of rendered sources: which MIDI files go through which sounds, and for how long."""
 
 import dataclasses
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from training.data.catalogue import licence_class, package_terms
-from training.data.sources import Source
+from training.data.sources import Source, read_tsv
 
 FLUID, MUSE = "sf2/FluidR3_GM.sf2", "sf3/MuseScore_General.sf3"  # below the folder of soundfonts
 SCORE_TERMS = {"groove": "CC-BY-4.0 (Groove MIDI Dataset)", "freedoom": "BSD-3-Clause (Freedoom)", "": ""}
@@ -29,6 +32,9 @@ HYDROGEN_KITS = {  # by folder; the terms are those of the package's copyright f
 ALL_BASSES = [32, 33, 34, 35, 36, 37, 38, 39]
 OTHER_KITS = [16, 17, 24, 25, 32, 33, 40, 48]  # power, electronic, 808, jazz, brush, orchestra
 SHORT_LONG = ["staccato", "sustain"]
+SONG_SECONDS = 80.0  # of every song that is rendered stem by stem
+FEWEST_NOTES = 60  # of each of its stems
+BAND = ("drums", "bass", "other")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,39 +90,73 @@ def rendered_sources(shared: Path, soundfonts: Path, debian: Path | None) -> lis
     """All rendered sources whose sounds are there; extra["round"] is 1 for those that are built first."""
     found = []
     for render in RENDERS:
-        settings = {"midi": render.score, "minutes": render.minutes, **render.settings}
-        terms = SOUND_TERMS.get(render.sound, "CC0-1.0")
-        if render.sound in (FLUID, MUSE):
-            sound = soundfonts / render.sound
-        elif render.sound in AVL_KITS:
-            if debian is None:
-                continue
-            package = debian / "avldrums.lv2-soundfont"
-            sound = package / "usr/share/sounds/sf2" / AVL_KITS[render.sound]
-            terms = f"GPL-2+ (avldrums {package_terms(package, {})[2]})" if package.is_dir() else terms
-            settings |= {"presets": [0], "bank128": False}
-        elif render.sound in HYDROGEN_KITS:
-            if debian is None:
-                continue
-            package = debian / "hydrogen-drumkits"
-            folder, kit_terms = HYDROGEN_KITS[render.sound]
-            sound = package / "usr/share/hydrogen/data/drumkits" / folder / "drumkit.xml"
-            terms = f"{kit_terms} (hydrogen-drumkits, {folder})"
-        else:
-            sound = shared / render.sound / "index.tsv"
-        if not sound.is_file():
-            continue
-        score = (
-            tuple(str(shared / f"midi/{render.score}{end}") for end in (".tsv", ".zip"))
-            if render.score
-            else ()
-        )
-        recipe = render.pool if render.score else "strums"
-        licence = " + ".join(t for t in (SCORE_TERMS[render.score], terms) if t)
-        extra = {"rendered": True, "round": render.turn}
-        files = (*score, str(sound))
-        kind = licence_class(licence)
-        found.append(
-            Source(render.pool, render.name, licence, kind, "rendered", recipe, files, settings, extra)
-        )
+        if source := _source(render, shared, soundfonts, debian):
+            found.append(source)
     return found
+
+
+def band_sources(shared: Path, soundfonts: Path, debian: Path | None) -> list[Source]:
+    """Drums, bass and other of every song of Freedoom's that has all three, three sources a song.
+
+    Who plays them and in what key is drawn by the song's name. Nobody sings: mix.py adds a voice.
+    """
+    found = []
+    for row in read_tsv(shared / "midi/freedoom.tsv"):
+        drums, bass = int(row["drum_notes"]), int(row["bass_notes"])
+        seconds, others = float(row["seconds"]), int(row["notes"]) - drums - bass
+        if row["has_drums"] == "0" or min(drums, bass, others) < FEWEST_NOTES or seconds < SONG_SECONDS:
+            continue
+        title = f"freedoom-{Path(row['file']).stem}"
+        draw = np.random.default_rng(zlib.crc32(title.encode()))
+        shared_settings = {"song": row["file"], "seconds": SONG_SECONDS, "shift": int(draw.integers(-4, 5))}
+        band = []
+        for stem in BAND:
+            players = [r for r in RENDERS if r.pool == stem and r.sound and "strums" not in r.name]
+            player = players[int(draw.integers(len(players)))]
+            render = dataclasses.replace(player, name=f"{title}.{stem}", score="freedoom")
+            if (source := _source(render, shared, soundfonts, debian)) is None:
+                break
+            own = {k: v for k, v in source.settings.items() if k not in ("midi", "minutes", "only_guitars")}
+            settings = {**own, **shared_settings, "stem": stem}
+            extra = {"rendered": True, "song": title, "stem": stem}
+            band.append(
+                dataclasses.replace(source, pool="band", recipe="song_stem", settings=settings, extra=extra)
+            )
+        found += band if len(band) == len(BAND) else []
+    return found
+
+
+def _source(render: Render, shared: Path, soundfonts: Path, debian: Path | None) -> Source | None:
+    """The source of a render; nothing where its sounds are not there."""
+    settings = {"midi": render.score, "minutes": render.minutes, **render.settings}
+    terms = SOUND_TERMS.get(render.sound, "CC0-1.0")
+    if render.sound in (FLUID, MUSE):
+        sound = soundfonts / render.sound
+    elif render.sound in AVL_KITS:
+        if debian is None:
+            return None
+        package = debian / "avldrums.lv2-soundfont"
+        sound = package / "usr/share/sounds/sf2" / AVL_KITS[render.sound]
+        terms = f"GPL-2+ (avldrums {package_terms(package, {})[2]})" if package.is_dir() else terms
+        settings |= {"presets": [0], "bank128": False}
+    elif render.sound in HYDROGEN_KITS:
+        if debian is None:
+            return None
+        package = debian / "hydrogen-drumkits"
+        folder, kit_terms = HYDROGEN_KITS[render.sound]
+        sound = package / "usr/share/hydrogen/data/drumkits" / folder / "drumkit.xml"
+        terms = f"{kit_terms} (hydrogen-drumkits, {folder})"
+    else:
+        sound = shared / render.sound / "index.tsv"
+    if not sound.is_file():
+        return None
+    score = (
+        tuple(str(shared / f"midi/{render.score}{end}") for end in (".tsv", ".zip")) if render.score else ()
+    )
+    recipe = render.pool if render.score else "strums"
+    licence = " + ".join(t for t in (SCORE_TERMS[render.score], terms) if t)
+    extra = {"rendered": True, "round": render.turn}
+    kind = licence_class(licence)
+    return Source(
+        render.pool, render.name, licence, kind, "rendered", recipe, (*score, str(sound)), settings, extra
+    )

@@ -31,7 +31,7 @@ ARCHIVE_MARK = "::"  # "music.pk3::sound/a.ogg" is a member of a zip archive
 class Source:
     """One array of the corpus: pool, name, terms of use, files it is made from, recipe and its settings."""
 
-    pool: str  # song, vocals, accompaniment, drums, bass, other
+    pool: str  # song, band, vocals, accompaniment, drums, bass, other
     name: str  # file name of the array without .npy
     licence: str
     licence_class: str  # permissive, attribution, copyleft or own-terms

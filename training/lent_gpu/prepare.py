@@ -30,7 +30,7 @@ from tfswa_sep.temporary import written_whole
 from training.data.sources import SAMPLE_RATE, Audio, read_audio
 
 OPUS_RATE = 48_000  # Hz
-RANKS = ("song", "vocals", "accompaniment", "other", "drums", "bass")
+RANKS = ("song", "band", "vocals", "accompaniment", "other", "drums", "bass")
 HELPING = 4 * 60 * SAMPLE_RATE  # samples after which a helping ends
 VALID_SECONDS = (20, 60)  # of each validation song
 BITRATE = 56  # kbit/s a channel
