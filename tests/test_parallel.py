@@ -29,7 +29,7 @@ def words(pools: Path, out: Path, *more: str) -> list[str]:
         f"data.pools={pools}", f"out={out}", "data.mix.seconds=0.3",
         "training.workers=0", "training.threads=1",
         # Each process takes the mean over what it knows: all of it.
-        "data.mix.kinds={stems: 1.0, accompaniment: 0.0, song: 0.0}",
+        "data.mix.kinds={stems: 1.0, band: 0.0, accompaniment: 0.0, song: 0.0}",
         "training.schedule=step", "training.warmup_steps=1", "training.optimizer=adamw",
         "training.accelerator=cpu", "training.precision=32-true", "training.log_every=1",
         "model.checkpointing=true", *more,

@@ -100,8 +100,9 @@ def band_sources(shared: Path, soundfonts: Path, debian: Path | None) -> list[So
 
     Who plays them and in what key is drawn by the song's name. Nobody sings: mix.py adds a voice.
     """
-    found = []
-    for row in read_tsv(shared / "midi/freedoom.tsv"):
+    found: list[Source] = []
+    table = shared / "midi/freedoom.tsv"
+    for row in read_tsv(table) if table.is_file() else []:
         drums, bass = int(row["drum_notes"]), int(row["bass_notes"])
         seconds, others = float(row["seconds"]), int(row["notes"]) - drums - bass
         if row["has_drums"] == "0" or min(drums, bass, others) < FEWEST_NOTES or seconds < SONG_SECONDS:
