@@ -219,6 +219,8 @@ def test_voices_are_drawn_by_kind_and_then_by_the_root_of_their_minutes(own_pool
 
     assert shares({"speech": 0.2, "song": 0.3, "singing": 0.5}) == pytest.approx([0.3, 0.1, 0.6], abs=0.04)
     assert shares({"song": 1.0}) == [0, 0, 1]
+    with pytest.raises(ValueError, match=r"none of the voices asked for is there, only \['song', 'speech'\]"):
+        shares({"singing": 1.0})
 
 
 def test_a_voice_stays_in_the_centre_unless_it_is_panned(own_pools: Path) -> None:

@@ -65,7 +65,7 @@ class Pools:
     """All arrays of a folder, by pool; songs, by name.
 
     `voices` tells how often each kind of voice is drawn (see `training.data.catalogue.VOICE_KINDS`); kinds of
-    which there are none leave their share to the others.
+    which there are none leave their share to the others. Raises ValueError if that leaves no voice at all.
     """
 
     def __init__(self, folder: Path, device: torch.device, *, voices: Mapping[str, float]) -> None:
@@ -97,6 +97,10 @@ class Pools:
         if "vocals" in weights:
             whole = {kind: weights["vocals"][np.array(kinds) == kind].sum() for kind in kinds}
             weights["vocals"] *= [voices.get(kind, 0.0) / whole[kind] for kind in kinds]
+            if not weights["vocals"].any():
+                raise ValueError(
+                    f"{folder}: none of the voices asked for is there, only {sorted(set(kinds))}"
+                )
         self._shares = {pool: weight / weight.sum() for pool, weight in weights.items()}
 
     def draw(self, pool: str, rng: np.random.Generator) -> Array:
