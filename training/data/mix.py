@@ -138,14 +138,12 @@ class Mixer:
         self.length = round(settings.seconds * settings.sample_rate)
         self.filters = Filters(self.length, sample_rate=settings.sample_rate, seed=seed, device=self.device)
         self.pools = Pools(pools, self.device, voices=settings.voices)
-        for name, song in (self.pools.songs | self.pools.bands).items():
+        for name, song in (item for songs in self.pools.songs.values() for item in songs.items()):
             if song.frames < self.length:
                 raise ValueError(f"{pools}: the song {name!r} is shorter than {settings.seconds} s")
         needed = {"vocals"} | ({"drums", "bass", "other"} if settings.kinds.get("stems") else set())
         needed |= {"accompaniment"} if settings.kinds.get("accompaniment") else set()
-        if (settings.kinds.get("song") and not self.pools.songs) or (
-            settings.kinds.get("band") and not self.pools.bands
-        ):
+        if any(settings.kinds.get(kind) and not songs for kind, songs in self.pools.songs.items()):
             needed |= {"drums", "bass", "other"}  # `example` falls back to stems
         if missing := sorted(needed - set(self.pools.arrays)):
             raise ValueError(
@@ -174,8 +172,7 @@ class Mixer:
             highest = min(highest, rng.uniform(11_000, 20_000))
         master = _Master(rng.normal(0, 1.5 * mastered, len(mix_effects.EQ_POINTS)), highest)
         rest = torch.zeros(2, self.length, device=self.device)
-        songs = list({"song": self.pools.songs, "band": self.pools.bands}.get(kind, {}).values())
-        if songs:
+        if songs := list(self.pools.songs.get(kind, {}).values()):
             song = songs[int(rng.integers(len(songs)))]
             stems, known = self._moment(song, rng, master), [stem not in song.masked for stem in STEMS]
             if kind == "band" or (rng.random() < settings.song_voice and not song.estimated):

@@ -62,7 +62,7 @@ class Song:
 
 
 class Pools:
-    """All arrays of a folder, by pool; songs, by name.
+    """All arrays of a folder, by pool; songs, by pool ("song", or "band": nobody sings) and name.
 
     `voices` tells how often each kind of voice is drawn (see `training.data.catalogue.VOICE_KINDS`); kinds of
     which there are none leave their share to the others. Raises ValueError if that leaves no voice at all.
@@ -70,16 +70,14 @@ class Pools:
 
     def __init__(self, folder: Path, device: torch.device, *, voices: Mapping[str, float]) -> None:
         self.arrays: dict[str, list[Array]] = {}
-        self.songs: dict[str, Song] = {}
-        self.bands: dict[str, Song] = {}  # songs that nobody sings
+        self.songs: dict[str, dict[str, Song]] = {"song": {}, "band": {}}
         minutes: dict[str, list[float]] = {}
         kinds: list[str] = []  # of the arrays of the vocals pool
         for row in json.loads((folder / "manifest.json").read_text())["sources"]:
             # Mapped copy-on-write: torch takes no read-only memory. Nothing writes to it.
             samples = torch.from_numpy(np.load(folder / row["array"], mmap_mode="c")).to(device)
-            if row["pool"] in ("song", "band"):
-                group = self.songs if row["pool"] == "song" else self.bands
-                song = group.setdefault(
+            if row["pool"] in self.songs:
+                song = self.songs[row["pool"]].setdefault(
                     row["song"], Song(masked=row.get("masked", []), estimated="teacher" in row)
                 )
                 song.stems[row["stem"]] = samples
@@ -90,8 +88,7 @@ class Pools:
             minutes.setdefault(row["pool"], []).append(row["minutes"])
             if row["pool"] == "vocals":
                 kinds.append(row.get("voice", "singing"))
-        self.songs = dict(sorted(self.songs.items()))
-        self.bands = dict(sorted(self.bands.items()))
+        self.songs = {pool: dict(sorted(songs.items())) for pool, songs in self.songs.items()}
         # The square root keeps a long source from drowning the many short ones: variety before minutes.
         weights = {pool: np.sqrt(values) for pool, values in minutes.items()}
         if "vocals" in weights:

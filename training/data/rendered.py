@@ -112,7 +112,7 @@ def band_sources(shared: Path, soundfonts: Path, debian: Path | None) -> list[So
         shared_settings = {"song": row["file"], "seconds": SONG_SECONDS, "shift": int(draw.integers(-4, 5))}
         band = []
         for stem in BAND:
-            players = [r for r in RENDERS if r.pool == stem and r.sound and "strums" not in r.name]
+            players = [r for r in RENDERS if r.pool == stem and r.score]
             player = players[int(draw.integers(len(players)))]
             render = dataclasses.replace(player, name=f"{title}.{stem}", score="freedoom")
             if (source := _source(render, shared, soundfonts, debian)) is None:
