@@ -13,6 +13,7 @@ pytest.importorskip("hydra")
 from tfswa_sep.errors import UsageError
 from tfswa_sep.model.config import PRESETS
 from training.configuration import CONFIGS, load_config, model_shape, run_command
+from training.data.mix import MixSettings
 
 POOLS = "data.pools=x"
 
@@ -27,6 +28,7 @@ POOLS = "data.pools=x"
         ("data=musdb", "unknown config for data 'musdb': did you mean 'musdb18"),
         ("modell=small", "did you mean 'model'?"),
         ("data.mix.kindz={}", r"did you mean 'data\.mix\.kinds'\?"),
+        ("data.mix.drop.vocal=0", r"did you mean 'data\.mix\.drop\.vocals'\?"),
         ("steps", "missing EQUAL"),
     ],
 )
@@ -52,9 +54,18 @@ def test_every_config_can_be_chosen() -> None:
             assert {"steps", "loss"} <= set(config.training)
 
 
-def test_settings_of_the_mixer_need_no_plus() -> None:
-    for word in ("data.mix.kinds={song: 1.0}", "+data.mix.kinds={song: 1.0}", "data.mix.kinds.song=1.0"):
-        assert load_config([POOLS, word]).data.mix.kinds.song == 1.0
+@pytest.mark.parametrize(
+    "word", ["data.mix.drop={vocals: 1.0}", "+data.mix.drop={vocals: 1.0}", "data.mix.drop.vocals=1.0"]
+)
+def test_one_of_several_settings_leaves_the_others(word: str) -> None:
+    defaults = dataclasses.asdict(MixSettings())
+    assert load_config([POOLS]).data.mix == defaults
+    changed = defaults | {"drop": defaults["drop"] | {"vocals": 1.0}}
+    assert load_config([POOLS, word]).data.mix == changed
+
+
+def test_a_setting_can_be_taken_out() -> None:
+    assert "sdr" not in load_config([POOLS, "~training.loss.sdr"]).training.loss
 
 
 def test_a_preset_can_be_changed() -> None:

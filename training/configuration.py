@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,8 @@ from tfswa_sep.terminal import say_error
 from training.data.mix import MixSettings
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
+# Beside the files there, and the only place where these defaults stand.
+ConfigStore.instance().store(name="mix_settings", node=dataclasses.asdict(MixSettings()))
 
 
 def load_config(arguments: list[str], *, needs_data: bool = True) -> DictConfig:
@@ -41,17 +44,15 @@ def load_config(arguments: list[str], *, needs_data: bool = True) -> DictConfig:
                 _check_name(str(override.value()), files, f"config for {override.key_or_group}")
             groups = [o.input_line for o in chosen if o.input_line]
             known = set(_keys(OmegaConf.to_container(compose("config", overrides=groups))))
-            extra = {f"model.changes.{field.name}" for field in dataclasses.fields(ModelConfig)}
-            if "data.mix" in known:
-                extra |= {f"data.mix.{field.name}" for field in dataclasses.fields(MixSettings)}
-            known |= extra
+            known |= {f"model.changes.{field.name}" for field in dataclasses.fields(ModelConfig)}
             lines = []
             for override in overrides:
                 key, line = override.key_or_group, override.input_line or ""
-                parent = ".".join(key.split(".")[:3])  # perhaps one of a dictionary, such as data.mix.drop
-                if override not in chosen and parent not in extra:
+                if override not in chosen:
                     _check_name(key, sorted(known), "setting")
-                lines.append("++" + line.lstrip("+") if parent in extra else line)
+                # One of model.changes is known, but not there yet: ++ changes or adds.
+                plain = override in chosen or override.is_delete()
+                lines.append(line if plain else "++" + line.lstrip("+"))
             config = compose("config", overrides=lines)
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(" ".join(str(error).split())) from error
