@@ -13,8 +13,8 @@ OUT ?= demo_stems
 PIP_FLAGS ?=
 
 PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -not -path '*/__pycache__/*')
-# Free space for .venv-audio: 5 GB of CUDA builds, and what pip keeps while it unpacks them.
-AUDIO_KILOBYTES := 8000000
+# Free space for .venv-audio: 5 GB of CUDA builds, 6.8 while pip unpacks them (measured).
+AUDIO_KILOBYTES := 7000000
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
 .PHONY: demo test check lint test-audio dist ffmpeg chromium clean
@@ -78,7 +78,7 @@ chromium:
 
 .venv-audio/.done: pyproject.toml constraints/torchaudio211.txt
 	@if [ "$$(df -Pk . | awk 'NR == 2 {print $$4}')" -lt $(AUDIO_KILOBYTES) ]; then \
-	  echo "torch 2.11 and torchaudio need 8 GB free under $$PWD: free some, or take the CPU's smaller build" \
+	  echo "torch 2.11 and torchaudio need 7 GB free under $$PWD: free some, or take the CPU's smaller build" \
 	    "(PIP_FLAGS, above)" >&2; exit 1; \
 	fi
 	$(PYTHON) -m venv .venv-audio
