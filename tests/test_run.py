@@ -19,7 +19,9 @@ pytest.importorskip("lightning_fabric")
 from tiny_model import TINY  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+import tfswa_sep  # noqa: E402
 from tfswa_sep.errors import InputError, UsageError  # noqa: E402
+from tfswa_sep.model.config import PRESETS  # noqa: E402
 from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
 from training import checkpoint, learning_rate_finder, losses, train  # noqa: E402
 from training.configuration import load_config  # noqa: E402
@@ -28,6 +30,7 @@ from training.run import Run  # noqa: E402
 from training.schedule import learning_rate, phases  # noqa: E402
 
 RATE = 44_100
+WEIGHTS = Path(tfswa_sep.__file__).parent / "weights"
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +152,32 @@ def test_a_warm_start_turns_complex_masks_into_real_ones(
     for old, new, band in zip(*convs, TINY.bands, strict=True):  # type: ignore[arg-type]
         wanted = old(x).view(1, 2, 2, band.stride, 16, 3)[:, :, 0].flatten(1, 2)
         torch.testing.assert_close(new(x), factor * wanted)
+
+
+@pytest.mark.parametrize("left", [("time", "window"), ("frequency", "window"), ("time", "frequency")])
+def test_a_warm_start_without_an_attention_keeps_the_others(
+    left: tuple[str, ...], songs: Path, tmp_path: Path, tiny: None
+) -> None:
+    """As if the fusion gave the one that is gone no weight."""
+    run = run_of(songs, tmp_path)
+    run.save({}, best=False)
+    whole = run.model.eval()
+    fewer = TfswaUNet(dataclasses.replace(run.shape, branches=left)).eval()
+    said = checkpoint.warm_start(fewer, tmp_path / "last.ckpt")
+    assert said.endswith(f"{len(fewer.state_dict())} of {len(fewer.state_dict())} tensors")
+    gone = next(i for i, name in enumerate(run.shape.branches) if name not in left)
+    with torch.no_grad():
+        for name, bias in whole.named_parameters():
+            if name.endswith("fusion.weigh.2.bias"):
+                bias[gone] = -1e9
+        spectrum = torch.randn(1, 4, 1025, 32)
+        torch.testing.assert_close(fewer(spectrum), whole(spectrum))
+
+
+def test_a_warm_start_from_the_bundled_weights_knows_their_attentions() -> None:
+    shape = dataclasses.replace(PRESETS["small"], branches=("frequency", "window"))
+    said = checkpoint.warm_start(TfswaUNet(shape), WEIGHTS / "small.safetensors")
+    assert "276 of 276 tensors" in said, said
 
 
 def test_a_progressive_run(songs: Path, tmp_path: Path, tiny: None) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tfswa_sep.backends.metadata import KEY
 from tfswa_sep.errors import InputError
+from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.temporary import remove_abandoned, written_whole
 
@@ -43,7 +47,10 @@ def read(path: Path) -> dict[str, Any]:
     """A checkpoint's content. Raises InputError for a file that is none; nothing in it can run code."""
     try:
         if path.suffix == ".safetensors":
-            return {"average": {key: value.float() for key, value in load_file(path).items()}}
+            with safe_open(path, framework="pt") as file:
+                metadata = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            weights = {key: value.float() for key, value in load_file(path).items()}
+            return {"average": weights, "shape": metadata.get("config")}
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return content
     except Exception as error:  # torch and safetensors each have many kinds
@@ -62,6 +69,8 @@ def warm_start(model: nn.Module, path: Path) -> str:
     own = model.state_dict()
     if isinstance(model, TfswaUNet):
         weights = real_parts(weights, model)
+        if shape := stored.get("shape"):
+            weights = kept_attentions(weights, ModelConfig.from_json(shape), model.config)
     fitting = {
         key: value
         for key, value in weights.items()
@@ -96,4 +105,28 @@ def real_parts(weights: dict[str, Any], model: TfswaUNet) -> dict[str, Any]:
             continue
         if len(value) == 2 * len(wanted) and value.shape[1:] == wanted.shape[1:]:
             found[key] = factor * value.view(c, 2, -1, *value.shape[1:])[:, 0].flatten(0, 1)
+    return found
+
+
+def kept_attentions(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
+    """The weights of a model `old` by the names that they have in `new`, whose blocks lack some attentions.
+
+    Attentions are numbered in a block: without this, one would get the weights of another. Of the fusion's
+    last layer the rows of those that are left stay. Serial blocks are left as they are.
+    """
+    if old.branches == new.branches or "serial" in (old.fusion, new.fusion):
+        return weights
+    places = {i: new.branches.index(name) for i, name in enumerate(old.branches) if name in new.branches}
+    rows = [i for i, name in enumerate(old.branches) if name in new.branches]
+    found = {}
+    for key, value in weights.items():
+        block, marked, rest = key.partition(".attentions.")
+        if marked:
+            number, _, rest = rest.partition(".")
+            if int(number) not in places:
+                continue
+            key = f"{block}{marked}{places[int(number)]}.{rest}"
+        elif ".fusion.weigh.2." in key and len(value) == len(old.branches):
+            value = value[rows]
+        found[key] = value
     return found
