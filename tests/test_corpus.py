@@ -237,6 +237,33 @@ def test_a_speaker_of_narrow_recordings_is_kept_as_recorded(tmp_path: Path) -> N
     assert [piece.label for piece in sources.widest_clips(files[:1], 10_000)] == ["narrow.wav"]
 
 
+def test_nothing_non_commercial_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "multitrack/train").mkdir(parents=True)
+    assert catalogue.licence_class("CC-BY-NC-SA-4.0") == "non-commercial"
+    assert catalogue.licence_class("CC-BY-SA-3.0 (Vincent)") == "copyleft"
+    source = Source("vocals", "demo", "CC_BY_NC", catalogue.licence_class("CC_BY_NC"), "1", "speech", (), {})
+    monkeypatch.setattr(build, "all_sources", lambda *_: [source])
+    monkeypatch.setattr(build, "absent", lambda *_: [])
+    command = ["--shared", str(tmp_path), "--out", str(tmp_path / "pools")]
+    with pytest.raises(SystemExit):
+        build.main(command)
+    assert "demo is under CC_BY_NC" in capsys.readouterr().err and not (tmp_path / "pools").exists()
+    assert build.main([*command, "--without", "demo", "--processes", "1"]) == 0
+
+
+def test_packages_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "multitrack/train").mkdir(parents=True)
+    (tmp_path / "debian_music.tsv").write_text("package\tlicence\n0ad-data\tCC-BY-SA-3.0\n")
+    assert "0ad-data" in build.absent(tmp_path, tmp_path / "debian", tmp_path)
+    (tmp_path / "debian/0ad-data").mkdir(parents=True)
+    assert "0ad-data" not in build.absent(tmp_path, tmp_path / "debian", tmp_path)
+    with pytest.raises(SystemExit):
+        build.main(["--shared", str(tmp_path), "--debian", str(tmp_path / "debian"), "--out", str(tmp_path)])
+    assert "more; fetch or install them" in capsys.readouterr().err
+
+
 def test_what_is_said_of_a_source_may_change_without_a_build(speech: Source, tmp_path: Path) -> None:
     out = tmp_path / "pools"
     build.build([speech], out, processes=1)
@@ -259,6 +286,10 @@ def test_the_command_fails_where_a_source_is_empty_unless_it_is_left_out(
     command = ["--shared", str(tmp_path / "shared"), "--out", str(tmp_path / "pools"), "--processes", "1"]
     command += ["--soundfonts", str(tmp_path)]
     command += [f"--without={name}" for name in without]
+    with pytest.raises(SystemExit):
+        build.main(command)
+    assert "not there: fluid-soundfont-gm, musescore-general-soundfont;" in capsys.readouterr().err
+    command += ["--without=fluid-soundfont-gm", "--without=musescore-general-soundfont"]
     assert build.main(command) == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert "vocals/alys: nothing in it can be used" in printed and "--without alys" in printed

@@ -67,11 +67,11 @@ def test_a_precision_chooses_among_a_models_files(monkeypatch: pytest.MonkeyPatc
     model = replace(small, files=(wide, torch, narrow))
     assert registry.with_precision(model, "fp32").files == (wide, torch)
     assert registry.with_precision(model, "int8").files == (narrow,)
-    for made_for_it, wanted in ((True, "int8"), (False, "fp32")):
+    for made_for_it, first in ((True, (narrow, wide, torch)), (False, (wide, torch, narrow))):
         monkeypatch.setattr(registry, "multiplies_bytes", lambda made_for_it=made_for_it: made_for_it)
-        assert {file.precision for file in registry.with_precision(model, "auto").files} == {wanted}
-        only_wide = replace(model, files=(wide, torch))
-        assert registry.with_precision(only_wide, "auto") == only_wide
+        chosen = registry.with_precision(model, "auto")
+        assert chosen.files == first and registry.with_precision(chosen, "auto") == chosen
+        assert registry.with_precision(model, "auto", device="cuda:1").files == (wide, torch, narrow)
     with pytest.raises(ModelError, match=r"'tiny' has no int8 file: use --precision fp32"):
         registry.with_precision(replace(model, files=(wide,)), "int8")
     with pytest.raises(UsageError, match="unknown precision 'fp64': choose from auto, fp32, int8"):

@@ -18,7 +18,7 @@ from torch import Tensor  # noqa: E402
 
 from tfswa_sep.errors import InputError, UsageError  # noqa: E402
 from training.configuration import load_config  # noqa: E402
-from training.data import cache, folder, musdb  # noqa: E402
+from training.data import batches, cache, folder, musdb  # noqa: E402
 from training.data.batches import TrainingData, load_batches, open_data  # noqa: E402
 from training.data.chunks import SongChunks  # noqa: E402
 from training.data.tracks import Track, decode  # noqa: E402
@@ -198,6 +198,13 @@ def test_a_batch_is_the_same_for_any_workers_and_processes(tmp_path: Path) -> No
 def opened(songs: Path, tmp_path: Path, *overrides: str) -> TrainingData:
     fixed = ["data=folder", f"data.root={songs}", f"data.cache={tmp_path / 'cache'}", "data.build_workers=1"]
     return open_data(load_config([*fixed, *overrides]).data, ("drums", "vocals"), seed=0)
+
+
+def test_the_open_corpus_is_mixed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, object]] = []
+    monkeypatch.setattr(batches, "Mixer", lambda *_, **options: made.append(options))
+    open_data(load_config(["data.pools=x"]).data, STEMS, seed=3, device="cuda:1").draw(0.3)
+    assert made == [{"seed": 3, "device": "cuda:1"}]
 
 
 def test_targets_are_any_sums(songs: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from multiprocessing.context import SpawnProcess
 
 from tfswa_sep.batch import Outcome, PlannedSong, Work
 from tfswa_sep.errors import DeviceError, ModelError, TfswaError, UsageError
+from tfswa_sep.processor import count_cores
 
 # (song, seconds done, seconds in all or None where unknown)
 SongProgress = Callable[[PlannedSong, float, float | None], None]
@@ -25,7 +26,7 @@ _PATIENCE = 10.0  # seconds that a process has to remove its temporary files
 
 def threads_each(jobs: int) -> int | None:
     """How many threads a job should compute with so that all fit the machine; None: the backend decides."""
-    return max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    return max(1, (count_cores() or os.cpu_count() or 1) // jobs) if jobs > 1 else None
 
 
 def run_songs(

@@ -87,7 +87,7 @@ class Separator:
             info = self._model
         else:
             return self._model.name, self._model
-        info = registry.with_precision(info, precision)
+        info = registry.with_precision(info, precision, device=device)
         loaded = load_backend(
             info, registry.fetch, backend=backend, device=device, precision=precision, threads=threads
         )

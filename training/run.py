@@ -40,7 +40,8 @@ class Run:
         self.fabric.seed_everything(config.seed, verbose=False)
         preset = model_shape(config.model)
         with self.fabric.rank_zero_first():  # one process decodes the songs, the others find them
-            self.data = open_data(config.data, preset.stems, seed=config.seed)
+            device = "cpu" if settings.workers else self.fabric.device
+            self.data = open_data(config.data, preset.stems, seed=config.seed, device=device)
         consistent = preset.mixture_consistent and self.data.adds_up
         self.shape = dataclasses.replace(preset, stems=self.data.targets, mixture_consistent=consistent)
         self.matrix = self.data.matrix.to(self.fabric.device)

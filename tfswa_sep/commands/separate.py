@@ -107,7 +107,7 @@ def separate(
 
     commands = list(getattr(context.parent and context.parent.command, "commands", ()))
     info = registry.find_model(model) if model else registry.default_model()
-    info = registry.with_precision(info, precision)
+    info = registry.with_precision(info, precision, device=device)
     # Damage is told before anything heavy loads; a download waits until the backend is chosen.
     sure = [f.backend for f in info.files if len(info.files) == 1 or f.where.startswith("bundled:")]
     for needed in sure if backend == "auto" else [backend]:

@@ -70,7 +70,7 @@ class ModelMethod:
         """`out`: keep the stems there, as <song>/<stem>.wav."""
         info = registry.find_model(model) if isinstance(model, str | Path) else model
         if isinstance(info, registry.ModelInfo):
-            info = registry.with_precision(info, precision)
+            info = registry.with_precision(info, precision, device=device)
         self._separator = Separator(
             info, backend=backend, device=device, precision=precision, threads=threads
         )

@@ -91,20 +91,24 @@ def default_model() -> ModelInfo:
     return next(iter(load_registry().values()))
 
 
-def with_precision(info: ModelInfo, precision: str) -> ModelInfo:
+def with_precision(info: ModelInfo, precision: str, *, device: str = "auto") -> ModelInfo:
     """The model with those of its files alone that compute in `precision`.
 
-    precision: "fp32", "int8", or "auto": int8 where there is such a file and the processor is made for it.
+    precision: "fp32", "int8", or "auto": all files, those in int8 first where a processor computes that is
+    made for them, else last. The backend is chosen afterwards, and takes the first of its own.
     A file whose precision nobody recorded is taken for whatever was asked for.
     Raises UsageError for another precision, ModelError for one that the model has no file for.
     """
     if precision not in ("auto", *PRECISIONS):
         raise UsageError(f"unknown precision {precision!r}: choose from auto, {', '.join(PRECISIONS)}")
-    offered = {file.precision for file in info.files}
     if precision == "auto":
-        precision = "int8" if "int8" in offered and multiplies_bytes() else "fp32"
+        bytes_first = device in ("auto", "cpu") and multiplies_bytes()
+        return replace(
+            info, files=tuple(sorted(info.files, key=lambda file: (file.precision == "int8") != bytes_first))
+        )
     files = tuple(file for file in info.files if file.precision in ("", precision))
     if not files:
+        offered = {file.precision for file in info.files}
         raise ModelError(f"model {info.name!r} has no {precision} file: use --precision {min(offered)}")
     return replace(info, files=files)
 

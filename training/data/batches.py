@@ -65,7 +65,7 @@ def load_batches(
         sampler=steps,
         num_workers=workers,
         prefetch_factor=3 if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=bool(workers) and torch.cuda.is_available(),
     )
 
 
@@ -84,9 +84,12 @@ class TrainingData:
         return bool((self.matrix.sum(dim=0) == 1).all())
 
 
-def open_data(config: DictConfig, targets: tuple[str, ...], *, seed: int) -> TrainingData:
+def open_data(
+    config: DictConfig, targets: tuple[str, ...], *, seed: int, device: torch.device | str = "cpu"
+) -> TrainingData:
     """The songs of the `data` config, decoded if they are not; `targets` where the config names none.
 
+    device: where the open corpus is kept and mixed; a process of its own can mix on the CPU alone.
     Raises InputError for songs that are not there or cannot be read, UsageError for an unknown target.
     """
     kind, stems = config.get("kind", "open"), tuple[str, ...]()
@@ -95,7 +98,7 @@ def open_data(config: DictConfig, targets: tuple[str, ...], *, seed: int) -> Tra
         pools, stems = Path(config.pools), STEMS
 
         def draw(seconds: float) -> Examples:
-            return Mixer(pools, replace(settings, seconds=seconds), seed=seed)
+            return Mixer(pools, replace(settings, seconds=seconds), seed=seed, device=device)
 
         valid = _folder_songs(Path(config.valid), stems) if config.valid else {}
     else:

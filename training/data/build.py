@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tfswa_sep.temporary import TemporaryFile, remove_abandoned, written_whole
 from training.data import catalogue, pseudo_stems, render, rendered, sources, sung, synthesize
+from training.data.fetch import packages
 from training.data.sources import SAMPLE_RATE, Audio, Piece, Source
 
 FORMAT = 1
@@ -159,6 +160,14 @@ def read_manifest(out: Path) -> dict[str, dict[str, Any]]:
     return {r["fingerprint"]: r for r in content["sources"] if (out / r["array"]).is_file()}
 
 
+def absent(shared: Path, debian: Path | None, soundfonts: Path) -> list[str]:
+    """Debian packages that the catalogue reads and that are not there; none where there is no `debian`."""
+    names = [name for name in packages(shared) if not (debian / name).is_dir()] if debian else []
+    return names + [
+        name for file, name in rendered.SOUNDFONT_PACKAGES.items() if not (soundfonts / file).is_file()
+    ]
+
+
 def all_sources(
     shared: Path, debian: Path | None, soundfonts: Path, teacher: Path | None = None
 ) -> list[Source]:
@@ -232,7 +241,7 @@ def build(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code (1 when a source failed)."""
+    """Command line; returns the exit code (1 when a source or a synthesizer failed)."""
     parser = argparse.ArgumentParser(
         prog="python -m training.data.build", description="Build the training corpus."
     )
@@ -249,19 +258,31 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="NAME_OR_LICENCE_CLASS",
-        help="leave out; repeatable",
+        help="a source, a package or a class of licences to leave out; repeatable",
     )
     options = parser.parse_args(arguments)
     if not (options.shared / "multitrack/train").is_dir():
         parser.error(f"{options.shared} holds no multitrack/train")
     left_out = set(options.without)
-    for problem in synthesize.synthesize(options.debian) if options.debian else []:
+    if gone := [n for n in absent(options.shared, options.debian, options.soundfonts) if n not in left_out]:
+        some = ", ".join(gone[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
+        parser.error(
+            f"not there: {some}; fetch or install them (training/data/README.md), or --without {gone[0]} ..."
+        )
+    problems = synthesize.synthesize(options.debian, without=left_out) if options.debian else []
+    for problem in problems:
         print(problem, file=sys.stderr)
     try:
         everything = all_sources(options.shared, options.debian, options.soundfonts, options.teacher)
     except ValueError as error:
         parser.error(str(error))
     found = [s for s in everything if not left_out & {s.name, s.licence_class, s.licence}]
+    for source in found:
+        if source.licence_class == "non-commercial":
+            parser.error(
+                f"{source.name} is under {source.licence}, and nothing non-commercial is trained on: "
+                f"leave it out, --without {source.name}"
+            )
     failed = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
@@ -294,7 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
         for pool in POOLS:
             minutes = sum(r["minutes"] for r in rows if r["pool"] == pool)
             progress.console.print(f"{pool:14} {minutes:8.1f} min", highlight=False)
-    return 1 if failed else 0
+    return 1 if failed or problems else 0
 
 
 if __name__ == "__main__":

@@ -103,8 +103,12 @@ def is_music(name: str) -> bool:
 
 
 def licence_class(licence: str) -> str:
-    """Strongest class named in a licence text: copyleft, attribution, permissive, else own-terms."""
+    """Strongest class named in a licence text: non-commercial (the build refuses it), copyleft, attribution,
+    permissive, else own-terms.
+    """
     text = licence.lower().replace("_", "-")
+    if re.search(r"\bnc\b|non-?commercial", text):
+        return "non-commercial"
     if re.search(r"gpl|-sa\b|share-?alike|artistic|fdl|free art|\bfal\b", text):
         return "copyleft"
     if re.search(r"cc-by|by-[34]", text):

@@ -11,6 +11,7 @@ from training.data.catalogue import licence_class, package_terms
 from training.data.sources import Source, read_tsv
 
 FLUID, MUSE = "sf2/FluidR3_GM.sf2", "sf3/MuseScore_General.sf3"  # below the folder of soundfonts
+SOUNDFONT_PACKAGES = {FLUID: "fluid-soundfont-gm", MUSE: "musescore-general-soundfont"}
 SCORE_TERMS = {"groove": "CC-BY-4.0 (Groove MIDI Dataset)", "freedoom": "BSD-3-Clause (Freedoom)", "": ""}
 SOUND_TERMS = {
     FLUID: "MIT (soundfont)",
