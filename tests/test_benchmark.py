@@ -20,7 +20,9 @@ from rich.console import Console
 
 pytest.importorskip("psutil")
 
+import tfswa_sep.backends.onnx as onnx_backend
 from training.benchmark import __main__ as benchmark
+from training.benchmark import profile
 from training.benchmark.contenders import (
     Contender,
     default_precision,
@@ -59,7 +61,7 @@ elif words[:2] == ["eval", "run"]:
     Path(words[words.index("--json") + 1]).write_text(json.dumps({{"methods": [{{"mean": mean}}]}}))
 else:
     assert Path(words[0]).is_file() and Path(words[2]).is_dir()
-    sys.exit("int8 runs on onnx only" if words[5:8:2] == ["torch", "int8"] else 0)
+    sys.exit("no 16 bits here" if words[5:8:2] == ["torch", "auto"] else 0)
 """
 
 
@@ -151,7 +153,9 @@ def test_every_setting_of_ours_is_a_contender(command: Path, tmp_path: Path) -> 
     )  # fmt: skip
     assert last.first[0] == str(command.parent / "python")
     assert last.first[3:] == ("{song}", "onnx", "threads=2", "precision=int8")
-    assert last.model_bytes == 1234
+    assert last.model_bytes == 1234 and last.stems == 1
+    torch = our_contenders(str(command), backends=["torch"], precisions=None, threads=[1], extra=[])[1:]
+    assert [(each.precision, each.stems) for each in torch] == [("fp32", 4), ("auto", 4)]
     asked = [words for words in run_log(tmp_path / "said") if words[:2] == ["models", "path"]]
     assert ["models", "path", "small", "--backend", "onnx", "--precision", "int8", None] in asked
 
@@ -297,9 +301,22 @@ def test_the_command_measures_and_writes_everything(
         (0.02, "auto", "auto", None), (0.02, "torch", "fp32", 2),
     ]  # fmt: skip
     assert all(row["sdr"] == {"vocals": 4.0} for row in record["measurements"])
-    assert all("int8 runs on onnx only" in each["reason"] for each in record["not_run"])
+    assert all("no 16 bits here" in each["reason"] for each in record["not_run"])
     assert len(record["not_run"]) == 2
-    assert "not run: tfswa-sep (torch int8, 2 threads)" in " ".join(capsys.readouterr().out.split())
+    assert "not run: tfswa-sep (torch auto, 2 threads)" in " ".join(capsys.readouterr().out.split())
     ElementTree.fromstring((tmp_path / "plot.svg").read_text())
     runs = [words for words in run_log(tmp_path / "said") if words[-3:-1] == ["--stems", "vocals"]]
     assert [words[-1] for words in runs] == [None, "2", "2"] * 2  # OMP_NUM_THREADS
+
+
+def test_the_profile_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    song = tmp_path / "song.wav"
+    soundfile.write(song, np.random.default_rng(0).uniform(-0.2, 0.2, (44_100, 2)), 44_100)
+    network = onnx_backend.OnnxBackend._run
+    spent = profile.profile(song, tmp_path / "out")
+    steps = [*profile.STEPS.values(), "rest"]
+    assert sum(spent[step] for step in steps) == pytest.approx(spent["all"]) and set(spent) == {*steps, "all"}
+    assert all(spent[step] > 0 for step in steps) and spent["network"] > spent["STFT"]
+    assert onnx_backend.OnnxBackend._run is network and len(list((tmp_path / "out/song").iterdir())) == 4
+    assert profile.main([str(song), "--minutes", "0.02"]) == 0
+    assert "network" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -51,6 +53,31 @@ def test_ten_minutes_in_the_default_plan_stream_through(noise: Noise) -> None:
         inside += block.shape[-1]
     assert inside == 600 * 44_100
     assert error < 1e-5
+
+
+def test_workers_compute_at_once_and_keep_the_order(noise: Noise) -> None:
+    """Three segments are in work at the same time, the last of them done first."""
+    together = threading.Barrier(3)
+    finished: list[int] = []
+
+    def slow_where_early(segments: Samples) -> Samples:
+        place = together.wait(timeout=20)
+        time.sleep(0.01 * place)
+        finished.append(threading.get_ident())
+        return as_one_stem(segments)
+
+    song = noise(2, PLAN.kept + 5 * PLAN.step, peak=1.0)  # six segments
+    out = np.concatenate(list(overlap_add(cut(song, 50), slow_where_early, PLAN, workers=3)), axis=-1)
+    np.testing.assert_allclose(out[0], song, atol=1e-6)
+    assert len(finished) == 6 and len(set(finished)) == 3
+
+
+def test_a_worker_that_fails_ends_the_stream(noise: Noise) -> None:
+    def fail(segments: Samples) -> Samples:
+        raise RuntimeError("no network")
+
+    with pytest.raises(RuntimeError, match="no network"):
+        list(overlap_add(cut(noise(2, 517), 50), fail, PLAN, workers=2))
 
 
 def test_margins_are_thrown_away(noise: Noise) -> None:

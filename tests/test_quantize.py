@@ -18,6 +18,9 @@ from tfswa_sep.backends.onnx import OnnxBackend  # noqa: E402
 from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
 from training import export, quantize  # noqa: E402
 
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "tfswa_sep/weights"
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -50,6 +53,29 @@ def test_a_quantized_model_is_small_and_near(model: Path) -> None:
     wanted, found = OnnxBackend(model)(noise), OnnxBackend(out)(noise)
     assert np.square(found - wanted).sum() < 10**-2 * np.square(wanted).sum()
     np.testing.assert_allclose(found.sum(axis=1), noise, atol=1e-5)  # stems still add up to the song
+
+
+@pytest.mark.slow
+def test_matrices_alone_in_8_bits(model: Path) -> None:
+    out = model.with_suffix(".dynamic.onnx")
+    quantize.quantize_matrices(model, out)
+    kinds = [node.op_type for node in onnx.load(out).graph.node]
+    assert "MatMulInteger" in kinds or "DynamicQuantizeMatMul" in kinds
+    assert "QLinearConv" not in kinds and "Conv" in kinds
+    feeds = quantize.music(model, model.parent / "songs", count=2)
+    told = quantize.compare(model, out, feeds, repeats=1)
+    assert told["mask_snr_db"] > 25 and told["times_smaller"] > 1
+    assert OnnxBackend(out).metadata == OnnxBackend(model).metadata
+
+
+def test_the_bundled_model_in_8_bits_is_near_the_one_in_float32() -> None:
+    song, _ = soundfile.read(ROOT / "examples/demo.ogg", dtype="float32", frames=196_096, start=441_000)
+    wide, narrow = (
+        OnnxBackend(WEIGHTS / name, threads=1)(song.T[None]) for name in ("small.onnx", "small.int8.onnx")
+    )
+    error = np.square(narrow - wide).sum(axis=(0, 2, 3))
+    assert (error < 10**-2 * np.square(wide).sum()).all()  # of each stem, 20 dB below the song
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 40e6
 
 
 @pytest.mark.slow

@@ -85,7 +85,8 @@ def race(
                 del done[each]
                 not_run.append({"name": each.label, "reason": str(error).splitlines()[-1]})
                 console.print(f"{each.label} cannot run: {error}", highlight=False)
-    base = statistics.median(run.wall for run in next(iter(done.values()))) if done else 0.0
+    ours = done.get(contenders[0])
+    base = statistics.median(run.wall for run in ours) if ours else None
     found = [
         measurement(each, minutes, done[each], first[each], base=base, sdr=scores.get(each.quality))
         for each in done

@@ -6,6 +6,7 @@ ready by peers.py.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfswa_sep.evaluation.multitrack import SAMPLE_RATE, find_songs
+from tfswa_sep.model.config import STEMS
+from tfswa_sep.stems import parse_stems
 from training.benchmark.measure import measure
 
 _FIRST_SAMPLE = Path(__file__).with_name("first_sample.py")
@@ -109,6 +112,7 @@ def our_contenders(
     scores_by_precision = bool(precisions_of(_words([command, "eval", "run", "--help"])))
     sizes_by_precision = bool(precisions_of(_words([command, "models", "path", "--help"])))
     python = Path(command).resolve().parent / "python"  # of the environment that the command belongs to
+    stems = len(parse_stems(_value("--stems", extra), STEMS)[0])
 
     def contender(backend: str, precision: str, count: int | None) -> Contender:
         choice = ["--precision", precision] if offered else []
@@ -129,7 +133,7 @@ def our_contenders(
             backend=backend,
             precision=precision,
             threads=count,
-            stems=4,
+            stems=stems,
             weights="own",
             model_bytes=Path(path).stat().st_size if path and Path(path).is_file() else None,
             command=(
@@ -140,8 +144,13 @@ def our_contenders(
             score=(*score, "--backend", backend, *(choice if scores_by_precision else [])),
         )  # fmt: skip
 
-    wanted = precisions or list(offered) or ["fp32"]
-    every = [contender(b, p, count) for b in backends for p in wanted for count in threads]
+    def wanted(backend: str) -> list[str]:
+        if precisions or not offered:
+            return precisions or ["fp32"]
+        # Models in 8 bits are ONNX files; what 16 bits bring with torch, "auto" shows.
+        return ["fp32", "auto"] if backend == "torch" else list(offered)
+
+    every = [contender(b, p, count) for b in backends for p in wanted(b) for count in threads]
     return [contender("auto", default_precision(help_text), None), *every]
 
 
@@ -164,6 +173,13 @@ def score(contender: Contender, data: Path) -> dict[str, float]:
         measure(filled_in(contender.score, data=data, json=record, estimates=folder / "estimates"))
         means = json.loads(record.read_text("utf-8"))["methods"][0]["mean"]
     return {stem: found["sdr"] for stem, found in means.items()}
+
+
+def _value(option: str, words: list[str]) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(option, dest="value")
+    found: str | None = parser.parse_known_args(words)[0].value
+    return found
 
 
 def _words(command: list[str]) -> str:

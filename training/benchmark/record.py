@@ -29,13 +29,14 @@ def measurement(
     runs: Sequence[Run],
     first: Sequence[float],
     *,
-    base: float,
+    base: float | None,
     sdr: dict[str, float] | None = None,
 ) -> Record:
     """What is kept of one contender with one song: every run, and the median of each number on its own.
 
     first: seconds to the first samples of a stem, one a run; none of a program that has no stream.
-    base: median seconds of the contender that the others are compared with.  sdr: dB of each stem.
+    base: median seconds of the contender that the others are compared with; None if it could not run.
+    sdr: dB of each stem.
     """
     wall = statistics.median(run.wall for run in runs)
     return {
@@ -55,7 +56,7 @@ def measurement(
             "first_sample": statistics.median(first) if first else wall,
         },
         "real_time_factor": wall / (60 * minutes),
-        "ratio": wall / base,
+        "ratio": wall / base if base else None,
         "model_bytes": contender.model_bytes,
         "sdr": sdr,
     }
@@ -90,7 +91,7 @@ def table(record: Record) -> Table:
             str(row["threads"] or "auto"),
             f"{median['wall']:.1f}",
             f"{row['real_time_factor']:.3f}",
-            f"{row['ratio']:.2f}",
+            "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
             first if row["first_sample_runs"] else f"({first})",
             f"{median['memory'] / 1e6:.0f}",
             "-" if size is None else f"{size / 1e6:.1f}",

@@ -1,0 +1,87 @@
+"""Where the time of a separation goes: `python -m training.benchmark.profile SONG [--minutes M]`.
+
+One thread separates a song into files with the ONNX backend; what each step takes of the processor's time is
+added up, and the rest (decoding, resampling, cross-fading, encoding) is the difference. With several workers
+the steps of one segment run beside another's network: shares are of the processor's time, not of the clock's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import tfswa_sep.backends.onnx as backend
+from tfswa_sep import Separator
+from training.benchmark.__main__ import make_song
+
+STEPS = {
+    "stft": "STFT",
+    "band_features": "features",
+    "_run": "network",
+    "masked_waves": "masks and inverse STFT",
+}
+
+
+def profile(song: Path, out: Path, *, model: str | None = None) -> dict[str, float]:
+    """Seconds of the processor by step, "rest" and "all" among them.
+
+    Functions of the backend are replaced while it runs: no other thread may separate meanwhile.
+    """
+    spent = dict.fromkeys(STEPS.values(), 0.0)
+
+    def timed(function: Callable[..., Any], step: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            began = time.thread_time()  # with one thread ONNX Runtime computes in the thread that calls
+            try:
+                return function(*arguments, **options)
+            finally:
+                spent[step] += time.thread_time() - began
+
+        return call
+
+    separator = Separator(model, backend="onnx", threads=1)
+    _ = separator.backend  # loaded before the clock starts
+    places = {name: backend.OnnxBackend if name == "_run" else backend for name in STEPS}
+    originals = {name: getattr(place, name) for name, place in places.items()}
+    try:
+        for name, place in places.items():
+            setattr(place, name, timed(originals[name], STEPS[name]))
+        began = time.process_time()
+        separator.separate_file(song, out=out)
+        spent["all"] = time.process_time() - began
+    finally:
+        for name, place in places.items():
+            setattr(place, name, originals[name])
+    spent["rest"] = spent["all"] - sum(spent[step] for step in STEPS.values())
+    return spent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training.benchmark.profile", description=__doc__)
+    parser.add_argument("song", type=Path, nargs="?", default=Path("examples/demo.ogg"), help="looped")
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--model", help="a name or a file; default: the default model")
+    options = parser.parse_args(arguments)
+    if not options.song.is_file():
+        parser.error(f"no such song: {options.song}")
+    with tempfile.TemporaryDirectory(prefix="tfswa-sep-profile-") as folder:
+        song = Path(folder) / "song.wav"
+        make_song(options.song, song, minutes=options.minutes)
+        spent = profile(song, Path(folder) / "out", model=options.model)
+    table = Table("step", "seconds", "share", title=f"{options.minutes:g} min on one core")
+    for step in (*STEPS.values(), "rest", "all"):
+        table.add_row(step, f"{spent[step]:.2f}", f"{spent[step] / spent['all']:.1%}")
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
