@@ -173,12 +173,14 @@ def test_missing_file_for_a_backend_is_told(onnx_model: Build) -> None:
         load_backend(model("onnx", precision="int8"), lambda info, backend: onnx_model(), backend="torch")
 
 
+@pytest.mark.parametrize("gone", ["torch", "safetensors", "einops"])  # torch alone may be there
 def test_missing_package_is_told_with_its_install_line(
-    onnx_model: Build, monkeypatch: pytest.MonkeyPatch
+    onnx_model: Build, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DeviceError, match=r'needs the package torch: pip install "tfswa-sep\[torch\]"'):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == gone else object())
+    with pytest.raises(DeviceError, match=rf'needs the package {gone}: pip install "tfswa-sep\[torch\]"'):
         load(onnx_model(), "onnx", "torch", backend="torch")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DeviceError, match="pip install onnxruntime"):
         load(onnx_model())
 

@@ -21,9 +21,9 @@ from tfswa_sep.errors import DeviceError, ModelError, UsageError
 BACKENDS = ("auto", "onnx", "torch")
 _ONLY = {"mps": "torch", "coreml": "onnx"}  # the backend that knows a device
 _DEVICE = re.compile(r"auto|cpu|mps|coreml|cuda(:\d{1,3})?")
-_INSTALL = {
-    "onnx": ("onnxruntime", "pip install onnxruntime"),
-    "torch": ("torch", 'pip install "tfswa-sep[torch]"'),
+_INSTALL = {  # what a backend needs, and what brings it
+    "onnx": (("onnxruntime",), "pip install onnxruntime"),
+    "torch": (("torch", "safetensors", "einops"), 'pip install "tfswa-sep[torch]"'),
 }
 
 
@@ -144,9 +144,8 @@ def load_backend(
         precisions = " or ".join(sorted({file.precision for file in info.files if file.precision}))
         kind = f"{backend} file in {precisions}" if precisions else f"{backend} file"
         raise ModelError(f"model '{info.name}' has no {kind}: use --backend {' or '.join(offered) or 'auto'}")
-    package, install = _INSTALL[backend]
-    if importlib.util.find_spec(package) is None:
-        raise DeviceError(f"the {backend} backend needs the package {package}: {install}")
+    if package := _missing(backend):
+        raise DeviceError(f"the {backend} backend needs the package {package}: {_INSTALL[backend][1]}")
     if device in _ONLY and _ONLY[device] != backend:
         raise DeviceError(f"the {backend} backend cannot use {device}: use --backend {_ONLY[device]}")
     path = fetch(info, backend)  # before the heavy import: a damaged file is known at once
@@ -167,17 +166,22 @@ def _choose_backend(info: _Model, device: str) -> str:
     if "torch" not in offered or device in ("cpu", "coreml"):
         return "onnx"
     if device != "auto":  # a GPU was asked for by name
-        return "onnx" if device != "mps" and importlib.util.find_spec("torch") is None else "torch"
+        return "onnx" if device != "mps" and _missing("torch") else "torch"
     return "torch" if _has_gpu() else "onnx"
 
 
+def _missing(backend: str) -> str | None:
+    """The first package that a backend needs and that is not installed."""
+    return next((name for name in _INSTALL[backend][0] if importlib.util.find_spec(name) is None), None)
+
+
 def _has_gpu() -> bool:
-    """Whether torch is installed and sees a GPU."""
+    """Whether the torch backend can be used and sees a GPU."""
     # Importing torch takes seconds: look for a driver first.
     drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # Nvidia; Windows' Linux subsystem; AMD
     if sys.platform == "linux" and not any(Path(driver).exists() for driver in drivers):
         return False
-    if importlib.util.find_spec("torch") is None:
+    if _missing("torch"):
         return False
     torch = importlib.import_module("torch")
     return bool(torch.cuda.is_available() or torch.backends.mps.is_available())
