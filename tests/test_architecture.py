@@ -52,7 +52,7 @@ MAY_IMPORT = {
         "errors", "arrays", "audio", "backends", "overlap", "registry", "resample", "song_files", "stems",
     },
     "batch": {"audio", "errors", "inputs", "manifest", "registry", "separator", "song_files", "stems"},
-    "jobs": {"batch", "errors"},
+    "jobs": {"batch", "errors", "processor"},
     "evaluation": {
         "errors", "separator", "audio", "registry", "backends", "resample", "spectrogram", "stems",
     },
