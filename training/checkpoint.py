@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tfswa_sep.backends.metadata import KEY
@@ -49,7 +48,7 @@ def read(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads((file.metadata() or {}).get(KEY, "{}"))
-            weights = {key: value.float() for key, value in load_file(path).items()}
+                weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no mapping)
             return {"average": weights, "shape": metadata.get("config")}
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return content
@@ -117,7 +116,6 @@ def kept_attentions(weights: dict[str, Any], old: ModelConfig, new: ModelConfig)
     if old.branches == new.branches or "serial" in (old.fusion, new.fusion):
         return weights
     places = {i: new.branches.index(name) for i, name in enumerate(old.branches) if name in new.branches}
-    rows = [i for i, name in enumerate(old.branches) if name in new.branches]
     found = {}
     for key, value in weights.items():
         block, marked, rest = key.partition(".attentions.")
@@ -127,6 +125,6 @@ def kept_attentions(weights: dict[str, Any], old: ModelConfig, new: ModelConfig)
                 continue
             key = f"{block}{marked}{places[int(number)]}.{rest}"
         elif ".fusion.weigh.2." in key and len(value) == len(old.branches):
-            value = value[rows]
+            value = value[list(places)]
         found[key] = value
     return found

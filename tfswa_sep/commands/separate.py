@@ -110,7 +110,7 @@ def separate(
     info = registry.with_precision(info, precision, device=device)
     # Damage is told before anything heavy loads; a download waits until the backend is chosen.
     sure = [f.backend for f in info.files if len(info.files) == 1 or f.where.startswith("bundled:")]
-    for needed in sure if backend == "auto" else [backend]:
+    for needed in dict.fromkeys(sure) if backend == "auto" else [backend]:
         registry.fetch(info, needed)
     part, parts = _parse_shard(shard)
     found = inputs.find_songs(songs, recursive=recursive)

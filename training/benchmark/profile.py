@@ -11,8 +11,10 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
@@ -48,17 +50,13 @@ def profile(song: Path, out: Path, *, model: str | None = None) -> dict[str, flo
 
     separator = Separator(model, backend="onnx", threads=1)
     _ = separator.backend  # loaded before the clock starts
-    places = {name: backend.OnnxBackend if name == "_run" else backend for name in STEPS}
-    originals = {name: getattr(place, name) for name, place in places.items()}
-    try:
-        for name, place in places.items():
-            setattr(place, name, timed(originals[name], STEPS[name]))
+    with ExitStack() as replaced:
+        for name, step in STEPS.items():
+            place = backend.OnnxBackend if name == "_run" else backend
+            replaced.enter_context(patch.object(place, name, timed(getattr(place, name), step)))
         began = time.process_time()
         separator.separate_file(song, out=out)
         spent["all"] = time.process_time() - began
-    finally:
-        for name, place in places.items():
-            setattr(place, name, originals[name])
     spent["rest"] = spent["all"] - sum(spent[step] for step in STEPS.values())
     return spent
 

@@ -8,7 +8,6 @@ every source, so that training can start on what is there. A second run builds o
 import argparse
 import concurrent.futures
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -19,16 +18,12 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tfswa_sep.temporary import TemporaryFile, remove_abandoned, written_whole
-from training.data import catalogue, pseudo_stems, render, rendered, sources, sung, synthesize
-from training.data.fetch import packages
+from tfswa_sep.temporary import TemporaryFile, remove_abandoned
+from training.data import catalogue, fetch, pseudo_stems, render, rendered, sources, sung, synthesize
+from training.data.manifest import read_manifest, write_manifest
 from training.data.sources import SAMPLE_RATE, Audio, Piece, Source
 
-FORMAT = 1
 HEADER_BYTES = 128  # of a version 1.0 .npy file with this shape; room for the length to grow
-CARD_COLUMNS = (
-    "pool", "source", "minutes", "speakers", "bandwidth_hz", "licence", "licence_class", "version",
-)  # fmt: skip
 POOLS = ("song", "band", "vocals", "accompaniment", "drums", "bass", "other")
 
 Recipe = Callable[[Source, np.random.Generator], Iterator[Piece]]
@@ -127,44 +122,11 @@ def build_source(source: Source, out: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def write_manifest(out: Path, rows: list[dict[str, Any]], seed: int) -> None:
-    """Replace manifest.json in one step; rows keep the order of the catalogue.
-
-    Sources that gave nothing usable are listed apart.
-    """
-    content: dict[str, Any] = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "seed": seed}
-    content |= {"sources": [r for r in rows if r["array"]], "empty": [r for r in rows if not r["array"]]}
-    with written_whole(out / "manifest.json") as temporary:
-        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        temporary.write_text(text, encoding="utf-8")
-    with written_whole(out / "card.md") as temporary:
-        temporary.write_text(card(rows), encoding="utf-8")
-
-
-def card(rows: list[dict[str, Any]]) -> str:
-    """The data card as a Markdown table: what was rendered or read, under which terms, how many minutes."""
-    lines = [
-        "| pool | source | minutes | speakers | bandwidth (Hz) | licence | class | version |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = [str(row.get(column, "")).replace("|", "/") for column in CARD_COLUMNS]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def read_manifest(out: Path) -> dict[str, dict[str, Any]]:
-    """Rows of an earlier run by their fingerprint, as far as their arrays are still there."""
-    path = out / "manifest.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"sources": []}
-    return {r["fingerprint"]: r for r in content["sources"] if (out / r["array"]).is_file()}
-
-
 def absent(shared: Path, debian: Path | None, soundfonts: Path) -> list[str]:
-    """Debian packages that the catalogue reads and that are not there; none where there is no `debian`."""
-    names = [name for name in packages(shared) if not (debian / name).is_dir()] if debian else []
-    return names + [
-        name for file, name in rendered.SOUNDFONT_PACKAGES.items() if not (soundfonts / file).is_file()
+    """What the catalogue reads and is not there: the soundfonts' packages, and where `debian` is, its."""
+    fonts = rendered.SOUNDFONT_PACKAGES.items()
+    return (fetch.missing(shared, debian) if debian else []) + [
+        name for file, name in fonts if not (soundfonts / file).is_file()
     ]
 
 

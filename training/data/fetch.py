@@ -29,6 +29,11 @@ def packages(shared: Path) -> list[str]:
     return list(dict.fromkeys([*INSTRUMENTS, *NO_MUSIC, *SPEECH, *WITH_SINGER, *libraries, *music]))
 
 
+def missing(shared: Path, out: Path) -> list[str]:
+    """Those of them that are not unpacked in `out`."""
+    return [name for name in packages(shared) if not (out / name).is_dir()]
+
+
 def fetch(name: str, out: Path) -> None:
     """Download and unpack one package to out/name, which appears when it is whole.
 
@@ -61,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             parser.error(f"{tool} is not installed: this needs Debian or Ubuntu")
-    wanted = [name for name in packages(options.shared) if not (options.out / name).is_dir()]
+    wanted = missing(options.shared, options.out)
     failed, console = 0, Console()
     for name in track(wanted, "packages", console=console):
         try:

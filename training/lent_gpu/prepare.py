@@ -59,7 +59,7 @@ def helpings(row: dict[str, Any]) -> list[Helping]:
     found: list[list[tuple[int, int]]] = []
     filled = HELPING
     segments: list[tuple[int, int]] = row["segments"]
-    if row["pool"] not in ("song", "band"):
+    if "song" not in row:
         segments = [
             (begin, min(begin + HELPING, end))
             for start, end in segments
@@ -79,8 +79,8 @@ def in_turns(rows: Iterable[dict[str, Any]]) -> list[list[Helping]]:
     groups: dict[tuple[int, str, str], list[Helping]] = {}
     for row in rows:
         for helping in helpings(row):
-            name = row.get("song") if row["pool"] in ("song", "band") else row["source"]
-            groups.setdefault((helping.number, row["pool"], str(name)), []).append(helping)
+            name = row.get("song", row["source"])
+            groups.setdefault((helping.number, row["pool"], name), []).append(helping)
     rounds: dict[tuple[int, str], list[list[Helping]]] = {}
     for (number, pool, _), group in groups.items():
         rounds.setdefault((number, pool), []).append(group)
