@@ -57,11 +57,15 @@ class Journal:
                 print(f"step {done} loss {numbers['loss']:.5f} {seconds:.0f} s", flush=True)
 
     def scores(self, done: int, scores: Mapping[str, float]) -> None:
-        """Scores of a validation, in dB."""
+        """Scores of a validation; see `Validation.score`."""
         if self._writer:
             for name, value in scores.items():
                 self._writer.add_scalar(f"valid/{name}", value, done)
-            self.say(f"step {done} dB above the mixture: {rounded(scores)}")
+            gains = {name: value for name, value in scores.items() if " " not in name}
+            self.say(f"step {done} dB above the mixture: {rounded(gains)}")
+            for share in ("kept", "leaked"):
+                found = {name: scores[f"{name} {share}"] for name in gains if f"{name} {share}" in scores}
+                self.say(f"step {done} {share}: {rounded(found)}")
 
     def examples(self, done: int, validation: Validation, network: nn.Module) -> None:
         """What the network makes of the first songs: to hear, and as spectrograms beside the truth."""

@@ -11,15 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tfswa_sep.evaluation.metrics import RunningScore, sdr
 from tfswa_sep.model.transform import separate_waveform
 
 SAMPLE_RATE = 44_100  # Hz
-
-
-def sdr(reference: Tensor, estimate: Tensor) -> float:
-    """Global SDR in dB, all channels together (uSDR, Mitsufuji et al. 2021, arXiv:2108.13559)."""
-    error = (reference - estimate).square().sum()
-    return float(10 * torch.log10(reference.square().sum() / error.clamp(min=1e-12)))
 
 
 class Validation:
@@ -51,16 +46,26 @@ class Validation:
 
     @torch.inference_mode()
     def score(self, network: nn.Module) -> dict[str, float]:
-        """SDR above the mixture's own (dB): a target's mean over its songs, and the mean of these."""
-        gains: dict[str, list[float]] = {name: [] for name in self.targets}
+        """Every target's SDR above the mixture's own (dB), under its name, and the mean of these ("mean").
+
+        "vocals kept" and "vocals leaked" are the shares of `tfswa_sep.evaluation.metrics`. A target's numbers
+        are means over the songs that have it.
+        """
+        found: dict[str, list[float]] = {}
         for song, (mixture, targets) in self.songs.items():
+            whole = mixture.numpy()
             for name, target, estimate in zip(
-                self.targets, targets, self.separate(network, song).cpu(), strict=True
+                self.targets, targets.numpy(), self.separate(network, song).cpu().numpy(), strict=True
             ):
-                if target.abs().max() > 0:
-                    gains[name].append(sdr(target, estimate) - sdr(target, mixture))
-        means = {name: float(np.mean(values)) for name, values in gains.items() if values}
-        return {**means, "mean": float(np.mean(list(means.values())))} if means else {}
+                of_mixture, sums = sdr(target, whole), RunningScore()
+                sums.add(target, whole - target, estimate)
+                if of_mixture is not None:
+                    numbers = (sums.sdr() - of_mixture, *sums.shares())
+                    for key, number in zip((name, f"{name} kept", f"{name} leaked"), numbers, strict=True):
+                        found.setdefault(key, []).append(number)
+        means = {key: float(np.mean(numbers)) for key, numbers in found.items()}
+        gains = [means[name] for name in self.targets if name in means]
+        return {**means, "mean": float(np.mean(gains))} if gains else {}
 
     @torch.inference_mode()
     def separate(self, network: nn.Module, song: str) -> Tensor:
