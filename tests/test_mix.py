@@ -223,6 +223,17 @@ def test_voices_are_drawn_by_kind_and_then_by_the_root_of_their_minutes(own_pool
         shares({"singing": 1.0})
 
 
+def test_a_compressed_voice_has_less_dynamic(pools: Path) -> None:
+    def crest(compress: float) -> float:
+        settings = only(
+            "accompaniment", drop={"vocals": 0.0, "accompaniment": 0.0}, compress=compress, **AS_IS
+        )
+        vocals = Mixer(pools, settings).batch(0, 8)[1][:, 0]
+        return float((vocals.abs().amax(dim=(1, 2)) / vocals.square().mean(dim=(1, 2)).sqrt()).mean())
+
+    assert crest(1.0) < 0.95 * crest(0.0)
+
+
 def test_a_voice_stays_in_the_centre_unless_it_is_panned(own_pools: Path) -> None:
     edit_manifest(own_pools, lambda row: None if row["source"] == "takes" else row)  # the other one is mono
 

@@ -107,6 +107,15 @@ def test_a_limiter_holds_the_ceiling_at_every_sample(ceiling: float) -> None:
     assert float(gain.max()) <= 1 and float(gain.diff().abs().max()) < 0.01  # no click
 
 
+def test_a_compressor_takes_a_share_of_what_is_over_the_threshold() -> None:
+    x = tone(1000, 40_000).repeat(2, 1)
+    x[:, :20_000] *= 0.1
+    gain = mix_effects.limiter(x, 0.1, share=0.75)
+    assert gain[2000:14_000].min() > 0.999
+    decibels = 20 * math.log10(float(gain[30_000]))
+    assert decibels == pytest.approx(-15, abs=0.1)  # of the 20 dB over the threshold
+
+
 def test_a_coder_adds_noise_that_follows_the_sound() -> None:
     x = torch.cat([noise(40_000), torch.zeros(2, 40_000)], dim=1)
     coded = mix_effects.codec(x, np.random.default_rng(0))

@@ -98,6 +98,7 @@ class MixSettings:
         }
     )
     echo: float = 0.1  # of a voice
+    compress: float = 0.5  # of a voice, 1.5:1 to 5:1; the other pools were compressed as they were rendered
     voices: dict[str, float] = field(
         default_factory=lambda: {"song": 0.3, "singing": 0.4, "sung speech": 0.2, "speech": 0.1}
     )  # how often each of `training.data.catalogue.VOICE_KINDS` is drawn
@@ -262,6 +263,9 @@ class Mixer:
                 break
         if pool == "vocals":
             chunk = voices.perform(chunk, wanted, rng, settings.voice, filters.noise(wanted, rng))
+            if rng.random() < settings.compress:
+                threshold = active_rms(chunk) * db(rng.uniform(-12, 3)) + 1e-9
+                chunk = chunk * mix_effects.limiter(chunk, threshold, share=rng.uniform(0.33, 0.8))
         elif tempo != 1.0:
             chunk = voices.resynthesize(chunk, wanted)
         gains = master.gains + rng.normal(0, settings.equalizer, len(mix_effects.EQ_POINTS))

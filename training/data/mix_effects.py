@@ -108,16 +108,17 @@ class Filters:
         return sound
 
 
-def limiter(mixture: Tensor, ceiling: float, *, smooth: int = 8) -> Tensor:
+def limiter(x: Tensor, ceiling: Tensor | float, *, share: float = 1.0, smooth: int = 8) -> Tensor:
     """Gain (n,) that holds the peaks of (2, n) under `ceiling`, looking `smooth` blocks ahead and behind.
 
     The smallest gain of a window, averaged over a window one block shorter at both ends, and straight
-    lines between blocks: at no sample is it above what its block needs.
+    lines between blocks: at no sample is it above what its block needs. With a `share` under one it
+    compresses: only that share of the dB over the ceiling is taken away, 0.75 is a ratio of 4:1.
     """
-    n = mixture.shape[-1]
+    n = x.shape[-1]
     count = -(-n // BLOCK)
-    peaks = F.pad(mixture.abs().amax(dim=0), (0, count * BLOCK - n)).view(count, BLOCK).amax(dim=1)
-    needed = (ceiling / peaks.clamp(min=ceiling))[None, None]
+    peaks = F.pad(x.abs().amax(dim=0), (0, count * BLOCK - n)).view(count, BLOCK).amax(dim=1)
+    needed = (ceiling / peaks.clamp(min=ceiling)).pow(share)[None, None]
     wide = F.pad(needed, (2 * smooth + 1, 2 * smooth + 1), mode="replicate")
     least = -F.max_pool1d(-wide, 2 * smooth + 3, stride=1)
     held = F.avg_pool1d(least, 2 * smooth + 1, stride=1)
