@@ -42,9 +42,9 @@ def test_flops_are_those_that_a_hand_counts(costs: dict[str, describe.ModuleCost
     stem = 2 * (8 * 2 * 3) * 32 * 64 * frames / seconds
     assert costs["stem.convs.0"].flops == pytest.approx(stem)
     # the third stage: 160 tokens and 384 frames halved twice, 96 features;
-    # four linear layers' worth of 96 by 96, then queries by keys and weights by values
+    # four linear layers' worth of 96 by 96, then (along frequency) queries by keys and weights by values
     tokens, frames, dim = 40, 96, 96
-    attention = 2 * tokens * frames * (4 * dim * dim + 2 * frames * dim) / seconds
+    attention = 2 * tokens * frames * (4 * dim * dim + 2 * tokens * dim) / seconds
     assert costs["encoder.2.blocks.1.attentions.0"].flops == pytest.approx(attention)
 
 
@@ -54,7 +54,7 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     names = [line.strip("│ ").split()[0] for line in lines if line.startswith("│")]
     assert names == ["stem", "encoder", "decoder", "down", "up", "heads", "Total"]
     parameters = [int(line.split("│")[2].replace(",", "")) for line in lines if line.startswith("│")]
-    assert sum(parameters[:-1]) == parameters[-1] > 2_500_000
+    assert sum(parameters[:-1]) == parameters[-1] > 2_000_000
     assert "multiply-add counts as two" in "".join(lines)
 
 

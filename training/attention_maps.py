@@ -1,6 +1,6 @@
 """What the attentions look at: `python -m training.attention_maps MODEL SONG --at 42.5 --out maps.png`.
 
-For one frame of a song, the weights of the last block that has all three attentions, averaged over heads:
+For one frame of a song, the weights of the last block that has attentions, averaged over heads:
 
     mixture   the spectrogram, the frame marked
     TSA       for each frequency, the frames that it looks at
