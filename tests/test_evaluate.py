@@ -83,6 +83,9 @@ def test_sdr_is_the_ratio_of_energies() -> None:
     assert sdr(reference, np.float32(0.9) * reference) == pytest.approx(20.0, abs=1e-4)
     assert sdr(reference, np.zeros_like(reference)) == pytest.approx(0.0, abs=1e-4)
     assert sdr(reference, reference + noise(2)) == pytest.approx(decibels(reference, noise(2)), abs=1e-4)
+    # both channels together: one right, one silent
+    half = np.stack([np.ones(50, np.float32), np.zeros(50, np.float32)])
+    assert sdr(np.ones_like(half), half) == pytest.approx(10 * np.log10(2), abs=1e-4)
     assert 90 < (sdr(reference, reference) or 0) < 110  # finite
 
 

@@ -63,9 +63,9 @@ class Journal:
                 self._writer.add_scalar(f"valid/{name}", value, done)
             gains = {name: value for name, value in scores.items() if " " not in name}
             self.say(f"step {done} dB above the mixture: {rounded(gains)}")
-            for share in ("kept", "leaked"):
-                found = {name: scores[f"{name} {share}"] for name in gains if f"{name} {share}" in scores}
-                self.say(f"step {done} {share}: {rounded(found)}")
+            for end in (" kept", " leaked"):
+                found = {name.removesuffix(end): x for name, x in scores.items() if name.endswith(end)}
+                self.say(f"step {done}{end}: {rounded(found)}")
 
     def examples(self, done: int, validation: Validation, network: nn.Module) -> None:
         """What the network makes of the first songs: to hear, and as spectrograms beside the truth."""
