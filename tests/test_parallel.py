@@ -30,7 +30,9 @@ def words(pools: Path, out: Path, *more: str) -> list[str]:
         "training.workers=0", "training.threads=1",
         # Each process takes the mean over what it knows: all of it.
         "data.mix.kinds={stems: 1.0, band: 0.0, accompaniment: 0.0, song: 0.0}",
+        # AdamW's first steps go as far for a gradient that is rounding alone as for any other: so short ones.
         "training.schedule=step", "training.warmup_steps=1", "training.optimizer=adamw",
+        "training.learning_rate=1.0e-5", "seed=3",
         "training.accelerator=cpu", "training.precision=32-true", "training.log_every=1",
         "model.checkpointing=true", *more,
     ]  # fmt: skip
@@ -71,12 +73,12 @@ def test_two_processes_learn_as_one_with_twice_the_batch(pools: Path, tmp_path: 
     expected: dict[str, Any] = torch.load(one / "last.ckpt", weights_only=True)
     assert len({round(loss, 3) for loss in curve(one, "loss")}) == 4
     for out in (ddp, fsdp):
-        assert curve(out, "loss") == pytest.approx(curve(one, "loss"), rel=1e-3)
-        assert curve(out, "gradient_norm") == pytest.approx(curve(one, "gradient_norm"), rel=1e-2)
+        assert curve(out, "loss") == pytest.approx(curve(one, "loss"), rel=1e-5)
+        assert curve(out, "gradient_norm") == pytest.approx(curve(one, "gradient_norm"), rel=1e-3)
         found = torch.load(out / "last.ckpt", weights_only=True)
         assert found["step"] == 4 and found["average"].keys() == expected["average"].keys()
         for key, value in expected["average"].items():
-            torch.testing.assert_close(found["average"][key], value, atol=1e-2, rtol=1e-2, msg=key)
+            torch.testing.assert_close(found["average"][key], value, atol=1e-4, rtol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize(
