@@ -148,6 +148,12 @@ def test_metadata_that_is_no_object_is_refused(text: str) -> None:
         parse_metadata(text, file="m.onnx")
 
 
+@pytest.mark.parametrize(("version", "advice"), [(1, "export the model again"), (99, "update tfswa-sep")])
+def test_a_model_of_another_time_says_which_side_is_old(version: int, advice: str) -> None:
+    with pytest.raises(ModelError, match=rf"m\.onnx has metadata format {version}, .*: .*{advice}"):
+        parse_metadata(json.dumps({"format": version}), file="m.onnx")
+
+
 def test_metadata_is_read(onnx_model: Build) -> None:
     import onnx
 

@@ -86,3 +86,25 @@ def test_the_stems_of_a_band_are_of_one_length_and_key(shared: Path, monkeypatch
     shift = sources[0].settings["shift"]
     assert sorted({n.pitch for n in heard["other"]}) == [40 + shift + i for i in range(5)]
     assert sorted({n.pitch % 12 for n in heard["bass"]}) == sorted((40 + shift + i) % 12 for i in range(5))
+
+
+def test_basses_play_their_line_in_octaves_where_the_source_says_so(shared: Path) -> None:
+    line = tuple(Note(i * 0.5, 0.4, 36 + i % 3, 90) for i in range(8))
+    heard = {
+        manner: notes
+        for notes, manner in (render.in_octaves(line, np.random.default_rng(i)) for i in range(40))
+    }
+    steps = {
+        manner: [n.pitch - line[i % len(line)].pitch for i, n in enumerate(notes)]
+        for manner, notes in heard.items()
+    }
+    assert steps == {
+        "up": [12] * 8, "leaps": [0, 12] * 4, "above": [0] * 8 + [12] * 8, "below": [0] * 8 + [-12] * 8,
+    }  # fmt: skip
+    for manner in ("above", "below"):
+        assert all(1 <= n.velocity < 90 for n in heard[manner][8:])
+    (shared / "bass/flbass").mkdir()
+    (shared / "bass/flbass/index.tsv").write_bytes(b"")
+    (found,) = (s for s in rendered.rendered_sources(shared, shared, None) if s.settings.get("octaves"))
+    assert found.name == "flbass-octaves"
+    assert not any("octaves" in s.settings for s in rendered.band_sources(shared, shared, None))

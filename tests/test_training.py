@@ -304,6 +304,15 @@ def test_a_stem_that_a_song_lacks_is_not_scored() -> None:
     assert scores["drums"] == pytest.approx((20 * math.log10(3) + 20 * math.log10(4)) / 2, abs=0.01)
 
 
+def test_what_is_the_whole_mixture_of_a_song_is_not_scored() -> None:
+    """Its gain would be minus the 100 dB and more of the mixture itself, and drown every other song's."""
+    alone = song_stems() * torch.tensor([0.0, 1, 0, 0])[:, None, None]
+    scores, expected = (
+        validation(*songs).score(HalfEach(4)) for songs in ((song_stems(), alone), (song_stems(),))
+    )
+    assert scores == expected
+
+
 def test_sums_of_stems_are_scored() -> None:
     matrix = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]])
     scores = gains(validation(song_stems(), matrix=matrix).score(HalfEach(2)))

@@ -49,7 +49,7 @@ class Validation:
         """Every target's SDR above the mixture's own (dB), under its name, and the mean of these ("mean").
 
         "vocals kept" and "vocals leaked" are the shares of `tfswa_sep.evaluation.metrics`. A target's numbers
-        are means over the songs that have it.
+        are means over the songs that have it beside something else.
         """
         found: dict[str, list[float]] = {}
         for song, (mixture, targets) in self.songs.items():
@@ -59,7 +59,7 @@ class Validation:
             ):
                 of_mixture, sums = sdr(target, whole), RunningScore()
                 sums.add(target, whole - target, estimate)
-                if of_mixture is not None:
+                if of_mixture is not None and not sums.is_alone:
                     numbers = (sums.sdr() - of_mixture, *sums.shares())
                     for key, number in zip((name, f"{name} kept", f"{name} leaked"), numbers, strict=True):
                         found.setdefault(key, []).append(number)

@@ -40,10 +40,10 @@ def parse_metadata(text: str | None, *, file: str) -> ModelMetadata:
         raise ModelError(f"{file} is no model of tfswa-sep: it has no '{KEY}' metadata")
     try:
         fields = json.loads(text)
-        if fields["format"] != FORMAT:
-            raise ModelError(
-                f"{file} has metadata format {fields['format']!r}, but {FORMAT} can be read: update tfswa-sep"
-            )
+        if (found := fields["format"]) != FORMAT:
+            old = isinstance(found, int) and found < FORMAT
+            advice = "get or export the model again" if old else "update tfswa-sep"
+            raise ModelError(f"{file} has metadata format {found!r}, but {FORMAT} can be read: {advice}")
         stems = tuple(fields["stems"])
         metadata = ModelMetadata(
             name=str(fields.get("name", "")),

@@ -1,5 +1,6 @@
 """MIDI to stems: drums, bass and others, through soundfonts and sampled instruments, with studio effects."""
 
+import dataclasses
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -151,11 +152,33 @@ def _bass(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
         yield from pieces(source, rng, audio, f"{name} {chain}")
 
 
+def in_octaves(notes: Sequence[Note], rng: np.random.Generator) -> tuple[tuple[Note, ...], str]:
+    """A bass line as other players and pedals have it, and how: all of it an octave up ("up"), every other
+    note ("leaps"), or each with a softer one an octave "above" or "below".
+    """
+    manner = str(rng.choice(["up", "leaps", "above", "below"]))
+    up = transpose(notes, 12)
+    if manner == "up":
+        return up, manner
+    if manner == "leaps":
+        return tuple(up[i] if i % 2 else note for i, note in enumerate(notes)), manner
+    second = up if manner == "above" else transpose(notes, -12)
+    softer = rng.uniform(0.4, 0.9)
+    doubles = (dataclasses.replace(n, velocity=max(round(n.velocity * softer), 1)) for n in second)
+    return (*notes, *doubles), manner
+
+
 def _play_bass(
     notes: Sequence[Note], source: Source, rng: np.random.Generator, *, seconds: float
 ) -> tuple[Audio, str]:
-    """Notes through the source's bass, (n, 1), and what it was plugged into."""
+    """Notes through the source's bass, (n, 1), and what it was plugged into.
+
+    settings["octaves"] has the line moved and doubled by octaves.
+    """
     sound = source.files[2]
+    manner = ""
+    if source.settings.get("octaves"):
+        notes, manner = in_octaves(notes, rng)
     if sound.endswith("index.tsv"):
         instrument = load_instrument(str(Path(sound).parent), tuple(source.settings["articulations"]))
         audio = play(notes, instrument, rng, seconds=seconds)
@@ -170,7 +193,9 @@ def _play_bass(
         audio = effects.equalize(audio, dull)
     if rng.random() < 0.5:
         audio = effects.compress(audio, threshold_db=rng.uniform(-20, -8), ratio=rng.uniform(2, 5))
-    return (effects.colour(audio, rng, wet=0.0) if chain != "plain" else audio), chain
+    if chain != "plain":
+        audio = effects.colour(audio, rng, wet=0.0)
+    return audio, f"{chain} {manner}".strip()
 
 
 def substitute(program: int, rng: np.random.Generator) -> int:

@@ -85,12 +85,24 @@ RENDERS = (
     *(Render("drums", f"groove-{name}", "groove", name, 5) for name in HYDROGEN_KITS),
     Render("bass", "fluidr3-2", "freedoom", FLUID, 16, 2, {"programs": [33, 34, 36, 37, 38, 39]}),
 )  # fmt: skip
+# Not among the players of whole songs: which of those plays which song would change with their number.
+OCTAVE_BASSES = (
+    Render(
+        "bass", "flbass-octaves", "freedoom", "bass/flbass", 10, 2,
+        {"articulations": ["finger-long-bridge", "finger-long-neck"], "octaves": True},
+    ),
+    Render("bass", "musescore-octaves", "freedoom", MUSE, 12, 2, {"programs": ALL_BASSES, "octaves": True}),
+    Render(
+        "bass", "growlybass-octaves", "freedoom", "bass/growlybass", 10, 2,
+        {"articulations": SHORT_LONG, "octaves": True},
+    ),
+)  # fmt: skip
 
 
 def rendered_sources(shared: Path, soundfonts: Path, debian: Path | None) -> list[Source]:
     """All rendered sources whose sounds are there; extra["round"] is 1 for those that are built first."""
     found = []
-    for render in RENDERS:
+    for render in (*RENDERS, *OCTAVE_BASSES):
         if source := _source(render, shared, soundfonts, debian):
             found.append(source)
     return found
