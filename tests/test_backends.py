@@ -64,7 +64,7 @@ def test_onnx_mixes_before_the_inverse_transform(
     inverted = []
     original = spectrogram.add_frames
 
-    def count(chunks: Any, shape: tuple[int, int, int], **options: int) -> Any:
+    def count(chunks: Any, shape: tuple[int, int, int], **options: Any) -> Any:
         inverted.append(shape[0])
         return original(chunks, shape, **options)
 
@@ -222,12 +222,16 @@ def test_onnx_takes_the_gpu_that_it_was_built_for(
 def test_onnx_says_where_it_computes(onnx_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a session that says so, since there is no GPU here."""
     asked: list[Any] = []
+    computed = "FusedConv"
     start = onnxruntime.InferenceSession
 
     def pretend(path: str, options: Any, *, providers: list[Any], **settings: Any) -> Any:
         asked.append(providers)
         session = start(path, options, providers=["CPUExecutionProvider"])
-        session.get_providers = lambda: [p if isinstance(p, str) else p[0] for p in providers]
+        names = [p if isinstance(p, str) else p[0] for p in providers]
+        session.get_providers = lambda: names
+        part = SimpleNamespace(ep_name=names[0], get_nodes=lambda: [SimpleNamespace(op_type=computed)])
+        session.get_provider_graph_assignment_info = lambda: [part]
         return session
 
     monkeypatch.setattr("onnxruntime.InferenceSession", pretend)
@@ -240,6 +244,35 @@ def test_onnx_says_where_it_computes(onnx_model: Build, monkeypatch: pytest.Monk
         assert load(path, backend="onnx", device=device).device == found
     assert asked[2] == [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]
     assert asked[4] == ["CPUExecutionProvider"]
+    computed = "Reshape"  # it has started, and the processor does the work
+    with pytest.raises(
+        DeviceError, match="Core ML cannot compute this model's convolutions: use --precision"
+    ):
+        load(path, backend="onnx", device="coreml")
+    assert load(path, backend="onnx", device="auto").device == "cuda:0"
+
+
+def test_a_gpu_that_is_seen_and_cannot_compute_leaves_the_work_to_the_processor(
+    onnx_model: Build, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TooOld:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise DeviceError("cuda cannot be used (no kernel image is available): use --device cpu")
+
+    monkeypatch.setattr(backends, "_has_gpu", lambda: True)
+    monkeypatch.setattr(backends, "_missing", lambda backend: None)
+    monkeypatch.setitem(sys.modules, "tfswa_sep.backends.torch", SimpleNamespace(TorchBackend=TooOld))
+    path = onnx_model()
+    backend = load(path, "onnx", "torch")
+    assert (backend.name, backend.device) == ("onnx", "cpu")
+    assert backend.notes == (
+        "cuda cannot be used (no kernel image is available), so the processor did the work",
+    )
+    for options in ({"backend": "torch"}, {"device": "cuda"}):
+        with pytest.raises(DeviceError, match="cuda cannot be used"):
+            load(path, "onnx", "torch", **options)
+    with pytest.raises(DeviceError, match="cuda cannot be used"):
+        load(path, "torch")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ import soundfile
 from numpy.typing import NDArray
 
 import tfswa_sep
-from tfswa_sep import cli, registry, separator
-from tfswa_sep.errors import OutputError
+from tfswa_sep import cli, jobs, registry, separator
+from tfswa_sep.batch import Outcome, PlannedSong, Work
+from tfswa_sep.errors import InputError, OutputError
 
 STEMS = ("vocals", "drums", "bass", "other")
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,6 +193,8 @@ def test_finished_work_is_skipped_and_half_done_work_done_again(
     manifest.write_text("{")
     assert status() == "done"
     assert status("--bit-depth", "16") == "done"  # other options
+    precise = [status("--bit-depth", "16", "--precision", "auto") for _ in range(2)]
+    assert precise == ["done", "skipped"]  # perhaps another model file
     write_song(work / "song.wav", seconds=0.6)
     assert status() == "done"  # another song
     assert cli.run(["song.wav"]) == 0
@@ -245,6 +250,24 @@ def test_one_bad_file_does_not_end_the_batch(work: Path, capsys: pytest.CaptureF
     assert text.startswith("tfswa-sep: ") and "text.mp3" in text
     assert none == "tfswa-sep: no such file: none.wav"
     assert out.endswith("\n\n1 done, 2 failed\n") and max(map(len, out.splitlines())) <= 80
+
+
+def test_a_song_that_failed_holds_no_samples() -> None:
+    held = []
+
+    class Fails:
+        def separate(self, song: PlannedSong, on_progress: object) -> Outcome:
+            samples = np.zeros(8)
+            held.append(weakref.ref(samples))
+            try:
+                raise OSError("inside")
+            except OSError as error:
+                raise InputError("outside") from error
+
+    song = PlannedSong(Path("song.wav"), "song.wav", "song", Path())
+    outcome = jobs._separate(song, cast(Work, Fails()), None)
+    assert isinstance(outcome.error, InputError) and "inside" in outcome.trace
+    assert [samples() for samples in held] == [None]
 
 
 def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import soundfile
 pytest.importorskip("soxr")
 pytest.importorskip("mido")
 
-from training.data import build, catalogue, effects, midi, sources, strums
+from training.data import build, catalogue, effects, midi, sources, strums, synthesize
 from training.data.sampler import Instrument, Kit, Note, play, play_drums
 from training.data.sources import SAMPLE_RATE, Piece, Source
 
@@ -251,6 +251,44 @@ def test_nothing_non_commercial_is_built(
         build.main(command)
     assert "demo is under CC_BY_NC" in capsys.readouterr().err and not (tmp_path / "pools").exists()
     assert build.main([*command, "--without", "demo", "--processes", "1"]) == 0
+
+
+def test_a_package_is_left_out_with_all_that_is_made_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "multitrack/train").mkdir(parents=True)
+    debian, midi_files, left = tmp_path / "debian", str(tmp_path / "midi.zip"), list[str]()
+
+    def source(pool: str, name: str, *files: str, **extra: str) -> Source:
+        return Source(pool, name, "GPL-2", "copyleft", "1", "speech", files, {}, dict(extra))
+
+    kit, font = f"{debian}/kits/usr/drumkit.xml", str(tmp_path / "sf2/FluidR3_GM.sf2")
+    everything = [
+        source("vocals", "talk-en", f"{debian}/talk-data/usr/a.ogg"),
+        source("vocals", "sung-talk-en", f"{debian}/talk-data/usr/a.ogg"),
+        source("accompaniment", "talk-data", f"{debian}/talk-data/usr/a.pk3::music/b.ogg"),
+        source("vocals", "talk-cs", f"{debian}/talk-data-cs/usr/a.ogg"),
+        source("drums", "kit", midi_files, kit),
+        source("band", "one.drums", midi_files, kit, song="one", stem="drums"),
+        source("band", "one.bass", midi_files, song="one", stem="bass"),
+        source("band", "two.bass", midi_files, song="two", stem="bass"),
+        source("song", "one.vocals", midi_files, song="one", stem="vocals"),
+        source("other", "font", midi_files, font),
+    ]
+
+    def kept(found: list[Source], *_: object, **__: object) -> list[dict[str, object]]:
+        left.extend(s.name for s in found)
+        return []
+
+    monkeypatch.setattr(build, "all_sources", lambda *_: everything)
+    monkeypatch.setattr(build, "absent", lambda *_: [])
+    monkeypatch.setattr(build, "build", kept)
+    monkeypatch.setattr(synthesize, "synthesize", lambda *_, **__: [])
+    command = ["--shared", str(tmp_path), "--debian", str(debian), "--soundfonts", str(tmp_path)]
+    command += ["--out", str(tmp_path / "pools")]
+    without = [f"--without={name}" for name in ("talk-data", "kits", "fluid-soundfont-gm")]
+    assert build.main([*command, *without]) == 0
+    assert left == ["talk-cs", "two.bass", "one.vocals"]
 
 
 def test_packages_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

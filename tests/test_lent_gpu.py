@@ -142,6 +142,91 @@ def test_parts_make_the_checkpoint_again_or_nothing(tmp_path: Path, monkeypatch:
         parts.join(tmp_path / "out", tmp_path / "again")
 
 
+def test_a_cut_takes_the_place_of_a_larger_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART", 100)
+    (tmp_path / "run").mkdir()
+    for name, count in (("last.ckpt", 500), ("best.ckpt", 300)):
+        (tmp_path / "run" / name).write_bytes(bytes(count))
+    parts.split(tmp_path / "run", tmp_path / "out")
+    (tmp_path / "run/best.ckpt").unlink()
+    (tmp_path / "run/last.ckpt").write_bytes(b"new" * 50)
+    parts.split(tmp_path / "run", tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["last.ckpt.0", "last.ckpt.1", "parts.json"]
+    (joined,) = parts.join(tmp_path / "out", tmp_path / "back")
+    assert joined.read_bytes() == b"new" * 50
+
+
+def test_checkpoints_that_do_not_come_home_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parts, "MOST", 1000)
+    (tmp_path / "run").mkdir()
+    for name in ("last.ckpt", "best.ckpt"):
+        (tmp_path / "run" / name).write_bytes(bytes(600))
+    assert parts.main(["split", str(tmp_path / "run"), str(tmp_path / "out")]) == 3
+    said = capsys.readouterr().err
+    assert "last.ckpt and best.ckpt have" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "run/best.ckpt").unlink()
+    assert parts.main(["split", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+
+
+def test_a_call_fails_where_its_checkpoints_cannot_be_cut(tmp_path: Path) -> None:
+    python = tmp_path / "python"  # all that it runs goes well, but for the cut
+    python.write_text('#!/bin/bash\n[[ "$*" != *"parts split"* ]]\n')
+    python.chmod(0o755)
+    places = {"OUT": str(tmp_path / "out"), "LENT": str(tmp_path / "machine"), "PYTHON": str(python)}
+    done = subprocess.run(
+        [str(ROOT / "training/lent_gpu/call.sh"), "9", "1"],
+        cwd=tmp_path, env=os.environ | places, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "out/log.txt").is_file()
+
+
+def test_old_wheels_go_and_every_package_has_a_version(tmp_path: Path) -> None:
+    versions, old = tmp_path / "constraints/torch213.txt", tmp_path / ".lent/wheels/soxr-0.5.0.whl"
+    for path in (versions, old):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    lines = (ROOT / "constraints/torch213.txt").read_text().splitlines(keepends=True)
+
+    def fetch() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(ROOT / "training/lent_gpu/wheels.sh")],
+            cwd=tmp_path, env=os.environ | {"PYTHON": "true"},
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+
+    versions.write_text("".join(line for line in lines if not line.startswith("soxr==")))
+    done = fetch()
+    assert done.returncode != 0 and "pins no soxr" in done.stderr
+    assert old.is_file()  # nothing was begun
+    versions.write_text("".join(lines))
+    done = fetch()
+    assert done.returncode == 0, done.stderr
+    assert not old.exists()
+
+
+@pytest.mark.parametrize(("shortest", "expected"), [(3, 0.3), (5, 0.1)])
+def test_the_stems_of_a_validation_song_are_cut_at_one_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortest: int, expected: float
+) -> None:
+    """Both stems are loud for two seconds, then soft: the excerpt is where the shorter one has it."""
+    monkeypatch.setattr(prepare, "VALID_SECONDS", (2, 4))
+    (tmp_path / "songs/One").mkdir(parents=True)
+    for stem, seconds in (("vocals", 5), ("drums", shortest)):
+        time = np.arange(seconds * RATE) / RATE
+        tone = np.where(time < 2, 0.3, 0.1) * np.sin(2 * np.pi * 440 * time)
+        soundfile.write(tmp_path / f"songs/One/{stem}.wav", np.stack([tone, tone], axis=1), RATE)
+    prepare.valid_excerpts(tmp_path / "songs", tmp_path / "valid")
+    for stem in ("vocals", "drums"):
+        audio, rate = soundfile.read(tmp_path / f"valid/One/{stem}.opus")
+        assert len(audio) == pytest.approx(2 * rate, abs=rate / 10)
+        assert np.abs(audio[rate // 2 : rate]).max() == pytest.approx(expected, rel=0.2)
+
+
 @pytest.mark.slow
 def test_two_calls_train_one_model(pools: Path, tmp_path: Path) -> None:
     """The second call, on a machine that was given back, goes on from what the first one brought home."""

@@ -64,6 +64,16 @@ def test_nothing_changes_without_an_effect(filters: Filters) -> None:
     torch.testing.assert_close(filters.apply(x, filters.size, filters.equalizer(FLAT)), x, atol=1e-5, rtol=0)
 
 
+def test_there_is_noise_for_long_chunks_played_higher_and_the_same_for_short_ones(filters: Filters) -> None:
+    long = Filters(7 * RATE, sample_rate=RATE, seed=0, device=torch.device("cpu"))
+    wanted, _ = long.read_size(2 ** (5 / 12))
+    assert wanted > 8 * RATE
+    assert long.noise(wanted, np.random.default_rng(0)).shape == (2, wanted)
+    table = np.random.default_rng((0, 0)).standard_normal((2, 8 * RATE), np.float32)
+    found = filters.noise(8 * RATE - 1, np.random.default_rng(0))  # one place alone is left for it
+    np.testing.assert_array_equal(found.numpy(), table[:, :-1])
+
+
 def test_an_equalizer_gives_the_decibels_asked_for(filters: Filters) -> None:
     response = filters.equalizer(np.array([0.0, 0, 0, 6, -12, 0]))
     for hertz, decibels in ((50, 0), (1200, 6), (4000, -12), (20_000, 0)):

@@ -121,6 +121,29 @@ def test_targets_decide_the_outputs(songs: Path, tmp_path: Path, tiny: None) -> 
     assert run_of(songs, tmp_path / "two", "data.targets=[vocals, accompaniment]").shape.mixture_consistent
 
 
+def test_a_run_goes_on_from_a_checkpoint_of_its_own_model_alone(
+    songs: Path, tmp_path: Path, tiny: None
+) -> None:
+    first = run_of(songs, tmp_path)
+    first.step(next(first.batches()))
+    first.save({}, best=False)
+    with pytest.raises(UsageError, match=r"last\.ckpt is of a run with another head_dim: choose"):
+        run_of(songs, tmp_path, "model.changes.head_dim=4")
+    with pytest.raises(UsageError, match=r"another stems: .*training\.resume=false"):
+        run_of(songs, tmp_path, "data.targets=[vocals, accompaniment]")
+    with pytest.raises(UsageError, match=r"another training\.objective"):
+        run_of(songs, tmp_path, "training.objective=masked")
+    assert run_of(songs, tmp_path, "model.changes.head_dim=4", "training.resume=false").done == 0
+    again = run_of(songs, tmp_path, "model.changes.margin_samples=0", "training.warm_start=other.ckpt")
+    assert again.done == 1  # what is thrown away of a segment is no matter of training
+    assert "last.ckpt: training.warm_start=other.ckpt is not read" in again.said
+
+
+def test_a_transform_that_the_losses_lack_is_refused(songs: Path, tmp_path: Path, tiny: None) -> None:
+    with pytest.raises(UsageError, match="hop 256 cannot be trained, only 2048 and 512"):
+        run_of(songs, tmp_path, "model.changes.hop=256")
+
+
 def test_a_warm_start_takes_what_fits(songs: Path, tmp_path: Path, tiny: None) -> None:
     first = run_of(songs, tmp_path / "first")
     first.step(next(first.batches()))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -225,6 +225,25 @@ def test_one_separator_serves_threads_and_batches(
     for samples, stems in zip(songs, results, strict=True):
         np.testing.assert_allclose(stems["vocals"], samples * 0.5, atol=1e-5)
     assert len(loaded) == 1
+
+
+def test_a_recording_under_way_does_not_wait_for_a_batch(fake_backend: Fake, noise: Noise) -> None:
+    backend = fake_backend(batch_size=16)
+    came = 0
+
+    def record() -> Iterator[Samples]:
+        nonlocal came
+        while True:
+            came += 1
+            yield noise(2, 8192)
+
+    next(piece for piece in Separator(backend).stream(record(), 44_100) if piece.samples)
+    assert came <= 4
+    backend.calls = 0
+    Separator(backend).separate(noise(2, 10 * 8192), 44_100)
+    assert backend.calls == 1
+    with pytest.raises(UsageError, match="a batch of 0 segments"):
+        Separator(backend, batch_size=0)
 
 
 MEMORY = """

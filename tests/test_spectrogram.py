@@ -61,7 +61,8 @@ def test_frames_may_come_in_chunks(noise: Noise, frames: int) -> None:
     spectrum = stft(noise(3, 5000), n_fft=256, hop=64)
     lying = spectrum.swapaxes(1, 2)  # (c, t, f)
     chunks = [lying[:, start : start + frames] for start in range(0, lying.shape[1], frames)]
-    samples = add_frames(chunks, spectrum.shape, n_fft=256, hop=64, length=5000)
+    samples = np.full((len(spectrum), 5000), np.nan, np.float32)
+    add_frames(chunks, spectrum.shape, n_fft=256, hop=64, out=samples)
     np.testing.assert_allclose(samples, istft(spectrum, n_fft=256, hop=64, length=5000), atol=1e-6)
 
 

@@ -108,8 +108,47 @@ def test_other_failures_are_no_lack_of_memory(model: Path) -> None:
         TorchBackend(model)(noise(1, 3, N))
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "MPS backend out of memory (MPS allocated: 8.00 GB)",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuFFT error: CUFFT_ALLOC_FAILED",
+        "std::bad_alloc",
+    ],
+)
+def test_every_way_to_say_that_memory_ran_out_is_understood(
+    model: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    backend, segments = TorchBackend(model), noise(2, 2, N)
+    expected, compute = backend(segments), backend._compute
+
+    def run_out(segment: NDArray[np.float32], mix: Any, half: Any) -> NDArray[np.float32]:
+        if len(segment) > 1:
+            raise RuntimeError(message)
+        return compute(segment, mix, half)
+
+    monkeypatch.setattr(backend, "_compute", run_out)
+    np.testing.assert_allclose(backend(segments), expected, atol=1e-5)
+
+
+def test_a_device_that_cannot_compute_is_told_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(backend_module, "_try_out", fail)
+    with pytest.raises(
+        DeviceError, match=r"cpu cannot be used \(CUDA error: no kernel .* more\): use --device"
+    ):
+        TorchBackend(model)
+
+
+@pytest.mark.parametrize("mix", [None, np.array([[0, 1, 1, 1]], np.float32)])
 @pytest.mark.parametrize("breaks", [False, True])
-def test_16_bits_give_way_to_32(model: Path, monkeypatch: pytest.MonkeyPatch, breaks: bool) -> None:
+def test_16_bits_give_way_to_32(
+    model: Path, monkeypatch: pytest.MonkeyPatch, breaks: bool, mix: NDArray[np.float32] | None
+) -> None:
     monkeypatch.setattr(backend_module, "_half_precision", lambda device: torch.bfloat16)
     segments, backend = noise(1, 2, N), TorchBackend(model, precision="auto")
 
@@ -117,7 +156,7 @@ def test_16_bits_give_way_to_32(model: Path, monkeypatch: pytest.MonkeyPatch, br
         return output * float("inf") if breaks and torch.is_autocast_enabled("cpu") else output
 
     backend._network.register_forward_hook(overflow)
-    expected, found = TorchBackend(model)(segments), backend(segments)
+    expected, found = TorchBackend(model)(segments, mix=mix), backend(segments, mix=mix)
     error = np.abs(found - expected).max()
     if breaks:
         assert error == 0

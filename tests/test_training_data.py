@@ -116,6 +116,16 @@ def test_a_folder_may_have_any_stems(songs: Path) -> None:
         folder.find_tracks(songs / "notes")
 
 
+def test_stems_are_known_in_capitals_too(tmp_path: Path) -> None:
+    write_song(tmp_path / "a", Vocals=tone(300), DRUMS=tone(900), Mixture=tone(1))
+    write_song(tmp_path / "b", vocals=tone(300))
+    write_song(tmp_path / "b/Drums", left=tone(900))
+    assert folder.find_tracks(tmp_path)[1] == ("drums", "vocals")
+    soundfile.write(tmp_path / "b/Vocals.flac", tone(1), RATE)
+    with pytest.raises(InputError, match="are the same stem"):
+        folder.find_tracks(tmp_path)
+
+
 def test_a_track_above_full_scale_keeps_its_balance(tmp_path: Path) -> None:
     write_song(tmp_path / "loud", vocals=tone(300, level=2.0), drums=tone(900, level=0.5))
     (track,), stems = folder.find_tracks(tmp_path)
@@ -205,6 +215,15 @@ def test_the_open_corpus_is_mixed_where_it_is_asked_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(batches, "Mixer", lambda *_, **options: made.append(options))
     open_data(load_config(["data.pools=x"]).data, STEMS, seed=3, device="cuda:1").draw(0.3)
     assert made == [{"seed": 3, "device": "cuda:1"}]
+
+
+def test_the_open_corpus_is_not_validated_on_stems_that_it_lacks(songs: Path) -> None:
+    config = load_config(["data.pools=x", f"data.valid={songs}"]).data
+    with pytest.raises(InputError, match=r"songs has a stem 'guitar': the open corpus has vocals, drums"):
+        open_data(config, STEMS, seed=0)
+    shutil.rmtree(songs / "a/guitar")
+    valid = open_data(config, STEMS, seed=0).valid
+    assert {name: read().shape for name, read in valid.items()} == {"a": (4, 2, RATE), "b": (4, 2, 2 * RATE)}
 
 
 def test_targets_are_any_sums(songs: Path, tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ class Work:
 
         check_file(song.path)  # a pipe would be waited for without end
         try:
-            return manifest.describe_work(song.path, self.model, self.options)
+            options = {**self.options, "precision": self.precision}
+            return manifest.describe_work(song.path, self.model, options)
         except OSError as error:
             raise InputError(f"{song.path} cannot be read: {error.strerror or error}") from None
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def examine() -> Iterator[Finding]:
     yield Finding(
         about="Python", right=True, text=f"{platform.python_version()} on {platform.platform(terse=True)}"
     )
-    for package in ("onnxruntime", "torch", "soundfile", "huggingface_hub"):
+    yield _version("onnxruntime", "onnxruntime-gpu")
+    for package in ("torch", "soundfile", "huggingface_hub"):
         yield _version(package)
     yield _ffmpeg()
     yield _folder("cache", registry.cache_folder())
@@ -89,15 +91,13 @@ def torch_install_line(platform_name: str, cuda: tuple[int, int] | None) -> str:
     return _pip_line(*packages, index=index)
 
 
-def _version(package: str) -> Finding:
-    try:
-        return Finding(about=package, right=True, text=importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        install = (
-            torch_install_line(sys.platform, _nvidia_cuda()) if package == "torch" else _pip_line(package)
-        )
-        text = "not installed; it makes use of graphics cards" if package == "torch" else "not installed"
-        return Finding(about=package, right=package == "torch", text=text, install=install)
+def _version(package: str, *in_its_place: str) -> Finding:
+    for name in (package, *in_its_place):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return Finding(about=name, right=True, text=importlib.metadata.version(name))
+    install = torch_install_line(sys.platform, _nvidia_cuda()) if package == "torch" else _pip_line(package)
+    text = "not installed; it makes use of graphics cards" if package == "torch" else "not installed"
+    return Finding(about=package, right=package == "torch", text=text, install=install)
 
 
 def _pip_line(*packages: str, index: str | None = None) -> str:

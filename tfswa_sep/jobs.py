@@ -70,7 +70,11 @@ def _separate(song: PlannedSong, work: Work, on_progress: SongProgress | None) -
     try:
         return work.separate(song, tell)
     except Exception as error:
-        return Outcome(song, "failed", error=error, trace=traceback.format_exc())
+        trace = traceback.format_exc()
+        for each in (error, error.__cause__):  # their frames hold the song's samples as long as they live
+            if each is not None:
+                traceback.clear_frames(each.__traceback__)
+        return Outcome(song, "failed", error=error, trace=trace)
 
 
 def _there(

@@ -17,7 +17,7 @@ from tfswa_sep.errors import OutputError
 from tfswa_sep.registry import ModelInfo, digest
 from tfswa_sep.temporary import written_whole
 
-_FORMAT = 2
+_FORMAT = 3
 _SUFFIX = ".tfswa-sep.json"
 
 
@@ -28,7 +28,10 @@ def manifest_path(folder: Path, track: str) -> Path:
 
 def describe_work(song: Path, model: ModelInfo, options: Mapping[str, Any]) -> dict[str, Any]:
     """What decides how the stems come out. Raises OSError."""
-    hashes = {file.backend: file.sha256 or digest(Path(file.where)) for file in model.files}
+    hashes = {
+        f"{file.backend} {file.precision}".strip(): file.sha256 or digest(Path(file.where))
+        for file in model.files
+    }
     return {
         "format": _FORMAT,
         "song": {"name": song.name, "sha256": digest(song)},

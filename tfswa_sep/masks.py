@@ -114,7 +114,7 @@ def masked_frames(
 def masked_waves(
     bands: Sequence[Floats], spectrum: Spectrum, config: ModelConfig, mix: Floats | int, out: Floats
 ) -> None:
-    """Fill `out` with the stems (b, k, c, n) of a batch.
+    """Fill `out`, of which each item is contiguous, with the stems (b, k, c, n) of a batch.
 
     bands: the network's output, (b, s * parts * p, tokens, t) each.  spectrum: (b, c, f, t) of the mixture.
     mix: see `masked_frames`.
@@ -123,8 +123,7 @@ def masked_waves(
     shape = (k * c, *spectrum.shape[2:])
     for item, waves in enumerate(out):
         chunks = masked_frames([band[item] for band in bands], spectrum[item], config, mix)
-        flat = add_frames(chunks, shape, n_fft=config.n_fft, hop=config.hop, length=n)
-        waves[:] = flat.reshape(k, c, n)
+        add_frames(chunks, shape, n_fft=config.n_fft, hop=config.hop, out=waves.reshape(k * c, n))
 
 
 def _real_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Floats:

@@ -85,8 +85,10 @@ def overlap_add(
         for estimate, (_, samples, last) in zip(estimates, batch, strict=True):
             kept = estimate[..., plan.margin : plan.margin + samples]
             if faded_tail is not None and plan.fade:
-                head = faded_tail + kept[..., : plan.fade] * fade_in
-                kept = np.concatenate([head, kept[..., plan.fade :]], axis=-1)
+                kept = kept if kept.flags.writeable else kept.copy()
+                head = kept[..., : plan.fade]
+                head *= fade_in
+                head += faded_tail
             if last:
                 yield kept
             else:

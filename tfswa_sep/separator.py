@@ -18,7 +18,7 @@ from tfswa_sep import registry
 from tfswa_sep.arrays import SaveOptions, Stems, join_stems, save_stems, stream_stems
 from tfswa_sep.audio import BLOCK
 from tfswa_sep.backends import Backend, load_backend
-from tfswa_sep.errors import InputError, ModelError
+from tfswa_sep.errors import InputError, ModelError, UsageError
 from tfswa_sep.overlap import overlap_add, plan_segments
 from tfswa_sep.resample import Samples
 from tfswa_sep.song_files import FileOptions, Progress, separate_song
@@ -34,7 +34,8 @@ class Separator:
     backend: "auto", "onnx" or "torch".  device: "auto", "cpu", "cuda", "cuda:N", "mps" or "coreml".
     precision: "fp32", "int8" or "auto"; see registry.with_precision and backends.load_backend.
     threads: CPU threads, None for one a physical core.
-    batch_size: segments computed at once, None for as many as the device is best with.
+    batch_size: segments computed at once, None for as many as the device is best with; 16 are the most.
+    Raises UsageError for a batch size below 1.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class Separator:
     ) -> None:
         self._model = model
         self._choice = (backend, device, precision, threads)
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"a batch of {batch_size} segments cannot be computed: give 1 or more")
         self._batch_size = batch_size
         self._lock = threading.Lock()
         self._loaded: Backend | None = None
@@ -115,7 +118,7 @@ class Separator:
             raise InputError(f"expected samples of shape (1 or 2 channels, n > 0), got {np.shape(audio)}")
         cut = (samples[:, start : start + BLOCK] for start in range(0, frames, BLOCK))
         parts, done = [], 0
-        for part in self.stream(cut, rate, stems=stems):
+        for part in self._stream(cut, rate, stems=stems, batch_size=self._batch_size):
             parts.append(part)
             done += part.samples
             if on_progress and part.samples:
@@ -132,8 +135,19 @@ class Separator:
         have come in, since that many are computed side by side. In all they have as many samples as went in.
         Raises as `separate` does, when the block in question is reached.
         """
+        # Who waits for a recording is not to wait for a GPU's whole batch of it, a minute and more.
+        return self._stream(blocks, rate, stems=stems, batch_size=self._batch_size or 1)
+
+    def _stream(
+        self,
+        blocks: Iterable[NDArray[np.floating]],
+        rate: int,
+        *,
+        stems: str | Sequence[str] | None,
+        batch_size: int | None,
+    ) -> Iterator[Stems]:
         names, mix = parse_stems(stems, self.stems)
-        separate = partial(self._separate_blocks, mix=mix)
+        separate = partial(self._separate_blocks, mix=mix, batch_size=batch_size)
         return stream_stems(blocks, rate, names, separate, model_rate=self.backend.sample_rate)
 
     def save(self, stems: Stems, folder: str | Path, **options: Unpack[SaveOptions]) -> dict[str, Path]:
@@ -149,15 +163,21 @@ class Separator:
         Raises InputError, UsageError, ModelError, DeviceError or OutputError; then nothing is left behind.
         """
         model = self.backend
-
-        return separate_song(
-            path, model, self._separate_blocks, model_name=self._name, on_progress=on_progress, **options
-        )
+        separate = partial(self._separate_blocks, batch_size=self._batch_size)
+        return separate_song(path, model, separate, model_name=self._name, on_progress=on_progress, **options)
 
     def _separate_blocks(
-        self, blocks: Iterable[Samples], mix: NDArray[np.float32], channels: int
+        self,
+        blocks: Iterable[Samples],
+        mix: NDArray[np.float32],
+        channels: int,
+        *,
+        batch_size: int | None,
     ) -> Iterator[Samples]:
-        """Blocks (c, n) at the model's rate to stems (k, channels, n); a mono song's two become one again."""
+        """Blocks (c, n) at the model's rate to stems (k, channels, n); a mono song's two become one again.
+
+        batch_size: segments computed at once, None for as many as the device is best with.
+        """
         model = self.backend
         plan = plan_segments(segment=model.segment_samples, margin=model.margin_samples)
         all_stems = np.array_equal(mix, np.eye(len(model.stems)))  # then there is nothing to mix
@@ -169,7 +189,7 @@ class Separator:
                 return np.zeros((len(segments), len(mix), *segments.shape[1:]), np.float32)
             return model(segments, mix=None if all_stems else mix)
 
-        size = self._batch_size or model.batch_size
+        size = batch_size or model.batch_size
         for block in overlap_add(blocks, run, plan, batch_size=size, workers=model.workers):
             if not np.isfinite(block.sum()):
                 raise ModelError(

@@ -57,7 +57,8 @@ def istft(
     bins, frames = spectrum.shape[-2:]
     flat = spectrum.swapaxes(-1, -2).reshape(-1, frames, bins)
     chunks = np.array_split(flat, range(_FRAMES_AT_ONCE, frames, _FRAMES_AT_ONCE), axis=1)
-    samples = add_frames(chunks, (len(flat), bins, frames), n_fft=n_fft, hop=hop, length=length)
+    samples = np.empty((len(flat), length), np.float32)
+    add_frames(chunks, (len(flat), bins, frames), n_fft=n_fft, hop=hop, out=samples)
     return samples.reshape(*spectrum.shape[:-2], length)
 
 
@@ -67,9 +68,9 @@ def add_frames(
     *,
     n_fft: int = N_FFT,
     hop: int = HOP,
-    length: int,
-) -> NDArray[np.float32]:
-    """`istft` of a spectrum that comes as chunks of frames: (channels, m, f) each, to (channels, length).
+    out: NDArray[np.float32],
+) -> None:
+    """`istft` of a spectrum that comes as chunks of frames: (channels, m, f) each, into `out` (channels, n).
 
     shape: (channels, f, t) of the whole. A chunk is used up before the next one is asked for.
     """
@@ -88,11 +89,11 @@ def add_frames(
             for part in range(overlap):  # a frame covers `overlap` hops: shifted adds, no loop over frames
                 target[start + part : start + part + len(hops)] += hops[:, part]
         start += chunk.shape[1]
-    added *= _inverse_envelope(n_fft, hop, t)
-    samples = added.reshape(channels, -1)[:, n_fft // 2 : n_fft // 2 + length]
-    return (
-        np.pad(samples, ((0, 0), (0, length - samples.shape[-1]))) if samples.shape[-1] < length else samples
-    )
+    inside = slice(n_fft // 2, n_fft // 2 + out.shape[1])
+    samples = added.reshape(channels, -1)[:, inside]
+    end = samples.shape[1]
+    np.multiply(samples, _inverse_envelope(n_fft, hop, t).reshape(-1)[inside], out=out[:, :end])
+    out[:, end:] = 0
 
 
 @lru_cache(maxsize=8)

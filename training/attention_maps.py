@@ -23,12 +23,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tfswa_sep.audio import open_audio
-from tfswa_sep.backends.torch import load_network
 from tfswa_sep.errors import InputError
 from tfswa_sep.model.attention import FrequencyAttention, ShiftedWindowAttention, TimeAttention
 from tfswa_sep.model.transform import stft
 from tfswa_sep.model.unet import TfswaUNet
-from training.export import load_checkpoint
+from training.export import load_model
 
 PANEL = (900, 260)  # pixels
 SECONDS = 5.9  # of song around the moment
@@ -122,11 +121,6 @@ def draw(spectrum: Tensor, weights: dict[str, Tensor], frame: float) -> Image.Im
         if name != "FSA":
             pen.line([(frame * width, top + 18), (frame * width, top + 18 + height)], fill="red")
     return picture
-
-
-def load_model(path: Path) -> TfswaUNet:
-    """The network of a checkpoint or of a .safetensors file."""
-    return (load_network(path)[0] if path.suffix == ".safetensors" else load_checkpoint(path)[0]).eval()
 
 
 def read_around(song: Path, at: float, network: TfswaUNet) -> tuple[Tensor, float]:

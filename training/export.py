@@ -1,9 +1,10 @@
-"""A checkpoint becomes a product: `python -m training.export CHECKPOINT --out tfswa_sep/weights`.
+"""A checkpoint becomes a product: `python -m training.export CHECKPOINT --torch --registry models.toml`.
 
 Writes NAME.onnx (features in, masks out; see training/graph.py; any batch, but the frames of one segment:
-training/export_programs.py leaves them open, and has other formats), compares its stems with torch's on noise
-shaped like music, and brings the entry's sizes and hashes in models.toml up to date. With --torch also writes
-NAME.safetensors, which the torch backend reads.
+training/export_programs.py leaves them open, and has other formats) to --out, else tfswa_sep/weights, and
+compares its stems with torch's on noise shaped like music. With --torch also writes NAME.safetensors, which
+the torch backend reads. With --registry brings the entry's sizes and hashes in models.toml up to date: a
+bundled file that differs from them is refused.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 
 from tfswa_sep.backends.metadata import FORMAT, KEY
 from tfswa_sep.backends.onnx import OnnxBackend
+from tfswa_sep.backends.torch import load_network
 from tfswa_sep.model.config import PRESETS, ModelConfig
 from tfswa_sep.model.transform import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
@@ -41,6 +43,20 @@ def load_checkpoint(path: Path) -> tuple[TfswaUNet, dict[str, Any]]:
     network = TfswaUNet(ModelConfig.from_json(checkpoint["shape"])).eval()
     network.load_state_dict(checkpoint["average"])
     return network, checkpoint
+
+
+def load_model(path: Path) -> TfswaUNet:
+    """The network of a checkpoint or of a .safetensors file.
+
+    Raises InputError for a damaged checkpoint, ModelError for a damaged .safetensors file.
+    """
+    network = load_network(path)[0] if path.suffix == ".safetensors" else load_checkpoint(path)[0]
+    return network.eval()
+
+
+def round_to_half(network: TfswaUNet) -> None:
+    """Round the weights to what float16 holds: the files of both backends then carry the same numbers."""
+    network.load_state_dict({k: v.half().to(v.dtype) for k, v in network.state_dict().items()})
 
 
 def metadata(config: ModelConfig, *, name: str, license_name: str = LICENSE) -> dict[str, Any]:
@@ -194,8 +210,7 @@ def main() -> None:
         segment_samples=(options.frames - 1) * config.hop if options.frames else config.segment_samples,
         margin_samples=config.margin_samples if options.margin is None else options.margin,
     )
-    # Both files carry the same numbers: what float16 cannot hold is rounded before either is written.
-    network.load_state_dict({k: v.half().to(v.dtype) for k, v in network.state_dict().items()})
+    round_to_half(network)
     out = options.out or Path("exported" if options.untrained else "tfswa_sep/weights")
     out.mkdir(parents=True, exist_ok=True)
     files = {"onnx": out / f"{name}.onnx"}

@@ -31,13 +31,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tfswa_sep.backends.metadata import KEY
-from tfswa_sep.backends.torch import load_network
 from tfswa_sep.masks import masked_waves
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.transform import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.spectrogram import stft
-from training.export import TOLERANCE, load_checkpoint, metadata, save_onnx
+from training.export import TOLERANCE, load_model, metadata, save_onnx
 from training.graph import MaskNetwork, features_of
 
 FORMATS = {
@@ -48,12 +47,6 @@ FORMATS = {
 }
 MOST_FRAMES = 1 << 14  # of a segment: 3 minutes at 44.1 kHz
 Run = Callable[..., Sequence[Tensor]]  # features of each band -> masks of each band
-
-
-def load(path: Path) -> TfswaUNet:
-    """The network of a checkpoint or a safetensors file. Raises ModelError for a damaged one."""
-    network = load_network(path)[0] if path.suffix == ".safetensors" else load_checkpoint(path)[0]
-    return network.eval()
 
 
 def export_program(network: TfswaUNet) -> torch.export.ExportedProgram:
@@ -195,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--song", type=Path, default=Path("examples/demo.ogg"), help="to compare on")
     parser.add_argument("--sample", action="store_true", help="also write features.f32 and masks.f32")
     options = parser.parse_args(arguments)
-    network, name = load(options.model), options.name or options.model.stem
+    network, name = load_model(options.model), options.name or options.model.stem
     song = soundfile.read(options.song, dtype="float32", always_2d=True)[0].T
     options.out.mkdir(parents=True, exist_ok=True)
     program = export_program(network) if set(options.formats) - {"torchscript"} else None

@@ -28,7 +28,7 @@ from tfswa_sep.errors import InputError, ModelError, TfswaError
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.registry import load_registry
 from tfswa_sep.terminal import say_error
-from training.export import export_onnx, export_safetensors, load_checkpoint
+from training.export import export_onnx, export_safetensors, load_checkpoint, round_to_half
 
 BACKENDS = {"onnx": ".onnx", "torch": ".safetensors"}
 
@@ -163,8 +163,7 @@ def publish(options: argparse.Namespace, *, command: str) -> None:
         with told_plainly(options.repo):
             HfApi().create_repo(options.repo, private=options.private, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    # Both files carry the same numbers: what float16 cannot hold is rounded before either is written.
-    network.load_state_dict({k: v.half().to(v.dtype) for k, v in network.state_dict().items()})
+    round_to_half(network)
     paths = {backend: out / f"{name}{suffix}" for backend, suffix in BACKENDS.items()}
     difference = export_onnx(network, paths["onnx"], name=name, license_name=options.license)
     export_safetensors(network, paths["torch"], name=name, license_name=options.license)

@@ -1,4 +1,6 @@
-"""An exported model in 8 bits: `python -m training.quantize tfswa_sep/weights/small.onnx --songs FOLDER`.
+"""An exported model in 8 bits, beside it as MODEL.int8.onnx:
+
+    python -m training.quantize tfswa_sep/weights/small.onnx --songs FOLDER --registry models.toml
 
 Convolutions compute on bytes: unsigned activations, whose ranges are measured on music, and signed weights, a
 scale a channel, as QuantizeLinear and DequantizeLinear around every layer (Jacob et al., arXiv:1712.05877).

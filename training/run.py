@@ -14,8 +14,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from tfswa_sep.errors import UsageError
+from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.transform import stft
 from tfswa_sep.model.unet import TfswaUNet
+from tfswa_sep.spectrogram import HOP, N_FFT
 from training import checkpoint, losses
 from training.checkpoint import Average
 from training.configuration import model_shape
@@ -29,7 +32,11 @@ from training.validate import Validation
 
 
 class Run:
-    """Model, optimizer and data of a configuration, at the step where the last checkpoint left them."""
+    """Model, optimizer and data of a configuration, at the step where the last checkpoint left them.
+
+    Raises UsageError where that checkpoint is of another model or objective, and for a transform (n_fft, hop)
+    that the losses do not have.
+    """
 
     def __init__(self, config: DictConfig) -> None:
         settings = self.settings = config.training
@@ -39,6 +46,11 @@ class Run:
         self.fabric = launch(settings)
         self.fabric.seed_everything(config.seed, verbose=False)
         preset = model_shape(config.model)
+        if (preset.n_fft, preset.hop) != (N_FFT, HOP):  # losses and validation transform with these, too
+            raise UsageError(
+                f"n_fft {preset.n_fft} and hop {preset.hop} cannot be trained, only {N_FFT} and {HOP}:"
+                " leave model.changes.n_fft and model.changes.hop out"
+            )
         with self.fabric.rank_zero_first():  # one process decodes the songs, the others find them
             device = "cpu" if settings.workers else self.fabric.device
             self.data = open_data(config.data, preset.stems, seed=config.seed, device=device)
@@ -58,7 +70,11 @@ class Run:
         last = self.out / "last.ckpt"
         stored = checkpoint.read(last) if settings.resume and last.exists() else None
         self.said = ""  # about the warm start
-        if settings.warm_start and not stored:
+        if stored:
+            self._check_resumed(stored, last)
+        if settings.warm_start and stored:
+            self.said = f"goes on from {last}: training.warm_start={settings.warm_start} is not read"
+        elif settings.warm_start:
             self.said = checkpoint.warm_start(self.model, Path(settings.warm_start))
         self.wrapped = self.fabric.setup_module(synchronise_norms(trained, self.fabric))
         self.trained = self.wrapped.module
@@ -70,6 +86,24 @@ class Run:
         if stored:
             self._restore(stored)
         self.begun = time.monotonic()
+
+    def _check_resumed(self, stored: dict[str, Any], path: Path) -> None:
+        """Raise UsageError where a checkpoint is of another model, or was trained for something else."""
+        old = dataclasses.replace(  # how much is computed at once is no matter of training
+            ModelConfig.from_json(stored["shape"]),
+            segment_samples=self.shape.segment_samples,
+            margin_samples=self.shape.margin_samples,
+        )
+        names = [field.name for field in dataclasses.fields(ModelConfig)]
+        different = [name for name in names if getattr(old, name) != getattr(self.shape, name)]
+        trained = json.loads(stored["config"])["training"].get("objective", "separate")
+        if trained != self.settings.objective:
+            different.append("training.objective")
+        if different:
+            raise UsageError(
+                f"{path} is of a run with another {', '.join(different)}: choose another out=..., or"
+                " training.resume=false to begin anew in its place"
+            )
 
     def _restore(self, stored: dict[str, Any]) -> None:
         for own, part in ((self.trained.state_dict(), "model"), (self.average.state, "average")):

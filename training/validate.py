@@ -18,7 +18,7 @@ SAMPLE_RATE = 44_100  # Hz
 
 
 class Validation:
-    """The loudest-voiced stretch of each song, decoded once.
+    """The stretch of each song in which the weakest stem is loudest, decoded once.
 
     songs: name -> what reads its stems (s, c, n).  targets: names of the k sums of stems that are scored.
     matrix: (k, s), which stems are in which target.

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,8 +124,8 @@ def load_backend(
 
     fetch: registry.fetch, gives the verified local file of the model for a backend.
     backend: "onnx", "torch", or "auto": torch if there is a GPU (CUDA or MPS) and a torch file, else onnx.
-    device: "auto", "cpu", "cuda", "cuda:N", "mps" (torch) or "coreml" (onnx); "auto" alone may end up on the
-    CPU where a GPU cannot be used.
+    device: "auto", "cpu", "cuda", "cuda:N", "mps" (torch) or "coreml" (onnx); where both are "auto" and the
+    GPU cannot be used, the CPU is, and the backend's notes say so.
     precision: "auto" lets torch compute in 16 bits where that is faster; the file decides for onnx.
     threads: CPU threads, None for one a physical core.
     Raises UsageError for an unknown backend, DeviceError if its package or the device is missing, ModelError
@@ -137,8 +137,31 @@ def load_backend(
         raise UsageError(f"unknown device '{device}': choose from auto, cpu, cuda, cuda:N, mps, coreml")
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads cannot compute: give 1 or more")
-    if backend == "auto":
-        backend = _choose_backend(info, device)
+    if backend != "auto":
+        return _load(info, fetch, backend, device=device, precision=precision, threads=threads)
+    chosen = _choose_backend(info, device)
+    try:
+        return _load(info, fetch, chosen, device=device, precision=precision, threads=threads)
+    except DeviceError as error:
+        other = any(file.backend == "onnx" for file in info.files) and not _missing("onnx")
+        if device != "auto" or chosen != "torch" or not other:
+            raise
+        why = str(error).rpartition(":")[0]  # without the advice
+    loaded = _load(info, fetch, "onnx", device="cpu", precision=precision, threads=threads)
+    cast(Any, loaded).notes = (f"{why}, so the processor did the work",)
+    return loaded
+
+
+def _load(
+    info: ModelT,
+    fetch: Callable[[ModelT, str], Path],
+    backend: str,
+    *,
+    device: str,
+    precision: str,
+    threads: int | None,
+) -> Backend:
+    """A backend by its name; see load_backend."""
     offered = [file.backend for file in info.files]
     if backend not in offered:
         precisions = " or ".join(sorted({file.precision for file in info.files if file.precision}))

@@ -5,6 +5,8 @@ Axis letters: b batch, s stem of the model, k stem asked for, c channel, n sampl
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tfswa_sep.spectrogram import stft
 
 MOST_WORKERS = 4  # segments computed at once: each holds about 100 MB
 _NAMES = {"cuda": "CUDA", "coreml": "Core ML"}  # of devices other than the CPU
+_RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"  # which provider computes which node
 _FATAL_ONLY = 4  # ONNX Runtime's log severity: its errors come as exceptions, nothing belongs on stderr
 
 
@@ -38,7 +41,7 @@ class OnnxBackend:
 
     name = "onnx"
     batch_size = 1
-    notes = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
         self._path = path
@@ -54,6 +57,7 @@ class OnnxBackend:
         # Planned memory was held twice by segments computed at once, and brought no speed (measured).
         options.enable_mem_pattern = False
         options.log_severity_level = _FATAL_ONLY
+        options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
         try:
             self._session = _open(path, options, providers)
             text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
@@ -61,7 +65,7 @@ class OnnxBackend:
             raise ModelError(
                 f"{path} is damaged or no ONNX model ({_first_line(error)}): fetch it again"
             ) from None
-        self.device = _device_of(self._session.get_providers()[0], wanted=device)
+        self.device = _device_of(self._session, wanted=device)
         self.metadata: ModelMetadata = parse_metadata(text, file=str(path))
         self.stems = self.metadata.stems
         self.sample_rate = self.metadata.sample_rate
@@ -163,6 +167,10 @@ def _providers(device: str) -> list[Any]:
     if providers and providers[0][0] not in built_with:
         install = "pip install onnxruntime-gpu in its place, or " if kind == "cuda" else ""
         raise DeviceError(f"this onnxruntime was built without {_NAMES[kind]}: {install}use --device cpu")
+    if providers and kind != "coreml" and hasattr(onnxruntime, "preload_dlls"):
+        # CUDA's libraries as pip installs them: ONNX Runtime finds them only so. It prints what is missing.
+        with redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
     return [*providers, "CPUExecutionProvider"]
 
 
@@ -176,10 +184,15 @@ def _open(path: Path, options: onnxruntime.SessionOptions, providers: list[Any])
     return onnxruntime.InferenceSession(str(path), options, providers=providers[-1:])
 
 
-def _device_of(provider: str, *, wanted: str) -> str:
+def _device_of(session: Any, *, wanted: str) -> str:
     """Where a session computes. Raises DeviceError if that is not what was asked for by name."""
+    provider: str = session.get_providers()[0]
+    kind = wanted.partition(":")[0]
+    if kind in _NAMES and provider != "CPUExecutionProvider" and not _convolves(session, provider):
+        raise DeviceError(
+            f"{_NAMES[kind]} cannot compute this model's convolutions: use --precision fp32 or --device cpu"
+        )
     if provider == "CPUExecutionProvider":
-        kind = wanted.partition(":")[0]
         if kind in _NAMES:  # ONNX Runtime falls back without a word
             raise DeviceError(
                 f"ONNX Runtime could not start {_NAMES[kind]} and fell back to the processor: "
@@ -189,6 +202,19 @@ def _device_of(provider: str, *, wanted: str) -> str:
     if provider == "CUDAExecutionProvider":
         return wanted if ":" in wanted else "cuda:0"
     return "coreml"
+
+
+def _convolves(session: Any, provider: str) -> bool:
+    """Whether a provider that has started got any convolution, or left all to the processor, without a word.
+
+    True where this ONNX Runtime cannot tell.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return True
+    return any(
+        part.ep_name == provider and any("Conv" in node.op_type for node in part.get_nodes())
+        for part in session.get_provider_graph_assignment_info()
+    )
 
 
 def _first_line(error: Exception) -> str:

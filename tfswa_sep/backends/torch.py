@@ -8,6 +8,7 @@ Axis letters: b batch, s stem of the model, k stem asked for, c channel, n sampl
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -22,15 +23,19 @@ from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.transform import istft, stft
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.overlap import overlap_add, plan_segments
+from tfswa_sep.processor import count_cores
 
 MOST_AT_ONCE = 16  # segments: more fill any GPU, and make the first stem wait
+# What torch, CUDA's libraries, Metal and C++ say when memory runs out, in lower case.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "bad_alloc")
 
 
 class TorchBackend:
     """A model in a safetensors file; see backends.Backend.
 
     precision: "auto" computes in bfloat16 or float16 where the device is faster with them, else "fp32".
-    Raises ModelError if the file is damaged or no model of tfswa-sep, DeviceError if the device is not there.
+    Raises ModelError if the file is damaged or no model of tfswa-sep, DeviceError if the device is not there
+    or cannot compute.
     """
 
     name = "torch"
@@ -41,11 +46,15 @@ class TorchBackend:
     ) -> None:
         self._device = _pick_device(device)
         self.device = str(self._device)
-        if threads and self._device.type == "cpu":
-            torch.set_num_threads(threads)
+        if self._device.type == "cpu" and (count := threads or count_cores()):
+            torch.set_num_threads(count)
         self._path = path
         network, self.metadata = load_network(path)
-        self._network = network.eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        try:
+            _try_out(self._device)
+            self._network = network.eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        except RuntimeError as error:
+            raise DeviceError(f"{self.device} cannot be used ({_reason(error)}): use --device cpu") from None
         self.stems = self.metadata.stems
         self.sample_rate = self.metadata.sample_rate
         self.channels = self.metadata.channels
@@ -98,11 +107,9 @@ class TorchBackend:
             return np.stack([np.concatenate([*overlap_add([item], run, plan)], axis=-1) for item in segment])
         try:
             return self._separate(segment, mix)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            # On a CPU it is a plain RuntimeError that says so.
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in reason:
-                raise ModelError(f"{self._path} cannot be run ({reason}): fetch it again") from None
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise ModelError(f"{self._path} cannot be run ({_reason(error)}): fetch it again") from None
         self._ask_for_less(*segment.shape[::2])  # not in the handler, whose traceback holds the memory
         return self(segment, mix=mix)
 
@@ -117,9 +124,13 @@ class TorchBackend:
         self, segment: NDArray[np.float32], mix: NDArray[np.float32] | None, half: torch.dtype | None
     ) -> NDArray[np.float32]:
         n_fft, hop = self.metadata.n_fft, self.metadata.hop
-        with torch.inference_mode(), torch.autocast(self._device.type, dtype=half, enabled=half is not None):
+        with torch.inference_mode(), _current(self._device):
             mixture = torch.from_numpy(np.ascontiguousarray(segment)).to(self._device)
-            stems = self._network(stft(mixture, n_fft=n_fft, hop=hop)).float()
+            spectrum = stft(mixture, n_fft=n_fft, hop=hop)
+            # The network alone: transforms and sums of stems take no 16 bits.
+            with torch.autocast(self._device.type, dtype=half, enabled=half is not None):
+                stems = self._network(spectrum)
+            stems = stems.float()
             if mix is not None:
                 stems = torch.einsum("ks,bs...->bk...", torch.from_numpy(mix).to(self._device), stems)
             waves = istft(stems, n_fft=n_fft, hop=hop, length=segment.shape[-1])
@@ -129,15 +140,17 @@ class TorchBackend:
         """Halve the batch, or the segments. Raises DeviceError where they would become too short."""
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        if batch > 1:
-            self._most = batch // 2
+        elif self._device.type == "mps":
+            torch.mps.empty_cache()
+        if batch > 1:  # another thread may know of less already
+            self._most = min(self._most, batch // 2)
             return
         shorter = samples // 2 // self.metadata.hop * self.metadata.hop
         if shorter <= 4 * self.margin_samples:  # most of the work would go into context
             raise DeviceError(
                 f"memory of {self.device} ran out while separating: close other programs or use --device cpu"
             )
-        self._longest = shorter
+        self._longest = min(self._longest, shorter)
 
 
 def fitting(free: int, needed: int) -> int:
@@ -148,10 +161,32 @@ def fitting(free: int, needed: int) -> int:
     return max(1, min(MOST_AT_ONCE, int(0.8 * free / max(needed, 1))))
 
 
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Make it the one that torch asks about: of several CUDA cards that is the first, whichever is used."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _try_out(device: torch.device) -> None:
+    """Compute a little: a card can be seen and yet be too old for this build. Raises RuntimeError."""
+    torch.ones(1, device=device).add(1).item()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(sign in text for sign in _OUT_OF_MEMORY)
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _half_precision(device: torch.device) -> torch.dtype | None:
     """The 16-bit numbers that a device is faster with than with float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        with _current(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
     # Emulated bfloat16 is many times slower than float32: only where the processor has AMX tiles.
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return torch.bfloat16
@@ -176,8 +211,9 @@ def load_network(path: Path) -> tuple[TfswaUNet, ModelMetadata]:
     except ModelError:
         raise
     except Exception as error:  # what a hostile configuration makes torch raise can be anything
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path} is damaged or no safetensors model ({reason}): fetch it again") from None
+        raise ModelError(
+            f"{path} is damaged or no safetensors model ({_reason(error)}): fetch it again"
+        ) from None
     if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
         raise ModelError(f"{path} is damaged: it has weights that are not finite numbers")
     network = TfswaUNet(config)

@@ -8,8 +8,8 @@ import platform
 from pathlib import Path
 
 PACKAGES = (
-    "tfswa-sep", "numpy", "scipy", "soundfile", "soxr", "onnxruntime", "torch", "museval", "musdb", "stempeg",
-    "fast_bss_eval",
+    "tfswa-sep", "numpy", "scipy", "soundfile", "soxr", "onnxruntime", "onnxruntime-gpu", "torch", "museval",
+    "musdb", "stempeg", "fast_bss_eval",
 )  # fmt: skip
 
 

@@ -148,9 +148,15 @@ def _reader(track: CachedTrack) -> Callable[[], Tensor]:
 
 
 def _folder_songs(root: Path, stems: tuple[str, ...]) -> dict[str, Callable[[], Tensor]]:
-    """The songs of a folder, read when they are asked for."""
+    """The songs of a folder, read when they are asked for.
+
+    Raises InputError for a stem that is not one of `stems`: the mixture would lack it.
+    """
+    tracks, found = folder.find_tracks(root)
+    if unknown := sorted(set(found) - set(stems)):
+        raise InputError(f"{root} has a stem {unknown[0]!r}: the open corpus has {', '.join(stems)} alone")
 
     def reader(track: Track) -> Callable[[], Tensor]:
         return lambda: torch.from_numpy(decode(track, stems).transpose(1, 2, 0).astype(np.float32) / 32_768)
 
-    return {track.name: reader(track) for track in folder.find_tracks(root)[0]}
+    return {track.name: reader(track) for track in tracks}

@@ -238,7 +238,10 @@ def main(arguments: list[str] | None = None) -> int:
         everything = all_sources(options.shared, options.debian, options.soundfonts, options.teacher)
     except ValueError as error:
         parser.error(str(error))
-    found = [s for s in everything if not left_out & {s.name, s.licence_class, s.licence}]
+    places = [f"{options.debian / name}/" for name in left_out] if options.debian else []
+    fonts = rendered.SOUNDFONT_PACKAGES.items()
+    places += [str(options.soundfonts / file) for file, name in fonts if name in left_out]
+    found = catalogue.without(everything, left_out, places)
     for source in found:
         if source.licence_class == "non-commercial":
             parser.error(

@@ -3,6 +3,7 @@
 import gzip
 import re
 import zipfile
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 import soundfile
@@ -141,6 +142,27 @@ def package_terms(package: Path, known: dict[str, str]) -> tuple[str, str, str]:
             if match := re.match(r"\S+ \(([^)]+)\)", f.readline()):
                 version = match[1]
     return licence, licence_class(licence), version
+
+
+def without(found: Sequence[Source], names: Set[str], places: Iterable[str]) -> list[Source]:
+    """What is left of the sources when those of some names, licences and classes of licences are left out.
+
+    places: beginnings of paths; sources with a file there are left out too, as are the other stems of a song
+    of which one has a file there.
+    """
+    prefixes = tuple(places)
+
+    def lies_there(source: Source) -> bool:
+        return any(file.startswith(prefixes) for file in source.files)
+
+    songs = {(s.pool, s.extra["song"]) for s in found if "song" in s.extra and lies_there(s)}
+    return [
+        s
+        for s in found
+        if not names & {s.name, s.licence_class, s.licence}
+        and not lies_there(s)
+        and (s.pool, s.extra.get("song")) not in songs
+    ]
 
 
 def song_sources(shared: Path) -> list[Source]:

@@ -3,7 +3,7 @@
     FOLDER/<song>/vocals.wav
     FOLDER/<song>/guitar/left.flac, right.flac      a stem that is the sum of its files, as in MoisesDB
 
-Stems may have any name; `mixture.*` is left out, since the mixture is the sum of the stems.
+Stems may have any name, capitals are made small. `mixture.*` is left out: the mixture is the stems' sum.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def find_tracks(root: Path) -> tuple[list[Track], tuple[str, ...]]:
         files: dict[str, tuple[Path, ...]] = {}
         for path in sorted(song.iterdir()):
             paths = tuple(sorted(filter(_is_audio, path.iterdir()))) if path.is_dir() else (path,)
-            stem = path.name if path.is_dir() else path.stem
+            stem = (path.name if path.is_dir() else path.stem).lower()
             if stem == MIXTURE or not paths or not all(map(_is_audio, paths)):
                 continue
             if stem in files:

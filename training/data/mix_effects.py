@@ -59,7 +59,9 @@ class Filters:
         place = np.log(np.maximum(self.hertz.cpu().numpy(), 1.0))
         lines = [np.interp(place, np.log(EQ_POINTS), unit) for unit in np.eye(len(EQ_POINTS))]
         self._lines = torch.from_numpy(np.array(lines, np.float32)).to(device)
-        noise = np.random.default_rng((seed, 0)).standard_normal((2, 8 * sample_rate), np.float32)
+        # A pitched chunk is read from more samples than it has: a third more at 5 semitones, see `read_size`.
+        count = max(8 * sample_rate, 2 * length)
+        noise = np.random.default_rng((seed, 0)).standard_normal((2, count), np.float32)
         self._noise = torch.from_numpy(noise).to(device)
 
     def read_size(self, ratio: float) -> tuple[int, int]:

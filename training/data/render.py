@@ -16,9 +16,9 @@ from training.data.sources import (
     Audio,
     Piece,
     Source,
+    levelled,
     normalise,
     read_tsv,
-    sounding_spans,
     stereo,
 )
 
@@ -40,13 +40,6 @@ FAMILIES = (
 )  # fmt: skip
 LONGEST = 150.0  # s taken from one MIDI file
 STEM_LEVELS = {"drums": -20.0, "bass": -22.0, "other": -21.0}  # dBFS, of a rendered song's
-
-
-def pieces(source: Source, generator: np.random.Generator, audio: Audio, label: str) -> Iterator[Piece]:
-    """Level a render and give it out without its long silences."""
-    audio = normalise(audio)
-    for start, end in sounding_spans(audio, floor_db=-55, hang=2.0, shortest=4.0):
-        yield Piece(audio[start:end], label)
 
 
 def spread(names: list[str], generator: np.random.Generator) -> list[str]:
@@ -94,7 +87,7 @@ def _drums(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
         if not tracks or len(tracks[0].notes) < 20:
             continue
         audio = _play_kit(tracks[0].notes, source, rng, seconds=seconds + 1.5)
-        yield from pieces(source, rng, audio, name)
+        yield from levelled(audio, name)
 
 
 def _play_kit(notes: Sequence[Note], source: Source, rng: np.random.Generator, *, seconds: float) -> Audio:
@@ -149,7 +142,7 @@ def _bass(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
         if len(notes) < 30:
             continue
         audio, chain = _play_bass(notes, source, rng, seconds=window + 1)
-        yield from pieces(source, rng, audio, f"{name} {chain}")
+        yield from levelled(audio, f"{name} {chain}")
 
 
 def in_octaves(notes: Sequence[Note], rng: np.random.Generator) -> tuple[tuple[Note, ...], str]:
@@ -226,7 +219,7 @@ def _other(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
         shift = int(rng.integers(-4, 5))
         audio = _play_others(tracks, source, rng, seconds=window + 2, shift=shift)
         if np.abs(audio).max() > 0:
-            yield from pieces(source, rng, audio, name)
+            yield from levelled(audio, name)
 
 
 def _play_others(

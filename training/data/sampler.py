@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from training.data.sources import SAMPLE_RATE, Audio, read_audio, read_tsv
+from training.data.sources import SAMPLE_RATE, Audio, read_audio, read_tsv, stereo
 
 RELEASE = 0.06  # s over which a note fades after its end
 HAT_CLOSED, HAT_PEDAL, HAT_OPEN = 42, 44, 46
@@ -67,9 +67,7 @@ def load_kit(folder: str) -> Kit:
     rows.sort(key=lambda r: (int(r["gm_note"]), int(r["velocity_rank"]), r["file"]))
     hits: dict[int, list[Audio]] = {}
     for row in rows:
-        audio = read_audio(f"{folder}/{row['file']}")
-        stereo = np.repeat(audio, 2, axis=1) if audio.shape[1] == 1 else audio
-        hits.setdefault(int(row["gm_note"]), []).append(stereo)
+        hits.setdefault(int(row["gm_note"]), []).append(stereo(read_audio(f"{folder}/{row['file']}")))
     return Kit(hits, layered=any(int(r["n_ranks"]) > 1 for r in rows))
 
 

@@ -145,6 +145,13 @@ def normalise(audio: Audio, *, level_db: float = -20.0, peak: float = 0.98, most
     return (audio * min(gain, peak / max(loudest, 1e-9))).astype(np.float32)
 
 
+def levelled(audio: Audio, label: str) -> Iterator[Piece]:
+    """A render at the usual level, without its long silences."""
+    audio = normalise(audio)
+    for start, end in sounding_spans(audio, floor_db=-55, hang=2.0, shortest=4.0):
+        yield Piece(audio[start:end], label)
+
+
 def bandwidth(audio: Audio) -> float:
     """Highest frequency in Hz that rises within 80 dB of the strongest bin (95th percentile of frames)."""
     n = 2048

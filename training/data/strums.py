@@ -8,7 +8,7 @@ import numpy as np
 from training.data import effects
 from training.data.midi import Track, synthesize
 from training.data.sampler import Note, load_instrument, play
-from training.data.sources import Audio, Piece, Source, normalise, sounding_spans
+from training.data.sources import Audio, Piece, Source, levelled, normalise
 
 # Degrees of the scale (semitones above the key note, minor third or not) in common four-chord turns.
 PROGRESSIONS = (
@@ -146,6 +146,5 @@ def performances(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
         else:
             pan = rng.uniform(0.25, 0.75)
             stereo = sides[0] * np.array([[np.cos(pan * np.pi / 2), np.sin(pan * np.pi / 2)]], np.float32)
-        audio = normalise(effects.colour(stereo.astype(np.float32), rng, wet=0.4))
-        for start, end in sounding_spans(audio, floor_db=-55, hang=2.0, shortest=4.0):
-            yield Piece(audio[start:end], f"{style} program {program} {'clean' if clean else 'driven'}")
+        audio = effects.colour(stereo.astype(np.float32), rng, wet=0.4)
+        yield from levelled(audio, f"{style} program {program} {'clean' if clean else 'driven'}")

@@ -26,7 +26,7 @@ if [ "$seconds" != 0 ]; then
   timeout --signal=INT --kill-after=20 "$seconds" "$python" -m training.train "training=${TRAINING:-h100}" "data.pools=$here/pools" \
     "data.valid=$valid" "out=$here/run" "training.steps=$steps" "$@" 2>&1 | tee -a "$here/run/log.txt"
   status=${PIPESTATUS[0]}
-  "$python" -m training.lent_gpu.parts split "$here/run" "$OUT"
   cp "$here/run/log.txt" "$OUT/"
+  "$python" -m training.lent_gpu.parts split "$here/run" "$OUT" || exit 3
   case $status in 0 | 124 | 130) ;; *) exit "$status" ;; esac
 fi

@@ -1,7 +1,8 @@
 """Checkpoints in parts, to come back from there: `python -m training.lent_gpu.parts split|join FROM TO`.
 
-`split` writes FROM's last.ckpt and best.ckpt as parts of 15 MiB into TO, with their SHA-256 in parts.json;
-`join` puts them together again. At most 16 MiB a file, 8 files and 64 MiB come back.
+`split` writes FROM's last.ckpt and best.ckpt as parts of 15 MiB into TO, with their SHA-256 in parts.json, in
+place of older parts there; `join` puts them together again. At most 16 MiB a file, 8 files and 64 MiB come
+back: more than 60 MiB of checkpoints are refused, which leaves room for parts.json and the log.
 """
 
 import hashlib
@@ -12,19 +13,31 @@ from pathlib import Path
 from tfswa_sep.temporary import written_whole
 
 PART = 15 * 2**20  # bytes
+MOST = 60 * 2**20  # bytes of all checkpoints together: at most 5 parts
 FILES = ("last.ckpt", "best.ckpt")
 
 
 def split(folder: Path, out: Path) -> None:
-    """Cut the checkpoints that are in `folder` into parts."""
+    """Cut the checkpoints that are in `folder` into parts, in place of those of an earlier cut in `out`.
+
+    Raises ValueError, and writes nothing, where they are more than MOST bytes.
+    """
+    names = [name for name in FILES if (folder / name).is_file()]
+    size = sum((folder / name).stat().st_size for name in names)
+    if size > MOST:
+        raise ValueError(
+            f"{folder}: {' and '.join(names)} have {size / 2**20:.0f} MiB, and no more than"
+            f" {MOST / 2**20:.0f} come home: train a smaller model"
+        )
     out.mkdir(parents=True, exist_ok=True)
+    for old in (path for name in FILES for path in out.glob(f"{name}.*")):
+        old.unlink()
     digests = {}
-    for name in FILES:
-        if (folder / name).is_file():
-            content = (folder / name).read_bytes()
-            digests[name] = hashlib.sha256(content).hexdigest()
-            for number, start in enumerate(range(0, len(content), PART)):
-                (out / f"{name}.{number}").write_bytes(content[start : start + PART])
+    for name in names:
+        content = (folder / name).read_bytes()
+        digests[name] = hashlib.sha256(content).hexdigest()
+        for number, start in enumerate(range(0, len(content), PART)):
+            (out / f"{name}.{number}").write_bytes(content[start : start + PART])
     (out / "parts.json").write_text(json.dumps(digests))
 
 

@@ -125,13 +125,19 @@ def row_of(helping: Helping) -> dict[str, Any]:
 
 
 def valid_excerpts(songs: Path, folder: Path) -> None:
-    """Write an excerpt of every stem of every song in `songs`, as Opus, into `folder`."""
-    for path in sorted(p for p in songs.glob("*/*") if p.suffix in (".wav", ".flac", ".opus")):
-        start, end = (seconds * SAMPLE_RATE for seconds in VALID_SECONDS)
-        audio = read_audio(str(path))
-        target = folder / path.parent.name / f"{path.stem}.opus"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_opus(target, audio[start:end] if len(audio) > end else audio[: end - start])
+    """Write an excerpt of every stem of every song in `songs`, as Opus, into `folder`.
+
+    All stems of a song are cut at one place: at VALID_SECONDS, or from the beginning where one ends before.
+    """
+    first, last = VALID_SECONDS
+    for song in sorted(path for path in songs.iterdir() if path.is_dir()):
+        paths = sorted(path for path in song.iterdir() if path.suffix in (".wav", ".flac", ".opus"))
+        shortest = min((soundfile.info(path).duration for path in paths), default=0.0)
+        start = first * SAMPLE_RATE if shortest > last else 0
+        for path in paths:
+            target = folder / song.name / f"{path.stem}.opus"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_opus(target, read_audio(str(path))[start : start + (last - first) * SAMPLE_RATE])
 
 
 def size(folder: Path) -> int:
