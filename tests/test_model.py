@@ -15,7 +15,6 @@ from tfswa_sep.model.attention import (  # noqa: E402
     FrequencyAttention,
     ShiftedWindowAttention,
     TimeAttention,
-    linear_attention,
 )
 from tfswa_sep.model.block import DynamicFusion  # noqa: E402
 from tfswa_sep.model.config import PRESETS, Band, ModelConfig  # noqa: E402
@@ -86,22 +85,6 @@ def test_shifted_window_attention_masks_what_the_roll_brought_together(
     expected = torch.zeros(10, 8, dtype=torch.bool)
     expected[rows, columns] = True
     assert torch.equal(touched, expected)
-
-
-def test_linear_attention_is_a_weighted_mean_of_the_values() -> None:
-    q, k, v = torch.randn(3, 2, 5, 4)
-    weights = (torch.nn.functional.elu(q) + 1) @ (torch.nn.functional.elu(k) + 1).transpose(-1, -2)
-    torch.testing.assert_close(linear_attention(q, k, v), weights / weights.sum(-1, keepdim=True) @ v)
-
-
-def test_shared_keys_are_those_of_heads_that_are_alike() -> None:
-    shared, each = FrequencyAttention(8, 2, shared=True), FrequencyAttention(8, 2)
-    rows = [*range(8), *range(8, 12), *range(8, 12), *range(12, 16), *range(12, 16)]
-    for mine, theirs in zip(each.qkv.parameters(), shared.qkv.parameters(), strict=True):
-        mine.data = theirs.data[rows]
-    each.project = shared.project
-    x = torch.randn(1, 10, 8, 8)
-    torch.testing.assert_close(each(x), shared(x))
 
 
 def test_relative_position_bias_depends_on_the_offset_alone() -> None:

@@ -24,28 +24,6 @@ class QueryKeyValue(nn.Linear):
         return super().forward(x).chunk(3, dim=-1)
 
 
-class SharedKeyValue(nn.Linear):
-    """Queries of every head, and keys and values that all heads share (Shazeer, arXiv:1911.02150)."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__(dim, dim + 2 * (dim // heads))
-        self.heads = heads
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """(..., d) -> three of (..., d)"""
-        each = self.in_features // self.heads
-        q, k, v = torch.split(super().forward(x), (self.in_features, each, each), dim=-1)
-        repeat = (*[1] * (x.dim() - 1), self.heads)
-        return q, k.repeat(repeat), v.repeat(repeat)
-
-
-def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(..., i, e), twice (..., j, e) -> (..., i, e); Katharopoulos et al., arXiv:2006.16236, equation 5."""
-    q, k = functional.elu(q) + 1, functional.elu(k) + 1
-    shares = q @ k.sum(dim=-2)[..., None]
-    return q @ (k.transpose(-1, -2) @ v) / shares
-
-
 class _Attention(nn.Module):
     """Queries, keys and values from one linear layer, and one more for what comes out.
 
@@ -53,11 +31,10 @@ class _Attention(nn.Module):
     them apart costs more than the attention itself (measured in ONNX Runtime).
     """
 
-    def __init__(self, dim: int, heads: int, *, shared: bool = False, linear: bool = False) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = SharedKeyValue(dim, heads) if shared else QueryKeyValue(dim, 3 * dim)
-        self.attend = linear_attention if linear else functional.scaled_dot_product_attention
+        self.qkv = QueryKeyValue(dim, 3 * dim)
         self.project = nn.Linear(dim, dim)
 
 
@@ -68,7 +45,7 @@ class TimeAttention(_Attention):
         """(b, f, t, d) -> (b, f, t, d)"""
         f = x.shape[1]
         q, k, v = (rearrange(y, "b f t (h e) -> (b f) h t e", h=self.heads) for y in self.qkv(x))
-        y = self.attend(q, k, v)
+        y = functional.scaled_dot_product_attention(q, k, v)
         return self.project(rearrange(y, "(b f) h t e -> b f t (h e)", f=f))  # type: ignore[no-any-return]
 
 
@@ -79,7 +56,7 @@ class FrequencyAttention(_Attention):
         """(b, f, t, d) -> (b, f, t, d)"""
         t = x.shape[2]
         q, k, v = (rearrange(y, "b f t (h e) -> (b t) h f e", h=self.heads) for y in self.qkv(x))
-        y = self.attend(q, k, v)
+        y = functional.scaled_dot_product_attention(q, k, v)
         return self.project(rearrange(y, "(b t) h f e -> b f t (h e)", t=t))  # type: ignore[no-any-return]
 
 
@@ -92,10 +69,8 @@ class ShiftedWindowAttention(_Attention):
 
     relative_index: Tensor
 
-    def __init__(
-        self, dim: int, heads: int, *, window: tuple[int, int], shifted: bool, shared: bool = False
-    ) -> None:
-        super().__init__(dim, heads, shared=shared)
+    def __init__(self, dim: int, heads: int, *, window: tuple[int, int], shifted: bool) -> None:
+        super().__init__(dim, heads)
         self.window = window
         self.shift = (window[0] // 2, window[1] // 2) if shifted else (0, 0)
         wf, wt = window

@@ -68,17 +68,14 @@ class TfswaBlock(nn.Module):
         super().__init__()
         heads, window = config.heads, config.window
         self.serial = config.fusion == "serial"
-        shared, linear = config.shared_keys, config.linear_attention
         attentions: list[nn.Module] = []
         if "time" in config.branches:
-            attentions.append(TimeAttention(dim, heads, shared=shared, linear=linear))
+            attentions.append(TimeAttention(dim, heads))
         if "frequency" in config.branches:
-            attentions.append(FrequencyAttention(dim, heads, shared=shared, linear=linear))
+            attentions.append(FrequencyAttention(dim, heads))
         if "window" in config.branches:
             for shift in (False, True) if self.serial else (shifted,):
-                attentions.append(
-                    ShiftedWindowAttention(dim, heads, window=window, shifted=shift, shared=shared)
-                )
+                attentions.append(ShiftedWindowAttention(dim, heads, window=window, shifted=shift))
         if not self.serial:
             several = config.fusion == "dynamic" and len(attentions) > 1
             self.fusion = DynamicFusion(dim, len(attentions)) if several else MeanFusion()

@@ -67,8 +67,6 @@ class ModelConfig:
     branches: tuple[str, ...] = BRANCHES  # the attentions of a TFSWA block; fewer to see what each brings
     # Side by side with weights from the input, side by side with equal ones, or one after the other.
     fusion: Literal["dynamic", "mean", "serial"] = "dynamic"
-    shared_keys: bool = False  # keys and values of one head, for all heads
-    linear_attention: bool = False  # in TSA and FSA; windows are small already
     head_dim: int = 32  # hidden features of each stem's head
     # Masks that sum to one over the stems, so that the stems sum to the mixture.
     mixture_consistent: bool = True
