@@ -28,10 +28,7 @@ def manifest_path(folder: Path, track: str) -> Path:
 
 def describe_work(song: Path, model: ModelInfo, options: Mapping[str, Any]) -> dict[str, Any]:
     """What decides how the stems come out. Raises OSError."""
-    hashes = {
-        f"{file.backend} {file.precision}".strip(): file.sha256 or digest(Path(file.where))
-        for file in model.files
-    }
+    hashes = {file.label: file.sha256 or digest(Path(file.where)) for file in model.files}
     return {
         "format": _FORMAT,
         "song": {"name": song.name, "sha256": digest(song)},

@@ -34,7 +34,7 @@ class Separator:
     backend: "auto", "onnx" or "torch".  device: "auto", "cpu", "cuda", "cuda:N", "mps" or "coreml".
     precision: "fp32", "int8" or "auto"; see registry.with_precision and backends.load_backend.
     threads: CPU threads, None for one a physical core.
-    batch_size: segments computed at once, None for as many as the device is best with; 16 are the most.
+    batch_size: segments computed at once (PyTorch: 16 at most), None for as many as the device is best with.
     Raises UsageError for a batch size below 1.
     """
 

@@ -57,7 +57,8 @@ class OnnxBackend:
         # Planned memory was held twice by segments computed at once, and brought no speed (measured).
         options.enable_mem_pattern = False
         options.log_severity_level = _FATAL_ONLY
-        options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
+        if _is_named(device):
+            options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
         try:
             self._session = _open(path, options, providers)
             text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
@@ -184,20 +185,26 @@ def _open(path: Path, options: onnxruntime.SessionOptions, providers: list[Any])
     return onnxruntime.InferenceSession(str(path), options, providers=providers[-1:])
 
 
+def _is_named(device: str) -> bool:
+    """Whether a device other than the CPU was asked for: then nothing else will do."""
+    return device.partition(":")[0] in _NAMES
+
+
 def _device_of(session: Any, *, wanted: str) -> str:
     """Where a session computes. Raises DeviceError if that is not what was asked for by name."""
     provider: str = session.get_providers()[0]
-    kind = wanted.partition(":")[0]
-    if kind in _NAMES and provider != "CPUExecutionProvider" and not _convolves(session, provider):
-        raise DeviceError(
-            f"{_NAMES[kind]} cannot compute this model's convolutions: use --precision fp32 or --device cpu"
-        )
-    if provider == "CPUExecutionProvider":
-        if kind in _NAMES:  # ONNX Runtime falls back without a word
+    if _is_named(wanted):  # ONNX Runtime falls back without a word
+        name = _NAMES[wanted.partition(":")[0]]
+        if provider == "CPUExecutionProvider":
             raise DeviceError(
-                f"ONNX Runtime could not start {_NAMES[kind]} and fell back to the processor: "
+                f"ONNX Runtime could not start {name} and fell back to the processor: "
                 "see tfswa-sep doctor, or use --device cpu"
             )
+        if not _convolves(session, provider):
+            raise DeviceError(
+                f"{name} cannot compute this model's convolutions: use --precision fp32 or --device cpu"
+            )
+    if provider == "CPUExecutionProvider":
         return "cpu"
     if provider == "CUDAExecutionProvider":
         return wanted if ":" in wanted else "cuda:0"

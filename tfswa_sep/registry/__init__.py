@@ -121,7 +121,7 @@ def fetch(info: ModelInfo, backend: str) -> Path:
     """
     file = next((file for file in info.files if file.backend == backend), None)
     if file is None:
-        there = ", ".join(f"{file.backend} {file.precision}".strip() for file in info.files)
+        there = ", ".join(file.label for file in info.files)
         raise ModelError(f"model {info.name!r} has no file for the {backend} backend, only for {there}")
     if download.is_remote(file.where):
         path = download.fetch(file)

@@ -44,6 +44,11 @@ class ModelFile:
     bytes: int  # 0 where the size is not known yet
     precision: str = ""  # one of PRECISIONS, in which it computes; "" for a file that nobody recorded
 
+    @property
+    def label(self) -> str:
+        """Backend and precision, as far as they are known, such as "onnx int8"."""
+        return f"{self.backend} {self.precision}".strip()
+
 
 @dataclass(frozen=True)
 class ModelInfo:

@@ -127,9 +127,7 @@ def _find(config: DictConfig, kind: str) -> tuple[list[CachedTrack], tuple[str, 
     elif kind == "folder":
         tracks, stems = folder.find_tracks(root)
         if config.valid:
-            held_out, others = folder.find_tracks(Path(config.valid))
-            if unknown := sorted(set(others) - set(stems)):
-                raise InputError(f"{config.valid} has a stem {unknown[0]!r} that no song of {root} has")
+            held_out = _held_out(Path(config.valid), stems, why=f" that no song of {root} has")
     else:
         raise InputError(f"unknown data.kind {kind!r}: choose open, musdb18, musdb18hq or folder")
     build = config.build_workers
@@ -140,6 +138,17 @@ def _find(config: DictConfig, kind: str) -> tuple[list[CachedTrack], tuple[str, 
     )
 
 
+def _held_out(root: Path, stems: tuple[str, ...], *, why: str) -> list[Track]:
+    """The tracks of a folder to validate on.
+
+    Raises InputError, which `why` ends, for a stem that is not one of `stems`: the mixture would lack it.
+    """
+    tracks, found = folder.find_tracks(root)
+    if unknown := sorted(set(found) - set(stems)):
+        raise InputError(f"{root} has a stem {unknown[0]!r}{why}")
+    return tracks
+
+
 def _reader(track: CachedTrack) -> Callable[[], Tensor]:
     def read() -> Tensor:
         return torch.from_numpy(track.samples.transpose(1, 2, 0).astype(np.float32) / 32_768)
@@ -148,13 +157,8 @@ def _reader(track: CachedTrack) -> Callable[[], Tensor]:
 
 
 def _folder_songs(root: Path, stems: tuple[str, ...]) -> dict[str, Callable[[], Tensor]]:
-    """The songs of a folder, read when they are asked for.
-
-    Raises InputError for a stem that is not one of `stems`: the mixture would lack it.
-    """
-    tracks, found = folder.find_tracks(root)
-    if unknown := sorted(set(found) - set(stems)):
-        raise InputError(f"{root} has a stem {unknown[0]!r}: the open corpus has {', '.join(stems)} alone")
+    """The songs of a folder, read when they are asked for. Raises InputError as `_held_out` does."""
+    tracks = _held_out(root, stems, why=f": the open corpus has {', '.join(stems)} alone")
 
     def reader(track: Track) -> Callable[[], Tensor]:
         return lambda: torch.from_numpy(decode(track, stems).transpose(1, 2, 0).astype(np.float32) / 32_768)
