@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -25,11 +28,13 @@ from tfswa_sep.model.config import PRESETS  # noqa: E402
 from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
 from training import checkpoint, learning_rate_finder, losses, train  # noqa: E402
 from training.configuration import load_config  # noqa: E402
+from training.parallel import use_fused_attention  # noqa: E402
 from training.pretrain import MaskedSpectrogram, hide  # noqa: E402
 from training.run import Run  # noqa: E402
 from training.schedule import learning_rate, phases  # noqa: E402
 
 RATE = 44_100
+ROOT = Path(__file__).parents[1]
 WEIGHTS = Path(tfswa_sep.__file__).parent / "weights"
 
 
@@ -201,6 +206,60 @@ def test_a_warm_start_from_the_bundled_weights_knows_their_attentions() -> None:
     fewer = TfswaUNet(dataclasses.replace(PRESETS["small"], branches=("window",), fusion="mean"))
     said = checkpoint.warm_start(fewer, WEIGHTS / "small.safetensors")
     assert f"{len(fewer.state_dict())} of {len(fewer.state_dict())} tensors" in said, said
+
+
+@pytest.mark.parametrize("deeper", [(3, 2), (1, 4), (5, 5)])
+def test_a_warm_start_of_a_deeper_model_separates_as_the_old_one(
+    deeper: tuple[int, ...], songs: Path, tmp_path: Path, tiny: None
+) -> None:
+    old = run_of(songs, tmp_path, "model.changes.convs=[1,2]")
+    old.save({}, best=False)
+    new = TfswaUNet(dataclasses.replace(old.shape, convs=deeper)).eval()
+    checkpoint.warm_start(new, tmp_path / "last.ckpt")
+    assert len(new.state_dict()) > len(old.model.state_dict())
+    spectrum = torch.randn(1, 4, 1025, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(new(spectrum), old.model.eval()(spectrum))
+    shallow = TfswaUNet(dataclasses.replace(old.shape, convs=(2, 1)))
+    assert "of another shape or not there" in checkpoint.warm_start(shallow, tmp_path / "last.ckpt")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_memory_that_is_freed_stays_with_the_process() -> None:
+    """Peaks of 200 MB: given back to the system in between, each brings new pages."""
+    script = """
+import resource, sys, numpy as np
+from training.allocator import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+def fill():
+    np.ones(200_000_000, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+first = fill()
+print(fill() - first)
+"""
+    pages = {}
+    for how in ("kept", "as ever"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, how],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        pages[how] = int(done.stdout)
+    assert pages["kept"] < pages["as ever"] / 10, pages
+
+
+def test_attention_as_matrix_products_is_the_same_attention(songs: Path, tmp_path: Path, tiny: None) -> None:
+    found = {}
+    for fused in (True, False):
+        run = run_of(songs, tmp_path / str(fused), f"training.fused_attention={fused}")
+        assert torch.backends.cuda.flash_sdp_enabled() == fused
+        found[fused] = run.step(next(run.batches()))["loss"]
+    use_fused_attention(True)
+    assert found[True] == pytest.approx(found[False], rel=1e-4)
 
 
 def test_a_progressive_run(songs: Path, tmp_path: Path, tiny: None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tfswa_sep.backends.metadata import KEY
 from tfswa_sep.errors import InputError
+from tfswa_sep.model.block import conv_sizes
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.temporary import remove_abandoned, written_whole
@@ -69,7 +70,9 @@ def warm_start(model: nn.Module, path: Path) -> str:
     if isinstance(model, TfswaUNet):
         weights = real_parts(weights, model)
         if shape := stored.get("shape"):
-            weights = kept_attentions(weights, ModelConfig.from_json(shape), model.config)
+            old = ModelConfig.from_json(shape)
+            weights = kept_attentions(weights, old, model.config)
+            weights = deepened(weights, old, model)
     fitting = {
         key: value
         for key, value in weights.items()
@@ -128,3 +131,36 @@ def kept_attentions(weights: dict[str, Any], old: ModelConfig, new: ModelConfig)
             value = value[list(places)]
         found[key] = value
     return found
+
+
+def deepened(weights: dict[str, Any], old: ModelConfig, model: TfswaUNet) -> dict[str, Any]:
+    """The weights of a model `old` by their names in `model`, whose stages may have more convolutions.
+
+    Blocks are numbered in a stage: those that `old` has keep their order, those that it lacks begin as the
+    identity, for the scale of their last norm is 0 (Goyal et al., arXiv:1706.02677, section 5.1), and their
+    ReLU has nothing to cut off, since it follows another one.
+    """
+    own, new = model.state_dict(), model.config
+    places, added = dict[str, str](), list[str]()
+    for stage, (before, after) in enumerate(zip(old.convs, new.convs, strict=False)):
+        sizes, left = conv_sizes(after), conv_sizes(before)
+        attentions = [len(left), len(sizes)]  # where those of the attentions begin, then and now
+        pairs, fresh = list[tuple[int, int]](), list[tuple[int, int]]()
+        for place, size in enumerate(sizes):
+            if left and left[0] == size:
+                pairs.append((len(pairs), place))
+                left.pop(0)
+            else:
+                fresh.append((place, size))
+        if left:  # not those of `old` and more
+            continue
+        pairs += [(attentions[0] + i, attentions[1] + i) for i in range(old.attentions[stage])]
+        for side in ("encoder", "decoder"):
+            prefix = f"{side}.{stage}.blocks."
+            places |= {f"{prefix}{a}.": f"{prefix}{b}." for a, b in pairs}
+            added += [f"{prefix}{place}.layers.{3 * size - 2}.weight" for place, size in fresh]
+    found = {}
+    for key, value in weights.items():
+        block = ".".join(key.split(".")[:4]) + "."
+        found[key.replace(block, places.get(block, block), 1)] = value
+    return found | {key: torch.zeros_like(own[key]) for key in added}

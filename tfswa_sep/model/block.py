@@ -100,6 +100,11 @@ class TfswaBlock(nn.Module):
         return x + self.feed_forward(x)  # type: ignore[no-any-return]
 
 
+def conv_sizes(convs: int) -> list[int]:
+    """Convolutions in each ConvBlock of a stage: a residual around at most two trains best."""
+    return [2] * (convs // 2) + [1] * (convs % 2)
+
+
 class Stage(nn.Module):
     """The blocks of one resolution: convolutions, then attentions."""
 
@@ -107,9 +112,7 @@ class Stage(nn.Module):
         self, dim: int, config: ModelConfig, *, convs: int, attentions: int, shift_first: bool
     ) -> None:
         super().__init__()
-        # A residual around at most two convolutions trains best; more become several blocks.
-        sizes = [2] * (convs // 2) + [1] * (convs % 2)
-        blocks: list[nn.Module] = [ConvBlock(dim, size) for size in sizes]
+        blocks: list[nn.Module] = [ConvBlock(dim, size) for size in conv_sizes(convs)]
         blocks += [TfswaBlock(dim, config, shifted=(i % 2 == 1) != shift_first) for i in range(attentions)]
         self.blocks = nn.ModuleList(blocks)
 
