@@ -53,6 +53,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
         elif name.startswith(("gone", "sub")):
             self.send_error(404)
+        elif name == "silent.onnx" and first:  # as where a kept connection was closed in the meantime
+            self.close_connection = True
         else:
             self.answers(name, first=first)
 
@@ -77,6 +79,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
         self.file_headers(body)
+        self.send_header("Connection", "close")
         self.end_headers()
         if self.command == "HEAD":
             return

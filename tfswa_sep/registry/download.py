@@ -206,8 +206,11 @@ def _receive(session: Any, url: str, out: BinaryIO, limit: int) -> str | None:
     except (OSError, TfswaError):
         raise
     except Exception as error:  # the web client's
-        if out.tell() == 0:
-            raise  # no such server, or none that answers: told at once
+        # No such server, or none that answers, is told at once. But one that hangs up without a word may only
+        # have closed a connection that was kept from the file before. (By name: huggingface_hub's versions
+        # have web clients of several packages.)
+        if out.tell() == 0 and type(error).__name__ != "RemoteProtocolError":
+            raise
         return str(error) or type(error).__name__
     return None
 
