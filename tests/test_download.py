@@ -57,7 +57,7 @@ def test_a_download_is_kept_and_not_asked_for_again(server: ModelServer, tmp_pat
     [("cut.onnx", 2), ("restart.onnx", 2), ("once.onnx", 2), ("silent.onnx", 2), ("home.onnx", 1)],
 )
 def test_what_goes_wrong_once_is_mended(server: ModelServer, name: str, gets: int) -> None:
-    """Cut off and resumed, or by a server that cannot resume; wrong once; no answer once; redirected there."""
+    """Cut off and resumed, or by one that cannot resume; wrong once; no answer once; redirected there."""
     assert download.fetch(file_at(f"{server.url}/{name}")).read_bytes() == BODY
     assert server.gets[name] == gets
 

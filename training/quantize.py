@@ -2,14 +2,15 @@
 
     python -m training.quantize tfswa_sep/weights/small.onnx --songs FOLDER --registry models.toml
 
-Convolutions compute on bytes: unsigned activations, whose ranges are measured on music, and signed weights, a
-scale a channel, as QuantizeLinear and DequantizeLinear around every layer (Jacob et al., arXiv:1712.05877).
-Weights have 7 bits, because processors without VNNI add up products in 16 bits, which would overflow.
-The attentions' linear layers store bytes and compute in float32: with byte activations they took longer
-(measured). What is left (attention itself, softmax, sums) is as it was.
+Convolutions, linear layers, sums and what lies between them compute on bytes: unsigned activations, whose
+ranges are measured on music, and signed weights, a scale a channel, as QuantizeLinear and DequantizeLinear
+around every layer (Jacob et al., arXiv:1712.05877). Weights have 7 bits, because processors without VNNI add
+up products in 16 bits, which would overflow. Attention itself and softmax are as they were: in bytes they
+took longer (measured), and so did transposed convolutions, which have no such kernel.
 
-`--sweep FILE` quantizes one convolution at a time and writes down what that costs, `--keep NODE` leaves one
-in float32, `--dynamic` measures no ranges and quantizes matrix products alone.
+`--sweep FILE` quantizes one convolution at a time, then all but the linear layers and all but the sums, and
+writes down what that brings and costs; `--keep NODE` leaves one in float32, `--dynamic` measures no ranges
+and quantizes matrix products alone.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ from training.graph import features_of
 
 Feed = dict[str, NDArray[np.float32]]  # a segment as the graph takes it
 
+# What computes on bytes. Where a sum or a change of order stays in float32, what comes to it is widened and
+# what it gives cut to bytes again, which takes longer than the sum.
+OPERATORS = ("Conv", "Gemm", "Add", "Relu", "Concat", "Slice", "Transpose", "Reshape")
 SMALLEST = 1024  # weights of a layer from which on it is worth storing them as bytes
 
 
@@ -87,8 +91,18 @@ def _as_feed(backend: OnnxBackend, segment: NDArray[np.float32]) -> Feed:
     return {f"features_{i}": band.numpy() for i, band in enumerate(bands)}
 
 
-def quantize(model: Path, out: Path, feeds: Sequence[Feed], *, keep: Sequence[str] = ()) -> None:
-    """Write `model` in 8 bits to `out`, calibrated on `feeds`; nodes named in `keep` stay in float32."""
+def quantize(
+    model: Path,
+    out: Path,
+    feeds: Sequence[Feed],
+    *,
+    operators: Sequence[str] = OPERATORS,
+    keep: Sequence[str] = (),
+) -> None:
+    """Write `model` with these operators in 8 bits to `out`, calibrated on `feeds`.
+
+    Nodes named in `keep` stay in float32.
+    """
     with tempfile.TemporaryDirectory() as folder:
         named, quantized = Path(folder) / "named.onnx", Path(folder) / "quantized.onnx"
         # Shapes are needed, constants must stay unfolded: the windows' biases would be written out.
@@ -98,7 +112,7 @@ def quantize(model: Path, out: Path, feeds: Sequence[Feed], *, keep: Sequence[st
             str(quantized),
             Segments(feeds),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
+            op_types_to_quantize=list(operators),
             nodes_to_exclude=list(keep),
             per_channel=True,
             reduce_range=True,
@@ -205,13 +219,17 @@ def compare(model: Path, other: Path, feeds: Sequence[Feed], *, repeats: int = 5
 
 
 def sweep(model: Path, feeds: Sequence[Feed]) -> Iterator[dict[str, Any]]:
-    """Quantize one convolution at a time: what it does to the masks and to the time."""
+    """Quantize one convolution at a time, then all but one kind of operator: what comes of masks and time."""
     nodes = [node.name for node in onnx.load(model).graph.node if node.op_type == "Conv"]
     with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "one.onnx"
         for name in nodes:
-            out = Path(folder) / "one.onnx"
-            quantize(model, out, feeds[:2], keep=[other for other in nodes if other != name])
+            others = [other for other in nodes if other != name]
+            quantize(model, out, feeds[:2], operators=["Conv"], keep=others)
             yield {"node": name, **compare(model, out, feeds[2:4], repeats=3)}
+        for kind in ("Gemm", "Add"):
+            quantize(model, out, feeds[:2], operators=[other for other in OPERATORS if other != kind])
+            yield {"without": kind, **compare(model, out, feeds[2:4], repeats=3)}
 
 
 def main() -> None:
