@@ -19,7 +19,7 @@ def costs() -> dict[str, describe.ModuleCost]:
 
 
 def test_small_is_cheap(costs: dict[str, describe.ModuleCost]) -> None:
-    assert 1e9 < costs[""].flops <= 5e9
+    assert 1e9 < costs[""].flops <= 6e9
     assert costs[""].megabytes == pytest.approx(costs[""].parameters * 4e-6)
 
 
@@ -45,7 +45,7 @@ def test_flops_are_those_that_a_hand_counts(costs: dict[str, describe.ModuleCost
     # four linear layers' worth of 96 by 96, then (along frequency) queries by keys and weights by values
     tokens, frames, dim = 40, 96, 96
     attention = 2 * tokens * frames * (4 * dim * dim + 2 * tokens * dim) / seconds
-    assert costs["encoder.2.blocks.1.attentions.0"].flops == pytest.approx(attention)
+    assert costs["encoder.2.blocks.2.attentions.0"].flops == pytest.approx(attention)
 
 
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,6 +193,7 @@ ROWS = [
     F("video without sound", by_ffmpeg("a.mkv", "-f", "lavfi", "-i", "testsrc=d=0.2:s=64x64"), "a.mkv", 3, "no sound track"),
     F("m4a without ffmpeg", by_ffmpeg("song.m4a", *SINE), "song.m4a", 3, "reading it needs ffmpeg", "apt install ffmpeg", shell=NO_FFMPEG),
     F("link to nothing", link("gone.wav"), "song.wav", 3, "no such file: song.wav"),
+    F("a model by a user who is not there", song(), "song.wav --model ~nosuch/x.onnx", 4, "no such model file"),
     F("link in a circle", link("song.wav"), "song.wav", 3, "song.wav"),
     F("named pipe", pipe, "song.wav", 3, "song.wav is no file", "standard input"),
     F("nothing on stdin", nothing, "-", 3, "the standard input is empty", stdin=b""),
@@ -245,6 +246,8 @@ ROWS = [
     F("stdout full", song(), "song.wav", 5, "cannot write to the standard output", shell='exec "$@" >/dev/full', new=ALL),
     # several songs
     F("one bad of two", both(song(), write("b.wav", b"")), "b.wav song.wav", 7, "b.wav is empty", new=ALL),
+    F("one circle of two", both(link("song.wav"), song("b.wav")), "song.wav b.wav --stems bass", 7, "song.wav cannot be opened", new=["b/bass.wav", "b/.b.*.json"]),
+    F("one long name of two", song(), f"{'x' * 300}.wav song.wav --stems bass", 7, "xxx.wav cannot be opened", new=["song/bass.wav", "song/.song.*.json"]),
     F("one bad of three, jobs", both(song(), song("c.wav"), write("b.wav", b"")), "b.wav song.wav c.wav -j 2 --stems bass", 7, "b.wav is empty", new=["*/bass.wav", "*/.*.json"] * 2),
     F("a worker killed", both(song("long.wav", seconds=20), song("b.wav")), "long.wav b.wav -j 2 --stems bass", 7, "long.wav: the process that separated it was killed by signal 9", meanwhile=kill_a_worker, new=["b/bass.wav", "b/.b.*.json", "long/.tfswa-sep-*.tmp"]),
     F("one song twice", song(), "song.wav ./song.wav", 0, new=ALL),

@@ -157,19 +157,21 @@ def test_a_cut_takes_the_place_of_a_larger_one(tmp_path: Path, monkeypatch: pyte
     assert joined.read_bytes() == b"new" * 50
 
 
-def test_checkpoints_that_do_not_come_home_are_refused(
+def test_a_checkpoint_that_does_not_come_home_stays_or_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(parts, "MOST", 1000)
     (tmp_path / "run").mkdir()
     for name in ("last.ckpt", "best.ckpt"):
-        (tmp_path / "run" / name).write_bytes(bytes(600))
+        (tmp_path / "run" / name).write_bytes(bytes(1001))
     assert parts.main(["split", str(tmp_path / "run"), str(tmp_path / "out")]) == 3
     said = capsys.readouterr().err
-    assert "last.ckpt and best.ckpt have" in said and said.count("\n") == 1
+    assert "last.ckpt has" in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    (tmp_path / "run/best.ckpt").unlink()
+    (tmp_path / "run/last.ckpt").write_bytes(bytes(600))
     assert parts.main(["split", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("best.ckpt stays behind")
+    assert [path.name for path in parts.join(tmp_path / "out", tmp_path / "back")] == ["last.ckpt"]
 
 
 def test_a_call_fails_where_its_checkpoints_cannot_be_cut(tmp_path: Path) -> None:

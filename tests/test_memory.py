@@ -67,4 +67,6 @@ def test_a_benchmark_adds_up(capsys: pytest.CaptureFixture[str], monkeypatch: py
     # Backward costs about twice what forward does; both grow with the batch.
     single = config("data.seconds=0.4", "training.batch_size=1")
     assert benchmark_training.training_flops(single) * 2 == found["flops_a_batch"]
+    as_products = config("data.seconds=0.4", "training.batch_size=1", "training.fused_attention=false")
+    assert benchmark_training.training_flops(as_products) == benchmark_training.training_flops(single)
     assert '"model_flops_utilization"' in capsys.readouterr().out

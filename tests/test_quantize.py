@@ -56,6 +56,27 @@ def test_a_quantized_model_is_small_and_near(model: Path) -> None:
 
 
 @pytest.mark.slow
+def test_scores_of_attention_stay_in_float32(model: Path) -> None:
+    """Masks of -1e4 among them: as bytes, all else would be one number."""
+    feeds, out = quantize.music(model, model.parent / "songs", count=2), model.with_suffix(".scores.onnx")
+    quantize.quantize(model, out, feeds)
+    graph = onnx.load(out).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    for softmax in (node for node in graph.node if node.op_type == "Softmax"):
+        node = makers[softmax.input[0]]
+        while node.op_type in ("Add", "Reshape"):
+            node = makers[node.input[0]]
+        assert node.op_type in ("MatMul", "Gemm", "DequantizeLinear")
+        if node.op_type == "DequantizeLinear":  # of the fusion's weights, which no mask comes near
+            scale = next(t for t in graph.initializer if t.name == node.input[1])
+            assert onnx.numpy_helper.to_array(scale).max() < 0.1
+    bundled = onnx.load(WEIGHTS / "small.int8.onnx").graph
+    scales = {t.name: onnx.numpy_helper.to_array(t) for t in bundled.initializer}
+    steps = [scales[node.input[1]].max() for node in bundled.node if node.op_type == "QuantizeLinear"]
+    assert max(steps) < 1  # of activations: a mask in bytes has a step of 39
+
+
+@pytest.mark.slow
 def test_matrices_alone_in_8_bits(model: Path) -> None:
     out = model.with_suffix(".dynamic.onnx")
     quantize.quantize_matrices(model, out)

@@ -28,7 +28,6 @@ from tfswa_sep.model.config import PRESETS  # noqa: E402
 from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
 from training import checkpoint, learning_rate_finder, losses, train  # noqa: E402
 from training.configuration import load_config  # noqa: E402
-from training.parallel import use_fused_attention  # noqa: E402
 from training.pretrain import MaskedSpectrogram, hide  # noqa: E402
 from training.run import Run  # noqa: E402
 from training.schedule import learning_rate, phases  # noqa: E402
@@ -258,7 +257,6 @@ def test_attention_as_matrix_products_is_the_same_attention(songs: Path, tmp_pat
         run = run_of(songs, tmp_path / str(fused), f"training.fused_attention={fused}")
         assert torch.backends.cuda.flash_sdp_enabled() == fused
         found[fused] = run.step(next(run.batches()))["loss"]
-    use_fused_attention(True)
     assert found[True] == pytest.approx(found[False], rel=1e-4)
 
 

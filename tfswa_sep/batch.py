@@ -172,7 +172,13 @@ def _as_file_systems_see_it(path: Path) -> str:
 
 def check_song(song: Path, commands: Sequence[str]) -> None:
     """Raise InputError for a song that is not there, with a hint where it looks like one of `commands`."""
-    if song.exists():
+    try:
+        song.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError:  # open_audio says why
+        return
+    else:
         return
     near = difflib.get_close_matches(str(song), commands, n=1, cutoff=0.7)
     hint = f" (is the command {near[0]!r} meant? commands come first)" if near else ""

@@ -42,7 +42,7 @@ def find_songs(arguments: Sequence[str], *, recursive: bool) -> list[FoundSong]:
         if "\0" in argument:
             raise InputError(f"no such file: {argument} (no name holds a null character)")
         path = Path(argument)
-        if argument != STDIN and path.is_dir():
+        if argument != STDIN and os.path.isdir(path):  # a Path raises for names that are too long
             found += _in_folder(path, recursive=recursive)
         elif argument != STDIN and not os.path.lexists(path) and glob.has_magic(argument):
             matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))
@@ -105,9 +105,9 @@ def parse_shard(text: str | None) -> tuple[int, int]:
 
 def unique(songs: Sequence[FoundSong]) -> Iterator[FoundSong]:
     """Each file once, however often and by whatever path it was named."""
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for song in songs:
-        resolved = song.path.resolve()
+        resolved = os.path.realpath(song.path)  # a Path raises for links that lead to themselves
         if resolved not in seen:
             seen.add(resolved)
             yield song

@@ -5,6 +5,7 @@ Axis letters: b batch, s stem of the model, k stem asked for, c channel, n sampl
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -63,7 +64,7 @@ class Separator:
 
         Raises ModelError for a file that is not there, damaged or no model of ours; DeviceError.
         """
-        separator = cls(registry.find_model(Path(path).expanduser().absolute()), **options)
+        separator = cls(registry.find_model(os.path.abspath(os.path.expanduser(path))), **options)
         _ = separator.backend
         return separator
 

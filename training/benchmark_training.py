@@ -39,9 +39,11 @@ def training_flops(config: DictConfig) -> int:
     """Of one batch, forward and backward; no number is computed."""
     counter = FlopCounterMode(display=False)
     passing = NoNumbers()  # type: ignore[no-untyped-call]
-    # Attention is counted where it is spelt out as matrix products: the CPU's fused kernel is not.
-    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), passing, counter:
-        torch.autograd.backward(Rehearsal(config, checkpointing=False).loss())
+    with FakeTensorMode(allow_non_fake_inputs=True), passing:
+        rehearsal = Rehearsal(config, checkpointing=False)
+        # Attention is counted where it is spelt out as matrix products: the CPU's fused kernel is not.
+        with sdpa_kernel(SDPBackend.MATH), counter:
+            torch.autograd.backward(rehearsal.loss())
     return int(counter.get_total_flops())
 
 

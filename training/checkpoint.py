@@ -66,13 +66,13 @@ def warm_start(model: nn.Module, path: Path) -> str:
     """
     stored = read(path)
     weights: dict[str, Tensor] = stored.get("average") or stored.get("model") or stored
-    own = model.state_dict()
+    own, begun = model.state_dict(), dict[str, Tensor]()
     if isinstance(model, TfswaUNet):
         weights = real_parts(weights, model)
         if shape := stored.get("shape"):
             old = ModelConfig.from_json(shape)
             weights = kept_attentions(weights, old, model.config)
-            weights = deepened(weights, old, model)
+            weights, begun = deepened(weights, old, model)
     fitting = {
         key: value
         for key, value in weights.items()
@@ -80,7 +80,7 @@ def warm_start(model: nn.Module, path: Path) -> str:
     }
     if not fitting:
         raise InputError(f"{path}: no weight has the name and shape of one of this model's")
-    model.load_state_dict(fitting, strict=False)
+    model.load_state_dict(fitting | begun, strict=False)
     said = f"warm start from {path}: {len(fitting)} of {len(own)} tensors"
     for title, keys in (("of another shape or not there", own), ("not in this model", weights)):
         if skipped := sorted(set(keys) - set(fitting)):
@@ -133,12 +133,16 @@ def kept_attentions(weights: dict[str, Any], old: ModelConfig, new: ModelConfig)
     return found
 
 
-def deepened(weights: dict[str, Any], old: ModelConfig, model: TfswaUNet) -> dict[str, Any]:
+def deepened(
+    weights: dict[str, Any], old: ModelConfig, model: TfswaUNet
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The weights of a model `old` by their names in `model`, whose stages may have more convolutions.
 
-    Blocks are numbered in a stage: those that `old` has keep their order, those that it lacks begin as the
+    Blocks are numbered in a stage: those that `old` has keep their order. Those that it lacks begin as the
     identity, for the scale of their last norm is 0 (Goyal et al., arXiv:1706.02677, section 5.1), and their
-    ReLU has nothing to cut off, since it follows another one.
+    ReLU has nothing to cut off, since it follows another one. These scales are returned, too.
+    The last stage's decoder begins with what attention gave, where that is not so: a stage of which the first
+    block would be new is left out there.
     """
     own, new = model.state_dict(), model.config
     places, added = dict[str, str](), list[str]()
@@ -152,7 +156,8 @@ def deepened(weights: dict[str, Any], old: ModelConfig, model: TfswaUNet) -> dic
                 left.pop(0)
             else:
                 fresh.append((place, size))
-        if left:  # not those of `old` and more
+        last = stage == len(new.convs) - 1
+        if left or (last and fresh and fresh[0][0] == 0):  # not those of `old` and more
             continue
         pairs += [(attentions[0] + i, attentions[1] + i) for i in range(old.attentions[stage])]
         for side in ("encoder", "decoder"):
@@ -163,4 +168,4 @@ def deepened(weights: dict[str, Any], old: ModelConfig, model: TfswaUNet) -> dic
     for key, value in weights.items():
         block = ".".join(key.split(".")[:4]) + "."
         found[key.replace(block, places.get(block, block), 1)] = value
-    return found | {key: torch.zeros_like(own[key]) for key in added}
+    return found, {key: torch.zeros_like(own[key]) for key in added}

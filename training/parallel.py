@@ -55,11 +55,19 @@ def _mean_of_all(x: Tensor) -> Tensor:
     return all_reduce(x) / distributed.get_world_size()  # type: ignore[no-any-return,no-untyped-call]
 
 
-def pick_precision(wanted: str) -> str:
+def on_cuda(accelerator: str) -> bool:
+    """Whether `training.accelerator` means a CUDA card here."""
+    return accelerator != "cpu" and torch.cuda.is_available()
+
+
+def pick_precision(wanted: str, accelerator: str = "auto") -> str:
     """`auto` -> bf16 where the hardware multiplies it, else float32 (emulated bf16 is many times slower)."""
     if wanted != "auto":
         return wanted
-    fast = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
+    if on_cuda(accelerator):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if fast else "32-true"
 
 
@@ -71,8 +79,8 @@ def use_fused_attention(wanted: bool) -> None:
 
 def launch(settings: Any) -> Fabric:
     """The Fabric of a run. Raises UsageError for a precision or strategy that is unknown or does not fit."""
-    precision = pick_precision(settings.precision)
-    cuda = settings.accelerator != "cpu" and torch.cuda.is_available()
+    precision = pick_precision(settings.precision, settings.accelerator)
+    cuda = on_cuda(settings.accelerator)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
     world = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_WORLD_SIZE" in os.environ else 1
     if precision not in ("32-true", "bf16-mixed", "16-mixed"):

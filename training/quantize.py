@@ -107,13 +107,14 @@ def quantize(
         named, quantized = Path(folder) / "named.onnx", Path(folder) / "quantized.onnx"
         # Shapes are needed, constants must stay unfolded: the windows' biases would be written out.
         quant_pre_process(str(model), str(named), skip_optimization=True, skip_symbolic_shape=True)
+        scores = attention_scores(onnx.load(named))
         quantize_static(
             str(named),
             str(quantized),
             Segments(feeds),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(operators),
-            nodes_to_exclude=list(keep),
+            nodes_to_exclude=[*keep, *scores],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
@@ -123,6 +124,23 @@ def quantize(
         graph = onnx.load(quantized)
     store_as_bytes(graph)
     _finish(graph, model, out)
+
+
+def attention_scores(graph: onnx.ModelProto) -> list[str]:
+    """Names of the nodes between the products of queries and keys and the softmax, biases and masks included.
+
+    A mask is -1e4: bytes that reach so far know no scores any more.
+    """
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    todo = [node.input[0] for node in graph.graph.node if node.op_type == "Softmax"]
+    found: dict[str, None] = {}
+    while todo:
+        node = makers.get(todo.pop())
+        if node is None or node.op_type in ("MatMul", "Gemm", "Conv") or node.name in found:
+            continue
+        found[node.name] = None
+        todo += node.input
+    return list(found)
 
 
 def quantize_matrices(model: Path, out: Path) -> None:

@@ -20,7 +20,7 @@ from training.checkpoint import Average
 from training.configuration import model_shape
 from training.data.batches import seconds_of
 from training.optimizer import make_optimizer
-from training.parallel import pick_precision, use_fused_attention
+from training.parallel import on_cuda, pick_precision, use_fused_attention
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -56,12 +56,12 @@ class Rehearsal:
 
     def __init__(self, config: DictConfig, *, checkpointing: bool | None = None) -> None:
         shape, settings = model_shape(config.model), config.training
-        cuda = settings.accelerator != "cpu" and torch.cuda.is_available()
+        cuda = on_cuda(settings.accelerator)
         self.device, self.settings = torch.device("cuda" if cuda else "cpu"), settings
         if not cuda:
             keep_freed_memory()
         use_fused_attention(settings.fused_attention)
-        self.dtype = PRECISIONS[pick_precision(settings.precision)]
+        self.dtype = PRECISIONS[pick_precision(settings.precision, settings.accelerator)]
         self.seconds = seconds_of(config.data)  # of an example
         wanted = config.model.checkpointing if checkpointing is None else checkpointing
         with self.device:

@@ -14,6 +14,7 @@ Nothing heavy is imported here, so that an unknown model or a damaged file is to
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def find_model(name_or_path: str | Path) -> ModelInfo:
         return models[name]
     if addresses.is_address(name):
         return addresses.find(name)
-    path = Path(name).expanduser()
-    if path.suffix in SUFFIXES or len(path.parts) > 1 or path.is_file():
+    path = Path(os.path.expanduser(name))  # a Path raises for users that are not there
+    if path.suffix in SUFFIXES or len(path.parts) > 1 or os.path.isfile(path):
         return _local_model(path)
     near = difflib.get_close_matches(name, models, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(models)}"
@@ -196,7 +197,7 @@ def _default_first(models: dict[str, ModelInfo], path: Path) -> dict[str, ModelI
 def _local_model(path: Path) -> ModelInfo:
     if path.suffix not in SUFFIXES:
         raise ModelError(f"{path}: a model file is .onnx or .safetensors (others can run code when opened)")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"no such model file: {path}")
     path = path.resolve()
     file = ModelFile(backend=SUFFIXES[path.suffix], where=str(path), sha256="", bytes=path.stat().st_size)

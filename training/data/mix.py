@@ -39,7 +39,7 @@ class MixSettings:
     and all manners of voices fell behind one without: they are off here, and a long training may want them.
     """
 
-    seconds: float = 3.0
+    seconds: float = 2.9606  # 256 frames; of 3 s there are 259, which the network pads to 288
     sample_rate: int = 44_100
     kinds: dict[str, float] = field(
         default_factory=lambda: {"stems": 0.3, "band": 0.2, "accompaniment": 0.15, "song": 0.35}

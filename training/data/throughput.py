@@ -15,7 +15,9 @@ from rich.console import Console
 from tfswa_sep.model.config import PRESETS
 from tfswa_sep.model.transform import stft
 from tfswa_sep.model.unet import TfswaUNet
+from training.allocator import keep_freed_memory
 from training.data.mix import Mixer, MixSettings
+from training.parallel import pick_precision, use_fused_attention
 
 
 def rate(step: Callable[[int], object], batch: int, seconds: float, device: torch.device) -> float:
@@ -47,16 +49,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     mixer = Mixer(options.pools, MixSettings(), device=device)
+    if device.type == "cpu":  # as training does
+        keep_freed_memory()
+    use_fused_attention(device.type != "cpu")
     model = TfswaUNet(PRESETS[options.preset]).to(device).train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     still = mixer.batch(0, options.batch)[0]
-    half = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    half = pick_precision("auto", accelerator=device.type) == "bf16-mixed"
 
     def mix(step: int) -> torch.Tensor:
         return mixer.batch(step, options.batch)[0]
 
     def learn(mixture: torch.Tensor) -> None:
         model.zero_grad(set_to_none=True)
-        with half:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             loss = model(stft(mixture)).abs().mean()
         loss.backward()
 

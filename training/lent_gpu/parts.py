@@ -2,7 +2,8 @@
 
 `split` writes FROM's last.ckpt and best.ckpt as parts of 15 MiB into TO, with their SHA-256 in parts.json, in
 place of older parts there; `join` puts them together again. At most 16 MiB a file, 8 files and 64 MiB come
-back: more than 60 MiB of checkpoints are refused, which leaves room for parts.json and the log.
+back: 60 MiB of checkpoints, which leaves room for parts.json and the log. Where both have more than that,
+last.ckpt comes alone; where it alone has, it is refused.
 """
 
 import hashlib
@@ -14,21 +15,27 @@ from tfswa_sep.temporary import written_whole
 
 PART = 15 * 2**20  # bytes
 MOST = 60 * 2**20  # bytes of all checkpoints together: at most 5 parts
-FILES = ("last.ckpt", "best.ckpt")
+FILES = ("last.ckpt", "best.ckpt")  # the more important one first
 
 
-def split(folder: Path, out: Path) -> None:
+def split(folder: Path, out: Path) -> list[str]:
     """Cut the checkpoints that are in `folder` into parts, in place of those of an earlier cut in `out`.
 
-    Raises ValueError, and writes nothing, where they are more than MOST bytes.
+    Returns the names of those that stay behind, since all have more than MOST bytes.
+    Raises ValueError, and writes nothing, where the first one alone has.
     """
-    names = [name for name in FILES if (folder / name).is_file()]
-    size = sum((folder / name).stat().st_size for name in names)
-    if size > MOST:
-        raise ValueError(
-            f"{folder}: {' and '.join(names)} have {size / 2**20:.0f} MiB, and no more than"
-            f" {MOST / 2**20:.0f} come home: train a smaller model"
-        )
+    names, left, room = list[str](), list[str](), MOST
+    for name in FILES:
+        if not (folder / name).is_file():
+            continue
+        size = (folder / name).stat().st_size
+        if size > room and not names:
+            raise ValueError(
+                f"{folder}: {name} has {size / 2**20:.0f} MiB, and no more than {MOST / 2**20:.0f} come home:"
+                " train a smaller model"
+            )
+        (names if size <= room else left).append(name)
+        room -= size
     out.mkdir(parents=True, exist_ok=True)
     for old in (path for name in FILES for path in out.glob(f"{name}.*")):
         old.unlink()
@@ -39,6 +46,7 @@ def split(folder: Path, out: Path) -> None:
         for number, start in enumerate(range(0, len(content), PART)):
             (out / f"{name}.{number}").write_bytes(content[start : start + PART])
     (out / "parts.json").write_text(json.dumps(digests))
+    return left
 
 
 def join(folder: Path, out: Path) -> list[Path]:
@@ -66,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         if words[0] == "split":
-            split(Path(words[1]), Path(words[2]))
+            for name in split(Path(words[1]), Path(words[2])):
+                print(f"{name} stays behind: there is no room for it beside {FILES[0]}")
         else:
             print(*join(Path(words[1]), Path(words[2])), sep="\n")
     except (OSError, ValueError) as error:

@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--valid", type=Path, help="folder of songs with stems")
     parser.add_argument("--out", type=Path, default=Path(".lent"), help="an ignored folder of the checkout")
     parser.add_argument("--pieces", type=int, default=6)
-    parser.add_argument("--mib", type=float, default=36, help="of a piece: 64 less the tree and the wheels")
+    parser.add_argument("--mib", type=float, default=22, help="of a piece: 64 less the tree and the wheels")
     options = parser.parse_args(arguments)
     manifest = options.pools / "manifest.json"
     if not manifest.is_file():
