@@ -223,6 +223,16 @@ def test_a_warm_start_of_a_deeper_model_separates_as_the_old_one(
     assert "of another shape or not there" in checkpoint.warm_start(shallow, tmp_path / "last.ckpt")
 
 
+def test_a_block_that_would_cut_off_what_attention_gave_does_not_begin_as_the_identity(
+    songs: Path, tmp_path: Path, tiny: None
+) -> None:
+    run_of(songs, tmp_path).save({}, best=False)  # one convolution in the last stage
+    new = TfswaUNet(dataclasses.replace(PRESETS["small"], convs=(1, 3)))
+    checkpoint.warm_start(new, tmp_path / "last.ckpt")
+    scale = new.state_dict()["decoder.1.blocks.0.layers.4.weight"]
+    assert torch.equal(scale, torch.ones_like(scale))
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_memory_that_is_freed_stays_with_the_process() -> None:
     """Peaks of 200 MB: given back to the system in between, each brings new pages."""
