@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from tfswa_sep.errors import UsageError
 from tfswa_sep.model.block import Stage
+from training.allocator import keep_freed_memory
 
 
 class Autocast(MixedPrecision):
@@ -71,10 +72,15 @@ def pick_precision(wanted: str, accelerator: str = "auto") -> str:
     return "bf16-mixed" if fast else "32-true"
 
 
-def use_fused_attention(wanted: bool) -> None:
-    """Compute attention in one kernel, or as matrix products: quicker on a processor for few tokens."""
-    torch.backends.cuda.enable_flash_sdp(wanted)  # the processor's kernel too, in spite of its name
-    torch.backends.cuda.enable_mem_efficient_sdp(wanted)
+def settle(device: torch.device, *, fused_attention: bool) -> None:
+    """Set what a process that trains on `device` needs set once: its memory, and the kernels of attention.
+
+    fused_attention: in one kernel, or as matrix products, which are quicker on a processor for few tokens.
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
+    torch.backends.cuda.enable_flash_sdp(fused_attention)  # the processor's too, in spite of its name
+    torch.backends.cuda.enable_mem_efficient_sdp(fused_attention)
 
 
 def launch(settings: Any) -> Fabric:

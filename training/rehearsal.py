@@ -15,12 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tfswa_sep.model.transform import HOP, N_FFT, istft, stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import losses
-from training.allocator import keep_freed_memory
 from training.checkpoint import Average
 from training.configuration import model_shape
 from training.data.batches import seconds_of
 from training.optimizer import make_optimizer
-from training.parallel import on_cuda, pick_precision, use_fused_attention
+from training.parallel import on_cuda, pick_precision, settle
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -58,9 +57,7 @@ class Rehearsal:
         shape, settings = model_shape(config.model), config.training
         cuda = on_cuda(settings.accelerator)
         self.device, self.settings = torch.device("cuda" if cuda else "cpu"), settings
-        if not cuda:
-            keep_freed_memory()
-        use_fused_attention(settings.fused_attention)
+        settle(self.device, fused_attention=settings.fused_attention)
         self.dtype = PRECISIONS[pick_precision(settings.precision, settings.accelerator)]
         self.seconds = seconds_of(config.data)  # of an example
         wanted = config.model.checkpointing if checkpointing is None else checkpointing

@@ -20,13 +20,12 @@ from tfswa_sep.model.transform import stft
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.spectrogram import HOP, N_FFT
 from training import checkpoint, losses
-from training.allocator import keep_freed_memory
 from training.checkpoint import Average
 from training.configuration import model_shape
 from training.data.augment import Augmentation, lowpass
 from training.data.batches import Batch, load_batches, open_data, seconds_of
 from training.optimizer import make_optimizer, restore
-from training.parallel import cut_like, gather, launch, synchronise_norms, use_fused_attention
+from training.parallel import cut_like, gather, launch, settle, synchronise_norms
 from training.pretrain import MaskedSpectrogram
 from training.schedule import learning_rate, phases
 from training.validate import Validation
@@ -45,9 +44,7 @@ class Run:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.fabric = launch(settings)
-        if self.fabric.device.type == "cpu":
-            keep_freed_memory()
-        use_fused_attention(settings.fused_attention)
+        settle(self.fabric.device, fused_attention=settings.fused_attention)
         self.fabric.seed_everything(config.seed, verbose=False)
         preset = model_shape(config.model)
         if (preset.n_fft, preset.hop) != (N_FFT, HOP):  # losses and validation transform with these, too

@@ -26,6 +26,7 @@ from tfswa_sep.registry.web import guarded_client, telling_why
 
 PATIENCE = 3  # attempts in a row that bring not one byte
 PAUSE_SECONDS = 1.0  # between attempts
+# Errors of the web client, by name: huggingface_hub's versions have clients of several packages.
 _HUNG_UP = ("RemoteProtocolError", "ReadError", "WriteError")
 
 
@@ -208,8 +209,7 @@ def _receive(session: Any, url: str, out: BinaryIO, limit: int) -> str | None:
         raise
     except Exception as error:  # the web client's
         # No such server, or none that answers, is told at once. But one that hangs up without a word may only
-        # have closed a connection that was kept from the file before. (By name: huggingface_hub's versions
-        # have web clients of several packages.)
+        # have closed a connection that was kept from the file before.
         if out.tell() == 0 and type(error).__name__ not in _HUNG_UP:
             raise
         return str(error) or type(error).__name__

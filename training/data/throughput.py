@@ -15,9 +15,8 @@ from rich.console import Console
 from tfswa_sep.model.config import PRESETS
 from tfswa_sep.model.transform import stft
 from tfswa_sep.model.unet import TfswaUNet
-from training.allocator import keep_freed_memory
 from training.data.mix import Mixer, MixSettings
-from training.parallel import pick_precision, use_fused_attention
+from training.parallel import pick_precision, settle
 
 
 def rate(step: Callable[[int], object], batch: int, seconds: float, device: torch.device) -> float:
@@ -49,9 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     mixer = Mixer(options.pools, MixSettings(), device=device)
-    if device.type == "cpu":  # as training does
-        keep_freed_memory()
-    use_fused_attention(device.type != "cpu")
+    settle(device, fused_attention=device.type != "cpu")  # as training=cpu and training=h100 do
     model = TfswaUNet(PRESETS[options.preset]).to(device).train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     still = mixer.batch(0, options.batch)[0]

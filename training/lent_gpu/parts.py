@@ -34,8 +34,11 @@ def split(folder: Path, out: Path) -> list[str]:
                 f"{folder}: {name} has {size / 2**20:.0f} MiB, and no more than {MOST / 2**20:.0f} come home:"
                 " train a smaller model"
             )
-        (names if size <= room else left).append(name)
-        room -= size
+        if size <= room:
+            names.append(name)
+            room -= size
+        else:
+            left.append(name)
     out.mkdir(parents=True, exist_ok=True)
     for old in (path for name in FILES for path in out.glob(f"{name}.*")):
         old.unlink()
