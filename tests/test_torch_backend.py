@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,43 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def noise(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
+
+
+def test_the_threads_are_shared_by_segments_at_once(model: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        found = {}
+        for threads in (1, 2, 6):
+            found[threads] = (
+                TorchBackend(model, device="cpu", threads=threads).workers,
+                torch.get_num_threads(),
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert found == {1: (1, 1), 2: (2, 1), 6: (3, 2)}
+
+
+def test_norms_that_follow_a_convolution_are_part_of_it(model: Path) -> None:
+    network, _ = backend_module.load_network(model)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # of a network that has learnt something
+            torch.nn.init.normal_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    spectrum = torch.randn(1, 4, 1025, 8)
+    expected = network.eval()(spectrum)
+    folded = backend_module._fold_norms(network)
+    left = [name for name, module in folded.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert left and not any("hidden" in name or "layers" in name or "down" in name for name in left)
+    torch.testing.assert_close(folded(spectrum), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_loading_imports_no_compiler(model: Path) -> None:
+    """Of torch's modules those for tensors without numbers take longest: twice as long as to load a model."""
+    code = (
+        "import sys; from pathlib import Path; from tfswa_sep.backends.torch import TorchBackend;"
+        f"TorchBackend(Path({str(model)!r}), device='cpu'); assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def limit_memory(backend: TorchBackend, samples: int) -> list[tuple[int, int]]:

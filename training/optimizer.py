@@ -62,14 +62,20 @@ class Muon(torch.optim.AdamW):
 def orthogonalize(matrix: Tensor, *, steps: int = 5) -> Tensor:
     """A matrix with the singular vectors of `matrix` (m, n) and singular values between about 0.7 and 1.2.
 
-    Newton and Schulz's iteration with Jordan's coefficients, which trade exactness for speed.
+    Newton and Schulz's iteration with Jordan's coefficients, which trade exactness for speed. Each step is a
+    polynomial of x x^T, so the steps are taken on that square of the shorter side, and the long one is
+    multiplied twice in all (a third of the work for a convolution).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[0] > matrix.shape[1]
     x: Tensor = (matrix.T if tall else matrix) / (matrix.norm() + 1e-7)
+    gram, total = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
+    identity = a * total
     for _ in range(steps):
-        gram: Tensor = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        step = identity + b * gram + c * gram @ gram
+        total = step @ total
+        gram = step @ gram @ step
+    x = total @ x
     return x.T.contiguous() if tall else x
 
 

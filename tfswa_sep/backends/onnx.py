@@ -18,10 +18,9 @@ from tfswa_sep.backends.metadata import KEY, ModelMetadata, contradicts, parse_m
 from tfswa_sep.errors import DeviceError, ModelError
 from tfswa_sep.masks import band_features, masked_waves
 from tfswa_sep.model.config import ModelConfig
-from tfswa_sep.processor import count_cores
+from tfswa_sep.processor import count_cores, share_threads
 from tfswa_sep.spectrogram import stft
 
-MOST_WORKERS = 4  # segments computed at once: each holds about 100 MB
 _NAMES = {"cuda": "CUDA", "coreml": "Core ML"}  # of devices other than the CPU
 _RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"  # which provider computes which node
 _FATAL_ONLY = 4  # ONNX Runtime's log severity: its errors come as exceptions, nothing belongs on stderr
@@ -144,16 +143,6 @@ class OnnxBackend:
                 raise ModelError(
                     f"{self._path} does not fit its own metadata: expected {expected}, found {found}"
                 )
-
-
-def share_threads(threads: int) -> int:
-    """Workers that leave the fewest of the threads idle when each has an equal share: 6 are 3 times 2.
-
-    Two where ONNX Runtime chooses the threads (0) and the workers share them all: 18 % faster than one.
-    """
-    if not threads:
-        return 2
-    return max(range(1, MOST_WORKERS + 1), key=lambda workers: (threads // workers * workers, workers))
 
 
 def _providers(device: str) -> list[Any]:

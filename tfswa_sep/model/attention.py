@@ -76,9 +76,10 @@ class ShiftedWindowAttention(_Attention):
         wf, wt = window
         self.bias_table = nn.Parameter(torch.zeros((2 * wf - 1) * (2 * wt - 1), heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
-        position = torch.stack(torch.meshgrid(torch.arange(wf), torch.arange(wt), indexing="ij")).flatten(1)
-        offset = position[:, :, None] - position[:, None, :]
-        index = (offset[0] + wf - 1) * (2 * wt - 1) + offset[1] + wt - 1
+        index = torch.empty(wf * wt, wf * wt, dtype=torch.long)
+        if not index.is_meta:  # a file's check: computing it would import a second's worth of modules
+            row, column = torch.arange(wf * wt) // wt, torch.arange(wf * wt) % wt
+            index = (row[:, None] - row + wf - 1) * (2 * wt - 1) + column[:, None] - column + wt - 1
         self.register_buffer("relative_index", index, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -124,11 +124,13 @@ class StemHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, d, tokens, t) -> (b, outputs, bins, t)"""
         x = self.hidden(x)
-        parts, start = [], 0
-        for band, conv in zip(self.bands, self.convs, strict=True):
-            rows = x if self.stacked else x[:, :, start : start + band.tokens]
-            parts.append(rearrange(conv(rows), "b (o p) f t -> b o (f p) t", p=band.stride))
-            start += band.tokens
+        # Not a slice a band: the gradient of each would be as large as the whole (half of the time that heads take backwards).
+        tokens = [band.tokens for band in self.bands]
+        rows = [x] * len(tokens) if self.stacked else torch.split_with_sizes(x, tokens, dim=2)
+        parts = [
+            rearrange(conv(part), "b (o p) f t -> b o (f p) t", p=band.stride)
+            for band, conv, part in zip(self.bands, self.convs, rows, strict=True)
+        ]
         return torch.cat(parts, dim=2)
 
 
