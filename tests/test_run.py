@@ -21,10 +21,11 @@ pytest.importorskip("lightning_fabric")
 
 from tiny_model import TINY  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
 
 import tfswa_sep  # noqa: E402
 from tfswa_sep.errors import InputError, UsageError  # noqa: E402
-from tfswa_sep.model.config import PRESETS  # noqa: E402
+from tfswa_sep.model.config import PRESETS, Band  # noqa: E402
 from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
 from training import checkpoint, learning_rate_finder, losses, train  # noqa: E402
 from training.configuration import load_config  # noqa: E402
@@ -179,6 +180,33 @@ def test_a_warm_start_turns_complex_masks_into_real_ones(
     for old, new, band in zip(*convs, TINY.bands, strict=True):  # type: ignore[arg-type]
         wanted = old(x).view(1, 2, 2, band.stride, 16, 3)[:, :, 0].flatten(1, 2)
         torch.testing.assert_close(new(x), factor * wanted)
+
+
+def test_a_warm_start_with_other_bands_hears_and_answers_as_before() -> None:
+    """Of a spectrum that is even within each old band: finer, alike, or coarser."""
+    torch.manual_seed(0)
+    finer = (Band(start=0, stop=64, stride=4), Band(start=64, stop=128, stride=8))
+    new = dataclasses.replace(TINY, bands=(*finer, Band(start=128, stop=1024, stride=112)))
+    before = TfswaUNet(TINY).state_dict()
+    starts = torch.cat([torch.arange(0, 128, 8), torch.arange(128, 1024, 56)]).float()
+    before["stem.frequency"] = starts.view(1, 1, -1, 1).repeat(1, TINY.dims[0], 1, 1)
+    after = checkpoint.rebanded(before, TINY, new)
+    TfswaUNet(new).load_state_dict(after)  # all of its names and shapes
+    even, hidden = torch.randn(1, TINY.feature_count, 1, 5), torch.randn(1, TINY.head_dim, 1, 1)
+    for place, (origin, was, now) in enumerate([(0, 8, 4), (0, 8, 8), (1, 56, 112)]):
+        heard, answered = [], []
+        for weights, band, stride in ((before, origin, was), (after, place, now)):
+            layer = [weights[f"stem.convs.{band}.{kind}"] for kind in ("weight", "bias")]
+            heard.append(functional.conv2d(even.expand(-1, -1, stride, -1), *layer))
+            layer = [weights[f"heads.2.convs.{band}.{kind}"] for kind in ("weight", "bias")]
+            masks = functional.conv2d(hidden, *layer).view(-1, min(was, now), stride // min(was, now))
+            answered.append(masks.mean(dim=2))
+        torch.testing.assert_close(heard[1], heard[0])
+        torch.testing.assert_close(answered[1], answered[0])
+    begun = [band.start + i * band.stride for band in new.bands for i in range(band.tokens)]
+    learnt = after["stem.frequency"][0, 0, :, 0].tolist()
+    assert all(old <= start < old + 112 for old, start in zip(learnt[:-8], begun[:-8], strict=True))
+    assert learnt[-8:] == [start + 56 for start in begun[-8:]]  # a token's centre lies in the second of two
 
 
 @pytest.mark.parametrize("left", [("time", "window"), ("frequency", "window"), ("time", "frequency")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from tfswa_sep.model.block import conv_sizes
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.temporary import remove_abandoned, written_whole
+
+# Layers that each band has of its own.
+_BANDED = re.compile(r"(stem|heads\.\d+)\.convs\.(\d+)\.(weight|bias)")
 
 
 class Average:
@@ -68,11 +72,12 @@ def warm_start(model: nn.Module, path: Path) -> str:
     weights: dict[str, Tensor] = stored.get("average") or stored.get("model") or stored
     own, begun = model.state_dict(), dict[str, Tensor]()
     if isinstance(model, TfswaUNet):
-        weights = real_parts(weights, model)
         if shape := stored.get("shape"):
             old = ModelConfig.from_json(shape)
+            weights = rebanded(weights, old, model.config)  # first: half the masks may be half a band's, too
             weights = kept_attentions(weights, old, model.config)
             weights, begun = deepened(weights, old, model)
+        weights = real_parts(weights, model)
     fitting = {
         key: value
         for key, value in weights.items()
@@ -108,6 +113,52 @@ def real_parts(weights: dict[str, Any], model: TfswaUNet) -> dict[str, Any]:
         if len(value) == 2 * len(wanted) and value.shape[1:] == wanted.shape[1:]:
             found[key] = factor * value.view(c, 2, -1, *value.shape[1:])[:, 0].flatten(0, 1)
     return found
+
+
+def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
+    """The weights of a model `old` whose stem and heads fit the bands of `new`, as nearly as they can.
+
+    A new band learns from the old one in which its first bin lies. Its stem sums over a token's bins what the
+    old one did, so that it answers to an even spectrum alike; its heads give a bin the mask of its place in
+    the token. They stay as they are where the bands are alike, stacked, or of strides that do not divide.
+    """
+    if old.bands == new.bands or "stack" in (old.stem, new.stem):
+        return weights
+    origins = [
+        next((i for i, b in enumerate(old.bands) if b.start <= band.start < b.stop), 0) for band in new.bands
+    ]
+    strides = [
+        (old.bands[origin].stride, band.stride) for origin, band in zip(origins, new.bands, strict=True)
+    ]
+    if any(max(pair) % min(pair) for pair in strides):
+        return weights
+    found = {key: value for key, value in weights.items() if not _BANDED.fullmatch(key)}
+    for key, value in weights.items():
+        if not (match := _BANDED.fullmatch(key)):
+            continue
+        before, band, kind = match.groups()
+        for place, (origin, (was, now)) in enumerate(zip(origins, strides, strict=True)):
+            if origin != int(band):
+                continue
+            part = value
+            if before == "stem" and kind == "weight":  # (d, features, bins of a token, 3)
+                part = _resized(value, dim=2, sizes=(was, now)) * (was / now)
+            elif before != "stem":  # (parts * bins of a token, ...)
+                part = _resized(value.unflatten(0, (-1, was)), dim=1, sizes=(was, now)).flatten(0, 1)
+            found[f"{before}.convs.{place}.{kind}"] = part
+    centres = [band.start + (i + 0.5) * band.stride for band in new.bands for i in range(band.tokens)]
+    starts = torch.tensor([band.start + i * band.stride for band in old.bands for i in range(band.tokens)])
+    nearest = torch.searchsorted(starts, torch.tensor(centres), right=True) - 1
+    found["stem.frequency"] = weights["stem.frequency"][:, :, nearest]
+    return found
+
+
+def _resized(value: Tensor, *, dim: int, sizes: tuple[int, int]) -> Tensor:
+    """An axis of one size at another: the mean of neighbours, or each of them several times."""
+    was, now = sizes
+    if now < was:
+        return value.unflatten(dim, (now, was // now)).mean(dim=dim + 1)
+    return value.repeat_interleave(now // was, dim=dim)
 
 
 def kept_attentions(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:

@@ -49,9 +49,11 @@ class ModelConfig:
     margin_samples: int = 4_096  # context thrown away at each side of a segment; twice that scored no better
     # The stem: bands of its own weights ("bands"), or equal sub-bands stacked as features ("stack").
     stem: Literal["bands", "stack"] = "bands"
+    # Finest up to 1.4 kHz, where most of what separation gets wrong lies (training/runs/README.md).
     bands: tuple[Band, ...] = (
-        Band(start=0, stop=128, stride=2),
-        Band(start=128, stop=384, stride=4),
+        Band(start=0, stop=64, stride=1),
+        Band(start=64, stop=128, stride=2),
+        Band(start=128, stop=384, stride=8),
         Band(start=384, stop=1024, stride=20),
     )
     # The features that the stem sees: complex and magnitude, or magnitude alone.
