@@ -144,7 +144,7 @@ def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dic
             if before == "stem" and kind == "weight":  # (d, features, bins of a token, 3)
                 part = _resized(value, dim=2, sizes=(was, now)) * (was / now)
             elif before != "stem":  # (parts * bins of a token, ...)
-                part = _resized(value.unflatten(0, (-1, was)), dim=1, sizes=(was, now)).flatten(0, 1)
+                part = _resized(value.view(-1, was, *value.shape[1:]), dim=1, sizes=(was, now)).flatten(0, 1)
             found[f"{before}.convs.{place}.{kind}"] = part
     centres = [band.start + (i + 0.5) * band.stride for band in new.bands for i in range(band.tokens)]
     starts = torch.tensor([band.start + i * band.stride for band in old.bands for i in range(band.tokens)])
@@ -157,7 +157,8 @@ def _resized(value: Tensor, *, dim: int, sizes: tuple[int, int]) -> Tensor:
     """An axis of one size at another: the mean of neighbours, or each of them several times."""
     was, now = sizes
     if now < was:
-        return value.unflatten(dim, (now, was // now)).mean(dim=dim + 1)
+        groups = value.view(*value.shape[:dim], now, was // now, *value.shape[dim + 1 :])
+        return groups.mean(dim=dim + 1)
     return value.repeat_interleave(now // was, dim=dim)
 
 

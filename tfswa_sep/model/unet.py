@@ -124,7 +124,7 @@ class StemHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, d, tokens, t) -> (b, outputs, bins, t)"""
         x = self.hidden(x)
-        # Not a slice a band, whose gradients are as large as the whole each: heads took twice as long backwards.
+        # Not a slice a band: the gradient of each is as large as the whole, and heads took twice as long.
         tokens = [band.tokens for band in self.bands]
         rows = [x] * len(tokens) if self.stacked else torch.split_with_sizes(x, tokens, dim=2)
         parts = [
