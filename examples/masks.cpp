@@ -4,7 +4,7 @@
 //   TORCH=$(python -c "import torch; print(torch.__path__[0])")
 //   g++ -std=c++20 examples/masks.cpp -o masks -I$TORCH/include -I$TORCH/include/torch/csrc/api/include \
 //       -L$TORCH/lib -Wl,-rpath,$TORCH/lib -ltorch -ltorch_cpu -lc10
-//   ./masks exported/small.aoti.pt2 exported/features.f32 exported/masks.f32 8 128 128 256 640
+//   ./masks exported/small.aoti.pt2 exported/features.f32 exported/masks.f32 8 128 64 64 256 640
 //
 // The numbers are the features of a bin, the frames, and the bins of each band, as the export says them. What
 // features are and what becomes of masks: tfswa_sep/masks.py.

@@ -19,10 +19,10 @@ BANDS = [next(i for i, edge in enumerate(EDGES[1:]) if hertz < edge) for hertz, 
 
 @pytest.fixture
 def songs(tmp_path: Path) -> Path:
-    time = np.arange(2 * RATE) / RATE
+    time = np.arange(12 * RATE) / RATE  # longer than a block
     (tmp_path / "songs/tones").mkdir(parents=True)
     for stem, (hertz, level) in TONES.items():
-        tone = level * np.hanning(len(time)) * np.sin(2 * np.pi * hertz * time)  # no click at its ends
+        tone = level * np.sin(2 * np.pi * hertz * time)
         soundfile.write(tmp_path / f"songs/tones/{stem}.wav", np.stack([tone, tone], axis=1), RATE)
     return tmp_path / "songs"
 
@@ -37,8 +37,19 @@ def test_what_the_mixture_adds_to_a_stem_is_the_other(songs: Path) -> None:
         assert errors[1].sum() < 0.01 * errors[0].sum(), stem  # tones so far apart a mask can tell
     ratio = decibels(energies["vocals"][0], energies["other"][0])
     assert ratio[BANDS[0]] > 40 and ratio[BANDS[1]] < -40
+    assert energies["vocals"][0][-1] < 1e-9 * energies["vocals"][0].sum()  # where a block ends is no click
     loud, soft = (energies[stem][0].sum() for stem in TONES)
     assert 10 * np.log10(loud / soft) == pytest.approx(6.0, abs=0.1)
+
+
+@pytest.mark.parametrize("missing", ["songs", "model"])
+def test_what_is_not_there_is_one_line(missing: str, songs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = {"songs": str(songs), "model": "small"} | {missing: "nowhere.onnx"}
+    with pytest.raises(SystemExit) as caught:
+        main(["--data", words["songs"], "--model", words["model"]])
+    assert caught.value.code == {"songs": 3, "model": 4}[missing]
+    printed = capsys.readouterr().err
+    assert "nowhere.onnx" in printed and len(printed.splitlines()) == 1
 
 
 def test_the_command_prints_a_row_a_stem(songs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -231,6 +231,7 @@ def test_configuration_survives_json(name: str) -> None:
         {"bands": [{"start": 0, "stop": 32, "stride": 2}]},
         {"bands": [{"start": 0, "stop": 1024, "stride": 3}]},
         {"heads": 7},
+        {"window": [5, 256]},
     ],
 )
 def test_configuration_that_cannot_be_built_is_refused(change: dict[str, object]) -> None:

@@ -26,6 +26,15 @@ def test_an_update_keeps_the_singular_vectors_and_evens_the_values(shape: tuple[
     assert (turned - torch.diag(even)).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("shape", [(6, 54), (54, 6)])
+def test_of_a_matrix_of_rank_one_its_one_value_is_evened(shape: tuple[int, int]) -> None:
+    """Rounding of the square of its shorter side must not grow."""
+    torch.manual_seed(0)
+    update = orthogonalize(torch.outer(torch.randn(shape[0]), torch.randn(shape[1])))
+    values = torch.linalg.svdvals(update)
+    assert 0.6 < values[0] < 1.3 and values[1:].max() < 0.01
+
+
 def test_a_convolution_moves_as_its_matrix_does() -> None:
     torch.manual_seed(0)
     start, gradient = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)

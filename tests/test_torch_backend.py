@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,32 @@ def noise(*shape: int) -> NDArray[np.float32]:
 
 
 def test_the_threads_are_shared_by_segments_at_once(model: Path) -> None:
-    before = torch.get_num_threads()
-    try:
-        found = {}
-        for threads in (1, 2, 6):
-            found[threads] = (
-                TorchBackend(model, device="cpu", threads=threads).workers,
-                torch.get_num_threads(),
-            )
-    finally:
-        torch.set_num_threads(before)
-    assert found == {1: (1, 1), 2: (2, 1), 6: (3, 2)}
+    before, used = torch.get_num_threads(), []
+    for threads in (1, 2, 6):
+        backend = TorchBackend(model, device="cpu", threads=threads)
+        backend._network.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))
+        backend(noise(1, 2, N))
+        assert backend.workers * used[-1] == threads
+        assert torch.get_num_threads() == before  # the caller's own work keeps its threads
+    assert used == [1, 1, 2]
+
+
+def test_where_cores_are_unknown_torch_knows_better(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_module, "count_cores", lambda: 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    backend = TorchBackend(model, device="cpu")
+    assert (backend.workers, backend._threads) == (3, 2)
+
+
+@pytest.mark.parametrize("half", [None, torch.bfloat16])
+def test_it_may_be_called_from_threads(model: Path, half: Any) -> None:
+    backend = TorchBackend(model, device="cpu", threads=1)
+    backend._half = half
+    segments = [noise(1, 2, N) * np.float32(scale) for scale in np.linspace(0.2, 1.6, 8)]
+    expected = [backend(segment) for segment in segments]
+    with ThreadPoolExecutor(4) as pool:
+        for stems, wanted in zip(pool.map(backend, segments), expected, strict=True):
+            np.testing.assert_allclose(stems, wanted, atol=1e-5)
 
 
 def test_norms_that_follow_a_convolution_are_part_of_it(model: Path) -> None:
@@ -58,10 +74,11 @@ def test_norms_that_follow_a_convolution_are_part_of_it(model: Path) -> None:
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # of a network that has learnt something
             torch.nn.init.normal_(module.running_mean)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            for numbers in (module.running_var, module.weight, module.bias):
+                torch.nn.init.uniform_(numbers, 0.5, 2.0)
     spectrum = torch.randn(1, 4, 1025, 8)
     expected = network.eval()(spectrum)
-    folded = backend_module._fold_norms(network)
+    folded = backend_module._fold_following_norms(network)
     left = [name for name, module in folded.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert left and not any("hidden" in name or "layers" in name or "down" in name for name in left)
     torch.testing.assert_close(folded(spectrum), expected, atol=1e-5, rtol=1e-4)

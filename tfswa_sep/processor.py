@@ -6,13 +6,13 @@ import os
 import re
 from pathlib import Path
 
-MOST_WORKERS = 4  # segments computed at once: each holds about 100 MB
+MOST_WORKERS = 4  # segments computed at once: each holds 100 to 150 MB
 # Instructions that sum products of bytes: with them INT8 is worth it (their names in Linux' /proc/cpuinfo).
 _BYTE_PRODUCTS = re.compile(r"\b(avx512_vnni|avx_vnni|amx_int8|asimddp)\b")
 
 
 def count_cores() -> int:
-    """Physical cores that this process may use; 0, ONNX Runtime's own choice, where that is unknown."""
+    """Physical cores that this process may use; 0, for a library's own choice, where that is unknown."""
     if not hasattr(os, "sched_getaffinity"):
         return 0
     siblings = set()

@@ -35,7 +35,7 @@ class Separator:
     backend: "auto", "onnx" or "torch".  device: "auto", "cpu", "cuda", "cuda:N", "mps" or "coreml".
     precision: "fp32", "int8" or "auto"; see registry.with_precision and backends.load_backend.
     threads: CPU threads, None for one a physical core.
-    batch_size: segments computed at once (PyTorch: 16 at most), None for as many as the device is best with.
+    batch_size: segments a call (PyTorch: 16 at most), None for as many as the device is best with.
     Raises UsageError for a batch size below 1.
     """
 
@@ -191,7 +191,8 @@ class Separator:
             return model(segments, mix=None if all_stems else mix)
 
         size = batch_size or model.batch_size
-        for block in overlap_add(blocks, run, plan, batch_size=size, workers=model.workers):
+        workers = max(1, model.workers // size)  # of `size` segments each, computed at once
+        for block in overlap_add(blocks, run, plan, batch_size=size, workers=workers):
             if not np.isfinite(block.sum()):
                 raise ModelError(
                     "the network gave numbers that are not finite: try --backend onnx or --device cpu"

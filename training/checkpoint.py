@@ -120,19 +120,22 @@ def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dic
 
     A new band learns from the old one in which its first bin lies. Its stem sums over a token's bins what the
     old one did, so that it answers to an even spectrum alike; its heads give a bin the mask of its place in
-    the token. They stay as they are where the bands are alike, stacked, or of strides that do not divide.
+    the token. They stay as they are where the bands are alike or stacked, and are left out where strides do
+    not divide: they could have the shape of others.
     """
     if old.bands == new.bands or "stack" in (old.stem, new.stem):
         return weights
+    found = {
+        key: value for key, value in weights.items() if key != "stem.frequency" and not _BANDED.fullmatch(key)
+    }
     origins = [
         next((i for i, b in enumerate(old.bands) if b.start <= band.start < b.stop), 0) for band in new.bands
     ]
     strides = [
         (old.bands[origin].stride, band.stride) for origin, band in zip(origins, new.bands, strict=True)
     ]
-    if any(max(pair) % min(pair) for pair in strides):
-        return weights
-    found = {key: value for key, value in weights.items() if not _BANDED.fullmatch(key)}
+    if old.n_fft != new.n_fft or any(max(pair) % min(pair) for pair in strides):
+        return found
     for key, value in weights.items():
         if not (match := _BANDED.fullmatch(key)):
             continue

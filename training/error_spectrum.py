@@ -18,19 +18,24 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from tfswa_sep.errors import TfswaError
 from tfswa_sep.evaluation.methods import Estimates, Method, ModelMethod, OracleBaseline
 from tfswa_sep.evaluation.metrics import ENERGY_FLOOR, SILENCE_RMS
 from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, STEMS, Feed, Song, find_songs
-from tfswa_sep.spectrogram import N_FFT, stft
+from tfswa_sep.spectrogram import HOP, N_FFT, stft
 
-EDGES = (0, 100, 200, 400, 800, 1600, 3200, 6400, 22_051)  # Hz; the last lies above Nyquist's bin
+EDGES = (0, 100, 200, 400, 800, 1600, 3200, 6400, np.inf)  # Hz
 
 Energies = NDArray[np.float64]
 
 
 def band_energies(samples: NDArray[np.float32], rate: int) -> Energies:
-    """The energy of samples (c, n) at `rate` Hz in each band between EDGES."""
-    power = np.square(np.abs(stft(samples))).sum(axis=(0, 2), dtype=np.float64)
+    """The energy of samples (c, n) at `rate` Hz in each band between EDGES.
+
+    Without the frames that reach over the ends, where a loud low tone that is cut would sound in all bands.
+    """
+    edge = N_FFT // 2 // HOP
+    power = np.square(np.abs(stft(samples)[..., edge:-edge])).sum(axis=(0, 2), dtype=np.float64)
     bands = np.searchsorted(EDGES, np.fft.rfftfreq(N_FFT, 1 / rate), side="right") - 1
     return np.bincount(bands, power, minlength=len(EDGES) - 1).astype(np.float64)
 
@@ -48,6 +53,8 @@ def song_errors(song: Song, methods: Sequence[Method]) -> dict[str, tuple[Energi
             found.append(method.estimate(song, mixture, folder, lambda _: None))
         energies = {}
         for stem, truth in song.truths(rate).items():
+            if any(stem not in estimates.files for estimates in found):  # a model of fewer stems
+                continue
             feeds = [Feed(estimates.files[stem], rate) for estimates in found]
             power, errors, loudness = np.zeros(len(EDGES) - 1), np.zeros((len(methods), len(EDGES) - 1)), 0.0
             for start in range(0, frames, BLOCK_SECONDS * rate):
@@ -73,8 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="a folder of songs with their true stems")
     parser.add_argument("--model", default="small", help="a name or a file; default: %(default)s")
     options = parser.parse_args(arguments)
-    methods = (ModelMethod(options.model), OracleBaseline(binary=False))
-    songs = [song_errors(song, methods) for song in find_songs(options.data)]
+    try:
+        methods = (ModelMethod(options.model), OracleBaseline(binary=False))
+        songs = [song_errors(song, methods) for song in find_songs(options.data)]
+    except TfswaError as error:
+        parser.exit(error.exit_code, f"{error}\n")
     bands = [f"{low} to {high}" for low, high in pairwise(EDGES[:-1])]
     table = Table(
         "Hz", *bands, f"from {EDGES[-2]}", title="share of the error, SDR in dB, oracle ratio mask's"

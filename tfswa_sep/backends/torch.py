@@ -1,14 +1,15 @@
 """The PyTorch backend: CUDA, MPS, or the CPU.
 
 What goes wrong on the way is mended, and noted: where 16 bits give numbers that are not finite the segment is
-computed again in 32; where memory runs out, with half as many segments at once, then with shorter ones.
+computed again in 32; where memory runs out, with half as many segments a call, then with shorter ones.
 
 Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,6 @@ from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.overlap import overlap_add, plan_segments
 from tfswa_sep.processor import count_cores, share_threads
 
-_OWN_THREADS = torch.get_num_threads()  # what torch chooses itself
 MOST_AT_ONCE = 16  # segments: more fill any GPU, and make the first stem wait
 # What torch, CUDA's libraries, Metal and C++ say when memory runs out, in lower case.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "bad_alloc")
@@ -38,9 +38,8 @@ class TorchBackend:
     """A model in a safetensors file; see backends.Backend.
 
     precision: "auto" computes in bfloat16 or float16 where the device is faster with them, else "fp32".
-    threads: of the CPU; each of `workers` segments at once gets its share, which torch knows for the process
-    as a whole only (`torch.set_num_threads`). On two cores 3 minutes took 0.77 of the time that one segment
-    after the other took on both, in bfloat16 0.66 (measured).
+    threads: of the CPU; each of `workers` calls at once gets its share: on two cores 3 minutes took 0.77 of
+    the time that one segment after the other took on both, in bfloat16 0.66 (measured).
     Raises ModelError if the file is damaged or no model of tfswa-sep, DeviceError if the device is not there
     or cannot compute.
     """
@@ -52,14 +51,14 @@ class TorchBackend:
     ) -> None:
         self._device = _pick_device(device)
         self.device = str(self._device)
-        self.workers = 1  # a GPU spreads one call over all it has
+        self.workers, self._threads = 1, torch.get_num_threads()  # a GPU spreads one call over all it has
         if self._device.type == "cpu":
-            count = threads or count_cores() or _OWN_THREADS
+            count = threads or count_cores() or self._threads
             self.workers = share_threads(count)
-            torch.set_num_threads(count // self.workers)
+            self._threads = count // self.workers
         self._path = path
         network, self.metadata = load_network(path)
-        network = _fold_norms(network.eval())
+        network = _fold_following_norms(network.eval())
         try:
             _try_out(self._device)
             self._network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -134,7 +133,7 @@ class TorchBackend:
         self, segment: NDArray[np.float32], mix: NDArray[np.float32] | None, half: torch.dtype | None
     ) -> NDArray[np.float32]:
         n_fft, hop = self.metadata.n_fft, self.metadata.hop
-        with torch.inference_mode(), _current(self._device):
+        with torch.inference_mode(), _current(self._device), _threads(self._threads):
             mixture = torch.from_numpy(np.ascontiguousarray(segment)).to(self._device)
             spectrum = stft(mixture, n_fft=n_fft, hop=hop)
             # The network alone: transforms and sums of stems take no 16 bits.
@@ -174,6 +173,17 @@ def fitting(free: int, needed: int) -> int:
 def _current(device: torch.device) -> AbstractContextManager[object]:
     """Make it the one that torch asks about: of several CUDA cards that is the first, whichever is used."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads in this one; others, the caller's own work too, keep theirs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _try_out(device: torch.device) -> None:
@@ -232,7 +242,7 @@ def load_network(path: Path) -> tuple[TfswaUNet, ModelMetadata]:
     return network, metadata
 
 
-def _fold_norms(network: TfswaUNet) -> TfswaUNet:
+def _fold_following_norms(network: TfswaUNet) -> TfswaUNet:
     """Let convolutions do the work of the batch norms that follow them: a twentieth less time (measured)."""
     for layers in network.modules():
         if isinstance(layers, nn.Sequential):

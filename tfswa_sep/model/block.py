@@ -1,7 +1,7 @@
 """What a stage is built of: a residual stack of convolutions, and the block that fuses the attentions.
 
-Batch normalisation follows its convolution wherever it can, because it then folds into it at export;
-ReLU because INT8 kernels fuse it. Axis letters: see `tfswa_sep.model.config`.
+Batch normalisation follows its convolution wherever it can, because it then folds into it, at export or
+when PyTorch loads it; ReLU because INT8 kernels fuse it. Axis letters: see `tfswa_sep.model.config`.
 """
 
 from __future__ import annotations

@@ -143,6 +143,8 @@ class ModelConfig:
         rows = self.bands[0].tokens if self.stem == "stack" else self.tokens
         if rows % 2 ** (stages - 1):
             raise ValueError(f"{rows} frequency tokens cannot be halved {stages - 1} times")
+        if self.window[0] * self.window[1] > 1024:  # each position attends to all of them
+            raise ValueError(f"a window of {self.window[0]} by {self.window[1]} is too large")
         for stage, (dim, blocks) in enumerate(zip(self.dims, self.attentions, strict=True)):
             if blocks and (dim % self.heads or (rows >> stage) % self.window[0]):
                 raise ValueError(
