@@ -9,8 +9,9 @@ import pytest
 import soundfile
 
 from tfswa_sep.evaluation.methods import MixtureBaseline, OracleBaseline
+from tfswa_sep.evaluation.metrics import decibels
 from tfswa_sep.evaluation.multitrack import find_songs
-from training.error_spectrum import EDGES, decibels, main, song_errors
+from training.error_spectrum import EDGES, main, song_errors
 
 RATE = 44_100
 TONES = {"vocals": (150.0, 0.4), "other": (1000.0, 0.2)}  # Hz, of full scale

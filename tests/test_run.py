@@ -222,10 +222,8 @@ def test_a_warm_start_tells_bands_from_masks(tmp_path: Path) -> None:
     rows = old.state_dict()["heads.0.convs.0.bias"].view(2, 2, 8)[:, 0]  # channels, real parts, bins
     wanted = rows.unflatten(1, (4, 2)).mean(dim=2).flatten()
     torch.testing.assert_close(new.state_dict()["heads.0.convs.0.bias"], wanted)
-    bands = (
-        Band(start=0, stop=128, stride=16),
-        Band(start=128, stop=1024, stride=16),
-    )  # 16 does not divide 56
+    # 16 does not divide 56
+    bands = (Band(start=0, stop=128, stride=16), Band(start=128, stop=1024, stride=16))
     new = TfswaUNet(dataclasses.replace(TINY, bands=bands, masks="signed"))
     said = checkpoint.warm_start(new, tmp_path / "old.ckpt")
     assert "heads.0.convs.0.bias" in said.split("not there (")[1]  # 32 rows then and now, of other bins

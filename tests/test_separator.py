@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -244,6 +246,25 @@ def test_a_recording_under_way_does_not_wait_for_a_batch(fake_backend: Fake, noi
     assert backend.calls == 1
     with pytest.raises(UsageError, match="a batch of 0 segments"):
         Separator(backend, batch_size=0)
+
+
+def test_a_batch_is_all_that_is_computed_at_once(
+    fake_backend: Fake, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four workers of four segments each would be sixteen."""
+    backend, threads = fake_backend(workers=4), set[int]()
+    compute = type(backend).__call__
+
+    def watched(self: Any, segment: Samples, **words: Any) -> Any:
+        threads.add(threading.get_ident())
+        time.sleep(0.01)  # so that another worker would come
+        return compute(self, segment, **words)
+
+    monkeypatch.setattr(type(backend), "__call__", watched)
+    for batch_size, workers in ((None, 4), (2, 2), (4, 1)):
+        threads.clear()
+        Separator(backend, batch_size=batch_size).separate(noise(2, 60 * 8192), 44_100)
+        assert len(threads) == workers
 
 
 MEMORY = """

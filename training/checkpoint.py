@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,8 @@ def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dic
     found = {
         key: value for key, value in weights.items() if key != "stem.frequency" and not _BANDED.fullmatch(key)
     }
-    origins = [
-        next((i for i, b in enumerate(old.bands) if b.start <= band.start < b.stop), 0) for band in new.bands
-    ]
+    begun = [band.start for band in old.bands]
+    origins = [bisect_right(begun, band.start) - 1 for band in new.bands]
     strides = [
         (old.bands[origin].stride, band.stride) for origin, band in zip(origins, new.bands, strict=True)
     ]

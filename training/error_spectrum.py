@@ -20,8 +20,8 @@ from rich.table import Table
 
 from tfswa_sep.errors import TfswaError
 from tfswa_sep.evaluation.methods import Estimates, Method, ModelMethod, OracleBaseline
-from tfswa_sep.evaluation.metrics import ENERGY_FLOOR, SILENCE_RMS
-from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, STEMS, Feed, Song, find_songs
+from tfswa_sep.evaluation.metrics import SILENCE_RMS, decibels
+from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, CHANNELS, STEMS, Feed, Song, find_songs
 from tfswa_sep.spectrogram import HOP, N_FFT, stft
 
 EDGES = (0, 100, 200, 400, 800, 1600, 3200, 6400, np.inf)  # Hz
@@ -63,15 +63,9 @@ def song_errors(song: Song, methods: Sequence[Method]) -> dict[str, tuple[Energi
                 loudness += float(np.square(true).sum(dtype=np.float64))
                 power += band_energies(true, rate)
                 errors += [band_energies(feed.take(size) - true, rate) for feed in feeds]
-            if loudness > 2 * frames * SILENCE_RMS**2:
+            if loudness > CHANNELS * frames * SILENCE_RMS**2:
                 energies[stem] = power, errors
     return energies
-
-
-def decibels(power: Energies, error: Energies) -> Energies:
-    """Signal-to-distortion ratio in dB, band by band."""
-    ratio: Energies = 10 * np.log10((power + ENERGY_FLOOR) / (error + ENERGY_FLOOR))
-    return ratio
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,6 +12,8 @@ None of these is defined for a silent reference.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,14 +67,14 @@ class RunningScore:
 
     def sdr(self) -> float:
         """Global SDR in dB."""
-        return _decibels(self.gram[0, 0], self.error)
+        return float(decibels(self.gram[0, 0], self.error))
 
     def si_sdr(self) -> float | None:
         """Scale-invariant SDR in dB; None where the estimate is silent."""
         if self._is_row_silent(2):
             return None
         target = self.gram[0, 2] ** 2 / self.gram[0, 0]
-        return _decibels(target, max(self.gram[2, 2] - target, 0.0))
+        return float(decibels(target, max(self.gram[2, 2] - target, 0.0)))
 
     def shares(self) -> tuple[float, float]:
         """(kept, leaked): least-squares gains of the reference and of the rest in the estimate."""
@@ -81,8 +83,9 @@ class RunningScore:
 
     def level(self) -> float:
         """Energy of the estimate against the mixture's, in dB."""
-        return _decibels(self.gram[2, 2], float(self.gram[:2, :2].sum()))
+        return float(decibels(self.gram[2, 2], self.gram[:2, :2].sum()))
 
 
-def _decibels(signal: float, noise: float) -> float:
-    return float(10 * np.log10((signal + ENERGY_FLOOR) / (noise + ENERGY_FLOOR)))
+def decibels(signal: Any, noise: Any) -> Any:
+    """The ratio of two energies, numbers or arrays of them, in dB."""
+    return 10 * np.log10((signal + ENERGY_FLOOR) / (noise + ENERGY_FLOOR))
