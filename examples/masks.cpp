@@ -4,9 +4,9 @@
 //   TORCH=$(python -c "import torch; print(torch.__path__[0])")
 //   g++ -std=c++20 examples/masks.cpp -o masks -I$TORCH/include -I$TORCH/include/torch/csrc/api/include \
 //       -L$TORCH/lib -Wl,-rpath,$TORCH/lib -ltorch -ltorch_cpu -lc10
-//   ./masks exported/small.aoti.pt2 exported/features.f32 exported/masks.f32 8 128 64 64 256 640
+//   ./masks exported/small.aoti.pt2 exported/features.f32 exported/masks.f32 128 8 64 4 64 4 256 4 640
 //
-// The numbers are the features of a bin, the frames, and the bins of each band, as the export says them. What
+// The numbers are the frames, and the features of a bin and the bins of each band, as the export says them. What
 // features are and what becomes of masks: tfswa_sep/masks.py.
 #include <ATen/ATen.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
@@ -23,15 +23,15 @@ std::vector<float> read(const std::string& path) {
 }
 
 int main(int argc, char** argv) try {
-  if (argc < 7) throw std::runtime_error("usage: masks MODEL FEATURES MASKS COUNT FRAMES BINS...");
+  if (argc < 7) throw std::runtime_error("usage: masks MODEL FEATURES MASKS FRAMES FEATURES BINS...");
   c10::InferenceMode no_gradients;
   torch::inductor::AOTIModelPackageLoader network(argv[1]);
   std::vector<float> features = read(argv[2]), expected = read(argv[3]);
-  const int64_t count = std::stoll(argv[4]), frames = std::stoll(argv[5]);
+  const int64_t frames = std::stoll(argv[4]);
   std::vector<at::Tensor> bands;
   int64_t used = 0;
-  for (int i = 6; i < argc; ++i) {
-    const int64_t bins = std::stoll(argv[i]);
+  for (int i = 5; i + 1 < argc; i += 2) {
+    const int64_t count = std::stoll(argv[i]), bins = std::stoll(argv[i + 1]);
     bands.push_back(at::from_blob(features.data() + used, {1, count, bins, frames}, at::kFloat));
     used += count * bins * frames;
   }

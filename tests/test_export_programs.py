@@ -113,7 +113,7 @@ def test_cpp_runs_the_compiled_program(
     ]
     assert programs.main([str(model), *options]) == 0
     shape = capsys.readouterr().out.strip().rsplit(", ", 1)[1].split()
-    assert shape == ["8", str(4 * TINY.frame_multiple), "128", "896"]
+    assert shape == [str(4 * TINY.frame_multiple), "8", "128", "8", "896"]
     library = Path(torch.__path__[0])
     binary = tmp_path / "masks"
     built = subprocess.run(
@@ -129,5 +129,5 @@ def test_cpp_runs_the_compiled_program(
     assert "differ by" in ran.stdout
     files[2].write_bytes(bytes(files[2].stat().st_size))  # it compares indeed
     assert subprocess.run([binary, *files, *shape], capture_output=True, check=False).returncode == 1
-    wrong = subprocess.run([binary, *files, "8", "3", "128"], capture_output=True, text=True, check=False)
+    wrong = subprocess.run([binary, *files, "3", "8", "128"], capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stderr) == (2, "the features are of another shape\n")

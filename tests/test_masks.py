@@ -12,8 +12,10 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from tfswa_sep.masks import band_features, masked_frames  # noqa: E402
+from tfswa_sep.model import masks as model_masks  # noqa: E402
+from tfswa_sep.model.block import FrequencyLinear  # noqa: E402
 from tfswa_sep.model.config import Band, ModelConfig  # noqa: E402
-from tfswa_sep.model.unet import TfswaUNet, spectral_features  # noqa: E402
+from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
 from tfswa_sep.spectrogram import stft  # noqa: E402
 from training.graph import MaskNetwork  # noqa: E402
 
@@ -41,6 +43,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "fusion": "mean",
     },
     "signed": {"bands": (Band(start=0, stop=256, stride=4),), "masks": "signed"},
+    "filters": {
+        "bands": (Band(start=0, stop=64, stride=2, taps=3), Band(start=64, stop=256, stride=4, taps=1)),
+        "masks": "signed",
+        "features": "advance",
+    },
+    "filters alone": {
+        "bands": (Band(start=0, stop=192, stride=4), Band(start=192, stop=256, stride=4, taps=5)),
+        "mixture_consistent": False,
+    },
+    "all frequencies mixed": {"bands": (Band(start=0, stop=256, stride=4),), "tdfs": (16, 8)},
     "signed alone": {
         "bands": (Band(start=0, stop=256, stride=4),),
         "masks": "signed",
@@ -71,9 +83,13 @@ def build(shape: dict[str, Any]) -> TfswaUNet:
             module.running_var = 0.5 + torch.rand(module.num_features)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
+        elif isinstance(module, FrequencyLinear):
+            nn.init.normal_(module.expand.weight, std=0.3)
+            nn.init.uniform_(module.scale, 0.5, 1.5)
     for head in network.heads:
-        for conv in head.convs:  # type: ignore[union-attr]
+        for band, conv in zip(network.config.bands, head.convs, strict=True):  # type: ignore[arg-type]
             nn.init.normal_(conv.bias, std=0.5)
+            nn.init.normal_(conv.weight[network.config.mask_parts * band.stride :], std=0.1)
     return network.eval()
 
 
@@ -89,10 +105,11 @@ def test_features_graph_and_masks_are_the_networks(shape: str, frames: int) -> N
     mixture = torch.from_numpy(parts)
     with torch.inference_mode():
         wanted = network(mixture).numpy()
-        seen = spectral_features(mixture[:, :, :256], kind=config.features).numpy()
+        seen = model_masks.band_features(mixture[:, :, :256], config)
         bands = band_features(spectrum, config)
         masks = [band.numpy() for band in MaskNetwork(network)(*map(torch.from_numpy, bands))]
-    np.testing.assert_allclose(np.concatenate(bands, axis=2), seen, atol=2e-4)
+    for found, expected in zip(bands, seen, strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), atol=2e-4)
     wanted = (wanted[:, :, 0::2] + 1j * wanted[:, :, 1::2]).reshape(2, -1, 257, frames)
     for item in range(2):
         chunks = masked_frames([band[item] for band in masks], spectrum[item], config, len(config.stems))
@@ -100,15 +117,15 @@ def test_features_graph_and_masks_are_the_networks(shape: str, frames: int) -> N
         np.testing.assert_allclose(found, wanted[item], atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("shape", ["bands", "gains", "signed"])
+@pytest.mark.parametrize("shape", ["bands", "gains", "signed", "filters"])
 def test_stems_are_mixed_before_the_inverse_transform(shape: str) -> None:
     config = build(SHAPES[shape]).config
     random = np.random.default_rng(0)
     spectrum = stft(random.standard_normal((2, 4000)).astype(np.float32), n_fft=512, hop=128)
     bands = [
-        random.standard_normal((4 * config.mask_parts * band.stride, band.tokens, spectrum.shape[-1])).astype(
-            np.float32
-        )
+        random.standard_normal(
+            (4 * config.head_parts(band) * band.stride, band.tokens, spectrum.shape[-1])
+        ).astype(np.float32)
         for band in config.bands
     ]
     mix = np.array([[1, 1, 0, 0], [0, 0, 0.5, 0], [1, 1, 1, 1]], np.float32)

@@ -16,10 +16,11 @@ from tfswa_sep.model.attention import (  # noqa: E402
     ShiftedWindowAttention,
     TimeAttention,
 )
-from tfswa_sep.model.block import DynamicFusion  # noqa: E402
+from tfswa_sep.model.block import DynamicFusion, FrequencyLinear  # noqa: E402
 from tfswa_sep.model.config import PRESETS, Band, ModelConfig  # noqa: E402
+from tfswa_sep.model.masks import apply_masks, band_features  # noqa: E402
 from tfswa_sep.model.transform import istft, separate_waveform, stft  # noqa: E402
-from tfswa_sep.model.unet import TfswaUNet, spectral_features  # noqa: E402
+from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
 
 TINY = ModelConfig(
     n_fft=128,
@@ -133,7 +134,7 @@ def test_masks_are_bounded_without_the_consistency() -> None:
     network = TfswaUNet(dataclasses.replace(TINY, mixture_consistent=False)).eval()
     mixture = torch.ones(1, 4, 65, 8)
     with torch.no_grad():
-        stems = network.apply_masks(torch.full((1, 4, 4, 64, 8), 50.0), mixture)
+        stems = network.apply_masks(torch.full((1, 4, 4, 64, 8), 50.0), [], mixture)
     magnitude = (stems[:, :, 0::2].square() + stems[:, :, 1::2].square()).sqrt()
     assert magnitude.max() <= 2**0.5 + 1e-5
 
@@ -146,10 +147,57 @@ def test_silence_gives_silence() -> None:
 
 def test_features_show_where_a_voice_sits() -> None:
     centre = torch.randn(1, 2, 64, 4).repeat(1, 2, 1, 1)  # left equals right
-    features = spectral_features(centre, kind="complex")
+    features = torch.cat(band_features(centre, TINY), dim=2)
     assert features.shape == (1, 8, 64, 4)
     side = features[:, -1]
     assert side.max() < 0.2 < features[:, -2].mean()
+
+
+def test_the_advance_of_a_phase_shows_where_in_its_bin_a_tone_lies() -> None:
+    """None in the middle of a bin, whichever it is, and a quarter of an offset of one bin (hop / n_fft)."""
+    config = dataclasses.replace(TINY, bands=(Band(start=0, stop=64, stride=2, taps=3),), features="advance")
+    for offset in (0.0, 0.3):
+        for k in (9, 10, 11):
+            tone = torch.cos(2 * torch.pi * (k + offset) / 128 * torch.arange(4000, dtype=torch.float64))
+            spectrum = stft(tone.float().expand(1, 2, -1), n_fft=128, hop=32)
+            features = band_features(spectrum[:, :, :64], config)[0][0, :, k, 4:-4]
+            advance = torch.atan2(features[2], features[0]) / (2 * torch.pi)
+            torch.testing.assert_close(advance, torch.full_like(advance, offset / 4), atol=1e-3, rtol=0)
+            size = torch.hypot(features[2], features[0])
+            torch.testing.assert_close(size, features[4], rtol=1e-3, atol=0)
+
+
+def test_a_filter_takes_a_tone_out_that_shares_its_bin_with_another() -> None:
+    """Which no mask can: X(t) - X(t - 1) has nothing of what stands still."""
+    config = dataclasses.replace(TINY, bands=(Band(start=0, stop=64, stride=2, taps=3),))
+    n = torch.arange(4000, dtype=torch.float64)
+    still, other = (torch.cos(2 * torch.pi * (10 + offset) / 128 * n).float() for offset in (0.0, 0.5))
+    pair = stft(torch.stack([still, other])[:, None].expand(2, 2, -1), n_fft=128, hop=32)
+    filters = torch.zeros(1, 4, 2, 3, 2, 64, pair.shape[-1])  # b, s, c, taps, real and imaginary, f, t
+    filters[:, 0, :, 1, 0] = 1
+    filters[:, 0, :, 0, 0] = -1
+    masks = torch.full((1, 4, 4, 64, pair.shape[-1]), 0.0)
+    alone = dataclasses.replace(config, mixture_consistent=False)
+    both = pair.sum(dim=0, keepdim=True)
+    found = apply_masks(masks, [filters.flatten(2, 4)], both, alone)[0, 0, :, 10, 4:-4]
+    rest = apply_masks(masks, [filters.flatten(2, 4)], pair[1:], alone)[0, 0, :, 10, 4:-4]
+    assert rest.square().mean() > 0.1 * pair[1, :, 10, 4:-4].square().mean()
+    torch.testing.assert_close(found, rest, atol=1e-3 * float(rest.abs().max()), rtol=0)
+    stems = apply_masks(torch.randn_like(masks), [torch.randn_like(filters).flatten(2, 4)], both, config)
+    torch.testing.assert_close(stems.sum(dim=1), both, atol=1e-3, rtol=0)
+
+
+def test_a_tdf_begins_as_the_identity_and_then_mixes_a_frame_alone() -> None:
+    layer = FrequencyLinear(8, 10, 4)
+    x = torch.randn(2, 8, 10, 6)
+    torch.testing.assert_close(layer(x), x, rtol=0, atol=0)
+    nn.init.normal_(layer.expand.weight)
+    changed = x.clone()
+    changed[:, 3, 2, 5] += 1
+    touched = (layer(changed) - layer(x)).abs() > 1e-6
+    assert touched[:, 3, :, 5].sum() > 2
+    touched[:, 3, :, 5] = False
+    assert not touched.any()
 
 
 def test_stft_is_inverted() -> None:

@@ -192,7 +192,10 @@ def test_a_warm_start_with_other_bands_hears_and_answers_as_before() -> None:
     before["stem.frequency"] = starts.view(1, 1, -1, 1).repeat(1, TINY.dims[0], 1, 1)
     after = checkpoint.rebanded(before, TINY, new)
     TfswaUNet(new).load_state_dict(after)  # all of its names and shapes
-    even, hidden = torch.randn(1, TINY.feature_count, 1, 5), torch.randn(1, TINY.head_dim, 1, 1)
+    even, hidden = (
+        torch.randn(1, TINY.feature_count(TINY.bands[0]), 1, 5),
+        torch.randn(1, TINY.head_dim, 1, 1),
+    )
     for place, (origin, was, now) in enumerate([(0, 8, 4), (0, 8, 8), (1, 56, 112)]):
         heard, answered = [], []
         for weights, band, stride in ((before, origin, was), (after, place, now)):
@@ -227,6 +230,30 @@ def test_a_warm_start_tells_bands_from_masks(tmp_path: Path) -> None:
     new = TfswaUNet(dataclasses.replace(TINY, bands=bands, masks="signed"))
     said = checkpoint.warm_start(new, tmp_path / "old.ckpt")
     assert "heads.0.convs.0.bias" in said.split("not there (")[1]  # 32 rows then and now, of other bins
+
+
+def test_a_warm_start_with_filters_and_tdfs_separates_as_without(tmp_path: Path) -> None:
+    """And back; phases in another form are not heeded at first."""
+    torch.manual_seed(0)
+    old = TfswaUNet(TINY).eval()
+    bands = (dataclasses.replace(TINY.bands[0], taps=3), TINY.bands[1])
+    new = TfswaUNet(dataclasses.replace(TINY, bands=bands, tdfs=(4, 4))).eval()
+    for begun, wanted in ((old, new), (new, old)):
+        content = {"average": begun.state_dict(), "shape": begun.config.to_json()}
+        torch.save(content, tmp_path / "old.ckpt")
+        checkpoint.warm_start(wanted, tmp_path / "old.ckpt")
+        spectrum = torch.randn(1, 4, 1025, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(wanted(spectrum), begun(spectrum))
+            for weight in old.parameters():
+                weight.zero_()  # so that the way back is seen
+    other = TfswaUNet(dataclasses.replace(TINY, bands=bands, features="advance")).eval()
+    checkpoint.warm_start(other, tmp_path / "old.ckpt")
+    for band, count in enumerate([8, 4]):  # the second has no filters, and sees no phases
+        stem, known = (network.stem.convs[band].weight for network in (other, new))  # type: ignore[union-attr, index]
+        assert stem.shape[1] == count
+        assert not stem[:, :-4].any()
+        torch.testing.assert_close(stem[:, -4:], known[:, -4:])
 
 
 @pytest.mark.parametrize("left", [("time", "window"), ("frequency", "window"), ("time", "frequency")])

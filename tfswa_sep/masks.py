@@ -1,9 +1,8 @@
 """What lies between spectrogram and network, in NumPy: the features it sees, and its masks put to use.
 
-The twin of `spectral_features` and `TfswaUNet.apply_masks` in model/unet.py, which train the network. They
-are no part of the ONNX graph: there every step streams the whole map through memory, here a tile stays in
-the core's own cache (the graph took 0.59 s a segment on one core with them and 0.35 s without, and they take
-0.09 s here, measured).
+The twin of `tfswa_sep.model.masks` in PyTorch, which trains the network. All this is no part of the ONNX
+graph: there every step streams the whole map through memory, here a tile stays in the core's own cache (the
+graph took 0.59 s a segment on one core with it and 0.35 s without, and it takes 0.09 s here, measured).
 
 Axis letters: b batch, s stem of the model, k stem asked for, c channel, f bins, t frames; n samples,
 p bins of a token.
@@ -36,13 +35,14 @@ _BINS_AT_ONCE = 128
 
 
 def band_features(spectrum: Spectrum, config: ModelConfig) -> list[Floats]:
-    """What the network sees: the features of `model.unet.spectral_features`, an array a band.
+    """What the network sees: the features of `model.masks.band_features`, an array a band.
 
     spectrum: (b, c, f, t) of `spectrogram.stft`.  Returns (b, features, bins of the band, t) each.
     """
     b, _, _, t = spectrum.shape
     bands = [
-        np.empty((b, config.feature_count, band.stop - band.start, t), np.float32) for band in config.bands
+        np.empty((b, config.feature_count(band), band.stop - band.start, t), np.float32)
+        for band in config.bands
     ]
     for item, start in np.ndindex(b, -(-t // _FRAMES_AT_ONCE)):
         frames = slice(start * _FRAMES_AT_ONCE, (start + 1) * _FRAMES_AT_ONCE)
@@ -51,13 +51,20 @@ def band_features(spectrum: Spectrum, config: ModelConfig) -> list[Floats]:
                 bins = slice(low, min(low + _BINS_AT_ONCE, band.stop))
                 rows = slice(bins.start - band.start, bins.stop - band.start)
                 _features(spectrum[item, :, bins, frames], target[item, :, rows, frames], config)
+    if config.features == "advance":
+        for band, target in zip(config.bands, bands, strict=True):
+            if config.sees_phases(band):
+                _advance(spectrum[:, :, band.start : band.stop], target, band, config)
     return bands
 
 
 def _features(tile: Spectrum, target: Floats, config: ModelConfig) -> None:
-    """Fill `target` (features, f, t) from `tile` (c, f, t), which lies in memory as (c, t, f)."""
+    """Fill `target` (features, f, t) from `tile` (c, f, t), which lies in memory as (c, t, f).
+
+    With magnitudes at the end, and in front of them with what `complex` puts there.
+    """
     c, f, t = tile.shape
-    stereo = config.features == "complex" and c == 2
+    stereo = config.features != "magnitude" and c == 2
     count = c + 2 if stereo else c
     real, imaginary = np.empty((2, count, t, f), np.float32)
     real[:c], imaginary[:c] = tile.real.swapaxes(1, 2), tile.imag.swapaxes(1, 2)
@@ -73,13 +80,31 @@ def _features(tile: Spectrum, target: Floats, config: ModelConfig) -> None:
     magnitude *= np.float32(COMPRESSION / 2)
     np.exp(magnitude, out=magnitude)
     turned = target.swapaxes(1, 2)  # (features, t, f)
-    if config.features == "magnitude":
-        turned[:] = magnitude
-        return
-    scale = magnitude[:c] / np.sqrt(power[:c])
-    turned[:c] = np.multiply(real[:c], scale, out=real[:c])
-    turned[c : 2 * c] = np.multiply(imaginary[:c], scale, out=imaginary[:c])
-    turned[2 * c :] = magnitude
+    turned[-count:] = magnitude
+    if config.features == "complex":
+        scale = magnitude[:c] / np.sqrt(power[:c])
+        turned[:c] = np.multiply(real[:c], scale, out=real[:c])
+        turned[c : 2 * c] = np.multiply(imaginary[:c], scale, out=imaginary[:c])
+
+
+def _advance(spectrum: Spectrum, target: Floats, band: Band, config: ModelConfig) -> None:
+    """Fill the first features of a band, (b, features, f, t), with how far phases went on in a frame."""
+    c = config.channels
+    before = np.zeros_like(spectrum)
+    before[..., 1:] = spectrum[..., :-1] * _turns(band, config, frames=1)[:, None]
+    scale = np.square(np.abs(spectrum)) + np.float32(POWER_FLOOR)
+    scale *= np.square(np.abs(before)) + np.float32(POWER_FLOOR)
+    np.divide(target[:, 2 * c : 3 * c], np.sqrt(scale, out=scale), out=scale)
+    advance = spectrum * np.conj(before, out=before)
+    np.multiply(advance.real, scale, out=target[:, :c])
+    np.multiply(advance.imag, scale, out=target[:, c : 2 * c])
+
+
+def _turns(band: Band, config: ModelConfig, *, frames: int) -> Spectrum:
+    """By how much tones in the middles of bins turn in some frames, (f,), as complex numbers of size one."""
+    turns = np.arange(band.start, band.stop) * frames * config.hop % config.n_fft
+    phases: Spectrum = np.exp(2j * np.pi / config.n_fft * turns).astype(np.complex64)
+    return phases
 
 
 def masked_frames(
@@ -95,17 +120,23 @@ def masked_frames(
     stems = mix if isinstance(mix, int) else len(mix)
     make_mask = _MASKS[config.masks]
     buffer = np.empty((stems, c, _FRAMES_AT_ONCE, f), np.complex64)
+    taps = [_neighbours(spectrum, band, config) for band in config.bands]
     for start in range(0, t, _FRAMES_AT_ONCE):
         frames = slice(start, min(start + _FRAMES_AT_ONCE, t))
         mixture = spectrum[:, :, frames].swapaxes(1, 2)  # (c, m, f), as it lies in memory
         chunk = buffer[:, :, : frames.stop - start]
-        for band, values in zip(config.bands, bands, strict=True):
+        for band, values, near in zip(config.bands, bands, taps, strict=True):
             step = max(_BINS_AT_ONCE // band.stride, 1)
+            parts = values.reshape(len(config.stems), -1, *values.shape[1:])
             for token in range(0, band.tokens, step):
-                mask = make_mask(values[:, token : token + step, frames], band, config, mix)
+                tile = parts[:, :, token : token + step, frames]
+                mask = make_mask(tile[:, : config.mask_parts * band.stride], band, config, mix)
                 low = band.start + token * band.stride
                 high = low + mask.shape[-1]
                 np.multiply(mask, mixture[:, :, low:high], out=chunk[..., low:high])
+                for tap, neighbour in zip(_filters(tile, band, config, mix), near, strict=True):
+                    tap *= neighbour[:, frames, low - band.start : high - band.start]
+                    chunk[..., low:high] += tap
                 if high == config.bins:  # Nyquist's bin goes with its neighbour
                     np.multiply(mask[..., -1], mixture[:, :, -1], out=chunk[..., -1])
         yield chunk.reshape(stems * c, -1, f)
@@ -126,11 +157,36 @@ def masked_waves(
         add_frames(chunks, shape, n_fft=config.n_fft, hop=config.hop, out=waves.reshape(k * c, n))
 
 
+def _neighbours(spectrum: Spectrum, band: Band, config: ModelConfig) -> Spectrum:
+    """What the band's filters are multiplied by: the frames around each, (taps, c, t, f of the band).
+
+    Without the turn that a tone in the middle of a bin makes from frame to frame. Frames outside are zero.
+    """
+    reach = band.taps // 2
+    around = np.pad(spectrum[:, band.start : band.stop].swapaxes(1, 2), ((0, 0), (reach, reach), (0, 0)))
+    c, _, t = spectrum.shape
+    near = np.empty((band.taps, c, t, band.stop - band.start), np.complex64)
+    for i, frames in enumerate(near):
+        np.multiply(around[:, i : i + t], _turns(band, config, frames=reach - i), out=frames)
+    return near
+
+
+def _filters(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Iterator[Spectrum]:
+    """A tile of the network's output, (s, parts * p, tokens, t), as the filters' taps, (k, c, t, f) each."""
+    s, _, tokens, t = values.shape
+    c, p = config.channels, band.stride
+    taps = values[:, config.mask_parts * p :].reshape(s, c, band.taps, 2, p, tokens, t)
+    for i in range(band.taps):
+        tap = np.clip(taps[:, :, i], -1, 1)
+        if config.mixture_consistent:
+            tap -= tap.mean(axis=0)
+        real, imaginary = _mixed(tap, mix).transpose(2, 0, 1, 5, 4, 3).reshape(2, -1, c, t, tokens * p)
+        yield real + 1j * imaginary
+
+
 def _real_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Floats:
-    """A tile of the network's output, (s * c * p, tokens, t), as gains (k, c, t, f)."""
-    _, tokens, t = values.shape
-    s, c, p = len(config.stems), config.channels, band.stride
-    gains = np.clip(values, -HIGHEST_LOGIT, HIGHEST_LOGIT).reshape(s, c * p, tokens, t)
+    """A tile of the network's output, (s, c * p, tokens, t), as gains (k, c, t, f)."""
+    gains = np.clip(values, -HIGHEST_LOGIT, HIGHEST_LOGIT)
     if config.mixture_consistent:  # a softmax over the stems
         np.exp(gains, out=gains)
         share = gains.sum(axis=0)
@@ -141,20 +197,18 @@ def _real_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | in
         gains += 1
         np.reciprocal(gains, out=gains)
         share = np.ones_like(gains[0])
-    return _by_frames(np.multiply, _mixed(gains, mix), share, channels=c)
+    return _by_frames(np.multiply, _mixed(gains, mix), share, channels=config.channels)
 
 
 def _signed_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Floats:
-    """A tile of the network's output, (s * c * p, tokens, t), as numbers (k, c, t, f) between -1 and 1."""
-    _, tokens, t = values.shape
-    s, c, p = len(config.stems), config.channels, band.stride
-    gains = np.tanh(values).reshape(s, c * p, tokens, t)
+    """A tile of the network's output, (s, c * p, tokens, t), as numbers (k, c, t, f) between -1 and 1."""
+    gains = np.tanh(values)
     share = np.zeros_like(gains)
     if config.mixture_consistent:  # as below
         np.abs(gains, out=share)
         share += np.float32(SHARE_FLOOR)
         share *= (1 - gains.sum(axis=0)) / share.sum(axis=0)
-    return _by_frames(np.add, _mixed(gains, mix), _mixed(share, mix), channels=c)
+    return _by_frames(np.add, _mixed(gains, mix), _mixed(share, mix), channels=config.channels)
 
 
 def _by_frames(combine: np.ufunc, one: Floats, other: Floats, *, channels: int) -> Floats:
@@ -168,9 +222,9 @@ def _by_frames(combine: np.ufunc, one: Floats, other: Floats, *, channels: int) 
 
 
 def _complex_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Spectrum:
-    """A tile of the network's output, (s * c * 2 * p, tokens, t), as masks (k, c, t, f)."""
-    _, tokens, t = values.shape
-    s, c, p = len(config.stems), config.channels, band.stride
+    """A tile of the network's output, (s, c * 2 * p, tokens, t), as masks (k, c, t, f)."""
+    s, _, tokens, t = values.shape
+    c, p = config.channels, band.stride
     split = values.reshape(s, c, 2, p, tokens, t).swapaxes(3, 4)
     real = split[:, :, 0].reshape(s, c, tokens * p, t)  # a copy: neighbours lie apart
     imaginary = split[:, :, 1].reshape(s, c, tokens * p, t)

@@ -76,6 +76,7 @@ def warm_start(model: nn.Module, path: Path) -> str:
         if shape := stored.get("shape"):
             old = ModelConfig.from_json(shape)
             weights = rebanded(weights, old, model.config)  # first: half the masks may be half a band's, too
+            weights = rephased(weights, old, model.config)
             weights = kept_attentions(weights, old, model.config)
             weights, begun = deepened(weights, old, model)
         weights = real_parts(weights, model)
@@ -147,12 +148,35 @@ def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dic
             if before == "stem" and kind == "weight":  # (d, features, bins of a token, 3)
                 part = _resized(value, dim=2, sizes=(was, now)) * (was / now)
             elif before != "stem":  # (parts * bins of a token, ...)
-                part = _resized(value.view(-1, was, *value.shape[1:]), dim=1, sizes=(was, now)).flatten(0, 1)
+                part = _resized(value.view(-1, was, *value.shape[1:]), dim=1, sizes=(was, now))
+                if old.bands[origin].taps != new.bands[place].taps:  # filters begin with nothing
+                    part = part[: old.mask_parts]
+                    added = part.new_zeros(new.filter_parts(new.bands[place]), *part.shape[1:])
+                    part = torch.cat([part, added])
+                part = part.flatten(0, 1)
             found[f"{before}.convs.{place}.{kind}"] = part
     centres = [band.start + (i + 0.5) * band.stride for band in new.bands for i in range(band.tokens)]
     starts = torch.tensor([band.start + i * band.stride for band in old.bands for i in range(band.tokens)])
     nearest = torch.searchsorted(starts, torch.tensor(centres), right=True) - 1
     found["stem.frequency"] = weights["stem.frequency"][:, :, nearest]
+    return found
+
+
+def rephased(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
+    """The weights of a model `old`, of which the stem's bands see phases as in `new`.
+
+    Where these are seen in another form, or were not seen, they are not heeded at first.
+    """
+    found, count = dict(weights), new.magnitudes
+    for place, band in enumerate(new.bands):
+        key, features = f"stem.convs.{place}.weight", new.feature_count(band)
+        value = weights.get(key)  # (d, features, bins of a token, 3), the magnitudes last
+        if value is None or old.magnitudes != count:
+            continue
+        if (old.features, value.shape[1]) == (new.features, features):
+            continue
+        found[key] = value.new_zeros(len(value), features, *value.shape[2:])
+        found[key][:, -count:] = value[:, -count:]
     return found
 
 

@@ -137,7 +137,7 @@ def compare(run: Run, network: TfswaUNet, song: NDArray[np.float32]) -> float:
 def write_sample(network: TfswaUNet, song: NDArray[np.float32], folder: Path) -> list[int]:
     """Write a segment's features and torch's masks of it as raw float32, band after band.
 
-    Returns what examples/masks.cpp wants to know: features, frames, and the bins of each band.
+    Returns what examples/masks.cpp wants to know: frames, and the features and bins of each band.
     """
     config = network.config
     features = features_of(_middle(song, config, batch=1, frames=4 * config.frame_multiple), config)
@@ -145,7 +145,7 @@ def write_sample(network: TfswaUNet, song: NDArray[np.float32], folder: Path) ->
         masks = MaskNetwork(network)(*features)
     for name, bands in (("features", features), ("masks", masks)):
         (folder / f"{name}.f32").write_bytes(b"".join(band.numpy().tobytes() for band in bands))
-    return [*features[0].shape[1::2], *(band.shape[2] for band in features)]
+    return [features[0].shape[3], *(size for band in features for size in band.shape[1:3])]
 
 
 def _separate(run: Run, mixture: NDArray[np.float32], config: ModelConfig) -> NDArray[np.float32]:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from tfswa_sep.masks import band_features
 from tfswa_sep.model.attention import QueryKeyValue
-from tfswa_sep.model.block import DynamicFusion, TfswaBlock
+from tfswa_sep.model.block import DynamicFusion, FrequencyLinear, TfswaBlock
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import BandStem, StemHead, TfswaUNet, Upsample
 from tfswa_sep.spectrogram import stft
@@ -39,7 +40,9 @@ class MaskNetwork(nn.Module):
             fold_norms(module)
         for module in list(self.network.modules()):
             for name, layer in module.named_children():
-                if isinstance(layer, QueryKeyValue):
+                if isinstance(layer, FrequencyLinear):
+                    setattr(module, name, _FeatureByFeature(layer))
+                elif isinstance(layer, QueryKeyValue):
                     setattr(module, name, _Apart(layer))
                 elif isinstance(layer, nn.Linear):
                     setattr(module, name, _Flat(layer))
@@ -73,6 +76,20 @@ class _Flat(nn.Module):
         """(..., d) -> (..., d of the layer)"""
         y: Tensor = self.layer(x.flatten(0, -2))
         return y.view(*x.shape[:-1], -1)
+
+
+class _FeatureByFeature(nn.Module):
+    """All frequencies mixed, a product a feature: features come first here, and one for all would copy."""
+
+    def __init__(self, layer: FrequencyLinear) -> None:
+        super().__init__()
+        self.squeeze, self.expand = layer.squeeze.weight, layer.expand.weight
+        self.bias, self.scale = layer.squeeze.bias, layer.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, d, f, t) -> (b, d, f, t)"""
+        y = torch.relu(torch.matmul(self.squeeze, x) + self.bias[:, None])
+        return x + torch.matmul(self.expand, y * self.scale[:, None, None])
 
 
 class _Apart(nn.Module):
@@ -118,21 +135,16 @@ def _scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
-@torch.no_grad()
 def _fold_after(conv: nn.Module, norm: nn.Module, *, repeat: int = 1) -> nn.Conv2d:
     """A convolution and the norm after it as one; each of the norm's features comes `repeat` times."""
-    assert isinstance(conv, nn.Conv2d)
-    scale, shift = (part.repeat_interleave(repeat) for part in _scale_shift(norm))
-    folded = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        stride=conv.stride,  # type: ignore[arg-type]
-        padding=conv.padding,  # type: ignore[arg-type]
+    assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    parts = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    mean, variance, scale, shift = (part.repeat_interleave(repeat) for part in parts)
+    folded = copy.deepcopy(conv)
+    folded.weight, folded.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, mean, variance, norm.eps, scale, shift
     )
-    assert folded.bias is not None
-    folded.weight.copy_(conv.weight * scale[:, None, None, None])
-    folded.bias.copy_(shift if conv.bias is None else shift + scale * conv.bias)
     return folded
 
 

@@ -7,39 +7,44 @@ spectrograms).
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
-from tfswa_sep.model.unet import StemHead, TfswaUNet, spectral_features
+from tfswa_sep.model.masks import band_features
+from tfswa_sep.model.unet import StemHead, TfswaUNet
 
 HIDDEN = 0.4  # share of the patches
 PATCH = (32, 16)  # bins, frames: 690 Hz by 0.19 s
 
 
 class MaskedSpectrogram(nn.Module):
-    """The network's trunk, and a head of its own that predicts the features which were hidden from it."""
+    """The network's trunk, and a head of its own that predicts the magnitudes which were hidden from it."""
 
     def __init__(self, network: TfswaUNet) -> None:
         super().__init__()
         self.network = network
         network.heads.requires_grad_(False)  # no part of this: they are as a later run finds them
-        self.kind = network.config.features
-        channels = network.config.channels
-        features = spectral_features(torch.zeros(1, 2 * channels, 1, 1), kind=self.kind).shape[1]
-        self.head = StemHead(network.config, features)
+        bands = tuple(dataclasses.replace(band, taps=0) for band in network.config.bands)
+        self.head = StemHead(dataclasses.replace(network.config, bands=bands), network.config.magnitudes)
 
     def forward(self, mixture: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean absolute error of the hidden features. (b, 2c, bins + 1, t) -> scalar"""
+        """Mean absolute error of the hidden magnitudes. (b, 2c, bins + 1, t) -> scalar"""
         config = self.network.config
         with torch.autocast(mixture.device.type, enabled=False):
-            features = spectral_features(mixture[:, :, : config.bins], kind=self.kind)
-        hidden = hide(features, generator=generator)
-        seen = features * ~hidden
-        trunk = self.network.trunk([seen[:, :, band.start : band.stop] for band in config.bands])
+            bands = band_features(mixture[:, :, : config.bins], config)
+        magnitudes = torch.cat([band[:, -config.magnitudes :] for band in bands], dim=2)
+        hidden = hide(magnitudes, generator=generator)
+        seen = [
+            part * ~hidden[:, :, band.start : band.stop]
+            for band, part in zip(config.bands, bands, strict=True)
+        ]
+        trunk = self.network.trunk(seen)
         with torch.autocast(mixture.device.type, enabled=False):
-            found = self.head(trunk.float())
-        error = (found - features).abs() * hidden
-        loss: Tensor = error.sum() / (hidden.sum() * features.shape[1]).clamp(min=1)
+            found, _ = self.head(trunk.float())
+        error = (found - magnitudes).abs() * hidden
+        loss: Tensor = error.sum() / (hidden.sum() * config.magnitudes).clamp(min=1)
         return loss
 
 

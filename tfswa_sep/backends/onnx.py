@@ -121,9 +121,10 @@ class OnnxBackend:
     def _check_shapes(self) -> None:
         """Compare the graph with its metadata; a name or size that is not fixed ("batch") fits anything."""
         config, t = self._config, self.segment_samples // self.metadata.hop + 1
-        inputs = [(None, config.feature_count, band.stop - band.start, t) for band in config.bands]
+        inputs = [(None, config.feature_count(band), band.stop - band.start, t) for band in config.bands]
         outputs = [
-            (None, len(self.stems) * config.mask_parts * band.stride, band.tokens, t) for band in config.bands
+            (None, len(self.stems) * config.head_parts(band) * band.stride, band.tokens, t)
+            for band in config.bands
         ]
         for kind, arguments, shapes in (
             ("features", self._session.get_inputs(), inputs),

@@ -51,9 +51,10 @@ class TorchBackend:
     ) -> None:
         self._device = _pick_device(device)
         self.device = str(self._device)
-        self.workers, self._threads = 1, torch.get_num_threads()  # a GPU spreads one call over all it has
+        self.workers = 1  # a GPU spreads one call over all it has
+        self._threads: int | None = None
         if self._device.type == "cpu":
-            count = threads or count_cores() or self._threads
+            count = threads or count_cores() or torch.get_num_threads()
             self.workers = share_threads(count)
             self._threads = count // self.workers
         self._path = path
@@ -133,7 +134,8 @@ class TorchBackend:
         self, segment: NDArray[np.float32], mix: NDArray[np.float32] | None, half: torch.dtype | None
     ) -> NDArray[np.float32]:
         n_fft, hop = self.metadata.n_fft, self.metadata.hop
-        with torch.inference_mode(), _current(self._device), _threads(self._threads):
+        threads = _threads(self._threads) if self._threads else nullcontext()
+        with torch.inference_mode(), _current(self._device), threads:
             mixture = torch.from_numpy(np.ascontiguousarray(segment)).to(self._device)
             spectrum = stft(mixture, n_fft=n_fft, hop=hop)
             # The network alone: transforms and sums of stems take no 16 bits.

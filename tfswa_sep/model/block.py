@@ -33,6 +33,30 @@ class ConvBlock(nn.Module):
         return torch.relu(x + self.layers(x))
 
 
+class FrequencyLinear(nn.Module):
+    """A frame's frequencies mixed by two linear layers that all features share, beside a residual.
+
+    The TDF block of Choi et al., arXiv:1912.02591, section 3.3: a harmonic meets all others of its voice,
+    which convolutions of the first stages are too small for. It begins as the identity.
+    """
+
+    def __init__(self, dim: int, rows: int, hidden: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(rows, hidden)
+        self.scale = nn.Parameter(torch.ones(dim))  # how much each feature takes part
+        self.expand = nn.Linear(hidden, rows, bias=False)
+        nn.init.zeros_(self.expand.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, d, f, t) -> (b, d, f, t)"""
+        t = x.shape[3]
+        # Channels last, as training has it, this is no copy, and one product serves all features and frames.
+        y = torch.matmul(self.squeeze.weight, rearrange(x, "b d f t -> b f (t d)"))
+        y = rearrange(torch.relu(y + self.squeeze.bias[:, None]), "b f (t d) -> b f t d", t=t) * self.scale
+        y = torch.matmul(self.expand.weight, y.flatten(2))
+        return x + rearrange(y, "b f (t d) -> b d f t", t=t)
+
+
 class MeanFusion(nn.Module):
     """Equal weights."""
 
@@ -106,18 +130,19 @@ def conv_sizes(convs: int) -> list[int]:
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution: convolutions, then attentions."""
+    """The blocks of one resolution: convolutions, then attentions, then all frequencies mixed."""
 
-    def __init__(
-        self, dim: int, config: ModelConfig, *, convs: int, attentions: int, shift_first: bool
-    ) -> None:
+    def __init__(self, config: ModelConfig, stage: int, *, shift_first: bool) -> None:
         super().__init__()
-        blocks: list[nn.Module] = [ConvBlock(dim, size) for size in conv_sizes(convs)]
-        blocks += [TfswaBlock(dim, config, shifted=(i % 2 == 1) != shift_first) for i in range(attentions)]
+        dim, hidden = config.dims[stage], config.tdfs[stage] if config.tdfs else 0
+        blocks: list[nn.Module] = [ConvBlock(dim, size) for size in conv_sizes(config.convs[stage])]
+        for i in range(config.attentions[stage]):
+            blocks.append(TfswaBlock(dim, config, shifted=(i % 2 == 1) != shift_first))
         self.blocks = nn.ModuleList(blocks)
+        self.tdf = FrequencyLinear(dim, config.rows >> stage, hidden) if hidden else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, d, f, t) -> (b, d, f, t)"""
         for block in self.blocks:
             x = block(x)
-        return x
+        return self.tdf(x)  # type: ignore[no-any-return]

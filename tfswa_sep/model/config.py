@@ -29,6 +29,7 @@ class Band:
     start: int  # first bin
     stop: int  # one past the last bin
     stride: int  # bins a token
+    taps: int = 0  # frames that a complex filter of each stem spans, beside its masks; 0: masks alone
 
     @property
     def tokens(self) -> int:
@@ -49,20 +50,25 @@ class ModelConfig:
     margin_samples: int = 4_096  # context thrown away at each side of a segment; twice that scored no better
     # The stem: bands of its own weights ("bands"), or equal sub-bands stacked as features ("stack").
     stem: Literal["bands", "stack"] = "bands"
-    # Finest up to 1.4 kHz, where most of what separation gets wrong lies (training/runs/README.md).
+    # Finest, and with filters, up to 1.4 kHz, where most of what separation gets wrong lies
+    # (training/runs/README.md).
     bands: tuple[Band, ...] = (
-        Band(start=0, stop=64, stride=1),
+        Band(start=0, stop=64, stride=1, taps=3),
         Band(start=64, stop=128, stride=2),
         Band(start=128, stop=384, stride=8),
         Band(start=384, stop=1024, stride=20),
     )
-    # The features that the stem sees: complex and magnitude, or magnitude alone.
-    features: Literal["complex", "magnitude"] = "complex"
+    # What the stem sees beside magnitudes: complex values, the advance of phases in bands that have filters
+    # (elsewhere trained networks do not heed phases: training/runs/README.md), or nothing.
+    features: Literal["complex", "advance", "magnitude"] = "complex"
     # What a bin is multiplied by: a complex number of at most one, a real one between -1 and 1 ("signed"), or
     # a gain between 0 and 1 ("real"). The latter two are half the values, and cheaper.
     masks: Literal["complex", "signed", "real"] = "complex"
     dims: tuple[int, ...] = (32, 64, 96, 160)  # features a stage, finest first
     convs: tuple[int, ...] = (1, 1, 2, 2)  # 3x3 convolutions a stage, in the encoder and in the decoder
+    # Hidden rows through which all frequencies of a frame mix at the end of a stage (TDF), 0: they do not;
+    # empty: in no stage.
+    tdfs: tuple[int, ...] = ()
     attentions: tuple[int, ...] = (0, 0, 1, 1)  # TFSWA blocks a stage, in the encoder and in the decoder
     heads: int = 4
     window: tuple[int, int] = (5, 4)  # tokens of frequency, frames
@@ -73,17 +79,31 @@ class ModelConfig:
     # Masks that sum to one over the stems, so that the stems sum to the mixture.
     mixture_consistent: bool = True
 
+    def sees_phases(self, band: Band) -> bool:
+        """Whether the stem sees phases of a band; see `model.masks.band_features`."""
+        return self.features == "complex" or (self.features == "advance" and band.taps > 0)
+
     @property
-    def feature_count(self) -> int:
-        """Features of a bin that the stem sees; see `model.unet.spectral_features`."""
-        if self.features == "magnitude":
-            return self.channels
-        return 3 * self.channels + (2 if self.channels == 2 else 0)
+    def magnitudes(self) -> int:
+        """Magnitudes of a bin that the stem sees: of the channels, of their middle and of their side."""
+        return self.channels + (2 if self.features != "magnitude" and self.channels == 2 else 0)
+
+    def feature_count(self, band: Band) -> int:
+        """Features of a bin that the stem sees; see `model.masks.band_features`."""
+        return self.magnitudes + (2 * self.channels if self.sees_phases(band) else 0)
 
     @property
     def mask_parts(self) -> int:
         """Values of a bin in one stem's mask: real and imaginary parts of every channel, or gains."""
         return self.channels * (2 if self.masks == "complex" else 1)
+
+    def filter_parts(self, band: Band) -> int:
+        """Values of a bin in one stem's filter: real and imaginary parts of each tap of every channel."""
+        return 2 * self.channels * band.taps
+
+    def head_parts(self, band: Band) -> int:
+        """Values of a bin that the network gives for one stem: its mask's, then its filter's."""
+        return self.mask_parts + self.filter_parts(band)
 
     @property
     def bins(self) -> int:
@@ -94,6 +114,11 @@ class ModelConfig:
     def tokens(self) -> int:
         """Frequency tokens after the stem."""
         return sum(band.tokens for band in self.bands)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the first stage's map."""
+        return self.bands[0].tokens if self.stem == "stack" else self.tokens
 
     @property
     def frame_multiple(self) -> int:
@@ -131,6 +156,8 @@ class ModelConfig:
         stages = len(self.dims)
         if not (len(self.convs) == len(self.attentions) == stages):
             raise ValueError("dims, convs and attentions must name the same number of stages")
+        if self.tdfs and len(self.tdfs) != stages:
+            raise ValueError("tdfs must name as many stages as dims, or none")
         if not self.branches or [b for b in BRANCHES if b in self.branches] != list(self.branches):
             raise ValueError(f"branches must be some of {', '.join(BRANCHES)}, in this order")
         edges = [0, *(band.stop for band in self.bands)]
@@ -138,9 +165,11 @@ class ModelConfig:
             raise ValueError(f"the bands must cover bins 0 to {self.bins} without a gap")
         if any((band.stop - band.start) % band.stride for band in self.bands):
             raise ValueError("a band must hold a whole number of tokens")
+        if any(band.taps and (band.taps % 2 == 0 or not 0 < band.taps < 16) for band in self.bands):
+            raise ValueError("a band's filter must span an odd number of frames, at most 15")
         if self.stem == "stack" and len({band.tokens for band in self.bands}) != 1:
             raise ValueError("stacked sub-bands must be of one size")
-        rows = self.bands[0].tokens if self.stem == "stack" else self.tokens
+        rows = self.rows
         if rows % 2 ** (stages - 1):
             raise ValueError(f"{rows} frequency tokens cannot be halved {stages - 1} times")
         if self.window[0] * self.window[1] > 1024:  # each position attends to all of them
@@ -160,10 +189,16 @@ def _uniform_bands(count: int, *, stride: int) -> tuple[Band, ...]:
 PRESETS: dict[str, ModelConfig] = {
     # Cheap by design: non-uniform bands, dense 3x3 convolutions, most of them and attention where the map is
     # small. Without TSA, because with it real songs are separated worse (training/runs/README.md).
-    "small": ModelConfig(masks="signed", branches=("frequency", "window"), convs=(1, 3, 4, 6)),
+    "small": ModelConfig(
+        features="advance",
+        masks="signed",
+        convs=(1, 3, 4, 6),
+        tdfs=(32, 16, 0, 0),
+        branches=("frequency", "window"),
+    ),
     # The user's size: 15.4 M parameters, triple attention in all four stages.
     "reference": ModelConfig(
-        dims=(48, 96, 184, 320), convs=(2, 2, 2, 2), attentions=(1, 1, 2, 2), head_dim=64
+        features="advance", dims=(48, 96, 184, 320), convs=(2, 2, 2, 2), attentions=(1, 1, 2, 2), head_dim=64
     ),
     # The journal version (EURASIP JASP 2025:39): magnitude of four stacked sub-bands, serial attention in
     # the bottleneck only, one model a stem.

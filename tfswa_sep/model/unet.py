@@ -20,8 +20,9 @@ c1 im), so that an exported graph holds no complex number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -30,14 +31,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tfswa_sep.model.block import Stage
-from tfswa_sep.model.config import (
-    COMPRESSION,
-    HIGHEST_LOGIT,
-    MASK_FLOOR,
-    POWER_FLOOR,
-    SHARE_FLOOR,
-    ModelConfig,
-)
+from tfswa_sep.model.config import ModelConfig
+from tfswa_sep.model.masks import apply_masks, band_features
 
 
 @contextmanager
@@ -55,35 +50,16 @@ def _statistics_kept(stage: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
 
 
-def spectral_features(mixture: Tensor, *, kind: str) -> Tensor:
-    """What the stem sees of the mixture.
-
-    (b, 2c, f, t) -> (b, features, f, t). Magnitudes |X|^0.3 of every channel and, for two channels, of
-    their half sum and half difference (where a voice sits is a strong cue); `complex` puts the compressed
-    real and imaginary parts in front.
-    """
-    real, imaginary = mixture[:, 0::2], mixture[:, 1::2]
-    parts = [(real, imaginary)]
-    if kind == "complex" and real.shape[1] == 2:
-        parts += [((x[:, :1] + x[:, 1:]) / 2, (y[:, :1] + y[:, 1:]) / 2) for x, y in parts]
-        parts += [((x[:, :1] - x[:, 1:]) / 2, (y[:, :1] - y[:, 1:]) / 2) for x, y in parts[:1]]
-    powers = [x * x + y * y + POWER_FLOOR for x, y in parts]
-    # exp(log) is several times faster than a power of any exponent in ONNX Runtime (measured).
-    magnitudes = [torch.exp(torch.log(power) * (COMPRESSION / 2)) for power in powers]
-    if kind == "magnitude":
-        return magnitudes[0]
-    scale = magnitudes[0] * torch.rsqrt(powers[0])
-    return torch.cat([real * scale, imaginary * scale, *magnitudes], dim=1)
-
-
 class BandStem(nn.Module):
     """Bands of bins -> tokens, each band with a convolution of its own, and an embedding of the frequency."""
 
-    def __init__(self, config: ModelConfig, features: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.dims[0]
         self.convs = nn.ModuleList(
-            nn.Conv2d(features, dim, (band.stride, 3), stride=(band.stride, 1), padding=(0, 1))
+            nn.Conv2d(
+                config.feature_count(band), dim, (band.stride, 3), stride=(band.stride, 1), padding=(0, 1)
+            )
             for band in config.bands
         )
         self.norm = nn.BatchNorm2d(dim)
@@ -99,9 +75,10 @@ class BandStem(nn.Module):
 class StackStem(nn.Module):
     """Equal sub-bands stacked as features, all seen by one convolution."""
 
-    def __init__(self, config: ModelConfig, features: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(features * len(config.bands), config.dims[0], 3, padding=1, bias=False)
+        features = sum(config.feature_count(band) for band in config.bands)
+        self.conv = nn.Conv2d(features, config.dims[0], 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(config.dims[0])
 
     def forward(self, bands: list[Tensor]) -> Tensor:
@@ -110,7 +87,7 @@ class StackStem(nn.Module):
 
 
 class StemHead(nn.Module):
-    """Tokens -> the mask values of one stem's bins."""
+    """Tokens -> the mask values of one stem's bins, and the filters of bands that have them."""
 
     def __init__(self, config: ModelConfig, outputs: int) -> None:
         super().__init__()
@@ -119,10 +96,16 @@ class StemHead(nn.Module):
         self.hidden = nn.Sequential(
             nn.Conv2d(config.dims[0], hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
         )
-        self.convs = nn.ModuleList(nn.Conv2d(hidden, outputs * band.stride, 1) for band in self.bands)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(hidden, (outputs + config.filter_parts(band)) * band.stride, 1) for band in self.bands
+        )
+        with torch.no_grad():
+            for band, conv in zip(self.bands, self.convs, strict=True):  # filters begin as nothing
+                cast(nn.Conv2d, conv).weight[outputs * band.stride :] = 0
+                cast(Tensor, conv.bias)[outputs * band.stride :] = 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, d, tokens, t) -> (b, outputs, bins, t)"""
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(b, d, tokens, t) -> masks (b, outputs, bins, t), filters (b, 2 * c * taps, bins, t) a band"""
         x = self.hidden(x)
         # Not a slice a band: the gradient of each is as large as the whole, and heads took twice as long.
         tokens = [band.tokens for band in self.bands]
@@ -131,7 +114,8 @@ class StemHead(nn.Module):
             rearrange(conv(part), "b (o p) f t -> b o (f p) t", p=band.stride)
             for band, conv, part in zip(self.bands, self.convs, rows, strict=True)
         ]
-        return torch.cat(parts, dim=2)
+        masks = torch.cat([part[:, : self.outputs] for part in parts], dim=2)
+        return masks, [part[:, self.outputs :] for part in parts if part.shape[1] > self.outputs]
 
 
 class Upsample(nn.Module):
@@ -156,14 +140,10 @@ class TfswaUNet(nn.Module):
         config.check()
         self.config, self.checkpointing = config, checkpointing
         dims, last = config.dims, len(config.dims) - 1
-        self.stem = (BandStem if config.stem == "bands" else StackStem)(config, config.feature_count)
+        self.stem = (BandStem if config.stem == "bands" else StackStem)(config)
 
         def stages(shift_first: bool) -> nn.ModuleList:
-            shapes = zip(dims, config.convs, config.attentions, strict=True)
-            return nn.ModuleList(
-                Stage(dim, config, convs=convs, attentions=attentions, shift_first=shift_first)
-                for dim, convs, attentions in shapes
-            )
+            return nn.ModuleList(Stage(config, i, shift_first=shift_first) for i in range(len(dims)))
 
         self.encoder, self.decoder = stages(False), stages(True)
         self.down = nn.ModuleList(
@@ -188,12 +168,14 @@ class TfswaUNet(nn.Module):
         """
         mixture = mixture.float()
         with torch.autocast(mixture.device.type, enabled=False):  # powers of small numbers need float32
-            x = spectral_features(mixture[:, :, : self.config.bins], kind=self.config.features)
-        trunk = self.trunk([x[:, :, band.start : band.stop] for band in self.config.bands])
+            bands = band_features(mixture[:, :, : self.config.bins], self.config)
+        trunk = self.trunk(bands)
         # bf16 heads double the error that a bf16 trunk brings (measured: 8e-4 of full scale, without 4e-4).
         with torch.autocast(mixture.device.type, enabled=False):
-            masks = torch.stack([head(trunk.float()) for head in self.heads], dim=1)
-            return self.apply_masks(masks, mixture)
+            found = [head(trunk.float()) for head in self.heads]
+            masks = torch.stack([masks for masks, _ in found], dim=1)
+            filters = [torch.stack(taps, dim=1) for taps in zip(*(taps for _, taps in found), strict=True)]
+            return self.apply_masks(masks, filters, mixture)
 
     def trunk(self, bands: list[Tensor]) -> Tensor:
         """(b, features, bins of the band, t) each -> (b, d, tokens, t), from which the heads make masks"""
@@ -220,36 +202,6 @@ class TfswaUNet(nn.Module):
             return found
         return stage(x)  # type: ignore[no-any-return]
 
-    def apply_masks(self, masks: Tensor, mixture: Tensor) -> Tensor:
-        """Bound the masks, and multiply.
-
-        masks (b, s, mask_parts, bins, t), mixture (b, 2c, bins + 1, t) -> (b, s, 2c, bins + 1, t)
-        """
-        masks = torch.cat([masks, masks[..., -1:, :]], dim=-2)  # Nyquist's bin goes with its neighbour
-        if self.config.masks == "real":
-            masks = masks.clamp(-HIGHEST_LOGIT, HIGHEST_LOGIT)
-            gains = torch.softmax(masks, dim=1) if self.config.mixture_consistent else torch.sigmoid(masks)
-            return gains.repeat_interleave(2, dim=2) * mixture[:, None]
-        if self.config.masks == "signed":
-            gains = torch.tanh(masks)
-            if self.config.mixture_consistent:  # as below
-                share = gains.abs() + SHARE_FLOOR
-                gains = gains + share * (
-                    (1 - gains.sum(dim=1, keepdim=True)) / share.sum(dim=1, keepdim=True)
-                )
-            return gains.repeat_interleave(2, dim=2) * mixture[:, None]
-        real, imaginary = masks[:, :, 0::2], masks[:, :, 1::2]  # (b, s, c, f, t)
-        radius = (real * real + imaginary * imaginary + MASK_FLOOR).sqrt()
-        bound = torch.tanh(radius) / radius  # a magnitude of at most one
-        real, imaginary = real * bound, imaginary * bound
-        if self.config.mixture_consistent:
-            # What the masks leave of one is shared out by their size (Wisdom et al., arXiv:1811.08521).
-            share = radius * bound + SHARE_FLOOR
-            share = share / share.sum(dim=1, keepdim=True)
-            real = real + share * (1 - real.sum(dim=1, keepdim=True))
-            imaginary = imaginary - share * imaginary.sum(dim=1, keepdim=True)
-        mix_real, mix_imaginary = mixture[:, None, 0::2], mixture[:, None, 1::2]
-        stems = torch.stack(
-            [real * mix_real - imaginary * mix_imaginary, real * mix_imaginary + imaginary * mix_real], dim=3
-        )
-        return stems.flatten(2, 3)
+    def apply_masks(self, masks: Tensor, filters: Sequence[Tensor], mixture: Tensor) -> Tensor:
+        """`model.masks.apply_masks`; training compiles it."""
+        return apply_masks(masks, filters, mixture, self.config)
