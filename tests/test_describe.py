@@ -68,7 +68,7 @@ def test_an_unknown_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.slow
 def test_memory_is_measured_in_a_fresh_process() -> None:
     tiny = dataclasses.replace(
-        PRESETS["small"], dims=(8, 8), convs=(1, 1), attentions=(0, 0), sample_rate=8000
+        PRESETS["small"], dims=(8, 8), convs=(1, 1), tdfs=(8, 0), attentions=(0, 0), sample_rate=8000
     )
     peak, seconds = describe.measure_training_step(tiny, checkpointing=False)
     # Python with torch alone takes some 300 MB; a step this small adds little.
