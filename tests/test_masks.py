@@ -52,6 +52,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "bands": (Band(start=0, stop=192, stride=4), Band(start=192, stop=256, stride=4, taps=5)),
         "mixture_consistent": False,
     },
+    "filters and gains": {"bands": (Band(start=0, stop=256, stride=4, taps=3),), "masks": "real"},
+    "filters and complex masks": {"bands": (Band(start=0, stop=256, stride=4, taps=1),)},
     "all frequencies mixed": {"bands": (Band(start=0, stop=256, stride=4),), "tdfs": (16, 8)},
     "signed alone": {
         "bands": (Band(start=0, stop=256, stride=4),),

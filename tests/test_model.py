@@ -285,3 +285,22 @@ def test_configuration_survives_json(name: str) -> None:
 def test_configuration_that_cannot_be_built_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"."):
         ModelConfig.from_json({**PRESETS["small"].to_json(), **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        *(({"bands": [{"start": 0, "stop": 1024, "stride": 8, "taps": taps}]}, "odd number of frames")
+          for taps in (2, -1, 17, "3", 3.0, None)),
+        ({"bands": [{"start": 0, "stop": 1024, "stride": 0}]}, "malformed"),
+        ({"tdfs": [8]}, "as many stages"),
+        ({"tdfs": 5}, "malformed"),
+        *(({"tdfs": [hidden, 0, 0, 0]}, "numbers of rows") for hidden in (-1, 1.5, "8")),
+        ({"masks": "weird"}, "unknown masks"),
+        ({"features": "weird"}, "unknown features"),
+        ({"stem": "stack", "bands": [{"start": 0, "stop": 1024, "stride": 8}]}, "one bin a token"),
+    ],
+)  # fmt: skip
+def test_configuration_says_what_cannot_be_built(change: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ModelConfig.from_json({**PRESETS["small"].to_json(), **change})

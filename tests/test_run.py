@@ -232,6 +232,35 @@ def test_a_warm_start_tells_bands_from_masks(tmp_path: Path) -> None:
     assert "heads.0.convs.0.bias" in said.split("not there (")[1]  # 32 rows then and now, of other bins
 
 
+def test_a_warm_start_turns_complex_masks_beside_filters_into_real_ones(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    bands = (dataclasses.replace(TINY.bands[0], taps=3), TINY.bands[1])
+    old = TfswaUNet(dataclasses.replace(TINY, bands=bands))
+    torch.save({"average": old.state_dict(), "shape": old.config.to_json()}, tmp_path / "old.ckpt")
+    new = TfswaUNet(dataclasses.replace(TINY, bands=bands, masks="signed"))
+    said = checkpoint.warm_start(new, tmp_path / "old.ckpt")
+    assert said.endswith(f"{len(new.state_dict())} of {len(new.state_dict())} tensors")
+    before, after = (network.state_dict()["heads.0.convs.0.weight"] for network in (old, new))
+    torch.testing.assert_close(after[:16], before[:32].view(2, 2, 8, -1, 1, 1)[:, 0].flatten(0, 1))
+    torch.testing.assert_close(after[16:], before[32:])
+
+
+def test_a_warm_start_with_other_bands_leaves_out_what_mixes_their_rows(tmp_path: Path) -> None:
+    """As many rows, of other frequencies."""
+    bands = (Band(start=0, stop=128, stride=8), Band(start=128, stop=1024, stride=56))
+    old = TfswaUNet(dataclasses.replace(TINY, bands=bands, tdfs=(4, 4)))
+    torch.nn.init.ones_(old.encoder[0].tdf.expand.weight)  # type: ignore[union-attr]
+    torch.save({"average": old.state_dict(), "shape": old.config.to_json()}, tmp_path / "old.ckpt")
+    moved = (Band(start=0, stop=896, stride=56), Band(start=896, stop=1024, stride=8))
+    new = TfswaUNet(dataclasses.replace(TINY, bands=moved, tdfs=(4, 4)))
+    checkpoint.warm_start(new, tmp_path / "old.ckpt")
+    assert not new.encoder[0].tdf.expand.weight.any()  # type: ignore[union-attr, operator]
+    filtered = tuple(dataclasses.replace(band, taps=3) for band in bands)  # the same rows
+    new = TfswaUNet(dataclasses.replace(TINY, bands=filtered, tdfs=(4, 4)))
+    checkpoint.warm_start(new, tmp_path / "old.ckpt")
+    assert new.encoder[0].tdf.expand.weight.all()  # type: ignore[union-attr, operator]
+
+
 def test_a_warm_start_with_filters_and_tdfs_separates_as_without(tmp_path: Path) -> None:
     """And back; phases in another form are not heeded at first."""
     torch.manual_seed(0)

@@ -92,9 +92,9 @@ def _advance(spectrum: Spectrum, target: Floats, band: Band, config: ModelConfig
     c = config.channels
     before = np.zeros_like(spectrum)
     before[..., 1:] = spectrum[..., :-1] * _turns(band, config, frames=1)[:, None]
-    scale = np.square(np.abs(spectrum)) + np.float32(POWER_FLOOR)
-    scale *= np.square(np.abs(before)) + np.float32(POWER_FLOOR)
-    np.divide(target[:, 2 * c : 3 * c], np.sqrt(scale, out=scale), out=scale)
+    scale = target[:, 2 * c : 3 * c].copy()
+    for part in (spectrum, before):  # one after the other: their product could overflow
+        scale /= np.sqrt(np.square(np.abs(part)) + np.float32(POWER_FLOOR))
     advance = spectrum * np.conj(before, out=before)
     np.multiply(advance.real, scale, out=target[:, :c])
     np.multiply(advance.imag, scale, out=target[:, c : 2 * c])
@@ -120,7 +120,7 @@ def masked_frames(
     stems = mix if isinstance(mix, int) else len(mix)
     make_mask = _MASKS[config.masks]
     buffer = np.empty((stems, c, _FRAMES_AT_ONCE, f), np.complex64)
-    taps = [_neighbours(spectrum, band, config) for band in config.bands]
+    taps = [_neighbours(spectrum, band, config) if band.taps else None for band in config.bands]
     for start in range(0, t, _FRAMES_AT_ONCE):
         frames = slice(start, min(start + _FRAMES_AT_ONCE, t))
         mixture = spectrum[:, :, frames].swapaxes(1, 2)  # (c, m, f), as it lies in memory
@@ -134,9 +134,10 @@ def masked_frames(
                 low = band.start + token * band.stride
                 high = low + mask.shape[-1]
                 np.multiply(mask, mixture[:, :, low:high], out=chunk[..., low:high])
-                for tap, neighbour in zip(_filters(tile, band, config, mix), near, strict=True):
-                    tap *= neighbour[:, frames, low - band.start : high - band.start]
-                    chunk[..., low:high] += tap
+                if near is not None:
+                    for tap, neighbour in zip(_filters(tile, band, config, mix), near, strict=True):
+                        tap *= neighbour[:, frames, low - band.start : high - band.start]
+                        chunk[..., low:high] += tap
                 if high == config.bins:  # Nyquist's bin goes with its neighbour
                     np.multiply(mask[..., -1], mixture[:, :, -1], out=chunk[..., -1])
         yield chunk.reshape(stems * c, -1, f)

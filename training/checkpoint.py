@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from bisect import bisect_right
@@ -107,13 +108,13 @@ def real_parts(weights: dict[str, Any], model: TfswaUNet) -> dict[str, Any]:
     factor = 2 if model.config.masks == "real" else 1
     found = dict(weights)
     for key, value in weights.items():
-        wanted = own.get(key)
-        if wanted is None or not (
-            key.startswith("heads.") and ".convs." in key and isinstance(value, Tensor)
-        ):
+        match, wanted = _BANDED.fullmatch(key), own.get(key)
+        if match is None or match[1] == "stem" or wanted is None:
             continue
-        if len(value) == 2 * len(wanted) and value.shape[1:] == wanted.shape[1:]:
-            found[key] = factor * value.view(c, 2, -1, *value.shape[1:])[:, 0].flatten(0, 1)
+        rows = 2 * c * model.config.bands[int(match[2])].stride  # of masks; those of filters follow
+        if 2 * (len(value) - len(wanted)) == rows and value.shape[1:] == wanted.shape[1:]:
+            real = factor * value[:rows].view(c, 2, -1, *value.shape[1:])[:, 0].flatten(0, 1)
+            found[key] = torch.cat([real, value[rows:]])
     return found
 
 
@@ -122,13 +123,19 @@ def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dic
 
     A new band learns from the old one in which its first bin lies. Its stem sums over a token's bins what the
     old one did, so that it answers to an even spectrum alike; its heads give a bin the mask of its place in
-    the token. They stay as they are where the bands are alike or stacked, and are left out where strides do
-    not divide: they could have the shape of others.
+    the token. What mixes all rows (TDF) is left out where these are of other bins. They stay as they are
+    where the bands are alike or stacked, and are left out where strides do not divide: they could have the
+    shape of others.
     """
     if old.bands == new.bands or "stack" in (old.stem, new.stem):
         return weights
+    moved = [dataclasses.replace(band, taps=0) for band in old.bands] != [
+        dataclasses.replace(band, taps=0) for band in new.bands
+    ]
     found = {
-        key: value for key, value in weights.items() if key != "stem.frequency" and not _BANDED.fullmatch(key)
+        key: value
+        for key, value in weights.items()
+        if key != "stem.frequency" and not _BANDED.fullmatch(key) and not (moved and ".tdf." in key)
     }
     begun = [band.start for band in old.bands]
     origins = [bisect_right(begun, band.start) - 1 for band in new.bands]
@@ -165,7 +172,8 @@ def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dic
 def rephased(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
     """The weights of a model `old`, of which the stem's bands see phases as in `new`.
 
-    Where these are seen in another form, or were not seen, they are not heeded at first.
+    Where these are seen in another form, or were not seen, they are not heeded at first. Stacked stems are
+    left as they are.
     """
     found, count = dict(weights), new.magnitudes
     for place, band in enumerate(new.bands):

@@ -1,4 +1,4 @@
-"""The network as inference wants it: features of each band in, raw masks of each band out.
+"""The network as inference wants it: features of each band in, raw masks (and filters) of each band out.
 
 The same numbers as TfswaUNet's: the heads of all stems become one, and batch norms disappear into the layers
 that follow or precede them. What lies around it is `tfswa_sep.masks`.

@@ -146,9 +146,9 @@ class ModelConfig:
             if "bands" in values:
                 values["bands"] = tuple(b if isinstance(b, Band) else Band(**b) for b in values["bands"])
             config = ModelConfig(**values)
-        except TypeError as error:
+            config.check()
+        except (TypeError, ZeroDivisionError) as error:
             raise ValueError(f"malformed model settings: {error}") from error
-        config.check()
         return config
 
     def check(self) -> None:
@@ -158,6 +158,12 @@ class ModelConfig:
             raise ValueError("dims, convs and attentions must name the same number of stages")
         if self.tdfs and len(self.tdfs) != stages:
             raise ValueError("tdfs must name as many stages as dims, or none")
+        if not all(isinstance(hidden, int) and hidden >= 0 for hidden in self.tdfs):
+            raise ValueError("tdfs must be numbers of rows")
+        if self.masks not in ("complex", "signed", "real"):
+            raise ValueError(f"unknown masks {self.masks!r}: choose complex, signed or real")
+        if self.features not in ("complex", "advance", "magnitude"):
+            raise ValueError(f"unknown features {self.features!r}: choose complex, advance or magnitude")
         if not self.branches or [b for b in BRANCHES if b in self.branches] != list(self.branches):
             raise ValueError(f"branches must be some of {', '.join(BRANCHES)}, in this order")
         edges = [0, *(band.stop for band in self.bands)]
@@ -165,8 +171,10 @@ class ModelConfig:
             raise ValueError(f"the bands must cover bins 0 to {self.bins} without a gap")
         if any((band.stop - band.start) % band.stride for band in self.bands):
             raise ValueError("a band must hold a whole number of tokens")
-        if any(band.taps and (band.taps % 2 == 0 or not 0 < band.taps < 16) for band in self.bands):
+        if not all(isinstance(band.taps, int) and band.taps in (0, *range(1, 16, 2)) for band in self.bands):
             raise ValueError("a band's filter must span an odd number of frames, at most 15")
+        if self.stem == "stack" and any(band.stride != 1 for band in self.bands):
+            raise ValueError("stacked sub-bands must have one bin a token")
         if self.stem == "stack" and len({band.tokens for band in self.bands}) != 1:
             raise ValueError("stacked sub-bands must be of one size")
         rows = self.rows

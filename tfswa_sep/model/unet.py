@@ -1,7 +1,7 @@
 """TFSWA-UNet: the mixture's spectrum in, every stem's spectrum out.
 
             mixture (b, 2c, bins, t)
-                │ features          compressed complex spectrum and magnitudes
+                │ features          compressed magnitudes, and phases of low bins
                 │ stem              bands of bins -> tokens
     ┌── stage 1 ┤
     │   down    ▼
@@ -10,7 +10,7 @@
     ││      bottleneck              the last stage, once as encoder, once as decoder
     │└─► + stage 2 decoder
     └──► + stage 1 decoder
-                │ one head a stem   bounded masks
+                │ one head a stem   bounded masks, and filters of low bins
                 ▼
             stems (b, s, 2c, bins, t)
 
