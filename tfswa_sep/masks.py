@@ -92,9 +92,9 @@ def _advance(spectrum: Spectrum, target: Floats, band: Band, config: ModelConfig
     c = config.channels
     before = np.zeros_like(spectrum)
     before[..., 1:] = spectrum[..., :-1] * _turns(band, config, frames=1)[:, None]
-    scale = target[:, 2 * c : 3 * c].copy()
-    for part in (spectrum, before):  # one after the other: their product could overflow
-        scale /= np.sqrt(np.square(np.abs(part)) + np.float32(POWER_FLOOR))
+    size = np.sqrt(np.square(np.abs(spectrum)) + np.float32(POWER_FLOOR))
+    scale = target[:, 2 * c : 3 * c] / size
+    scale[..., 1:] /= size[..., :-1]  # one after the other: the product of both could overflow
     advance = spectrum * np.conj(before, out=before)
     np.multiply(advance.real, scale, out=target[:, :c])
     np.multiply(advance.imag, scale, out=target[:, c : 2 * c])

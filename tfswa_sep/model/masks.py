@@ -43,28 +43,29 @@ def band_features(mixture: Tensor, config: ModelConfig) -> list[Tensor]:
     magnitudes = torch.cat([torch.exp(torch.log(power) * (COMPRESSION / 2)) for power in powers], dim=1)
     found = []
     for band in config.bands:
-        seen = magnitudes[:, :, band.start : band.stop]
+        rows = slice(band.start, band.stop)
+        seen = magnitudes[:, :, rows]
         if config.sees_phases(band):
-            phases = _phases(mixture[:, :, band.start : band.stop], band, config)
+            phases = _phases(mixture[:, :, rows], powers[0][:, :, rows], band, config)
             sizes = seen[:, : real.shape[1]]
             seen = torch.cat([part * sizes for part in phases] + [seen], dim=1)
         found.append(seen)
     return found
 
 
-def _phases(mixture: Tensor, band: Band, config: ModelConfig) -> tuple[Tensor, Tensor]:
+def _phases(mixture: Tensor, powers: Tensor, band: Band, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Phases or their advance as complex numbers of size one: real and imaginary parts, (b, c, f, t) each."""
     real, imaginary = mixture[:, 0::2], mixture[:, 1::2]
-    scale = torch.rsqrt(real * real + imaginary * imaginary + POWER_FLOOR)
+    scale = torch.rsqrt(powers)
     if config.features == "advance":
         before = turned(functional.pad(mixture[..., :-1], (1, 0)), frames=1, config=config, first=band.start)
         x, y = before[:, 0::2], before[:, 1::2]
-        scale = scale * torch.rsqrt(x * x + y * y + POWER_FLOOR)
+        scale = scale * functional.pad(scale[..., :-1], (1, 0))
         real, imaginary = real * x + imaginary * y, imaginary * x - real * y
     return real * scale, imaginary * scale
 
 
-def turned(spectrum: Tensor, *, frames: int, config: ModelConfig, first: int = 0) -> Tensor:
+def turned(spectrum: Tensor, *, frames: int, config: ModelConfig, first: int) -> Tensor:
     """Bins from `first` on, (b, 2c, f, t), turned as tones in their middles turn in so many frames."""
     bins = torch.arange(first, first + spectrum.shape[2], device=spectrum.device)
     angle = (bins * (frames * config.hop) % config.n_fft) * (2 * torch.pi / config.n_fft)
