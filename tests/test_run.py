@@ -261,6 +261,28 @@ def test_a_warm_start_with_other_bands_leaves_out_what_mixes_their_rows(tmp_path
     assert new.encoder[0].tdf.expand.weight.all()  # type: ignore[union-attr, operator]
 
 
+def test_a_warm_start_with_longer_filters_separates_as_with_the_shorter(tmp_path: Path) -> None:
+    """And back, where the frames that the shorter ones lack bring nothing."""
+    torch.manual_seed(0)
+    short, long = (
+        TfswaUNet(
+            dataclasses.replace(TINY, bands=(dataclasses.replace(TINY.bands[0], taps=taps), TINY.bands[1]))
+        ).eval()
+        for taps in (3, 5)
+    )
+    spectrum = torch.randn(1, 4, 1025, 32)
+    with torch.no_grad():
+        wanted = short(spectrum)
+        for begun, other in ((short, long), (long, short)):
+            torch.save(
+                {"average": begun.state_dict(), "shape": begun.config.to_json()}, tmp_path / "old.ckpt"
+            )
+            checkpoint.warm_start(other, tmp_path / "old.ckpt")
+            torch.testing.assert_close(other(spectrum), wanted)
+            for weight in begun.parameters():
+                weight.zero_()  # so that the way back is seen
+
+
 def test_a_warm_start_with_filters_and_tdfs_separates_as_without(tmp_path: Path) -> None:
     """And back; phases in another form are not heeded at first."""
     torch.manual_seed(0)

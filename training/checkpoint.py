@@ -156,11 +156,9 @@ def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dic
                 part = _resized(value, dim=2, sizes=(was, now)) * (was / now)
             elif before != "stem":  # (parts * bins of a token, ...)
                 part = _resized(value.view(-1, was, *value.shape[1:]), dim=1, sizes=(was, now))
-                if old.bands[origin].taps != new.bands[place].taps:  # filters begin with nothing
-                    part = part[: old.mask_parts]
-                    added = part.new_zeros(new.filter_parts(new.bands[place]), *part.shape[1:])
-                    part = torch.cat([part, added])
-                part = part.flatten(0, 1)
+                taps = (old.bands[origin].taps, new.bands[place].taps)
+                filters = _respanned(part[old.mask_parts :], channels=old.channels, taps=taps)
+                part = torch.cat([part[: old.mask_parts], filters]).flatten(0, 1)
             found[f"{before}.convs.{place}.{kind}"] = part
     centres = [band.start + (i + 0.5) * band.stride for band in new.bands for i in range(band.tokens)]
     starts = torch.tensor([band.start + i * band.stride for band in old.bands for i in range(band.tokens)])
@@ -195,6 +193,17 @@ def _resized(value: Tensor, *, dim: int, sizes: tuple[int, int]) -> Tensor:
         groups = value.view(*value.shape[:dim], now, was // now, *value.shape[dim + 1 :])
         return groups.mean(dim=dim + 1)
     return value.repeat_interleave(now // was, dim=dim)
+
+
+def _respanned(filters: Tensor, *, channels: int, taps: tuple[int, int]) -> Tensor:
+    """Filters (c * taps * 2, ...) over other frames: the middle ones stay, new ones begin as nothing."""
+    was, now = taps
+    old = filters.view(channels, was, 2, *filters.shape[1:])
+    found = old.new_zeros(channels, now, *old.shape[2:])
+    shared = min(taps)
+    first = ((was - shared) // 2, (now - shared) // 2)
+    found[:, first[1] : first[1] + shared] = old[:, first[0] : first[0] + shared]
+    return found.flatten(0, 2)
 
 
 def kept_attentions(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
