@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from tfswa_sep import stem_writer
+from tfswa_sep.encode import Encoder
 from tfswa_sep.errors import OutputError, UsageError
 from tfswa_sep.formats import find_format
 from tfswa_sep.stem_writer import StemWriter, Written
@@ -158,6 +161,53 @@ def test_nothing_stays_after_a_failure(
         writer.write(noise(2, 9000).reshape(2, 1, 9000))
         assert len(list(folder.rglob(".*.tmp"))) == 2
         raise failure
+    assert os.listdir(tmp_path) == []
+
+
+def test_stems_are_encoded_side_by_side_each_in_order(
+    tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_at_work = threading.Barrier(3, timeout=20)
+    encode = Encoder.write
+
+    def write_together(encoder: Encoder, samples: Samples) -> None:
+        all_at_work.wait()  # breaks if one waits for another
+        encode(encoder, samples)
+
+    monkeypatch.setattr(Encoder, "write", write_together)
+    stems = noise(3, 5003).reshape(3, 1, 5003)
+    written = write(tmp_path, stems)
+    for index in range(3):
+        np.testing.assert_array_equal(read(written, str(index)), stems[index])
+
+
+def test_an_interruption_waits_for_what_is_being_encoded(
+    tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+    encode = Encoder.write
+
+    def write_slowly(encoder: Encoder, samples: Samples) -> None:
+        begun.set()
+        time.sleep(0.2)
+        encode(encoder, samples)  # fails where the file is closed
+        ended.set()
+
+    monkeypatch.setattr(Encoder, "write", write_slowly)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        StemWriter(
+            {"0": tmp_path / "0.wav"},
+            audio_format=find_format("wav"),
+            rate=44_100,
+            model_rate=44_100,
+            channels=2,
+        ) as writer,
+    ):
+        writer.write(noise(2, 1000)[None])
+        assert begun.wait(20)
+        raise KeyboardInterrupt
+    assert ended.is_set()
     assert os.listdir(tmp_path) == []
 
 

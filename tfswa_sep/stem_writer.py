@@ -5,13 +5,17 @@ After an error or an interruption no temporary file stays, nor an empty folder t
 
 With `rescale` the stems are kept as floats first; if any is above full scale, one common gain lowers all of
 them. With `mix` one stem takes up what rounding, clipping and resampling did to the others.
+
+Each stem is encoded by a thread of its own, while the next block is computed: to encode a song's stems as MP3
+takes longer than to separate it.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -88,6 +92,8 @@ class StemWriter:
         self._encoders: dict[str, Encoder] = {}
         self._files: dict[str, TemporaryFile] = {}  # stem -> the file that will be it
         self._floats: list[TemporaryFile] = []  # what rescale reads
+        self._threads = ThreadPoolExecutor(len(self._paths), thread_name_prefix="encode")
+        self._encoding: list[Future[None]] = []  # of the latest block, a stem each
 
     def __enter__(self) -> StemWriter:
         first_format = find_format("wav", "32f") if self._rescale else self._format
@@ -113,11 +119,11 @@ class StemWriter:
 
     def commit(self, frames: int) -> Written:
         """End each file at exactly `frames` samples a channel, at `rate`, and put all of them in place."""
+        self._wait()
         missing = frames - next(iter(self._encoders.values())).frames
         ends = {stem: resampler.flush(_RESAMPLER_TAIL) for stem, resampler in self._resamplers.items()}
         self._put({stem: _fit(end, missing) for stem, end in ends.items()})
-        for encoder in self._encoders.values():
-            encoder.close()
+        self._close_encoders()
         gain = self._encode_rescaled() if self._rescale else 1.0
         targets = dict(self._paths)
         if self._stem_file:
@@ -153,23 +159,48 @@ class StemWriter:
                 if stem != self._remainder:
                     rest -= samples
             stems[self._remainder] = rest.astype(np.float32)
-        for stem, samples in stems.items():
-            self._encoders[stem].write(samples)
+        self._encode(stems)
+
+    def _encode(self, stems: dict[str, Samples]) -> None:
+        """Have the threads encode a block, as soon as they are done with the one before."""
+        self._wait()
+        self._encoding = [
+            self._threads.submit(self._encoders[stem].write, samples) for stem, samples in stems.items()
+        ]
+
+    def _wait(self) -> None:
+        wait(self._encoding)  # all of them, before the first one's error is raised
+        for encoding in self._encoding:
+            encoding.result()
+
+    def _close_encoders(self) -> None:
+        self._wait()
+        for encoder in self._encoders.values():
+            encoder.close()
 
     def _encode_rescaled(self) -> float:
         peak = max((encoder.peak for encoder in self._encoders.values()), default=0.0)
         gain = min(1.0, self._format.highest / peak) if peak else 1.0
-        for stem, path in self._paths.items():
-            self._floats.append(floats := self._files.pop(stem))
-            encoder = self._open(stem, path, self._format)
-            with soundfile.SoundFile(floats.path) as source:
-                while len(samples := source.read(BLOCK, dtype="float32", always_2d=True)):
-                    encoder.write(samples.T * np.float32(gain))
-            encoder.close()
+        with ExitStack() as opened:
+            sources = {}
+            for stem, path in self._paths.items():
+                self._floats.append(floats := self._files.pop(stem))
+                sources[stem] = opened.enter_context(soundfile.SoundFile(floats.path))
+                self._open(stem, path, self._format)
+            while True:
+                stems = {
+                    stem: source.read(BLOCK, dtype="float32", always_2d=True).T * np.float32(gain)
+                    for stem, source in sources.items()
+                }
+                if not next(iter(stems.values())).size:
+                    break
+                self._encode(stems)
+        self._close_encoders()
+        for floats in self._floats:
             floats.remove()
         return gain
 
-    def _open(self, stem: str, target: Path, audio_format: AudioFormat) -> Encoder:
+    def _open(self, stem: str, target: Path, audio_format: AudioFormat) -> None:
         try:
             self._files[stem] = temporary = TemporaryFile(target.parent)
         except OSError as error:
@@ -178,7 +209,7 @@ class StemWriter:
         size = None if self._frames is None else self._frames * self._channels * audio_format.sample_bytes
         large = size is None or size > WAV_BYTES
         title = {"title": f"{self._tags['title']} ({stem})"} if "title" in self._tags else {}
-        self._encoders[stem] = encoder = Encoder(
+        self._encoders[stem] = Encoder(
             temporary.path,
             target,
             self._rate,
@@ -188,7 +219,6 @@ class StemWriter:
             tags={**self._tags, **title},
             cover=self._cover,
         )
-        return encoder
 
     def _join(self) -> TemporaryFile:
         assert self._stem_file is not None
@@ -231,6 +261,7 @@ class StemWriter:
             )
 
     def _abandon(self) -> None:
+        self._threads.shutdown(cancel_futures=True)  # a file is not closed while a thread writes to it
         for encoder in self._encoders.values():
             encoder.abandon()
         for temporary in [*self._files.values(), *self._floats]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from bisect import bisect_right
@@ -129,13 +128,13 @@ def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dic
     """
     if old.bands == new.bands or "stack" in (old.stem, new.stem):
         return weights
-    moved = [dataclasses.replace(band, taps=0) for band in old.bands] != [
-        dataclasses.replace(band, taps=0) for band in new.bands
-    ]
+    starts, begins = old.token_starts, new.token_starts
     found = {
         key: value
         for key, value in weights.items()
-        if key != "stem.frequency" and not _BANDED.fullmatch(key) and not (moved and ".tdf." in key)
+        if key != "stem.frequency"
+        and not _BANDED.fullmatch(key)
+        and not (starts != begins and ".tdf." in key)
     }
     begun = [band.start for band in old.bands]
     origins = [bisect_right(begun, band.start) - 1 for band in new.bands]
@@ -161,8 +160,7 @@ def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dic
                 part = torch.cat([part[: old.mask_parts], filters]).flatten(0, 1)
             found[f"{before}.convs.{place}.{kind}"] = part
     centres = [band.start + (i + 0.5) * band.stride for band in new.bands for i in range(band.tokens)]
-    starts = torch.tensor([band.start + i * band.stride for band in old.bands for i in range(band.tokens)])
-    nearest = torch.searchsorted(starts, torch.tensor(centres), right=True) - 1
+    nearest = torch.searchsorted(torch.tensor(starts), torch.tensor(centres), right=True) - 1
     found["stem.frequency"] = weights["stem.frequency"][:, :, nearest]
     return found
 

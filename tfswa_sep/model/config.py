@@ -116,6 +116,11 @@ class ModelConfig:
         return sum(band.tokens for band in self.bands)
 
     @property
+    def token_starts(self) -> list[int]:
+        """The first bin of each token."""
+        return [bin for band in self.bands for bin in range(band.start, band.stop, band.stride)]
+
+    @property
     def rows(self) -> int:
         """Rows of the first stage's map."""
         return self.bands[0].tokens if self.stem == "stack" else self.tokens
