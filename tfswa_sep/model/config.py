@@ -50,10 +50,12 @@ class ModelConfig:
     margin_samples: int = 4_096  # context thrown away at each side of a segment; twice that scored no better
     # The stem: bands of its own weights ("bands"), or equal sub-bands stacked as features ("stack").
     stem: Literal["bands", "stack"] = "bands"
-    # Finest, and with filters, up to 1.4 kHz, where most of what separation gets wrong lies
+    # Finest, and with filters, up to 1.4 kHz, where most of what separation gets wrong lies; the longest up
+    # to 340 Hz, where a window of the STFT is too short to tell one tone from its neighbour
     # (training/runs/README.md).
     bands: tuple[Band, ...] = (
-        Band(start=0, stop=64, stride=1, taps=3),
+        Band(start=0, stop=16, stride=1, taps=9),
+        Band(start=16, stop=64, stride=1, taps=3),
         Band(start=64, stop=128, stride=2),
         Band(start=128, stop=384, stride=8),
         Band(start=384, stop=1024, stride=20),
