@@ -45,7 +45,7 @@ def test_shares_add_up_and_counts_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "share", "code", "words"),
     [
-        ("other.ckpt", "0.5", 3, "other.ckpt are of different networks"),
+        ("other.ckpt", "0.5", 3, "other.ckpt are of networks with other head_dim"),
         ("plain.ckpt", "0.5", 3, "plain.ckpt does not say of which network it is"),
         ("lost.ckpt", "0.5", 3, "lost.ckpt cannot be read"),
         ("first.ckpt", "1.5", 2, "a share of 1.5 is none"),

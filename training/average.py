@@ -8,7 +8,6 @@ Of one run, or where the one began with the other: then the average often separa
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 from tfswa_sep.errors import InputError, OutputError, TfswaError
 from tfswa_sep.model.config import ModelConfig
-from training.checkpoint import read, save
+from training.checkpoint import differences, read, save
 
 
 def average(first: Path, second: Path, *, share: float) -> dict[str, Any]:
@@ -26,8 +25,9 @@ def average(first: Path, second: Path, *, share: float) -> dict[str, Any]:
     Raises InputError where one cannot be read, or they are not of the same network.
     """
     found, other = read(first), read(second)
-    if _network(found, first) != _network(other, second):
-        raise InputError(f"{first} and {second} are of different networks: give two of one run")
+    if different := differences(_network(found, first), _network(other, second)):
+        names = ", ".join(different)
+        raise InputError(f"{first} and {second} are of networks with other {names}: give two of one run")
     weights = {
         key: torch.lerp(other["average"][key], value, share) if value.is_floating_point() else value
         for key, value in found["average"].items()
@@ -37,11 +37,9 @@ def average(first: Path, second: Path, *, share: float) -> dict[str, Any]:
 
 def _network(stored: dict[str, Any], path: Path) -> ModelConfig:
     try:
-        config = ModelConfig.from_json(stored["shape"])
+        return ModelConfig.from_json(stored["shape"])
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path} does not say of which network it is: give a checkpoint") from None
-    # How much of a song is computed at once is no matter of weights.
-    return dataclasses.replace(config, segment_samples=0, margin_samples=0)
 
 
 def main(arguments: list[str] | None = None) -> int:

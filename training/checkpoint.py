@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from bisect import bisect_right
@@ -94,6 +95,12 @@ def warm_start(model: nn.Module, path: Path) -> str:
             few = ", ".join(skipped[:4]) + (", ..." if len(skipped) > 4 else "")
             said += f"; {len(skipped)} {title} ({few})"
     return said
+
+
+def differences(first: ModelConfig, second: ModelConfig) -> list[str]:
+    """The fields in which two networks differ, as their weights see it: not how much is computed at once."""
+    names = {field.name for field in dataclasses.fields(ModelConfig)} - {"segment_samples", "margin_samples"}
+    return sorted(name for name in names if getattr(first, name) != getattr(second, name))
 
 
 def real_parts(weights: dict[str, Any], model: TfswaUNet) -> dict[str, Any]:

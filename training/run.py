@@ -90,13 +90,7 @@ class Run:
 
     def _check_resumed(self, stored: dict[str, Any], path: Path) -> None:
         """Raise UsageError where a checkpoint is of another model, or was trained for something else."""
-        old = dataclasses.replace(  # how much is computed at once is no matter of training
-            ModelConfig.from_json(stored["shape"]),
-            segment_samples=self.shape.segment_samples,
-            margin_samples=self.shape.margin_samples,
-        )
-        names = [field.name for field in dataclasses.fields(ModelConfig)]
-        different = [name for name in names if getattr(old, name) != getattr(self.shape, name)]
+        different = checkpoint.differences(ModelConfig.from_json(stored["shape"]), self.shape)
         trained = json.loads(stored["config"])["training"].get("objective", "separate")
         if trained != self.settings.objective:
             different.append("training.objective")

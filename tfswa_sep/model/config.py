@@ -120,7 +120,7 @@ class ModelConfig:
     @property
     def token_starts(self) -> list[int]:
         """The first bin of each token."""
-        return [bin for band in self.bands for bin in range(band.start, band.stop, band.stride)]
+        return [first for band in self.bands for first in range(band.start, band.stop, band.stride)]
 
     @property
     def rows(self) -> int:
