@@ -44,7 +44,7 @@ def test_the_threads_are_shared_by_segments_at_once(model: Path) -> None:
     before, used = torch.get_num_threads(), []
     for threads in (1, 2, 6):
         backend = TorchBackend(model, device="cpu", threads=threads)
-        backend._network.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))
+        backend._network.stem.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))
         backend(noise(1, 2, N))
         assert backend.workers * used[-1] == threads
         assert torch.get_num_threads() == before  # the caller's own work keeps its threads
@@ -67,6 +67,19 @@ def test_it_may_be_called_from_threads(model: Path, half: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
         for stems, wanted in zip(pool.map(backend, segments), expected, strict=True):
             np.testing.assert_allclose(stems, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("mix", [None, np.array([[1, 0, 0, 0], [0, 1, 1, 1]], np.float32)])
+@pytest.mark.parametrize("half", [None, torch.bfloat16])
+def test_a_processor_computes_what_a_gpu_would(
+    model: Path, half: Any, mix: NDArray[np.float32] | None
+) -> None:
+    """Around the network it computes with NumPy. The network may be of 16 bits, all else is not."""
+    backend, segments = TorchBackend(model, device="cpu"), noise(2, 2, N)
+    wanted = backend._compute_there(segments, mix, half)
+    tolerance = 1e-5 if half is None else 5e-4  # a feature's last digit may tip 16 bits
+    np.testing.assert_allclose(backend._compute(segments, mix, half), wanted, atol=tolerance)
+    assert (np.abs(wanted - backend(segments, mix=mix)).max() > 1e-4) == (half is not None)
 
 
 def test_norms_that_follow_a_convolution_are_part_of_it(model: Path) -> None:
@@ -98,12 +111,12 @@ def limit_memory(backend: TorchBackend, samples: int) -> list[tuple[int, int]]:
     tried = []
 
     def allocate(module: Any, inputs: tuple[Any, ...]) -> None:
-        b, _, _, t = inputs[0].shape
+        b, _, _, t = inputs[0][0].shape  # of the first band
         tried.append((b, t))
         if b * (t - 1) * TINY.hop > samples:
             torch.empty(1 << 55, dtype=torch.uint8)
 
-    backend._network.register_forward_pre_hook(allocate)
+    backend._network.stem.register_forward_pre_hook(allocate)
     return tried
 
 
@@ -211,7 +224,7 @@ def test_16_bits_give_way_to_32(
     def overflow(module: Any, inputs: Any, output: Any) -> Any:
         return output * float("inf") if breaks and torch.is_autocast_enabled("cpu") else output
 
-    backend._network.register_forward_hook(overflow)
+    backend._network.stem.register_forward_hook(overflow)
     expected, found = TorchBackend(model)(segments, mix=mix), backend(segments, mix=mix)
     error = np.abs(found - expected).max()
     if breaks:

@@ -10,7 +10,7 @@ p bins of a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,39 @@ from tfswa_sep.model.config import (
     Band,
     ModelConfig,
 )
-from tfswa_sep.spectrogram import add_frames
+from tfswa_sep.spectrogram import add_frames, stft
 
 Floats = NDArray[np.float32]
 Spectrum = NDArray[np.complex64]
 
 _FRAMES_AT_ONCE = 64
 _BINS_AT_ONCE = 128
+
+
+def separate_with(
+    network: Callable[[list[Floats]], list[Floats]], segment: Floats, config: ModelConfig, mix: Floats | None
+) -> Floats:
+    """Separate (b, c, n) into (b, s, c, n), or into (b, k, c, n) with a (k, s) mix; see backends.Backend.
+
+    network: features of the bands, see `band_features`, to what it makes of them, see `masked_waves`.
+    """
+    spectrum = stft(segment, n_fft=config.n_fft, hop=config.hop)
+    masks = network(band_features(spectrum, config))
+    rest = _last_is_the_rest(config, mix)
+    wanted: Floats | int = len(config.stems) - rest if mix is None else mix[: len(mix) - rest]
+    stems = wanted if isinstance(wanted, int) else len(wanted)
+    b, c, n = segment.shape
+    waves = np.empty((b, stems + rest, c, n), np.float32)
+    masked_waves(masks, spectrum, config, wanted, out=waves[:, :stems])
+    if rest:
+        np.subtract(segment, waves[:, :stems].sum(axis=1), out=waves[:, -1])
+    return waves
+
+
+def _last_is_the_rest(config: ModelConfig, mix: Floats | None) -> bool:
+    """Whether the last stem asked for is what the others leave of the song: it needs no transform."""
+    whole = mix is None or (len(mix) > 1 and bool((mix.sum(axis=0) == 1).all()))
+    return whole and config.mixture_consistent and len(config.stems) > 1
 
 
 def band_features(spectrum: Spectrum, config: ModelConfig) -> list[Floats]:

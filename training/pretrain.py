@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from tfswa_sep.model.masks import band_features
@@ -42,7 +43,13 @@ class MaskedSpectrogram(nn.Module):
         ]
         trunk = self.network.trunk(seen)
         with torch.autocast(mixture.device.type, enabled=False):
-            found, _ = self.head(trunk.float())
+            found = torch.cat(
+                [
+                    rearrange(part, "b (o p) f t -> b o (f p) t", p=band.stride)
+                    for band, part in zip(config.bands, self.head(trunk.float()), strict=True)
+                ],
+                dim=2,
+            )
         error = (found - magnitudes).abs() * hidden
         loss: Tensor = error.sum() / (hidden.sum() * config.magnitudes).clamp(min=1)
         return loss

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from tfswa_sep.backends.metadata import KEY, ModelMetadata, contradicts, parse_metadata
 from tfswa_sep.errors import DeviceError, ModelError
-from tfswa_sep.masks import band_features, masked_waves
+from tfswa_sep.masks import separate_with
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.processor import count_cores, share_threads
-from tfswa_sep.spectrogram import stft
 
 _NAMES = {"cuda": "CUDA", "coreml": "Core ML"}  # of devices other than the CPU
 _RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"  # which provider computes which node
@@ -80,33 +79,17 @@ class OnnxBackend:
         self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """Separate (b, c, n) into (b, s, c, n), or into (b, k, c, n) with a (k, s) mix; see Backend."""
-        n_fft, hop = self.metadata.n_fft, self.metadata.hop
-        spectrum = stft(segment, n_fft=n_fft, hop=hop)
+        return separate_with(self._run, segment, self._config, mix)
+
+    def _run(self, bands: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         try:
-            masks = self._run(band_features(spectrum, self._config))
+            masks: list[NDArray[np.float32]] = self._session.run(
+                self._outputs, {f"features_{i}": band for i, band in enumerate(bands)}
+            )
         except Exception as error:  # as above
             if "alloc" in str(error).lower() or isinstance(error, MemoryError):
                 raise DeviceError("memory ran out while separating: close other programs") from None
             raise ModelError(f"{self._path} cannot be run ({_first_line(error)}): fetch it again") from None
-        rest = self._last_is_the_rest(mix)
-        wanted: NDArray[np.float32] | int = len(self.stems) - rest if mix is None else mix[: len(mix) - rest]
-        stems = wanted if isinstance(wanted, int) else len(wanted)
-        b, c, n = segment.shape
-        waves = np.empty((b, stems + rest, c, n), np.float32)
-        masked_waves(masks, spectrum, self._config, wanted, out=waves[:, :stems])
-        if rest:
-            np.subtract(segment, waves[:, :stems].sum(axis=1), out=waves[:, -1])
-        return waves
-
-    def _last_is_the_rest(self, mix: NDArray[np.float32] | None) -> bool:
-        """Whether the last stem asked for is what the others leave of the song: it needs no transform."""
-        whole = mix is None or (len(mix) > 1 and bool((mix.sum(axis=0) == 1).all()))
-        return whole and self._config.mixture_consistent and len(self.stems) > 1
-
-    def _run(self, bands: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        masks: list[NDArray[np.float32]] = self._session.run(
-            self._outputs, {f"features_{i}": band for i, band in enumerate(bands)}
-        )
         return masks
 
     def _read_config(self) -> ModelConfig:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from tfswa_sep.backends.metadata import KEY, ModelMetadata, contradicts, parse_metadata
 from tfswa_sep.errors import DeviceError, ModelError
+from tfswa_sep.masks import Floats, separate_with
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.transform import istft, stft
 from tfswa_sep.model.unet import TfswaUNet
@@ -52,7 +52,7 @@ class TorchBackend:
         self._device = _pick_device(device)
         self.device = str(self._device)
         self.workers = 1  # a GPU spreads one call over all it has
-        self._threads: int | None = None
+        self._threads = 1  # of a call, on a CPU
         if self._device.type == "cpu":
             count = threads or count_cores() or torch.get_num_threads()
             self.workers = share_threads(count)
@@ -104,9 +104,7 @@ class TorchBackend:
             )
         return tuple(found)
 
-    def __call__(
-        self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
+    def __call__(self, segment: Floats, *, mix: Floats | None = None) -> Floats:
         """Separate (b, c, n) into (b, s, c, n), or into (b, k, c, n) with a (k, s) mix; see Backend."""
         if len(segment) > self._most:
             parts = [segment[i : i + self._most] for i in range(0, len(segment), self._most)]
@@ -117,25 +115,30 @@ class TorchBackend:
             return np.stack([np.concatenate([*overlap_add([item], run, plan)], axis=-1) for item in segment])
         try:
             return self._separate(segment, mix)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise ModelError(f"{self._path} cannot be run ({_reason(error)}): fetch it again") from None
         self._ask_for_less(*segment.shape[::2])  # not in the handler, whose traceback holds the memory
         return self(segment, mix=mix)
 
-    def _separate(self, segment: NDArray[np.float32], mix: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    def _separate(self, segment: Floats, mix: Floats | None) -> Floats:
         waves = self._compute(segment, mix, self._half)
         if self._half is not None and not np.isfinite(waves.sum()):
             self._redone += 1
             waves = self._compute(segment, mix, None)
         return waves
 
-    def _compute(
-        self, segment: NDArray[np.float32], mix: NDArray[np.float32] | None, half: torch.dtype | None
-    ) -> NDArray[np.float32]:
+    def _compute(self, segment: Floats, mix: Floats | None, half: torch.dtype | None) -> Floats:
+        if self._device.type == "cpu":
+            # What lies around the network in NumPy, a tile after the other: a segment takes 0.88 of the time
+            # that torch's operations on whole maps took, with 16 bits 0.80 (measured).
+            return separate_with(partial(self._raw_masks, half=half), segment, self._network.config, mix)
+        return self._compute_there(segment, mix, half)
+
+    def _compute_there(self, segment: Floats, mix: Floats | None, half: torch.dtype | None) -> Floats:
+        """All of it on the device, so that only waves travel."""
         n_fft, hop = self.metadata.n_fft, self.metadata.hop
-        threads = _threads(self._threads) if self._threads else nullcontext()
-        with torch.inference_mode(), _current(self._device), threads:
+        with torch.inference_mode(), _current(self._device):
             mixture = torch.from_numpy(np.ascontiguousarray(segment)).to(self._device)
             spectrum = stft(mixture, n_fft=n_fft, hop=hop)
             # The network alone: transforms and sums of stems take no 16 bits.
@@ -146,6 +149,12 @@ class TorchBackend:
                 stems = torch.einsum("ks,bs...->bk...", torch.from_numpy(mix).to(self._device), stems)
             waves = istft(stems, n_fft=n_fft, hop=hop, length=segment.shape[-1])
             return waves.cpu().numpy()
+
+    def _raw_masks(self, bands: list[Floats], *, half: torch.dtype | None) -> list[Floats]:
+        autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
+        with torch.inference_mode(), _threads(self._threads), autocast:
+            found = self._network.raw_masks([torch.from_numpy(band) for band in bands])
+        return [masks.contiguous().numpy() for masks in found]
 
     def _ask_for_less(self, batch: int, samples: int) -> None:
         """Halve the batch, or the segments. Raises DeviceError where they would become too short."""

@@ -1,6 +1,6 @@
 """What lies between spectrogram and network: the features that it sees, and its masks put to use.
 
-`tfswa_sep.masks` is the same in NumPy, for models that run without PyTorch. Axis letters: see
+`tfswa_sep.masks` is the same in NumPy, with which both backends separate on a processor. Axis letters: see
 `tfswa_sep.model.config`.
 """
 

@@ -1,7 +1,7 @@
 """Waveform in, stem waveforms out: the STFT around the network, differentiable, on any device.
 
-Training and the torch backend use it; the ONNX backend has the same transforms in numpy
-(`tfswa_sep.spectrogram`). Axis letters: see `tfswa_sep.model.config`.
+Training and the torch backend on a GPU use it; on a processor both backends have the same transforms in
+NumPy (`tfswa_sep.spectrogram`). Axis letters: see `tfswa_sep.model.config`.
 """
 
 from __future__ import annotations

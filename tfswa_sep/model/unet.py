@@ -87,11 +87,11 @@ class StackStem(nn.Module):
 
 
 class StemHead(nn.Module):
-    """Tokens -> the mask values of one stem's bins, and the filters of bands that have them."""
+    """Tokens -> what one stem's masks are made of, and its filters in bands that have them."""
 
     def __init__(self, config: ModelConfig, outputs: int) -> None:
         super().__init__()
-        self.bands, self.outputs, self.stacked = config.bands, outputs, config.stem == "stack"
+        self.bands, self.stacked = config.bands, config.stem == "stack"
         hidden = config.head_dim
         self.hidden = nn.Sequential(
             nn.Conv2d(config.dims[0], hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
@@ -104,18 +104,13 @@ class StemHead(nn.Module):
                 cast(nn.Conv2d, conv).weight[outputs * band.stride :] = 0
                 cast(Tensor, conv.bias)[outputs * band.stride :] = 0
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(b, d, tokens, t) -> masks (b, outputs, bins, t), filters (b, 2 * c * taps, bins, t) a band"""
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(b, d, tokens, t) -> (b, parts * bins of a token, tokens, t) a band, masks before filters"""
         x = self.hidden(x)
         # Not a slice a band: the gradient of each is as large as the whole, and heads took twice as long.
         tokens = [band.tokens for band in self.bands]
         rows = [x] * len(tokens) if self.stacked else torch.split_with_sizes(x, tokens, dim=2)
-        parts = [
-            rearrange(conv(part), "b (o p) f t -> b o (f p) t", p=band.stride)
-            for band, conv, part in zip(self.bands, self.convs, rows, strict=True)
-        ]
-        masks = torch.cat([part[:, : self.outputs] for part in parts], dim=2)
-        return masks, [part[:, self.outputs :] for part in parts if part.shape[1] > self.outputs]
+        return [conv(part) for conv, part in zip(self.convs, rows, strict=True)]
 
 
 class Upsample(nn.Module):
@@ -169,13 +164,26 @@ class TfswaUNet(nn.Module):
         mixture = mixture.float()
         with torch.autocast(mixture.device.type, enabled=False):  # powers of small numbers need float32
             bands = band_features(mixture[:, :, : self.config.bins], self.config)
+        values, parts = self.raw_masks(bands), self.config.mask_parts
+        with torch.autocast(mixture.device.type, enabled=False):
+            found = [
+                rearrange(value, "b (s o p) f t -> b s o (f p) t", s=len(self.heads), p=band.stride)
+                for band, value in zip(self.config.bands, values, strict=True)
+            ]
+            masks = torch.cat([value[:, :, :parts] for value in found], dim=3)
+            filters = [value[:, :, parts:] for value in found if value.shape[2] > parts]
+            return self.apply_masks(masks, filters, mixture)
+
+    def raw_masks(self, bands: list[Tensor]) -> list[Tensor]:
+        """What the network makes of its features, before masks are bounded.
+
+        (b, features, bins of the band, t) each -> (b, s * parts * bins of a token, tokens, t) each, float32
+        """
         trunk = self.trunk(bands)
         # bf16 heads double the error that a bf16 trunk brings (measured: 8e-4 of full scale, without 4e-4).
-        with torch.autocast(mixture.device.type, enabled=False):
+        with torch.autocast(trunk.device.type, enabled=False):
             found = [head(trunk.float()) for head in self.heads]
-            masks = torch.stack([masks for masks, _ in found], dim=1)
-            filters = [torch.stack(taps, dim=1) for taps in zip(*(taps for _, taps in found), strict=True)]
-            return self.apply_masks(masks, filters, mixture)
+            return [torch.cat(stems, dim=1) for stems in zip(*found, strict=True)]
 
     def trunk(self, bands: list[Tensor]) -> Tensor:
         """(b, features, bins of the band, t) each -> (b, d, tokens, t), from which the heads make masks"""

@@ -19,8 +19,8 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-import tfswa_sep.backends.onnx as backend
-from tfswa_sep import Separator
+from tfswa_sep import Separator, masks
+from tfswa_sep.backends.onnx import OnnxBackend
 from training.benchmark.__main__ import make_song
 
 STEPS = {
@@ -34,7 +34,7 @@ STEPS = {
 def profile(song: Path, out: Path, *, model: str | None = None) -> dict[str, float]:
     """Seconds of the processor by step, "rest" and "all" among them.
 
-    Functions of the backend are replaced while it runs: no other thread may separate meanwhile.
+    Functions of the package are replaced while it runs: no other thread may separate meanwhile.
     """
     spent = dict.fromkeys(STEPS.values(), 0.0)
 
@@ -52,7 +52,7 @@ def profile(song: Path, out: Path, *, model: str | None = None) -> dict[str, flo
     _ = separator.backend  # loaded before the clock starts
     with ExitStack() as replaced:
         for name, step in STEPS.items():
-            place = backend.OnnxBackend if name == "_run" else backend
+            place = OnnxBackend if name == "_run" else masks
             replaced.enter_context(patch.object(place, name, timed(getattr(place, name), step)))
         began = time.process_time()
         separator.separate_file(song, out=out)
