@@ -31,11 +31,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tfswa_sep.backends.metadata import KEY
-from tfswa_sep.masks import masked_waves
+from tfswa_sep.masks import separate_with
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.transform import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
-from tfswa_sep.spectrogram import stft
 from training.export import TOLERANCE, load_model, metadata, save_onnx
 from training.graph import MaskNetwork, features_of
 
@@ -150,12 +149,11 @@ def write_sample(network: TfswaUNet, song: NDArray[np.float32], folder: Path) ->
 
 def _separate(run: Run, mixture: NDArray[np.float32], config: ModelConfig) -> NDArray[np.float32]:
     """(b, c, n) to stems (b, s, c, n), with all but the network in NumPy."""
-    spectrum = stft(mixture, n_fft=config.n_fft, hop=config.hop)
-    masks = [band.numpy() for band in run(*features_of(mixture, config))]
-    b, c, n = mixture.shape
-    stems = np.empty((b, len(config.stems), c, n), np.float32)
-    masked_waves(masks, spectrum, config, len(config.stems), out=stems)
-    return stems
+
+    def network(bands: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        return [masks.numpy() for masks in run(*map(torch.from_numpy, bands))]
+
+    return separate_with(network, mixture, config, None)
 
 
 def _middle(

@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from tfswa_sep.model.masks import band_features
-from tfswa_sep.model.unet import StemHead, TfswaUNet
+from tfswa_sep.model.unet import StemHead, TfswaUNet, by_bins
 
 HIDDEN = 0.4  # share of the patches
 PATCH = (32, 16)  # bins, frames: 690 Hz by 0.19 s
@@ -43,13 +42,7 @@ class MaskedSpectrogram(nn.Module):
         ]
         trunk = self.network.trunk(seen)
         with torch.autocast(mixture.device.type, enabled=False):
-            found = torch.cat(
-                [
-                    rearrange(part, "b (o p) f t -> b o (f p) t", p=band.stride)
-                    for band, part in zip(config.bands, self.head(trunk.float()), strict=True)
-                ],
-                dim=2,
-            )
+            found = torch.cat(by_bins(self.head(trunk.float()), config.bands, stems=1), dim=3)[:, 0]
         error = (found - magnitudes).abs() * hidden
         loss: Tensor = error.sum() / (hidden.sum() * config.magnitudes).clamp(min=1)
         return loss

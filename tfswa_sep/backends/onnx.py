@@ -79,17 +79,17 @@ class OnnxBackend:
         self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """Separate (b, c, n) into (b, s, c, n), or into (b, k, c, n) with a (k, s) mix; see Backend."""
-        return separate_with(self._run, segment, self._config, mix)
-
-    def _run(self, bands: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         try:
-            masks: list[NDArray[np.float32]] = self._session.run(
-                self._outputs, {f"features_{i}": band for i, band in enumerate(bands)}
-            )
+            return separate_with(self._run, segment, self._config, mix)
         except Exception as error:  # as above
             if "alloc" in str(error).lower() or isinstance(error, MemoryError):
                 raise DeviceError("memory ran out while separating: close other programs") from None
             raise ModelError(f"{self._path} cannot be run ({_first_line(error)}): fetch it again") from None
+
+    def _run(self, bands: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        masks: list[NDArray[np.float32]] = self._session.run(
+            self._outputs, {f"features_{i}": band for i, band in enumerate(bands)}
+        )
         return masks
 
     def _read_config(self) -> ModelConfig:

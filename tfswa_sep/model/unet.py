@@ -31,7 +31,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tfswa_sep.model.block import Stage
-from tfswa_sep.model.config import ModelConfig
+from tfswa_sep.model.config import Band, ModelConfig
 from tfswa_sep.model.masks import apply_masks, band_features
 
 
@@ -113,6 +113,14 @@ class StemHead(nn.Module):
         return [conv(part) for conv, part in zip(self.convs, rows, strict=True)]
 
 
+def by_bins(values: Sequence[Tensor], bands: Sequence[Band], *, stems: int) -> list[Tensor]:
+    """(b, s * parts * bins of a token, tokens, t) a band -> (b, s, parts, bins of the band, t) a band"""
+    return [
+        rearrange(value, "b (s o p) f t -> b s o (f p) t", s=stems, p=band.stride)
+        for band, value in zip(bands, values, strict=True)
+    ]
+
+
 class Upsample(nn.Module):
     """Twice the frequencies and frames: a 1x1 convolution, then features become positions."""
 
@@ -166,10 +174,7 @@ class TfswaUNet(nn.Module):
             bands = band_features(mixture[:, :, : self.config.bins], self.config)
         values, parts = self.raw_masks(bands), self.config.mask_parts
         with torch.autocast(mixture.device.type, enabled=False):
-            found = [
-                rearrange(value, "b (s o p) f t -> b s o (f p) t", s=len(self.heads), p=band.stride)
-                for band, value in zip(self.config.bands, values, strict=True)
-            ]
+            found = by_bins(values, self.config.bands, stems=len(self.heads))
             masks = torch.cat([value[:, :, :parts] for value in found], dim=3)
             filters = [value[:, :, parts:] for value in found if value.shape[2] > parts]
             return self.apply_masks(masks, filters, mixture)
