@@ -13,7 +13,7 @@ pytest.importorskip("hydra")
 from tfswa_sep.errors import UsageError
 from tfswa_sep.model.config import PRESETS
 from training.configuration import CONFIGS, load_config, model_shape, run_command
-from training.data.mix import MixSettings
+from training.data.mix_settings import MixSettings
 
 POOLS = "data.pools=x"
 

@@ -87,6 +87,14 @@ def test_a_band_limit_leaves_the_band_and_nothing_above(filters: Filters) -> Non
         assert float(response[round(hertz * filters.size / RATE)]) == pytest.approx(gain, abs=0.02)
 
 
+def test_a_high_pass_falls_by_12_db_an_octave_below_its_corner(filters: Filters) -> None:
+    response = filters.high_pass(200)
+    assert float(response[0]) == 0
+    for hertz, decibels in ((2000, 0), (200, -3.01), (100, -12.3), (50, -24.1)):
+        place = round(hertz * filters.size / RATE)
+        assert 20 * math.log10(response[place]) == pytest.approx(decibels, abs=0.3)
+
+
 def test_an_echo_comes_after_the_sound(filters: Filters) -> None:
     click = torch.zeros(1, LENGTH)
     click[0, 100] = 1

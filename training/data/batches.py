@@ -22,7 +22,8 @@ from tfswa_sep.stems import parse_stems
 from training.data import folder, musdb
 from training.data.cache import CachedTrack, build_cache
 from training.data.chunks import SongChunks
-from training.data.mix import STEMS, Mixer, MixSettings
+from training.data.mix import STEMS, Mixer
+from training.data.mix_settings import MixSettings
 from training.data.tracks import Track, decode
 
 Batch = tuple[Tensor, Tensor, Tensor]  # mixtures (b, c, n), stems (b, s, c, n), which are known (b, s)

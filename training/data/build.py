@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tfswa_sep.temporary import TemporaryFile, remove_abandoned
 from training.data import catalogue, fetch, pseudo_stems, render, rendered, sources, sung, synthesize
 from training.data.manifest import read_manifest, write_manifest
+from training.data.rests import RESTING, read_rests, resting_rows
 from training.data.sources import SAMPLE_RATE, Audio, Piece, Source
 
 HEADER_BYTES = 128  # of a version 1.0 .npy file with this shape; room for the length to grow
@@ -170,7 +171,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     for folder in (out, *(out / pool for pool in POOLS)):
         remove_abandoned(folder)
-    known = read_manifest(out)
+    known, rests = read_manifest(out), read_rests()
     order = {s.fingerprint(seed): i for i, s in enumerate(found)}
     # What is said about a source may have become more exact since its array was made.
     rows = {f: {**known[f], **about(s)} for f, s in zip(order, found, strict=True) if f in known}
@@ -180,6 +181,7 @@ def build(
 
     def save() -> list[dict[str, Any]]:
         kept = [rows[f] for f in sorted(rows, key=order.__getitem__)]
+        kept += resting_rows(kept, rests)
         write_manifest(out, kept, seed)
         return kept
 
@@ -277,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         speakers = sum(r.get("speakers", 0) for r in rows if r["array"])
         progress.console.print(f"{speakers} speakers and singers, at the least", highlight=False)
-        for pool in POOLS:
+        for pool in (*POOLS, *RESTING):
             minutes = sum(r["minutes"] for r in rows if r["pool"] == pool)
             progress.console.print(f"{pool:14} {minutes:8.1f} min", highlight=False)
     return 1 if failed or problems else 0

@@ -1,9 +1,12 @@
 """Training mixtures made while training: pools of int16 arrays in, batches of mixture and stems out.
 
-Four kinds of example, in the proportions of the config:
+The kinds of example, in the proportions of the config:
     stems           every stem from another song: all of them are known
     band            one moment of a song rendered stem by stem, with a voice: all of them are known
     accompaniment   a voice over mixed and mastered music: only the vocals are known
+    drumless, bassless, neither
+                    the same where drums, bass or both rest in the music, and others play: they are known too,
+                    and what is left of `neither` is other
     song            one moment of one real song, at times with another voice: what its manifest row does
                     not mask is known
 The arrays lie on the device that mixes: in its memory, or mapped from their files on a CPU. Batch `step`
@@ -13,7 +16,7 @@ seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,99 +26,14 @@ from torch import Tensor
 
 from training.data import mix_effects, voices
 from training.data.mix_effects import Filters, active_rms, db
+from training.data.mix_settings import MixSettings
 from training.data.pools import FULL_BAND, Array, Pools, Song, floats
+from training.data.rests import RESTING
 
 Voice = tuple[Array, float]  # where it is read from, and how much higher it is played
 
 STEMS = ("vocals", "drums", "bass", "other")
 SILENT = 10 ** (-60 / 20)  # RMS of full scale under which a chunk counts as silence
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixSettings:
-    """How mixtures are drawn. Levels in dB of full scale, pitches in semitones, the rest probabilities.
-
-    Defaults are what trials of some hundred steps favour (training/runs/README.md). One with limiter, coder
-    and all manners of voices fell behind one without: they are off here, and a long training may want them.
-    """
-
-    seconds: float = 2.9606  # 256 frames; of 3 s there are 259, which the network pads to 288
-    sample_rate: int = 44_100
-    kinds: dict[str, float] = field(
-        default_factory=lambda: {"stems": 0.3, "band": 0.2, "accompaniment": 0.15, "song": 0.35}
-    )
-    level: dict[str, float] = field(
-        default_factory=lambda: {
-            "vocals": -20.0,
-            "drums": -20.0,
-            "bass": -22.0,
-            "other": -21.0,
-            "accompaniment": -17.0,
-        }
-    )
-    level_spread: float = 4.0  # standard deviation, dB
-    drop: dict[str, float] = field(
-        default_factory=lambda: {
-            "vocals": 0.12,
-            "drums": 0.1,
-            "bass": 0.12,
-            "other": 0.06,
-            "accompaniment": 0.0,
-        }
-    )
-    pitch: dict[str, float] = field(
-        default_factory=lambda: {
-            "vocals": 5.0,
-            "drums": 3.0,
-            "bass": 3.0,
-            "other": 4.0,
-            "accompaniment": 3.0,
-            "song": 2.0,
-        }
-    )  # changes the tempo alike, as a tape does
-    tempo: dict[str, float] = field(
-        default_factory=lambda: {"vocals": 0.15, "bass": 0.05, "other": 0.05, "accompaniment": 0.05}
-    )  # of another tempo at the same pitch, 0.8 to 1.25
-    second: dict[str, float] = field(default_factory=lambda: {"vocals": 0.1, "other": 0.2})
-    voice: dict[str, float] = field(
-        default_factory=lambda: {
-            "formant": 0.2,
-            "whisper": 0.0,
-            "growl": 0.0,
-            "drive": 0.1,
-            "harmony": 0.0,
-            "double": 0.05,
-            "choir": 0.0,
-        }
-    )  # manners of voices, see training/data/voices.py
-    room: dict[str, float] = field(
-        default_factory=lambda: {
-            "vocals": 0.6,
-            "drums": 0.25,
-            "bass": 0.25,
-            "other": 0.25,
-            "accompaniment": 0.1,
-        }
-    )
-    echo: float = 0.1  # of a voice
-    compress: float = 0.5  # of a voice, 1.5:1 to 5:1; the other pools were compressed as they were rendered
-    voices: dict[str, float] = field(
-        default_factory=lambda: {"song": 0.3, "singing": 0.4, "sung speech": 0.2, "speech": 0.1}
-    )  # how often each of `training.data.catalogue.VOICE_KINDS` is drawn
-    pan: dict[str, float] = field(
-        default_factory=lambda: {
-            "vocals": 0.2,
-            "drums": 0.2,
-            "bass": 0.1,
-            "other": 0.6,
-            "accompaniment": 0.2,
-        }
-    )  # away from the centre, where lead voices, kick and bass are in nearly all songs
-    song_voice: float = 0.35  # share of songs whose voice gives way to another one
-    mono: float = 0.3  # share of mixtures folded to mono
-    equalizer: float = 3.0  # dB, standard deviation of each of a few points
-    master: float = 0.0  # of one equalizer for all stems and a limiter
-    codec: float = 0.0  # of a lossy coder: all stems lose their treble, only the mixture gets its noise
 
 
 @dataclass(frozen=True)
@@ -143,7 +61,9 @@ class Mixer:
             if song.frames < self.length:
                 raise ValueError(f"{pools}: the song {name!r} is shorter than {settings.seconds} s")
         needed = {"vocals"} | ({"drums", "bass", "other"} if settings.kinds.get("stems") else set())
-        needed |= {"accompaniment"} if settings.kinds.get("accompaniment") else set()
+        for kind in ("accompaniment", *RESTING):
+            if settings.kinds.get(kind):
+                needed |= {"accompaniment", *(RESTING.get(kind, ()) if kind in self.pools.arrays else ())}
         if any(settings.kinds.get(kind) and not songs for kind, songs in self.pools.songs.items()):
             needed |= {"drums", "bass", "other"}  # `example` falls back to stems
         if missing := sorted(needed - set(self.pools.arrays)):
@@ -175,14 +95,20 @@ class Mixer:
         rest = torch.zeros(2, self.length, device=self.device)
         if songs := list(self.pools.songs.get(kind, {}).values()):
             song = songs[int(rng.integers(len(songs)))]
-            stems, known = self._moment(song, rng, master), [stem not in song.masked for stem in STEMS]
+            known = [stem not in song.masked for stem in STEMS]
+            stems = self._moment(song, rng, master, low_cut=settings.low_cut.get(kind, 0.0))
             if kind == "band" or (rng.random() < settings.song_voice and not song.estimated):
                 stems[0], known[0] = self._source("vocals", rng, master, heard), True
-        elif kind == "accompaniment":
+        elif kind == "accompaniment" or kind in RESTING:
             stems = torch.zeros(len(STEMS), 2, self.length, device=self.device)
-            stems[0] = self._source("vocals", rng, master, heard)
-            rest = self._source("accompaniment", rng, master)
-            known = [True, False, False, False]
+            music = kind if kind in self.pools.arrays else "accompaniment"  # a small corpus has no rests
+            known = [stem in ("vocals", *RESTING.get(music, ())) for stem in STEMS]
+            for i in np.flatnonzero(known):
+                stems[i] = self._source(STEMS[i], rng, master, heard if STEMS[i] == "vocals" else None)
+            playing = [(self.pools.draw(music, rng), self._ratio("accompaniment", rng))]
+            rest = self._source("accompaniment", rng, master, playing)
+            if sum(known) == len(STEMS) - 1:
+                stems[3], rest, known[3] = rest, torch.zeros_like(rest), True
         else:
             stems = torch.stack(
                 [self._source(s, rng, master, heard if s == "vocals" else None) for s in STEMS]
@@ -212,7 +138,7 @@ class Mixer:
         semitones = rng.uniform(-1, 1) * self.settings.pitch[pool] if rng.random() < 0.75 else 0.0
         return float(2 ** (semitones / 12))
 
-    def _moment(self, song: Song, rng: np.random.Generator, master: _Master) -> Tensor:
+    def _moment(self, song: Song, rng: np.random.Generator, master: _Master, *, low_cut: float) -> Tensor:
         """One moment of a song: stems (s, c, n), each a little louder or softer, brighter or darker."""
         wanted, size = self.filters.read_size(self._ratio("song", rng))
         start = int(rng.integers(max(song.frames - wanted, 0) + 1))
@@ -224,7 +150,9 @@ class Mixer:
         # What a teacher took apart is equalized as a whole: else remains of one stem in another would show.
         gains = rng.normal(0, self.settings.equalizer, (len(STEMS), len(mix_effects.EQ_POINTS)))
         gains = master.gains + (gains[:1] if song.estimated else gains)
-        return self.filters.apply(stems, size, self._response(master, gains)[:, None])
+        responses = self._response(master, gains).expand(len(STEMS), -1).clone()
+        responses[STEMS.index("other")] *= self._low_cut(low_cut, rng)
+        return self.filters.apply(stems, size, responses[:, None])
 
     def _source(
         self,
@@ -269,7 +197,7 @@ class Mixer:
         elif tempo != 1.0:
             chunk = voices.resynthesize(chunk, wanted)
         gains = master.gains + rng.normal(0, settings.equalizer, len(mix_effects.EQ_POINTS))
-        response = self._response(master, gains)
+        response = self._response(master, gains) * self._low_cut(settings.low_cut.get(pool, 0.0), rng)
         room = rng.random() < settings.room[pool]
         echo = pool == "vocals" and rng.random() < settings.echo
         if room or echo:
@@ -280,6 +208,11 @@ class Mixer:
         sides = torch.tensor([[np.cos(angle)], [np.sin(angle)]], dtype=torch.float32).to(self.device)
         chunk = chunk * sides
         return chunk * (sign / active_rms(chunk).clamp(min=SILENT))
+
+    def _low_cut(self, probability: float, rng: np.random.Generator) -> Tensor | float:
+        """Response (bins,) of a high-pass, or one."""
+        corner = rng.uniform(60, 200)  # Hz
+        return self.filters.high_pass(corner) if rng.random() < probability else 1.0
 
     def _response(self, master: _Master, gains: NDArray[np.float64]) -> Tensor:
         response = self.filters.equalizer(gains)

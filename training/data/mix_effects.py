@@ -83,6 +83,12 @@ class Filters:
         gain: Tensor = (0.5 + (hertz - self.hertz) / (0.08 * hertz)).clamp(0, 1)
         return gain
 
+    def high_pass(self, hertz: float) -> Tensor:
+        """Magnitude (bins,) of a Butterworth filter of second order: -3 dB at `hertz`, 12 dB an octave."""
+        ratio = (self.hertz / hertz) ** 4
+        gain: Tensor = (ratio / (1 + ratio)).sqrt()
+        return gain
+
     def space(self, rng: np.random.Generator, *, room: bool, echo: bool) -> Tensor:
         """Response (2, bins) of the sound itself with, if wanted, a room and an echo."""
         rate = self.sample_rate

@@ -72,10 +72,13 @@ class Pools:
         self.arrays: dict[str, list[Array]] = {}
         self.songs: dict[str, dict[str, Song]] = {"song": {}, "band": {}}
         minutes: dict[str, list[float]] = {}
+        loaded: dict[str, Tensor] = {}  # pools may share an array
         kinds: list[str] = []  # of the arrays of the vocals pool
         for row in json.loads((folder / "manifest.json").read_text())["sources"]:
-            # Mapped copy-on-write: torch takes no read-only memory. Nothing writes to it.
-            samples = torch.from_numpy(np.load(folder / row["array"], mmap_mode="c")).to(device)
+            if (name := row["array"]) not in loaded:
+                # Mapped copy-on-write: torch takes no read-only memory. Nothing writes to it.
+                loaded[name] = torch.from_numpy(np.load(folder / name, mmap_mode="c")).to(device)
+            samples = loaded[name]
             if row["pool"] in self.songs:
                 song = self.songs[row["pool"]].setdefault(
                     row["song"], Song(masked=row.get("masked", []), estimated="teacher" in row)

@@ -15,7 +15,8 @@ from rich.console import Console
 from tfswa_sep.model.config import PRESETS
 from tfswa_sep.model.transform import stft
 from tfswa_sep.model.unet import TfswaUNet
-from training.data.mix import Mixer, MixSettings
+from training.data.mix import Mixer
+from training.data.mix_settings import MixSettings
 from training.parallel import pick_precision, settle
 
 

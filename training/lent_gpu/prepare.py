@@ -206,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not manifest.is_file():
         parser.error(f"{manifest} is not there: build the corpus first (training/data/README.md)")
     rows = json.loads(manifest.read_text(encoding="utf-8"))["sources"]
+    rows = [row for row in rows if row["pool"] in TURNS]  # rests are parts of the accompaniment
     most = int(options.mib * 2**20)
     try:
         packed = pack(rows, options.pools, options.out, pieces=options.pieces, most=most, valid=options.valid)
