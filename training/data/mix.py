@@ -211,8 +211,9 @@ class Mixer:
 
     def _low_cut(self, probability: float, rng: np.random.Generator) -> Tensor | float:
         """Response (bins,) of a high-pass, or one."""
-        corner = rng.uniform(60, 200)  # Hz
-        return self.filters.high_pass(corner) if rng.random() < probability else 1.0
+        if not probability or rng.random() > probability:  # where it is off, the same seed gives what it gave
+            return 1.0
+        return self.filters.high_pass(rng.uniform(60, 200))
 
     def _response(self, master: _Master, gains: NDArray[np.float64]) -> Tensor:
         response = self.filters.equalizer(gains)
