@@ -33,6 +33,7 @@ class FakeBackend:
     channels: int = 2
     name: str = "fake"
     device: str = "cpu"
+    precision: str = ""
     workers: int = 1
     batch_size: int = 1
     notes: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from tfswa_sep import backends, processor, spectrogram
+from tfswa_sep import Separator, backends, processor, registry, spectrogram
 from tfswa_sep.backends import load_backend
 from tfswa_sep.backends.metadata import parse_metadata
 from tfswa_sep.backends.onnx import OnnxBackend
@@ -308,3 +308,27 @@ def test_choosing_onnx_imports_no_torch(onnx_model: Build) -> None:
 
 def test_cores_are_counted() -> None:
     assert 0 <= processor.count_cores() <= 4096
+
+
+@pytest.mark.parametrize(
+    ("instructions", "faster"),
+    [
+        ("flags\t\t: fpu sse2 avx2 fma", True),
+        ("flags\t\t: fpu sse2 avx2 fma avx512f avx512bw", False),
+        ("flags\t\t: fpu sse2 avx2 fma avx512f avx512_vnni", True),
+        ("flags\t\t: fpu sse2 avx", False),
+        ("Features\t: fp asimd asimddp", True),
+        ("Features\t: fp asimd", False),
+        ("model name\t: avx2", False),
+    ],
+)
+def test_bytes_are_taken_where_they_are_faster(instructions: str, faster: bool, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{instructions}\nbugs\t: none\n")
+    assert processor.faster_on_bytes(tmp_path / "cpuinfo") is faster
+    assert not processor.faster_on_bytes(tmp_path / "none")
+
+
+def test_the_default_precision_is_the_fastest_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    for faster, precision in ((True, "int8"), (False, "fp32")):
+        monkeypatch.setattr(registry, "faster_on_bytes", lambda faster=faster: faster)
+        assert Separator(device="cpu").backend.precision == precision

@@ -32,7 +32,7 @@ HEAVY = ("numpy", "onnxruntime", "torch", "soundfile", "huggingface_hub", "rich"
 class SplitEvenly:
     """A backend that gives every stem a quarter of the mixture."""
 
-    name, device, stems = "onnx", "cpu", STEMS
+    name, device, precision, stems = "onnx", "cpu", "int8", STEMS
     sample_rate, channels, segment_samples, margin_samples = 44_100, 2, 44_100, 4_410
     workers, batch_size, notes = 1, 1, ()
 
@@ -142,7 +142,7 @@ def test_it_says_what_ran_and_what_it_wrote(work: Path, capsys: pytest.CaptureFi
     assert cli.run(["song.wav", "--stems", "vocals,drums", "--verbose"]) == 0
     out, err = capsys.readouterr()
     first, *paths, took = out.splitlines()
-    assert first == "model small, backend onnx, device cpu"
+    assert first == "model small, backend onnx int8, device cpu"
     assert paths == ["song/vocals.wav", "song/drums.wav"] and took.startswith("0.5 s of music took ")
     assert err == ""
     assert cli.run(["song.wav", "--quiet"]) == 0
@@ -193,7 +193,7 @@ def test_finished_work_is_skipped_and_half_done_work_done_again(
     manifest.write_text("{")
     assert status() == "done"
     assert status("--bit-depth", "16") == "done"  # other options
-    precise = [status("--bit-depth", "16", "--precision", "auto") for _ in range(2)]
+    precise = [status("--bit-depth", "16", "--precision", "fp32") for _ in range(2)]
     assert precise == ["done", "skipped"]  # perhaps another model file
     write_song(work / "song.wav", seconds=0.6)
     assert status() == "done"  # another song

@@ -68,7 +68,7 @@ def decibels(signal: Samples, error: Samples) -> float:
 class FixedGains:
     """A backend that takes each stem for a fixed share of the mixture."""
 
-    name, device, workers, batch_size, notes = "onnx", "cpu", 1, 1, ()
+    name, device, precision, workers, batch_size, notes = "onnx", "cpu", "fp32", 1, 1, ()
     stems = ("vocals", "drums", "bass", "other")
     sample_rate, channels, segment_samples, margin_samples = RATE, 2, 20_480, 2_048
     gains = np.array([0.4, 0.3, 0.2, 0.1], dtype=np.float32)

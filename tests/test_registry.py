@@ -68,7 +68,7 @@ def test_a_precision_chooses_among_a_models_files(monkeypatch: pytest.MonkeyPatc
     assert registry.with_precision(model, "fp32").files == (wide, torch)
     assert registry.with_precision(model, "int8").files == (narrow,)
     for made_for_it, first in ((True, (narrow, wide, torch)), (False, (wide, torch, narrow))):
-        monkeypatch.setattr(registry, "multiplies_bytes", lambda made_for_it=made_for_it: made_for_it)
+        monkeypatch.setattr(registry, "faster_on_bytes", lambda made_for_it=made_for_it: made_for_it)
         chosen = registry.with_precision(model, "auto")
         assert chosen.files == first and registry.with_precision(chosen, "auto") == chosen
         assert registry.with_precision(model, "auto", device="cuda:1").files == (wide, torch, narrow)

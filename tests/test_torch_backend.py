@@ -230,7 +230,7 @@ def test_16_bits_give_way_to_32(
     if breaks:
         assert error == 0
         assert backend.notes == (
-            "bfloat16 gave numbers that are not finite, so float32 was used in their place (1 times)",
+            "bf16 gave numbers that are not finite, so float32 was used in their place (1 times)",
         )
     else:
         assert 0 < error < 0.05

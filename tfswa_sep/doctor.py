@@ -177,6 +177,6 @@ def _try_backend(backend: str) -> Finding:
     except Exception as error:  # a broken installation fails in its own ways
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return Finding(about=about, right=False, text=text[:300], exit_code=6)
-    device = separator.backend.device
+    device, precision = separator.backend.device, separator.backend.precision
     pace = f"{CLIP_SECONDS} s of music in {spent:.2f} s, real-time factor {spent / CLIP_SECONDS:.3f}"
-    return Finding(about=about, right=True, text=f"works on {device}: {pace}")
+    return Finding(about=about, right=True, text=f"works on {device} in {precision}: {pace}")

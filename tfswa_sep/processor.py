@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 MOST_WORKERS = 4  # segments computed at once: each holds 100 to 150 MB
-# Instructions that sum products of bytes: with them INT8 is worth it (their names in Linux' /proc/cpuinfo).
-_BYTE_PRODUCTS = re.compile(r"\b(avx512_vnni|avx_vnni|amx_int8|asimddp)\b")
+# Instructions that sum products of bytes (their names in Linux' /proc/cpuinfo).
+_BYTE_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 
 
 def count_cores() -> int:
@@ -40,9 +40,18 @@ def share_threads(threads: int) -> int:
     return max(range(1, MOST_WORKERS + 1), key=lambda workers: (threads // workers * workers, workers))
 
 
-def multiplies_bytes() -> bool:
-    """Whether the processor has instructions for products of 8-bit numbers; False where that is unknown."""
+def faster_on_bytes(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether a network in 8 bits takes less time here than one in float32; False where that is unknown.
+
+    It does with instructions for sums of products of bytes, and with AVX2, which makes 32 such products where
+    it makes 8 of float32: the whole command takes 0.73 of the time (measured). AVX-512 without such
+    instructions makes 16 of float32, and gained nothing (measured).
+
+    cpuinfo: what Linux tells of the processor; other systems have no such file.
+    """
     try:
-        return bool(_BYTE_PRODUCTS.search(Path("/proc/cpuinfo").read_text()))
+        told = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
     except OSError:
         return False
+    found = set(told[1].split()) if told else set()
+    return bool(_BYTE_PRODUCTS & found) or ("avx2" in found and "avx512f" not in found)

@@ -33,7 +33,7 @@ class Separator:
     model: a registered name, an hf:// or https:// address, a model file's path, a ModelInfo, a loaded
     Backend, or None for the default.
     backend: "auto", "onnx" or "torch".  device: "auto", "cpu", "cuda", "cuda:N", "mps" or "coreml".
-    precision: "fp32", "int8" or "auto"; see registry.with_precision and backends.load_backend.
+    precision: "fp32", "int8", or "auto" for the fastest here: see registry.with_precision, load_backend.
     threads: CPU threads, None for one a physical core.
     batch_size: segments a call (PyTorch: 16 at most), None for as many as the device is best with.
     Raises UsageError for a batch size below 1.
@@ -45,7 +45,7 @@ class Separator:
         *,
         backend: str = "auto",
         device: str = "auto",
-        precision: str = "fp32",
+        precision: str = "auto",
         threads: int | None = None,
         batch_size: int | None = None,
     ) -> None:
@@ -206,7 +206,7 @@ def separate_file(
     model: str | Path | registry.ModelInfo | Backend | Separator | None = None,
     backend: str = "auto",
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str = "auto",
     threads: int | None = None,
     on_progress: Progress | None = None,
     **options: Unpack[FileOptions],
@@ -225,7 +225,7 @@ def load_model(
     *,
     backend: str = "auto",
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str = "auto",
     threads: int | None = None,
 ) -> Backend:
     """The loaded network itself: segments (b, c, n) to stems (b, s, c, n); see backends.Backend."""

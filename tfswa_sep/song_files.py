@@ -62,6 +62,7 @@ class SeparationResult:
     model: str
     backend: str
     device: str
+    precision: str  # of the network's numbers, "" where that is not on record
     warnings: tuple[str, ...]  # one line each
     stem_file: Path | None = None  # all stems as one file, if that was asked for
 
@@ -153,6 +154,7 @@ def separate_song(
             model=model_name,
             backend=model.name,
             device=model.device,
+            precision=model.precision,
             warnings=(
                 *_warnings(song, rate, audio_format, written, exact_sum=exact_sum),
                 *model.notes,

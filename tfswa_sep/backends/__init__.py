@@ -41,6 +41,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def precision(self) -> str:
+        """Of its numbers: "fp32", "bf16", "fp16" or "int8"; "" where that is not on record."""
+        ...
+
+    @property
     def stems(self) -> tuple[str, ...]:
         """The model's s stems, in the order of its output."""
         ...
@@ -175,7 +180,8 @@ def _load(
     if backend == "onnx":
         from tfswa_sep.backends.onnx import OnnxBackend
 
-        return OnnxBackend(path, device=device, threads=threads)
+        recorded = next(file.precision for file in info.files if file.backend == backend)
+        return OnnxBackend(path, device=device, threads=threads, precision=recorded)
     loaded: Backend = importlib.import_module("tfswa_sep.backends.torch").TorchBackend(
         path, device=device, precision=precision, threads=threads
     )

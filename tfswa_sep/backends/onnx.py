@@ -34,6 +34,7 @@ class OnnxBackend:
     Each of `workers` segments at once gets its share of the threads: a segment on one core of its own took
     less than one after the other on two (0.27 s a segment against 0.36 s, measured).
     device: "auto", "cpu", "cuda", "cuda:N" or "coreml", which run the network; "auto" takes CUDA if it works.
+    precision: of the file's numbers, as far as it is on record.
     Raises ModelError if the file is damaged or no model of tfswa-sep, DeviceError if the device is not there.
     """
 
@@ -41,8 +42,11 @@ class OnnxBackend:
     batch_size = 1
     notes: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, device: str = "auto", threads: int | None = None, precision: str = ""
+    ) -> None:
         self._path = path
+        self.precision = precision
         providers = _providers(device)
         options = onnxruntime.SessionOptions()
         threads = threads or count_cores()

@@ -87,7 +87,7 @@ def separate(
     model: Model = None,
     backend: BackendName = "auto",
     device: Device = "auto",
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     threads: Threads = None,
     offline: Offline = False,
     as_json: Annotated[

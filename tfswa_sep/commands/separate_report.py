@@ -46,7 +46,8 @@ class SeparateReport:
     def _print(self, outcome: Outcome) -> None:
         result = outcome.result
         if outcome.status == "done" and not any(earlier.status == "done" for earlier in self.outcomes):
-            print(f"model {result['model']}, backend {result['backend']}, device {result['device']}")
+            backend = f"{result['backend']} {result['precision']}".strip()
+            print(f"model {result['model']}, backend {backend}, device {result['device']}")
         if outcome.status == "skipped":
             print(f"{outcome.song.name} was done before in the same way (--overwrite does it again):")
         if outcome.files:

@@ -100,6 +100,7 @@ class ModelMethod:
             sha256=self._sha256,
             backend=loaded.name,
             device=loaded.device,
+            precision=loaded.precision,
             threads=self._threads,
         )
 

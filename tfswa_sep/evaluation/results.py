@@ -98,6 +98,7 @@ class MethodScores:
     sha256: str | None = None  # of the model file that ran
     backend: str | None = None
     device: str | None = None
+    precision: str | None = None  # of the network's numbers
     threads: int | None = None  # None: the backend's own choice
 
     @property
@@ -226,5 +227,6 @@ def _method(told: Mapping[str, Any]) -> MethodScores:
             stems[stem] = StemScore({name: score[name] for name in LABELS if name in score}, frames)
         songs.append(SongScore(**{**song, "stems": stems}))
     kept = {name: told[name] for name in ("name", "sha256", "backend", "device", "threads")}
+    kept["precision"] = told.get("precision")  # not in older records
     kind = told.get("kind") or ("model" if told["backend"] else "estimates")
     return MethodScores(kind=kind, songs=tuple(songs), **kept)

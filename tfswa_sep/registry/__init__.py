@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tfswa_sep.errors import ModelError, UsageError
-from tfswa_sep.processor import multiplies_bytes
+from tfswa_sep.processor import faster_on_bytes
 from tfswa_sep.registry import addresses, download
 from tfswa_sep.registry.folders import cache_folder, config_folder, hub_cache_folder
 from tfswa_sep.registry.integrity import SUFFIXES, damage, digest, wrong_head
@@ -103,7 +103,7 @@ def with_precision(info: ModelInfo, precision: str, *, device: str = "auto") -> 
     if precision not in ("auto", *PRECISIONS):
         raise UsageError(f"unknown precision {precision!r}: choose from auto, {', '.join(PRECISIONS)}")
     if precision == "auto":
-        bytes_first = device in ("auto", "cpu") and multiplies_bytes()
+        bytes_first = device in ("auto", "cpu") and faster_on_bytes()
         return replace(
             info, files=tuple(sorted(info.files, key=lambda file: (file.precision == "int8") != bytes_first))
         )

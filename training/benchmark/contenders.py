@@ -117,10 +117,9 @@ def our_contenders(
     def contender(backend: str, precision: str, count: int | None) -> Contender:
         choice = ["--precision", precision] if offered else []
         options = ["--backend", backend, *choice]
-        auto = precision == "auto" or backend == "auto"
         path = _words([
             command, "models", "path", model, "--backend", "onnx" if backend == "auto" else backend,
-            *(choice if sizes_by_precision and not auto else []),
+            *(choice if sizes_by_precision else []),
         ]).strip()  # fmt: skip
         first = [str(python), "-P", str(_FIRST_SAMPLE), "{song}", backend]
         if count:

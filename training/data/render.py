@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data import effects, strums
+from training.data import effects, made_basses, strums
 from training.data.hydrogen import load_hydrogen
 from training.data.midi import Track, clip_tracks, read_tracks, synthesize, transpose
 from training.data.sampler import Note, load_instrument, load_kit, play, play_drums
@@ -168,11 +168,13 @@ def _play_bass(
 
     settings["octaves"] has the line moved and doubled by octaves.
     """
-    sound = source.files[2]
+    sound = source.files[-1]
     manner = ""
     if source.settings.get("octaves"):
         notes, manner = in_octaves(notes, rng)
-    if sound.endswith("index.tsv"):
+    if kind := source.settings.get("made"):
+        audio = play(notes, made_basses.make(kind, notes, rng), rng, seconds=seconds)
+    elif sound.endswith("index.tsv"):
         instrument = load_instrument(str(Path(sound).parent), tuple(source.settings["articulations"]))
         audio = play(notes, instrument, rng, seconds=seconds)
     else:

@@ -40,7 +40,10 @@ BAND = ("drums", "bass", "other")
 
 @dataclasses.dataclass(frozen=True)
 class Render:
-    """One rendered source; `score` is groove, freedoom or "" (made-up chords), `sound` a file or folder."""
+    """One rendered source; `score` is groove, freedoom or "" (made-up chords), `sound` a file or folder.
+
+    Where that is "", settings["made"] tells which of `made_basses` computes it.
+    """
 
     pool: str
     name: str
@@ -97,12 +100,20 @@ OCTAVE_BASSES = (
         {"articulations": SHORT_LONG, "octaves": True},
     ),
 )  # fmt: skip
+MADE_BASSES = (
+    Render("bass", "string-1", "freedoom", "", 20, 2, {"made": "string"}),
+    Render("bass", "subtractive-1", "freedoom", "", 20, 2, {"made": "subtractive"}),
+    Render("bass", "string-octaves", "freedoom", "", 16, 2, {"made": "string", "octaves": True}),
+    Render("bass", "fm", "freedoom", "", 12, 2, {"made": "fm"}),
+    Render("bass", "string-2", "freedoom", "", 20, 2, {"made": "string"}),
+    Render("bass", "subtractive-2", "freedoom", "", 12, 2, {"made": "subtractive", "octaves": True}),
+)
 
 
 def rendered_sources(shared: Path, soundfonts: Path, debian: Path | None) -> list[Source]:
     """All rendered sources whose sounds are there; extra["round"] is 1 for those that are built first."""
     found = []
-    for render in (*RENDERS, *OCTAVE_BASSES):
+    for render in (*RENDERS, *OCTAVE_BASSES, *MADE_BASSES):
         if source := _source(render, shared, soundfonts, debian):
             found.append(source)
     return found
@@ -144,7 +155,10 @@ def _source(render: Render, shared: Path, soundfonts: Path, debian: Path | None)
     """The source of a render; nothing where its sounds are not there."""
     settings = {"midi": render.score, "minutes": render.minutes, **render.settings}
     terms = SOUND_TERMS.get(render.sound, "CC0-1.0")
-    if render.sound in (FLUID, MUSE):
+    sound: Path | None = None
+    if not render.sound:
+        terms = ""
+    elif render.sound in (FLUID, MUSE):
         sound = soundfonts / render.sound
     elif render.sound in AVL_KITS:
         if debian is None:
@@ -162,15 +176,14 @@ def _source(render: Render, shared: Path, soundfonts: Path, debian: Path | None)
         terms = f"{kit_terms} (hydrogen-drumkits, {folder})"
     else:
         sound = shared / render.sound / "index.tsv"
-    if not sound.is_file():
+    if sound is not None and not sound.is_file():
         return None
-    score = (
-        tuple(str(shared / f"midi/{render.score}{end}") for end in (".tsv", ".zip")) if render.score else ()
-    )
+    score = tuple(shared / f"midi/{render.score}{end}" for end in (".tsv", ".zip")) if render.score else ()
+    if sound is None and not all(part.is_file() for part in score):
+        return None
     recipe = render.pool if render.score else "strums"
     licence = " + ".join(t for t in (SCORE_TERMS[render.score], terms) if t)
     extra = {"rendered": True, "round": render.turn}
     kind = licence_class(licence)
-    return Source(
-        render.pool, render.name, licence, kind, "rendered", recipe, (*score, str(sound)), settings, extra
-    )
+    files = tuple(str(part) for part in (*score, sound) if part is not None)
+    return Source(render.pool, render.name, licence, kind, "rendered", recipe, files, settings, extra)
