@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import subprocess
@@ -322,10 +323,47 @@ def test_cores_are_counted() -> None:
         ("model name\t: avx2", False),
     ],
 )
-def test_bytes_are_taken_where_they_are_faster(instructions: str, faster: bool, tmp_path: Path) -> None:
+def test_bytes_are_taken_where_they_are_faster(
+    instructions: str, faster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{instructions}\nbugs\t: none\n")
-    assert processor.faster_on_bytes(tmp_path / "cpuinfo") is faster
-    assert not processor.faster_on_bytes(tmp_path / "none")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "cpuinfo")
+    assert processor.faster_on_bytes() is faster
+    (tmp_path / "cpuinfo").unlink()
+    assert not processor.faster_on_bytes()
+
+
+@pytest.mark.parametrize(
+    ("told", "faster"),
+    [
+        ("hw.optional.neon: 1\nhw.optional.arm.FEAT_DotProd: 1\n", True),
+        ("hw.optional.arm.FEAT_DotProd: 0\n", False),
+        ("hw.optional.avx2_0: 1\nhw.optional.avx512f: 0\n", True),
+        ("hw.optional.avx2_0: 1\nhw.optional.avx512f: 1\n", False),
+    ],
+)
+def test_macos_is_asked_about_its_processor(
+    told: str, faster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for its sysctl."""
+    (tmp_path / "told").write_text(told)
+    (tmp_path / "sysctl").write_text(f'#!/bin/sh\n[ "$*" = hw.optional ] && cat {tmp_path}/told\n')
+    (tmp_path / "sysctl").chmod(0o755)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert processor.faster_on_bytes() is faster
+    monkeypatch.setenv("PATH", "")
+    assert not processor.faster_on_bytes()
+
+
+def test_windows_is_asked_about_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for its kernel32."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    for present, faster in (({40}, True), ({40, 41}, False), ({43}, True), (set[int](), False)):
+        kernel = SimpleNamespace(IsProcessorFeaturePresent=present.__contains__)
+        monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
+        assert processor.faster_on_bytes() is faster
 
 
 def test_the_default_precision_is_the_fastest_here(monkeypatch: pytest.MonkeyPatch) -> None:
