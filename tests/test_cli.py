@@ -156,6 +156,7 @@ def test_json_is_one_object_a_line(work: Path, capsys: pytest.CaptureFixture[str
     assert (song["song"], song["status"]) == ("song.wav", "done")
     assert song["files"] == {"vocals": "song/vocals.wav"} and song["seconds"] == 0.5
     assert (song["model"], song["backend"], song["device"]) == ("small", "onnx", "cpu")
+    assert song["precision"] == "int8"
     assert cli.run(["none.wav", "--json"]) == 3
     out, err = capsys.readouterr()
     assert json.loads(out)["error"] == {

@@ -213,7 +213,7 @@ def test_the_separators_files_are_what_is_scored(tmp_path: Path) -> None:
     )
     assert song.skipped.keys() == {"other"}
     assert not song.warnings
-    assert (method.backend, method.device, method.sha256) == ("onnx", "cpu", None)
+    assert (method.backend, method.device, method.precision, method.sha256) == ("onnx", "cpu", "fp32", None)
     assert (method.real_time_factor or 0) > 0
     kept, _ = soundfile.read(tmp_path / "kept" / "Song. 1" / "bass.wav", dtype="float32")
     np.testing.assert_allclose(kept.T, np.float32(0.2) * mixture, atol=1e-5)

@@ -45,7 +45,8 @@ def scores_table(record: Record) -> str:
         rows.append([name, *(_cell(song["stems"].get(stem)) for stem in stems)])
     rows.append(["**mean**", *(_cell(method["mean"][stem]) for stem in stems)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table}\n\nMeasured on {record['date'][:10]}, {method['backend']} backend; {record['machine']}."
+    backend = f"{method['backend']} {method.get('precision') or ''}".strip()
+    return f"{table}\n\nMeasured on {record['date'][:10]}, {backend} backend; {record['machine']}."
 
 
 def speed_table(record: Record) -> str:

@@ -184,9 +184,9 @@ def _provenance(evaluation: Evaluation) -> str:
             factor = method.real_time_factor
             speed = "" if factor is None else f", real-time factor {factor:.3f}"
             threads = method.threads or "auto"
+            computed = " ".join(word for word in (method.backend, method.precision) if word)
             facts[method.name] = (
-                f"{method.backend} on {method.device}, threads {threads}{speed}; "
-                f"SHA-256 {method.sha256 or '-'}"
+                f"{computed} on {method.device}, threads {threads}{speed}; SHA-256 {method.sha256 or '-'}"
             )
     terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
     return f"<dl>{terms}</dl>"
