@@ -117,9 +117,9 @@ def test_a_checkpoint_is_loaded_at_once(onnx_model: Callable[..., Path], noise: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ("onnx", "torch"))
-def test_threads_get_the_same_to_the_bit(backend: str, noise: Noise) -> None:
-    separator = Separator("small", backend=backend, threads=1)
+@pytest.mark.parametrize(("backend", "precision"), [("onnx", "fp32"), ("onnx", "int8"), ("torch", "fp32")])
+def test_threads_get_the_same_to_the_bit(backend: str, precision: str, noise: Noise) -> None:
+    separator = Separator("small", backend=backend, precision=precision, threads=1)
     songs = [noise(2, 100_000 + index) for index in range(3)]
     alone = [separator.separate(song, 44_100) for song in songs]
     with ThreadPoolExecutor(3) as pool:

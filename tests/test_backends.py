@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import json
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +18,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from tfswa_sep import Separator, backends, processor, registry, spectrogram
+from tfswa_sep import Separator, backends, load_model, processor, registry, separator, spectrogram
 from tfswa_sep.backends import load_backend
 from tfswa_sep.backends.metadata import parse_metadata
 from tfswa_sep.backends.onnx import OnnxBackend
@@ -311,6 +313,15 @@ def test_cores_are_counted() -> None:
     assert 0 <= processor.count_cores() <= 4096
 
 
+def asked_anew() -> bool:
+    """A processor does not change while a program runs, but here it does."""
+    processor._instructions.cache_clear()
+    try:
+        return processor.faster_on_bytes()
+    finally:
+        processor._instructions.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("instructions", "faster"),
     [
@@ -329,32 +340,34 @@ def test_bytes_are_taken_where_they_are_faster(
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{instructions}\nbugs\t: none\n")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "cpuinfo")
-    assert processor.faster_on_bytes() is faster
+    assert asked_anew() is faster
     (tmp_path / "cpuinfo").unlink()
-    assert not processor.faster_on_bytes()
+    assert not asked_anew()
 
 
 @pytest.mark.parametrize(
-    ("told", "faster"),
+    ("machine", "told", "faster"),
     [
-        ("hw.optional.neon: 1\nhw.optional.arm.FEAT_DotProd: 1\n", True),
-        ("hw.optional.arm.FEAT_DotProd: 0\n", False),
-        ("hw.optional.avx2_0: 1\nhw.optional.avx512f: 0\n", True),
-        ("hw.optional.avx2_0: 1\nhw.optional.avx512f: 1\n", False),
+        ("arm64", "hw.optional.neon: 1\nhw.optional.arm.FEAT_DotProd: 1\n", True),
+        ("x86_64", "hw.optional.neon: 1\nhw.optional.arm.FEAT_DotProd: 1\n", False),  # Rosetta
+        ("arm64", "hw.optional.arm.FEAT_DotProd: 0\n", False),
+        ("x86_64", "hw.optional.avx2_0: 1\nhw.optional.avx512f: 0\n", True),
+        ("x86_64", "hw.optional.avx2_0: 1\nhw.optional.avx512f: 1\n", False),
     ],
 )
 def test_macos_is_asked_about_its_processor(
-    told: str, faster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: str, told: str, faster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a stand-in for its sysctl."""
     (tmp_path / "told").write_text(told)
     (tmp_path / "sysctl").write_text(f'#!/bin/sh\n[ "$*" = hw.optional ] && cat {tmp_path}/told\n')
     (tmp_path / "sysctl").chmod(0o755)
     monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert processor.faster_on_bytes() is faster
+    assert asked_anew() is faster
     monkeypatch.setenv("PATH", "")
-    assert not processor.faster_on_bytes()
+    assert not asked_anew()
 
 
 def test_windows_is_asked_about_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,10 +376,28 @@ def test_windows_is_asked_about_its_processor(monkeypatch: pytest.MonkeyPatch) -
     for present, faster in (({40}, True), ({40, 41}, False), ({43}, True), (set[int](), False)):
         kernel = SimpleNamespace(IsProcessorFeaturePresent=present.__contains__)
         monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
-        assert processor.faster_on_bytes() is faster
+        assert asked_anew() is faster
 
 
 def test_the_default_precision_is_the_fastest_here(monkeypatch: pytest.MonkeyPatch) -> None:
     for faster, precision in ((True, "int8"), (False, "fp32")):
         monkeypatch.setattr(registry, "faster_on_bytes", lambda faster=faster: faster)
         assert Separator(device="cpu").backend.precision == precision
+    monkeypatch.setattr(registry, "faster_on_bytes", lambda: True)
+    assert Separator(device="cpu", precision="fp32").backend.precision == "fp32"
+    # The ONNX Runtime for graphics cards computes no convolutions in 8 bits there.
+    installed = {"onnxruntime-gpu": "1.32.0"}
+    monkeypatch.setattr(importlib.metadata, "version", installed.__getitem__)
+    for device, precision in (("auto", "fp32"), ("cpu", "int8")):
+        files = registry.with_precision(registry.default_model(), "auto", device=device).files
+        assert files[0].precision == precision
+
+
+@pytest.mark.parametrize("load", [Separator, load_model])
+def test_what_is_not_told_is_auto(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(separator, "load_backend", lambda *_, precision, **__: seen.append(precision))
+    found = load()
+    if isinstance(found, Separator):
+        _ = found.backend
+    assert seen == ["auto"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,12 @@ def test_the_separators_files_are_what_is_scored(tmp_path: Path) -> None:
     assert (method.real_time_factor or 0) > 0
     kept, _ = soundfile.read(tmp_path / "kept" / "Song. 1" / "bass.wav", dtype="float32")
     np.testing.assert_allclose(kept.T, np.float32(0.2) * mixture, atol=1e-5)
+    (older,) = (replace(each, precision=None) for each in found.methods)  # did not tell the precision
+    again = evaluate(
+        find_songs(tmp_path / "data"), [ModelMethod(FixedGains())], data=found.data, command="",
+        earlier=replace(found, methods=(older,)),
+    )  # fmt: skip
+    assert again.methods == found.methods  # nothing was done anew, or the time would differ
     assert seen[-1][0] == "Song. 1"
     assert seen[-1][2:] == pytest.approx((1.0, 1.0))
 

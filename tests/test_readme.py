@@ -15,7 +15,7 @@ import typer.main
 
 import tfswa_sep
 from tfswa_sep import cli, errors
-from training.report import fill_in, scores_table, speed_table
+from training.report import fill_in, means, scores_table, speed_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -132,6 +132,7 @@ def test_tables_say_what_the_records_say() -> None:
     )
     assert scores.splitlines()[0] == "| song | vocals | bass |"
     assert "| A | 6.12 (+9.50) | -1.00 (+0.25) |" in scores and "| B (apart) | - | - |" in scores
+    assert means({"methods": [{"mean": stems}]}).endswith("the means are: vocals 6.12, bass -1.00 dB.")
     median = {"wall": 12.34, "cpu": 1.0, "memory": 5e8}
     found = {"minutes": 3.0, "backend": "onnx", "threads": None, "median": median, "real_time_factor": 0.0686}
     peer = {**found, "name": "peer", "weights": "random", "precision": "fp32", "ratio": 2.5, "threads": 2}

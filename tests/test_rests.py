@@ -96,8 +96,8 @@ def test_what_rests_is_played_by_others_and_known(own_pools: Path, kind: str, kn
 class Listener:
     """Hears half of the music as bass, and drums from the fifth second on."""
 
-    def __init__(self, model: str) -> None:
-        assert model == "small"
+    def __init__(self, model: str, *, precision: str) -> None:
+        assert (model, precision) == ("small", "int8")
 
     def separate(self, music: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
         drums = music * 0.5

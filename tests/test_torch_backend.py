@@ -237,7 +237,7 @@ def test_16_bits_give_way_to_32(
         assert not backend.notes
 
 
-def test_16_bits_are_for_who_asks(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp32_takes_no_16_bits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend_module, "_half_precision", lambda device: torch.bfloat16)
     segments = noise(1, 2, N)
     plain, asked = (

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 MOST_WORKERS = 4  # segments computed at once: each holds 100 to 150 MB
 _CPUINFO = Path("/proc/cpuinfo")
-_BYTE_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}  # instructions that sum them
-# The same instructions as macOS' sysctl and Windows' IsProcessorFeaturePresent call them.
+# Instructions for sums of products of bytes, by Linux' names, and what macOS' sysctl and Windows'
+# IsProcessorFeaturePresent call them and AVX: neither tells of VNNI and AMX.
+_BYTE_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 _MACOS = {"FEAT_DotProd": "asimddp", "avx2_0": "avx2", "avx512f": "avx512f"}
 _WINDOWS = {40: "avx2", 41: "avx512f", 43: "asimddp"}
 
@@ -57,17 +60,21 @@ def faster_on_bytes() -> bool:
     return bool(_BYTE_PRODUCTS & found) or ("avx2" in found and "avx512f" not in found)
 
 
-def _instructions() -> set[str]:
+@cache
+def _instructions() -> frozenset[str]:
     """What the processor has of the instructions that matter here, by Linux' names; empty where unknown."""
     try:
         if sys.platform == "win32":
             has = ctypes.windll.kernel32.IsProcessorFeaturePresent
-            return {name for number, name in _WINDOWS.items() if has(number)}
+            return frozenset(name for number, name in _WINDOWS.items() if has(number))
         if sys.platform == "darwin":
             asked = subprocess.run(["sysctl", "hw.optional"], capture_output=True, text=True, check=True)
             there = re.findall(r"(\w+): 1$", asked.stdout, re.MULTILINE)
-            return {_MACOS[name] for name in there if name in _MACOS}
+            translated = platform.machine() != "arm64"  # a Python for Intel cannot use what Apple's has
+            return frozenset(
+                _MACOS[name] for name in there if name in _MACOS and not (translated and "FEAT" in name)
+            )
         told = re.search(r"^(?:flags|Features)\s*:(.*)$", _CPUINFO.read_text(), re.MULTILINE)
-        return set(told[1].split()) if told else set()
+        return frozenset(told[1].split() if told else ())
     except (OSError, subprocess.SubprocessError):
-        return set()
+        return frozenset()

@@ -1,9 +1,10 @@
 """Write the numbers of a released model into README.md: `python -m training.report`.
 
-They come from two records, which the release checklist in CONTRIBUTING.md makes with the installed wheel:
+They come from records that the release checklist in CONTRIBUTING.md makes with the installed wheel:
 
-    training/runs/small/scores.json     tfswa-sep eval --data ... --json
-    training/runs/small/benchmark.json  python -m training.benchmark --json
+    training/runs/small/scores.json       tfswa-sep eval --data ... --json
+    training/runs/small/scores_int8.json  the same with --precision int8
+    training/runs/small/benchmark.json    python -m training.benchmark --json
 
 What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced, and nothing else. A test
 compares README.md with the records, so that it cannot say what was not measured.
@@ -49,6 +50,13 @@ def scores_table(record: Record) -> str:
     return f"{table}\n\nMeasured on {record['date'][:10]}, {backend} backend; {record['machine']}."
 
 
+def means(record: Record) -> str:
+    """The mean SDR of each stem, in a sentence."""
+    (method,) = record["methods"]
+    found = ", ".join(f"{stem} {score['sdr']:.2f}" for stem, score in method["mean"].items())
+    return f"In 8 bits (`--precision int8`) the means are: {found} dB."
+
+
 def speed_table(record: Record) -> str:
     """One line a setting or peer: the real-time factor and the highest memory of the whole command."""
     rows = [
@@ -75,6 +83,7 @@ def speed_table(record: Record) -> str:
 
 BLOCKS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "scores": ("scores.json", scores_table),
+    "scores in 8 bits": ("scores_int8.json", means),
     "speed": ("benchmark.json", speed_table),
 }
 

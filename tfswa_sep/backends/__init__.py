@@ -171,7 +171,8 @@ def _load(
     if backend not in offered:
         precisions = " or ".join(sorted({file.precision for file in info.files if file.precision}))
         kind = f"{backend} file in {precisions}" if precisions else f"{backend} file"
-        raise ModelError(f"model '{info.name}' has no {kind}: use --backend {' or '.join(offered) or 'auto'}")
+        others = " or ".join(dict.fromkeys(offered)) or "auto"
+        raise ModelError(f"model '{info.name}' has no {kind}: use --backend {others}")
     if package := _missing(backend):
         raise DeviceError(f"the {backend} backend needs the package {package}: {_INSTALL[backend][1]}")
     if device in _ONLY and _ONLY[device] != backend:

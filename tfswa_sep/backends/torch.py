@@ -32,9 +32,7 @@ from tfswa_sep.processor import count_cores, share_threads
 MOST_AT_ONCE = 16  # segments: more fill any GPU, and make the first stem wait
 # What torch, CUDA's libraries, Metal and C++ say when memory runs out, in lower case.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "bad_alloc")
-
-
-_SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class TorchBackend:
@@ -74,7 +72,7 @@ class TorchBackend:
         self.segment_samples = self.metadata.segment_samples
         self.margin_samples = self.metadata.margin_samples
         self._half = _half_precision(self._device) if precision == "auto" else None
-        self.precision = "fp32" if self._half is None else _SHORT[self._half]
+        self.precision = "fp32" if self._half is None else _NAMES[self._half]
         self._most = MOST_AT_ONCE  # segments at once that memory bears, as far as is known
         self._longest = self.segment_samples  # likewise, samples of a segment
         self._redone = 0  # calls that 16 bits were too few for

@@ -93,7 +93,7 @@ def evaluate(
     """Separate songs whose true stems are known, and score the result.
 
     Prints the SDR of each stem in decibels, and how far it is above that of the unseparated mixture.
-    The model computes in float32 unless --precision says otherwise, so that scores are the same everywhere.
+    A listed model computes in float32 unless --precision says otherwise: scores are the same everywhere.
     """
     if (data is None) == (musdb is None):
         raise UsageError("name the songs: either --data FOLDER or --musdb FOLDER")

@@ -130,7 +130,8 @@ def _taken_over(
     taken: list[dict[str, SongScore]] = []
     for method in run.methods:
         old = known.get(method.name, method)
-        if replace(old, songs=()) != method:
+        # Older records do not tell the precision; the file's SHA-256 tells files apart.
+        if replace(old, songs=(), precision=old.precision or method.precision) != method:
             raise UsageError(f"what is there is of another {method.name}: leave out --resume")
         taken.append({song.song: song for song in old.songs if song.apart == is_apart.get(song.song)})
     return taken

@@ -31,7 +31,7 @@ STEPS = {
 }
 
 
-def profile(song: Path, out: Path, *, model: str | None = None) -> dict[str, float]:
+def profile(song: Path, out: Path, *, model: str | None = None, precision: str = "fp32") -> dict[str, float]:
     """Seconds of the processor by step, "rest" and "all" among them.
 
     Functions of the package are replaced while it runs: no other thread may separate meanwhile.
@@ -48,7 +48,7 @@ def profile(song: Path, out: Path, *, model: str | None = None) -> dict[str, flo
 
         return call
 
-    separator = Separator(model, backend="onnx", threads=1)
+    separator = Separator(model, backend="onnx", precision=precision, threads=1)
     _ = separator.backend  # loaded before the clock starts
     with ExitStack() as replaced:
         for name, step in STEPS.items():
@@ -67,13 +67,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("song", type=Path, nargs="?", default=Path("examples/demo.ogg"), help="looped")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--model", help="a name or a file; default: the default model")
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
     options = parser.parse_args(arguments)
     if not options.song.is_file():
         parser.error(f"no such song: {options.song}")
     with tempfile.TemporaryDirectory(prefix="tfswa-sep-profile-") as folder:
         song = Path(folder) / "song.wav"
         make_song(options.song, song, minutes=options.minutes)
-        spent = profile(song, Path(folder) / "out", model=options.model)
+        spent = profile(song, Path(folder) / "out", model=options.model, precision=options.precision)
     table = Table("step", "seconds", "share", title=f"{options.minutes:g} min on one core")
     for step in (*STEPS.values(), "rest", "all"):
         table.add_row(step, f"{spent[step]:.2f}", f"{spent[step] / spent['all']:.1%}")

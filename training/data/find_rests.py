@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{options.pools} holds no accompaniment: build the corpus first")
     rows.sort(key=lambda row: str(row["source"]))
     options.scan.mkdir(parents=True, exist_ok=True)
-    separator = Separator(options.model)
+    separator = Separator(options.model, precision="int8")  # as the committed table was made
     with Progress() as progress:
         for row in progress.track(rows, description="sources"):
             path = options.scan / f"{row['source']}.npz"

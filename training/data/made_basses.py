@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.sampler import Instrument, Note
+from training.data.sampler import RELEASE, Instrument, Note, fade_out
 from training.data.sources import SAMPLE_RATE
 
 Samples = NDArray[np.float32]  # (n,)
@@ -31,7 +31,10 @@ def make(kind: str, notes: Sequence[Note], rng: np.random.Generator) -> Instrume
         times = (np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE).astype(np.float32)
         takes = [voice(hertz, loudness, times) for loudness in LAYERS]
         loudest = max(float(np.abs(take).max()) for take in takes)
-        samples[pitch] = [(take / np.float32(loudest))[:, None] for take in takes]
+        # A longer note ends with its recording: not with a click.
+        samples[pitch] = [
+            fade_out((take / np.float32(loudest))[:, None], seconds - 2 * RELEASE, RELEASE) for take in takes
+        ]
     return Instrument(samples)
 
 

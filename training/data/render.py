@@ -125,7 +125,7 @@ def bass_line(tracks: list[Track]) -> tuple[Note, ...]:
 
 
 def bass(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    """Bass lines of the Freedoom music through a sampled bass or a soundfont's bass programs; (n, 1)."""
+    """Bass lines of the Freedoom music through a sampled, a computed or a soundfont's bass; (n, 1)."""
     return minutes_of(source, _bass(source, rng))
 
 

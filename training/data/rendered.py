@@ -152,7 +152,7 @@ def band_sources(shared: Path, soundfonts: Path, debian: Path | None) -> list[So
 
 
 def _source(render: Render, shared: Path, soundfonts: Path, debian: Path | None) -> Source | None:
-    """The source of a render; nothing where its sounds are not there."""
+    """The source of a render; nothing where one of its files is not there."""
     settings = {"midi": render.score, "minutes": render.minutes, **render.settings}
     terms = SOUND_TERMS.get(render.sound, "CC0-1.0")
     sound: Path | None = None
@@ -176,14 +176,13 @@ def _source(render: Render, shared: Path, soundfonts: Path, debian: Path | None)
         terms = f"{kit_terms} (hydrogen-drumkits, {folder})"
     else:
         sound = shared / render.sound / "index.tsv"
-    if sound is not None and not sound.is_file():
-        return None
     score = tuple(shared / f"midi/{render.score}{end}" for end in (".tsv", ".zip")) if render.score else ()
-    if sound is None and not all(part.is_file() for part in score):
+    files = tuple(part for part in (*score, sound) if part is not None)
+    if not all(file.is_file() for file in files):
         return None
     recipe = render.pool if render.score else "strums"
     licence = " + ".join(t for t in (SCORE_TERMS[render.score], terms) if t)
     extra = {"rendered": True, "round": render.turn}
     kind = licence_class(licence)
-    files = tuple(str(part) for part in (*score, sound) if part is not None)
-    return Source(render.pool, render.name, licence, kind, "rendered", recipe, files, settings, extra)
+    names = tuple(map(str, files))
+    return Source(render.pool, render.name, licence, kind, "rendered", recipe, names, settings, extra)
