@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -379,15 +378,17 @@ def test_windows_is_asked_about_its_processor(monkeypatch: pytest.MonkeyPatch) -
         assert asked_anew() is faster
 
 
-def test_the_default_precision_is_the_fastest_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_precision_is_the_fastest_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for faster, precision in ((True, "int8"), (False, "fp32")):
         monkeypatch.setattr(registry, "faster_on_bytes", lambda faster=faster: faster)
         assert Separator(device="cpu").backend.precision == precision
     monkeypatch.setattr(registry, "faster_on_bytes", lambda: True)
     assert Separator(device="cpu", precision="fp32").backend.precision == "fp32"
     # The ONNX Runtime for graphics cards computes no convolutions in 8 bits there.
-    installed = {"onnxruntime-gpu": "1.32.0"}
-    monkeypatch.setattr(importlib.metadata, "version", installed.__getitem__)
+    (tmp_path / "capi").mkdir()
+    (tmp_path / "capi" / "libonnxruntime_providers_cuda.so").touch()
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     for device, precision in (("auto", "fp32"), ("cpu", "int8")):
         files = registry.with_precision(registry.default_model(), "auto", device=device).files
         assert files[0].precision == precision

@@ -167,12 +167,11 @@ def _load(
     threads: int | None,
 ) -> Backend:
     """A backend by its name; see load_backend."""
-    offered = [file.backend for file in info.files]
+    offered = dict.fromkeys(file.backend for file in info.files)  # each once
     if backend not in offered:
         precisions = " or ".join(sorted({file.precision for file in info.files if file.precision}))
         kind = f"{backend} file in {precisions}" if precisions else f"{backend} file"
-        others = " or ".join(dict.fromkeys(offered)) or "auto"
-        raise ModelError(f"model '{info.name}' has no {kind}: use --backend {others}")
+        raise ModelError(f"model '{info.name}' has no {kind}: use --backend {' or '.join(offered) or 'auto'}")
     if package := _missing(backend):
         raise DeviceError(f"the {backend} backend needs the package {package}: {_INSTALL[backend][1]}")
     if device in _ONLY and _ONLY[device] != backend:

@@ -184,7 +184,7 @@ def _provenance(evaluation: Evaluation) -> str:
             factor = method.real_time_factor
             speed = "" if factor is None else f", real-time factor {factor:.3f}"
             threads = method.threads or "auto"
-            computed = " ".join(word for word in (method.backend, method.precision) if word)
+            computed = f"{method.backend} {method.precision or ''}".strip()
             facts[method.name] = (
                 f"{computed} on {method.device}, threads {threads}{speed}; SHA-256 {method.sha256 or '-'}"
             )

@@ -104,11 +104,15 @@ def _subtractive(rng: np.random.Generator) -> Voice:
                     note += np.interp(times, some, size * gain).astype(np.float32) * harmonic.imag
         if sub:
             note += np.float32(sub) * np.sin(np.float32(np.pi * hertz) * times)
-        envelope = sustained + (1 - sustained) * np.exp(-times / decay)
-        envelope *= (1 - np.exp(-times / attack)) * loudness
-        return np.asarray(note * envelope, np.float32)
+        return note * _envelope(times, attack=attack, decay=decay, sustained=sustained) * np.float32(loudness)
 
     return play
+
+
+def _envelope(times: Samples, *, attack: float, decay: float, sustained: float) -> Samples:
+    """A synthesizer's loudness: it rises, and falls to what is sustained of it; attack and decay in s."""
+    falling = sustained + (1 - sustained) * np.exp(-times / decay)
+    return np.asarray(falling * (1 - np.exp(-times / attack)), np.float32)
 
 
 _HARMONICS: dict[str, Callable[[int, float], float]] = {
@@ -130,9 +134,8 @@ def _fm(rng: np.random.Generator) -> Voice:
         phase = np.float32(2 * np.pi * hertz) * times
         index = settled + depth * loudness * np.exp(-times / settling)
         turned = np.sin(ratio * phase + feedback * np.sin(ratio * phase))
-        envelope = sustained + (1 - sustained) * np.exp(-times / decay)
-        envelope *= (1 - np.exp(-times / attack)) * loudness
-        return np.asarray(np.sin(phase + index * turned) * envelope, np.float32)
+        note = np.asarray(np.sin(phase + index * turned), np.float32)
+        return note * _envelope(times, attack=attack, decay=decay, sustained=sustained) * np.float32(loudness)
 
     return play
 

@@ -16,6 +16,7 @@ SCORE_TERMS = {"groove": "CC-BY-4.0 (Groove MIDI Dataset)", "freedoom": "BSD-3-C
 SOUND_TERMS = {
     FLUID: "MIT (soundfont)",
     MUSE: "MIT (soundfont)",
+    "": "",
     "drums/muldjord": "CC-BY-4.0 (MuldjordKit)",
     "drums/uzu": "Unlicense (uzu-drumkit)",
 }  # the sampled basses and guitars are CC0
@@ -156,9 +157,7 @@ def _source(render: Render, shared: Path, soundfonts: Path, debian: Path | None)
     settings = {"midi": render.score, "minutes": render.minutes, **render.settings}
     terms = SOUND_TERMS.get(render.sound, "CC0-1.0")
     sound: Path | None = None
-    if not render.sound:
-        terms = ""
-    elif render.sound in (FLUID, MUSE):
+    if render.sound in (FLUID, MUSE):
         sound = soundfonts / render.sound
     elif render.sound in AVL_KITS:
         if debian is None:
@@ -174,7 +173,7 @@ def _source(render: Render, shared: Path, soundfonts: Path, debian: Path | None)
         folder, kit_terms = HYDROGEN_KITS[render.sound]
         sound = package / "usr/share/hydrogen/data/drumkits" / folder / "drumkit.xml"
         terms = f"{kit_terms} (hydrogen-drumkits, {folder})"
-    else:
+    elif render.sound:
         sound = shared / render.sound / "index.tsv"
     score = tuple(shared / f"midi/{render.score}{end}" for end in (".tsv", ".zip")) if render.score else ()
     files = tuple(part for part in (*score, sound) if part is not None)
