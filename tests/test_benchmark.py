@@ -134,6 +134,9 @@ def test_the_first_line_is_waited_for_and_no_more() -> None:
 def test_precisions_are_those_that_the_help_names() -> None:
     assert precisions_of(HELP) == ("fp32", "int8")
     assert precisions_of("  --bit-depth <16|24>  Not int8.") == ()
+    spoken_of = "  Float32 unless --precision says otherwise.\n\nOptions:\n  --json FILE  Write it there.\n"
+    assert precisions_of(spoken_of + HELP) == ("fp32", "int8") and precisions_of(spoken_of) == ()
+    assert default_precision(spoken_of + HELP) == "auto"
     assert default_precision(HELP) == "auto"
     assert default_precision("  --precision <fp32|int8>  Not auto [default: int8].") == "int8"
     assert default_precision("  --bit-depth <16|24>  [default: 24]") == "fp32"

@@ -90,7 +90,8 @@ def default_precision(help_text: str) -> str:
 
 
 def _precision_option(help_text: str) -> str:
-    option = re.search(r"--precision\b(.*?)(?:\n\s*-|\Z)", help_text, re.DOTALL)
+    # The option with its choices: a help text may speak of --precision before it comes to it.
+    option = re.search(r"--precision\s+([<\[].*?)(?:\n\s*-|\Z)", help_text, re.DOTALL)
     return option[1] if option else ""
 
 
