@@ -19,6 +19,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
+from tfswa_sep.backends.torch import processor_multiplies_bf16
 from tfswa_sep.errors import UsageError
 from tfswa_sep.model.block import Stage
 from training.allocator import keep_freed_memory
@@ -68,7 +69,7 @@ def pick_precision(wanted: str, accelerator: str = "auto") -> str:
     if on_cuda(accelerator):
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = torch.cpu._is_amx_tile_supported()
+        fast = processor_multiplies_bf16()
     return "bf16-mixed" if fast else "32-true"
 
 

@@ -220,10 +220,12 @@ def _half_precision(device: torch.device) -> torch.dtype | None:
         with _current(device):
             native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
-    # Emulated bfloat16 is many times slower than float32: only where the processor has AMX tiles.
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
-        return torch.bfloat16
-    return None
+    return torch.bfloat16 if device.type == "cpu" and processor_multiplies_bf16() else None
+
+
+def processor_multiplies_bf16() -> bool:
+    """Whether it does so itself (AMX, AVX512-BF16): emulated, bfloat16 is many times slower than float32."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def load_network(path: Path) -> tuple[TfswaUNet, ModelMetadata]:

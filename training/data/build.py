@@ -23,6 +23,7 @@ from training.data import catalogue, fetch, pseudo_stems, render, rendered, sour
 from training.data.manifest import read_manifest, write_manifest
 from training.data.rests import RESTING, read_rests, resting_rows
 from training.data.sources import SAMPLE_RATE, Audio, Piece, Source
+from training.data.tracker_songs import missing_player, tracker_sources, tracker_stem
 
 HEADER_BYTES = 128  # of a version 1.0 .npy file with this shape; room for the length to grow
 POOLS = ("song", "band", "vocals", "accompaniment", "drums", "bass", "other")
@@ -39,6 +40,7 @@ RECIPES: dict[str, Recipe] = {
     "other": render.other,
     "strums": render.strummed,
     "song_stem": render.song_stem,
+    "tracker_stem": tracker_stem,
     "sung": sung.sung,
     "sung_speech": sung.sung_speech,
     "pseudo_vocals": pseudo_stems.pseudo_vocals,
@@ -126,9 +128,10 @@ def build_source(source: Source, out: Path, seed: int) -> dict[str, Any]:
 def absent(shared: Path, debian: Path | None, soundfonts: Path) -> list[str]:
     """What the catalogue reads and is not there: the soundfonts' packages, and where `debian` is, its."""
     fonts = rendered.SOUNDFONT_PACKAGES.items()
-    return (fetch.missing(shared, debian) if debian else []) + [
-        name for file, name in fonts if not (soundfonts / file).is_file()
-    ]
+    gone = [name for file, name in fonts if not (soundfonts / file).is_file()]
+    if debian is None:
+        return gone
+    return fetch.missing(shared, debian) + gone + missing_player()
 
 
 def all_sources(
@@ -144,7 +147,8 @@ def all_sources(
     pseudo = pseudo_stems.pseudo_sources(debian, teacher) if debian and teacher else []
     music.sort(key=lambda s: s.pool != "other")  # the guitar game's guitars first
     renders = rendered.rendered_sources(shared, soundfonts, debian)
-    bands = rendered.band_sources(shared, soundfonts, debian)
+    bands = tracker_sources(debian) if debian else []
+    bands += rendered.band_sources(shared, soundfonts, debian)
     lead = [s for s in renders if s.extra.get("round") == 1]
     rest = [s for s in renders if s.extra.get("round") != 1]
     # Half an hour of each rendered pool comes early: training can start once every pool has something.
