@@ -23,6 +23,7 @@ from tfswa_sep.errors import DeviceError, ModelError  # noqa: E402
 from tfswa_sep.model.unet import TfswaUNet  # noqa: E402
 from tfswa_sep.separator import Separator  # noqa: E402
 from training.export import export_safetensors  # noqa: E402
+from training.parallel import pick_precision  # noqa: E402
 
 N = TINY.segment_samples
 SHARES = np.array([0.5, 0.25, 0.125, 0.125], np.float32)
@@ -211,6 +212,19 @@ def test_a_device_that_cannot_compute_is_told_at_once(model: Path, monkeypatch: 
         DeviceError, match=r"cpu cannot be used \(CUDA error: no kernel .* more\): use --device"
     ):
         TorchBackend(model)
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "wanted"),
+    [(True, True, torch.bfloat16), (False, True, torch.bfloat16), (False, False, None)],
+)
+def test_a_processor_gets_16_bits_where_it_multiplies_them(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512_bf16: bool, wanted: Any
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    assert backend_module._half_precision(torch.device("cpu")) == wanted
+    assert pick_precision("auto", "cpu") == ("32-true" if wanted is None else "bf16-mixed")
 
 
 @pytest.mark.parametrize("mix", [None, np.array([[0, 1, 1, 1]], np.float32)])
