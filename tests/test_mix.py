@@ -20,7 +20,14 @@ from training.data.pools import Pools  # noqa: E402
 
 RATE = 44_100
 CHUNK = 0.3  # seconds
-AS_IS: dict[str, Any] = {"codec": 0.0, "master": 0.0, "song_voice": 0.0, "equalizer": 0.0, "low_cut": {}}
+AS_IS: dict[str, Any] = {
+    "codec": 0.0,
+    "master": 0.0,
+    "song_voice": 0.0,
+    "equalizer": 0.0,
+    "low_cut": {},
+    "high_cut": {},
+}
 
 
 def edit_manifest(pools: Path, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
@@ -130,6 +137,18 @@ def test_a_low_cut_takes_the_depth_of_other_alone(pools: Path) -> None:
     free, cut = depth(0.0), depth(1.0)
     assert (cut[:, 3] < 0.3 * free[:, 3]).all()
     torch.testing.assert_close(cut[:, 1:3], free[:, 1:3], rtol=1e-3, atol=1e-6)
+
+
+def test_a_high_cut_takes_the_treble_of_the_bass_alone(pools: Path) -> None:
+    def treble(probability: float) -> Tensor:
+        settings = only("band", **{**AS_IS, "high_cut": {"band": probability}})
+        stems = Mixer(pools, settings).batch(0, 8)[1].mean(dim=2)
+        high: Tensor = torch.fft.rfft(stems).abs().square()[..., round(1000 * CHUNK) :].sum(dim=-1)
+        return high / stems.square().sum(dim=-1)
+
+    free, cut = treble(0.0), treble(1.0)
+    assert (cut[:, 2] < 0.3 * free[:, 2]).all()
+    torch.testing.assert_close(cut[:, 1::2], free[:, 1::2], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("empty", ["vocals", "bass", "accompaniment"])
@@ -286,6 +305,12 @@ def test_the_stems_of_a_song_are_equalized_each_alone_unless_a_teacher_made_them
     _, stems, _ = Mixer(own_pools, only("song", **AS_IS | {"equalizer": 6.0})).batch(0, 4)
     agreement = torch.stack([torch.corrcoef(example.flatten(1)).min() for example in stems])
     assert agreement.min() > 0.99 if estimated else agreement.max() < 0.98
+
+
+def test_a_band_that_is_not_built_to_the_end_does_not_play(own_pools: Path) -> None:
+    assert set(Pools(own_pools, torch.device("cpu"), voices={"singing": 1.0}).songs["band"]) == {"b"}
+    edit_manifest(own_pools, lambda row: None if row["source"] == "b.bass" else row)
+    assert not Pools(own_pools, torch.device("cpu"), voices={"singing": 1.0}).songs["band"]
 
 
 def test_a_band_plays_together_and_another_voice_sings(pools: Path) -> None:

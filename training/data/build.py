@@ -23,6 +23,7 @@ from training.data import catalogue, fetch, pseudo_stems, render, rendered, sour
 from training.data.manifest import read_manifest, write_manifest
 from training.data.rests import RESTING, read_rests, resting_rows
 from training.data.sources import SAMPLE_RATE, Audio, Piece, Source
+from training.data.tracker import LIBRARY
 from training.data.tracker_songs import missing_player, tracker_sources, tracker_stem
 
 HEADER_BYTES = 128  # of a version 1.0 .npy file with this shape; room for the length to grow
@@ -248,6 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     fonts = rendered.SOUNDFONT_PACKAGES.items()
     places += [str(options.soundfonts / file) for file, name in fonts if name in left_out]
     found = catalogue.without(everything, left_out, places)
+    found = [s for s in found if s.recipe != "tracker_stem" or LIBRARY not in left_out]
     for source in found:
         if source.licence_class == "non-commercial":
             parser.error(

@@ -16,7 +16,7 @@ from rich.progress import track
 from training.data.catalogue import NO_MUSIC, SPEECH, WITH_SINGER
 from training.data.sources import read_tsv
 from training.data.synthesize import SYNTHESIZERS
-from training.data.tracker_songs import PACKAGES
+from training.data.tracker_songs import MODULE_PACKAGES
 
 INSTRUMENTS = (
     "avldrums.lv2-soundfont", "hydrogen-drumkits", "fretsonfire-songs-muldjord", "fretsonfire-songs-sectoid",
@@ -28,7 +28,7 @@ def packages(shared: Path) -> list[str]:
     libraries = [name for needed in SYNTHESIZERS.values() for name in needed]
     music = [row["package"] for row in read_tsv(shared / "debian_music.tsv")]
     return list(
-        dict.fromkeys([*INSTRUMENTS, *NO_MUSIC, *SPEECH, *WITH_SINGER, *libraries, *PACKAGES, *music])
+        dict.fromkeys([*INSTRUMENTS, *NO_MUSIC, *SPEECH, *WITH_SINGER, *libraries, *MODULE_PACKAGES, *music])
     )
 
 

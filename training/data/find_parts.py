@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from training.data import tracker
+from training.data import BAND, tracker
 from training.data.sources import Audio
-from training.data.tracker_songs import PACKAGES, PARTS, PARTS_FOUND, Parts, modules_of, write_parts
+from training.data.tracker_songs import MODULE_PACKAGES, PARTS_FOUND, Parts, modules_of, write_parts
 
 RATE = 22_050  # Hz, to measure by
 FRAME, HOP = 2048, 1024  # samples: 93 and 46 ms
@@ -32,16 +32,18 @@ LATER = 4  # frames after which a stroke is compared with its beginning
 # What a name may say of an instrument; few have names that say anything.
 NAMES = {
     "drums": re.compile(
-        r"\bbd|bass ?dr|kick|snare|\bsn(a|d|r)?\d*\b|hi-?hat|\bhats?\b|\b[co]hh?\d*\b|cymb|crash|\bride\b|"
-        r"\btom\b|clap|drum|bongo|conga|tambo|\brim|shaker|cowbell|perc|break|loop", re.I,
+        r"\bbd|bass[ -]?dr|kick|snare|\bsn(a|d|r)?\d*\b|hi-?hat|\bhats?\b|\b[co]?hh?\d*\b|cymb|crash|"
+        r"\bride\b|\btom\b|clap|drum|bongo|conga|tambo|\brim|shaker|cowbell|perc|breakbeat", re.I,
     ),
-    "bass": re.compile(r"bass(?!oon| ?dr|-)|\bbas\b", re.I),
+    "bass": re.compile(r"bass(?!oon|[ -]?dr)|\bbas\b", re.I),
     "other": re.compile(
-        r"\bpad|string|guit|\bgtr|\blead|chord|piano|organ|synth(?!.*bass)|flute|brass|bell|harp|\barp|solo|"
-        r"\bsax|trump|violin", re.I,
+        r"\bpad|string|(?<!bass)(?<!bass[ -])guit|\bgtr|\blead|chord|piano|organ|synth(?!.*bass)|flute|brass|"
+        r"bell|harp|\barp|solo|\bsax|trump|violin", re.I,
     ),
-    "vocals": re.compile(r"choir|vo(ice|x\b|cal)|speech|\b[ao]+h+\b|yeah", re.I),  # nobody may sing
 }  # fmt: skip
+VOICE = re.compile(  # nobody may sing in these songs
+    r"choir|vo(ice|x\b|cal)|speech|\b[ao]+h+\b|yeah|scream|shout|\bcry|laugh|h(u|oo)man|kuoro|meo|meee", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _drop(levels: NDArray[np.float64]) -> float:
 
 
 def possible(sound: Sound) -> set[str]:
-    """The stems that an instrument may belong to, by its sound; thresholds set by ear's logic and by names.
+    """The stems that an instrument may belong to, by its sound: thresholds with which telling names agree.
 
     Drums repeat one note, fade and are noisy; a bass has tones, many of them, and they are low.
     """
@@ -103,7 +105,7 @@ def possible(sound: Sound) -> set[str]:
             return {"drums"} if sound.flatness >= 0.008 else {"drums", "other"}
         if sound.flatness < 0.008 and sound.middle > 300 and sound.sounding > 0.4:
             return {"other"}
-        return {"drums", "other"} if sound.middle > 250 else set(PARTS)
+        return {"drums", "other"} if sound.middle > 250 else set(BAND)
     if sound.flatness > 0.08:
         return {"drums"}
     if sound.middle < 165 and sound.under_250 > 0.8 and sound.flatness < 0.03:
@@ -111,7 +113,7 @@ def possible(sound: Sound) -> set[str]:
     if sound.middle > 250 and sound.under_250 < 0.4:
         return {"other"} if sound.flatness < 0.05 else {"drums", "other"}
     if sound.notes < 4 and sound.drop > 10:
-        return {"drums", "other"} if sound.middle > 250 else set(PARTS)
+        return {"drums", "other"} if sound.middle > 250 else set(BAND)
     return {"bass", "other"}
 
 
@@ -119,6 +121,8 @@ def part_of(sound: Sound, name: str) -> str | None:
     """The stem of an instrument, or None: a name decides between what the sound leaves open, and casts doubt
     where the sound says otherwise.
     """
+    if VOICE.search(name):
+        return None
     may_be = possible(sound)
     said = {part for part, pattern in NAMES.items() if pattern.search(name)}
     if len(said) == 1:
@@ -134,8 +138,8 @@ def find_parts(content: bytes) -> tuple[float, Parts] | None:
     score = tracker.read_score(content)
     if score.seconds < SHORTEST:
         return None
-    found: Parts = dict.fromkeys(PARTS, ())
-    energy = dict.fromkeys([*PARTS, None], 0.0)
+    found: Parts = dict.fromkeys(BAND, ())
+    energy = dict.fromkeys([*BAND, None], 0.0)
     heard: list[tuple[int, str | None, float]] = []
     for instrument, notes in score.notes.items():
         seconds = min(score.seconds, LONGEST)
@@ -148,7 +152,7 @@ def find_parts(content: bytes) -> tuple[float, Parts] | None:
     for instrument, part, loud in heard:
         if part is not None and loud > UNHEARD * total:
             found[part] += (instrument,)
-    return (score.seconds, found) if all(energy[part] > LEAST * total for part in PARTS) else None
+    return (score.seconds, found) if all(energy[part] > LEAST * total for part in BAND) else None
 
 
 def rows(debian: Path, package: str) -> Iterator[tuple[str, str, float, Parts]]:
@@ -156,7 +160,7 @@ def rows(debian: Path, package: str) -> Iterator[tuple[str, str, float, Parts]]:
     for file in modules_of(debian / package):
         try:
             found = find_parts((debian / package / file).read_bytes())
-        except ValueError:  # other files have such endings too
+        except ValueError:  # another kind of file with such an ending
             continue
         if found:
             yield (package, file, *found)
@@ -172,9 +176,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not tracker.installed():
         parser.error(f"libopenmpt is not installed; on Debian: apt-get install {tracker.LIBRARY}")
+    if gone := [name for name in MODULE_PACKAGES if not (options.debian / name).is_dir()]:
+        parser.error(f"{options.debian} lacks {', '.join(gone)}; fetch them (training/data/README.md)")
     with concurrent.futures.ProcessPoolExecutor() as pool:
-        search = pool.map(partial(_listed, options.debian), PACKAGES)
-        found = [row for part in track(search, "packages", total=len(PACKAGES)) for row in part]
+        search = pool.map(partial(_listed, options.debian), MODULE_PACKAGES)
+        found = [row for part in track(search, "packages", total=len(MODULE_PACKAGES)) for row in part]
     write_parts(options.out, found)
     print(f"{len(found)} songs, {sum(row[2] for row in found) / 60:.0f} minutes, in {options.out}")
     return 0

@@ -96,7 +96,7 @@ class Mixer:
         if songs := list(self.pools.songs.get(kind, {}).values()):
             song = songs[int(rng.integers(len(songs)))]
             known = [stem not in song.masked for stem in STEMS]
-            stems = self._moment(song, rng, master, low_cut=settings.low_cut.get(kind, 0.0))
+            stems = self._moment(song, rng, master, kind)
             if kind == "band" or (rng.random() < settings.song_voice and not song.estimated):
                 stems[0], known[0] = self._source("vocals", rng, master, heard), True
         elif kind == "accompaniment" or kind in RESTING:
@@ -138,7 +138,7 @@ class Mixer:
         semitones = rng.uniform(-1, 1) * self.settings.pitch[pool] if rng.random() < 0.75 else 0.0
         return float(2 ** (semitones / 12))
 
-    def _moment(self, song: Song, rng: np.random.Generator, master: _Master, *, low_cut: float) -> Tensor:
+    def _moment(self, song: Song, rng: np.random.Generator, master: _Master, kind: str) -> Tensor:
         """One moment of a song: stems (s, c, n), each a little louder or softer, brighter or darker."""
         wanted, size = self.filters.read_size(self._ratio("song", rng))
         start = int(rng.integers(max(song.frames - wanted, 0) + 1))
@@ -151,7 +151,8 @@ class Mixer:
         gains = rng.normal(0, self.settings.equalizer, (len(STEMS), len(mix_effects.EQ_POINTS)))
         gains = master.gains + (gains[:1] if song.estimated else gains)
         responses = self._response(master, gains).expand(len(STEMS), -1).clone()
-        responses[STEMS.index("other")] *= self._low_cut(low_cut, rng)
+        responses[STEMS.index("other")] *= self._low_cut(kind, rng)
+        responses[STEMS.index("bass")] *= self._high_cut(kind, rng)
         return self.filters.apply(stems, size, responses[:, None])
 
     def _source(
@@ -197,7 +198,7 @@ class Mixer:
         elif tempo != 1.0:
             chunk = voices.resynthesize(chunk, wanted)
         gains = master.gains + rng.normal(0, settings.equalizer, len(mix_effects.EQ_POINTS))
-        response = self._response(master, gains) * self._low_cut(settings.low_cut.get(pool, 0.0), rng)
+        response = self._response(master, gains) * self._low_cut(pool, rng) * self._high_cut(pool, rng)
         room = rng.random() < settings.room[pool]
         echo = pool == "vocals" and rng.random() < settings.echo
         if room or echo:
@@ -209,11 +210,19 @@ class Mixer:
         chunk = chunk * sides
         return chunk * (sign / active_rms(chunk).clamp(min=SILENT))
 
-    def _low_cut(self, probability: float, rng: np.random.Generator) -> Tensor | float:
-        """Response (bins,) of a high-pass, or one."""
+    def _low_cut(self, source: str, rng: np.random.Generator) -> Tensor | float:
+        """Response (bins,) of a high-pass, or one, for a pool or kind."""
+        probability = self.settings.low_cut.get(source, 0.0)
         if not probability or rng.random() > probability:  # where it is off, the same seed gives what it gave
             return 1.0
         return self.filters.high_pass(rng.uniform(60, 200))
+
+    def _high_cut(self, source: str, rng: np.random.Generator) -> Tensor | float:
+        """Response (bins,) of a gentle low-pass, or one, for a pool or kind."""
+        probability = self.settings.high_cut.get(source, 0.0)
+        if not probability or rng.random() > probability:
+            return 1.0
+        return self.filters.roll_off(100 * 5 ** rng.random())  # Hz
 
     def _response(self, master: _Master, gains: NDArray[np.float64]) -> Tensor:
         response = self.filters.equalizer(gains)

@@ -89,6 +89,11 @@ class Filters:
         gain: Tensor = (ratio / (1 + ratio)).sqrt()
         return gain
 
+    def roll_off(self, hertz: float) -> Tensor:
+        """Magnitude (bins,) of the low-pass that belongs to `high_pass`."""
+        gain: Tensor = (1 / (1 + (self.hertz / hertz) ** 4)).sqrt()
+        return gain
+
     def space(self, rng: np.random.Generator, *, room: bool, echo: bool) -> Tensor:
         """Response (2, bins) of the sound itself with, if wanted, a room and an echo."""
         rate = self.sample_rate

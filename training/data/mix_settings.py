@@ -85,6 +85,9 @@ class MixSettings:
     low_cut: dict[str, float] = field(
         default_factory=lambda: {"vocals": 0.0, "other": 0.0, "band": 0.0}
     )  # of a high-pass, as in most mixes on all but kick and bass; of a band it is other that gets it
+    high_cut: dict[str, float] = field(
+        default_factory=lambda: {"bass": 0.0, "band": 0.0}
+    )  # of a gentle low-pass for the bass, which in mixes has little above 250 Hz and rendered has much
     pan: dict[str, float] = field(
         default_factory=lambda: {
             "vocals": 0.2,

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.data import BAND
+
 INT16 = 32_768.0
 FULL_BAND = 17_500.0  # Hz; what reaches this far counts as whole
 PAUSE = 0.25  # s, at most, between short pieces that are laid one after the other
@@ -92,6 +94,9 @@ class Pools:
             if row["pool"] == "vocals":
                 kinds.append(row.get("voice", "singing"))
         self.songs = {pool: dict(sorted(songs.items())) for pool, songs in self.songs.items()}
+        # A build that still goes on has bands without one of their stems: that would be taught to be silent.
+        whole_bands = {n: song for n, song in self.songs["band"].items() if song.stems.keys() == set(BAND)}
+        self.songs["band"] = whole_bands
         # The square root keeps a long source from drowning the many short ones: variety before minutes.
         weights = {pool: np.sqrt(values) for pool, values in minutes.items()}
         if "vocals" in weights:

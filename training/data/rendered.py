@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from training.data import BAND
 from training.data.catalogue import licence_class, package_terms
 from training.data.sources import Source, read_tsv
 
@@ -36,7 +37,6 @@ OTHER_KITS = [16, 17, 24, 25, 32, 33, 40, 48]  # power, electronic, 808, jazz, b
 SHORT_LONG = ["staccato", "sustain"]
 SONG_SECONDS = 80.0  # of every song that is rendered stem by stem
 FEWEST_NOTES = 60  # of each of its stems
-BAND = ("drums", "bass", "other")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from training.data.sources import SAMPLE_RATE, Audio
 
 LIBRARY = "libopenmpt0"  # the Debian package
 STEREO_SEPARATION = 2  # OPENMPT_MODULE_RENDER_STEREOSEPARATION_PERCENT
-AMIGA_SEPARATION = 40  # percent: four-channel modules are panned hard to both sides, as no mix of today
+AMIGA_SEPARATION = 40  # percent: in a MOD every channel is hard left or hard right, as in no mix of today
 NOTE, INSTRUMENT = 0, 1  # OPENMPT_MODULE_COMMAND_...
 HIGHEST_NOTE = 120  # above it are note-off and the like
 FRAMES_AT_ONCE = 1 << 16
@@ -36,6 +36,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "module_get_num_samples": (c_int32, [c_void_p]),
     "module_get_instrument_name": (c_void_p, [c_void_p, c_int32]),
     "module_get_sample_name": (c_void_p, [c_void_p, c_int32]),
+    "module_get_metadata": (c_void_p, [c_void_p, c_char_p]),
     "free_string": (None, [c_void_p]),
     "module_get_num_channels": (c_int32, [c_void_p]),
     "module_get_num_orders": (c_int32, [c_void_p]),
@@ -59,9 +60,8 @@ class Score:
     """What is written in a module. Instruments count from 0."""
 
     seconds: float
-    notes: dict[
-        int, Counter[int]
-    ]  # how often an instrument strikes which; those that never play are left out
+    # For each instrument that plays: how often it strikes which note.
+    notes: dict[int, Counter[int]]
     names: dict[int, str]  # of the same instruments: what they are, a greeting, or nothing
 
 
@@ -84,9 +84,7 @@ def read_score(content: bytes) -> Score:
         kind = "instrument" if call("module_get_num_instruments", module) else "sample"
         names = {}
         for instrument in notes:
-            pointer = call(f"module_get_{kind}_name", module, instrument)
-            names[instrument] = ctypes.string_at(pointer).decode("utf-8", "replace") if pointer else ""
-            call("free_string", pointer)
+            names[instrument] = _text(call(f"module_get_{kind}_name", module, instrument))
         return Score(call("module_get_duration_seconds", module), dict(sorted(notes.items())), names)
 
 
@@ -98,7 +96,7 @@ def play(
     """
     audio = np.zeros((round(seconds * rate), 2), np.float32)
     with _opened(content, instruments) as (call, module):
-        if call("module_get_num_channels", module) == 4:
+        if _text(call("module_get_metadata", module, b"type")) == "mod":
             call("module_set_render_param", module, STEREO_SEPARATION, AMIGA_SEPARATION)
         done = 0
         while done < len(audio):
@@ -115,12 +113,21 @@ def play(
 def _library() -> ctypes.CDLL:
     name = ctypes.util.find_library("openmpt")
     if name is None:
-        raise ValueError(f"libopenmpt is not installed; on Debian: apt-get install {LIBRARY}")
+        raise RuntimeError(f"libopenmpt is not installed; on Debian: apt-get install {LIBRARY}")
     library = ctypes.CDLL(name)
     for function, (result, arguments) in _FUNCTIONS.items():
         getattr(library, f"openmpt_{function}").restype = result
         getattr(library, f"openmpt_{function}").argtypes = arguments
     return library
+
+
+def _text(pointer: int | None) -> str:
+    """A string that libopenmpt made, which is given back to it."""
+    if not pointer:
+        return ""
+    text = ctypes.string_at(pointer).decode("utf-8", "replace")
+    _library().openmpt_free_string(pointer)
+    return text
 
 
 @contextlib.contextmanager
@@ -140,12 +147,13 @@ def _opened(content: bytes, instruments: Collection[int] | None = None) -> Itera
         if instruments is not None:
             functions = (c_void_p * _INTERACTIVE)()
             size = ctypes.sizeof(functions)
-            call("module_ext_get_interface", created, b"interactive", ctypes.byref(functions), size)
+            if not call("module_ext_get_interface", created, b"interactive", ctypes.byref(functions), size):
+                raise RuntimeError("libopenmpt cannot mute instruments")
             mute = ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, c_int)(functions[_MUTE_INSTRUMENT] or 0)
             count = call("module_get_num_instruments", module) or call("module_get_num_samples", module)
             for index in range(count):
                 if not mute(created, index, index not in instruments):
-                    raise ValueError("libopenmpt cannot mute instruments")
+                    raise RuntimeError("libopenmpt cannot mute an instrument")
         yield call, module
     finally:
         call("module_ext_destroy", created)

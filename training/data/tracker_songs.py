@@ -9,24 +9,34 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data import tracker
+from tfswa_sep.temporary import written_whole
+from training.data import BAND, tracker
 from training.data.catalogue import package_terms
-from training.data.sources import SAMPLE_RATE, Piece, Source, active_level, read_tsv
+from training.data.sources import Piece, Source, active_level, read_tsv
 
-PARTS = ("drums", "bass", "other")
 PARTS_FOUND = Path(__file__).with_name("parts_found.tsv")
 Parts = dict[str, tuple[int, ...]]  # instruments of a module, from 0 on, by stem
 
-# Left out: gemdropx (its music is not free), freedroid (arrangements of other games' music), and tuxtype and
-# tuxmath, which say little about theirs.
-PACKAGES = (
-    "ballz-data", "biniax2-data", "black-box", "bomberclone-data", "bugsquish", "ceferino-data",
-    "circuslinux-data", "criticalmass-data", "cuyo-data", "dodgindiamond2", "fb-music-high", "flobopuyo",
-    "gl-117-data", "gltron", "gweled", "heroes-sound-tracks", "madbomber-data", "monsterz-data", "njam-data",
-    "open-invaders-data", "pachi-data", "pathogen", "pekka-kana-2-data", "penguin-command", "pingus-data",
-    "rafkill-data", "redeclipse-data", "ri-li-data", "rockdodger", "solarwolf", "tecnoballz-data",
-    "tomatoes-data", "vectoroids", "vodovod",
-)  # fmt: skip
+# Package: the terms of its modules. Only packages whose composers their copyright file or credits name, or
+# whose modules say that they were made for the game: many other games come with what somebody once found
+# (gltron, gweled, madbomber, open-invaders, rafkill and more), and their licence is not the composers'.
+MODULE_PACKAGES = {
+    "biniax2-data": "Zlib",
+    "bomberclone-data": "GPL-2",
+    "circuslinux-data": "GPL",
+    "dodgindiamond2": "GPL-2+",
+    "fb-music-high": "GPL-2",
+    "gl-117-data": "GPL-2",
+    "heroes-sound-tracks": "GPL-2+",
+    "monsterz-data": "public domain",
+    "njam-data": "GPL-2+",
+    "pekka-kana-2-data": "BSD-2-Clause",
+    "pingus-data": "GPL-2+",
+    "ri-li-data": "GPL-2 or GPL-3",
+    "tecnoballz-data": "GPL-3+",
+    "tomatoes-data": "Zlib",
+}
+LEFT_OUT = {"zb-tnt.xm", "cinderella_clown.mod", "mario_is_a_weenie.xm", "slice_me_nice.xm"}  # of bomberclone
 MODULE = re.compile(r"\.(mod|s3m|stm|xm|it)$", re.I)
 SONG_SECONDS = 240.0  # of a module, at most
 LEVEL, PEAK = -17.0, 0.98  # dBFS while it plays, and the highest that a song may reach
@@ -34,16 +44,20 @@ LEVEL, PEAK = -17.0, 0.98  # dBFS while it plays, and the highest that a song ma
 
 def modules_of(package: Path) -> list[str]:
     """Names, from the package's folder on, of what may be modules."""
-    return sorted(str(p.relative_to(package)) for p in package.rglob("*") if MODULE.search(p.name))
+    files = (
+        p for p in package.rglob("*") if MODULE.search(p.name) and p.name not in LEFT_OUT and p.is_file()
+    )
+    return sorted(str(p.relative_to(package)) for p in files)
 
 
 def write_parts(path: Path, rows: Iterable[tuple[str, str, float, Parts]]) -> None:
     """Write the table: package, file, seconds, and the instruments of each part, from 1 on as trackers do."""
-    lines = ["\t".join(("package", "file", "seconds", *PARTS))]
+    lines = ["\t".join(("package", "file", "seconds", *BAND))]
     for package, file, seconds, parts in rows:
-        numbers = (" ".join(str(i + 1) for i in parts[part]) for part in PARTS)
+        numbers = (" ".join(str(i + 1) for i in parts[part]) for part in BAND)
         lines.append("\t".join((package, file, f"{seconds:.0f}", *numbers)))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with written_whole(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def missing_player() -> list[str]:
@@ -58,11 +72,11 @@ def tracker_sources(debian: Path) -> list[Source]:
         file = debian / row["package"] / row["file"]
         if not file.is_file():
             continue
-        terms = package_terms(debian / row["package"], {})
+        terms = package_terms(debian / row["package"], MODULE_PACKAGES)
         song = f"{row['package'].removesuffix('-data')}-{file.name}"
-        parts = {part: [int(i) - 1 for i in row[part].split()] for part in PARTS}
+        parts = {part: [int(i) - 1 for i in row[part].split()] for part in BAND}
         seconds = min(float(row["seconds"]), SONG_SECONDS)
-        for part in PARTS:
+        for part in BAND:
             settings = {"seconds": seconds, "stem": part, "parts": parts}
             extra = {"song": song, "stem": part}
             name = f"{song}.{part}"
@@ -74,9 +88,9 @@ def tracker_stem(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
     """One part of a module, (n, 2), at its own level in the song, which is at LEVEL without passing PEAK."""
     content, parts = Path(source.files[0]).read_bytes(), source.settings["parts"]
     seconds = source.settings["seconds"]
-    stems = {p: tracker.play(content, seconds=seconds, instruments=parts[p]) for p in PARTS}
+    stems = {p: tracker.play(content, seconds=seconds, instruments=parts[p]) for p in BAND}
     song = np.sum(list(stems.values()), axis=0)
     peak = max(float(np.abs(audio).max()) for audio in (song, *stems.values()))
     gain = min(10 ** ((LEVEL - active_level(song)) / 20), PEAK / peak)
     stem = stems[source.settings["stem"]]
-    yield Piece(stem[: round(seconds * SAMPLE_RATE)] * np.float32(gain), Path(source.files[0]).name)
+    yield Piece(stem * np.float32(gain), Path(source.files[0]).name)
