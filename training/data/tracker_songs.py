@@ -26,7 +26,6 @@ MODULE_PACKAGES = {
     "circuslinux-data": "GPL",
     "dodgindiamond2": "GPL-2+",
     "fb-music-high": "GPL-2",
-    "gl-117-data": "GPL-2",
     "heroes-sound-tracks": "GPL-2+",
     "monsterz-data": "public domain",
     "njam-data": "GPL-2+",
