@@ -13,7 +13,7 @@ import soundfile
 pytest.importorskip("soxr")
 pytest.importorskip("mido")
 
-from training.data import build, catalogue, effects, midi, sources, strums, synthesize
+from training.data import build, catalogue, effects, midi, sources, strums, synthesize, tracker
 from training.data.sampler import Instrument, Kit, Note, play, play_drums
 from training.data.sources import SAMPLE_RATE, Piece, Source
 
@@ -274,6 +274,7 @@ def test_a_package_is_left_out_with_all_that_is_made_of_it(
         source("band", "two.bass", midi_files, song="two", stem="bass"),
         source("song", "one.vocals", midi_files, song="one", stem="vocals"),
         source("other", "font", midi_files, font),
+        dataclasses.replace(source("band", "three.bass", f"{debian}/game/a.xm"), recipe="tracker_stem"),
     ]
 
     def kept(found: list[Source], *_: object, **__: object) -> list[dict[str, object]]:
@@ -286,7 +287,7 @@ def test_a_package_is_left_out_with_all_that_is_made_of_it(
     monkeypatch.setattr(synthesize, "synthesize", lambda *_, **__: [])
     command = ["--shared", str(tmp_path), "--debian", str(debian), "--soundfonts", str(tmp_path)]
     command += ["--out", str(tmp_path / "pools")]
-    without = [f"--without={name}" for name in ("talk-data", "kits", "fluid-soundfont-gm")]
+    without = [f"--without={name}" for name in ("talk-data", "kits", "fluid-soundfont-gm", tracker.LIBRARY)]
     assert build.main([*command, *without]) == 0
     assert left == ["talk-cs", "two.bass", "one.vocals"]
 

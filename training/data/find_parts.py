@@ -10,7 +10,6 @@ import concurrent.futures
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.progress import track
 
 from training.data import BAND, tracker
 from training.data.sources import Audio
-from training.data.tracker_songs import MODULE_PACKAGES, PARTS_FOUND, Parts, modules_of, write_parts
+from training.data.tracker_songs import MODULE_PACKAGES, PARTS_FOUND, Parts, Row, modules_of, write_parts
 
 RATE = 22_050  # Hz, to measure by
 FRAME, HOP = 2048, 1024  # samples: 93 and 46 ms
@@ -139,31 +138,33 @@ def find_parts(content: bytes) -> tuple[float, Parts] | None:
     if score.seconds < SHORTEST:
         return None
     found: Parts = dict.fromkeys(BAND, ())
-    energy = dict.fromkeys([*BAND, None], 0.0)
-    heard: list[tuple[int, str | None, float]] = []
+    heard: list[tuple[int, str | None, float]] = []  # instrument, part, energy
     for instrument, notes in score.notes.items():
         seconds = min(score.seconds, LONGEST)
         audio = tracker.play(content, seconds=seconds, instruments=[instrument], rate=RATE)
-        if loud := float(np.square(audio, dtype=np.float64).sum()):
-            part = part_of(measure(audio, notes), score.names[instrument])
-            heard.append((instrument, part, loud))
-            energy[part] += loud
-    total = sum(energy.values())
-    for instrument, part, loud in heard:
-        if part is not None and loud > UNHEARD * total:
-            found[part] += (instrument,)
-    return (score.seconds, found) if all(energy[part] > LEAST * total for part in BAND) else None
+        if energy := float(np.square(audio, dtype=np.float64).sum()):
+            heard.append((instrument, part_of(measure(audio, notes), score.names[instrument]), energy))
+    total = sum(energy for _, _, energy in heard)
+    shares = dict.fromkeys(BAND, 0.0)
+    for instrument, part, energy in heard:
+        if part is not None:
+            shares[part] += energy / total
+            if energy > UNHEARD * total:
+                found[part] += (instrument,)
+    return (score.seconds, found) if min(shares.values()) > LEAST else None
 
 
-def rows(debian: Path, package: str) -> Iterator[tuple[str, str, float, Parts]]:
-    """Package, file, seconds and parts of every module of a package that has all of them."""
+def rows(debian: Path, package: str) -> list[Row]:
+    """Every module of a package that has all parts."""
+    listed: list[Row] = []
     for file in modules_of(debian / package):
         try:
             found = find_parts((debian / package / file).read_bytes())
         except ValueError:  # another kind of file with such an ending
             continue
         if found:
-            yield (package, file, *found)
+            listed.append((package, file, *found))
+    return listed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -179,15 +180,11 @@ def main(arguments: list[str] | None = None) -> int:
     if gone := [name for name in MODULE_PACKAGES if not (options.debian / name).is_dir()]:
         parser.error(f"{options.debian} lacks {', '.join(gone)}; fetch them (training/data/README.md)")
     with concurrent.futures.ProcessPoolExecutor() as pool:
-        search = pool.map(partial(_listed, options.debian), MODULE_PACKAGES)
+        search = pool.map(partial(rows, options.debian), MODULE_PACKAGES)
         found = [row for part in track(search, "packages", total=len(MODULE_PACKAGES)) for row in part]
     write_parts(options.out, found)
     print(f"{len(found)} songs, {sum(row[2] for row in found) / 60:.0f} minutes, in {options.out}")
     return 0
-
-
-def _listed(debian: Path, package: str) -> list[tuple[str, str, float, Parts]]:
-    return list(rows(debian, package))
 
 
 if __name__ == "__main__":

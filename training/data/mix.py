@@ -212,17 +212,18 @@ class Mixer:
 
     def _low_cut(self, source: str, rng: np.random.Generator) -> Tensor | float:
         """Response (bins,) of a high-pass, or one, for a pool or kind."""
-        probability = self.settings.low_cut.get(source, 0.0)
-        if not probability or rng.random() > probability:  # where it is off, the same seed gives what it gave
-            return 1.0
-        return self.filters.high_pass(rng.uniform(60, 200))
+        wanted = self._happens(self.settings.low_cut.get(source, 0.0), rng)
+        return self.filters.high_pass(rng.uniform(60, 200)) if wanted else 1.0
 
     def _high_cut(self, source: str, rng: np.random.Generator) -> Tensor | float:
         """Response (bins,) of a gentle low-pass, or one, for a pool or kind."""
-        probability = self.settings.high_cut.get(source, 0.0)
-        if not probability or rng.random() > probability:
-            return 1.0
-        return self.filters.roll_off(100 * 5 ** rng.random())  # Hz
+        wanted = self._happens(self.settings.high_cut.get(source, 0.0), rng)
+        return self.filters.roll_off(100 * 5 ** rng.random()) if wanted else 1.0  # Hz
+
+    @staticmethod
+    def _happens(probability: float, rng: np.random.Generator) -> bool:
+        """Where it never does nothing is drawn: the same seed goes on giving what it gave."""
+        return probability > 0 and rng.random() <= probability
 
     def _response(self, master: _Master, gains: NDArray[np.float64]) -> Tensor:
         response = self.filters.equalizer(gains)

@@ -16,6 +16,7 @@ from training.data.sources import Piece, Source, active_level, read_tsv
 
 PARTS_FOUND = Path(__file__).with_name("parts_found.tsv")
 Parts = dict[str, tuple[int, ...]]  # instruments of a module, from 0 on, by stem
+Row = tuple[str, str, float, Parts]  # package, file, seconds, parts
 
 # Package: the terms of its modules. Only packages whose composers their copyright file or credits name, or
 # whose modules say that they were made for the game: many other games come with what somebody once found
@@ -49,7 +50,7 @@ def modules_of(package: Path) -> list[str]:
     return sorted(str(p.relative_to(package)) for p in files)
 
 
-def write_parts(path: Path, rows: Iterable[tuple[str, str, float, Parts]]) -> None:
+def write_parts(path: Path, rows: Iterable[Row]) -> None:
     """Write the table: package, file, seconds, and the instruments of each part, from 1 on as trackers do."""
     lines = ["\t".join(("package", "file", "seconds", *BAND))]
     for package, file, seconds, parts in rows:
