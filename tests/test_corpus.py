@@ -5,17 +5,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import mido
 import numpy as np
 import pytest
 import soundfile
 
-pytest.importorskip("soxr")
-pytest.importorskip("mido")
+mido = pytest.importorskip("mido")
+pytest.importorskip("torch")
 
-from training.data import build, catalogue, effects, midi, sources, strums, synthesize, tracker
-from training.data.sampler import Instrument, Kit, Note, play, play_drums
-from training.data.sources import SAMPLE_RATE, Piece, Source
+from training.data import build, catalogue, effects, midi, sources, strums, synthesize, tracker  # noqa: E402
+from training.data.sampler import Instrument, Kit, Note, play, play_drums  # noqa: E402
+from training.data.sources import SAMPLE_RATE, Piece, Source  # noqa: E402
 
 
 def tone(hertz: float, seconds: float, level: float = 0.3) -> sources.Audio:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from faults import Fault, song
 
+pytest.importorskip("torch")
+
 from tfswa_sep.backends.torch import load_network
 from tfswa_sep.errors import ModelError
 from tfswa_sep.model.config import ModelConfig

@@ -72,7 +72,7 @@ def test_template_stays_in_the_folder(template: str) -> None:
 @pytest.mark.parametrize(
     ("song", "track"),
     (
-        ("...mp3", "_"),
+        (". .mp3", "_"),
         ("a. .mp3", "a"),
         ("con.mp3", "_con"),
         ("NUL.live.wav", "_NUL.live"),

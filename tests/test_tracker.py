@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-pytest.importorskip("soxr")
+pytest.importorskip("torch")
 
 from training.data import BAND, build, find_parts, tracker, tracker_songs
 from training.data.sources import SAMPLE_RATE, active_level, read_tsv
