@@ -70,6 +70,28 @@ def test_stems_of_a_song_are_cut_at_one_place(pools: Path) -> None:
         assert torch.corrcoef(example.flatten(1)).min() > 0.99
 
 
+def test_an_albums_stems_come_as_loud_as_a_mix_has_them(own_pools: Path) -> None:
+    """Recorded 20 dB apart, they lie as far apart as `level` says; those of a teacher stay as they are."""
+
+    def soften(row: dict[str, Any]) -> dict[str, Any]:
+        if row["pool"] == "song" and row["stem"] == "bass":
+            path = own_pools / row["array"]
+            np.save(path, np.load(path) // 10)
+        return row
+
+    edit_manifest(own_pools, soften)
+    settings = only("song", **AS_IS, mixed_songs=True, level_spread=0.0, mono=0.0)
+
+    def bass_below_drums() -> float:
+        _, stems, _ = Mixer(own_pools, settings).batch(0, 8)
+        power = stems.square().mean(dim=(0, 2, 3))
+        return float(10 * (power[1] / power[2]).log10())
+
+    assert bass_below_drums() == pytest.approx(2, abs=1)
+    edit_manifest(own_pools, lambda row: {**row, "teacher": "one"} if row["pool"] == "song" else row)
+    assert bass_below_drums() > 12
+
+
 def test_stems_of_songs_apart_do_not_agree(pools: Path) -> None:
     settings = only("stems", drop=dict.fromkeys(STEMS, 0.0), **AS_IS)
     _, stems, _ = Mixer(pools, settings).batch(0, 2)

@@ -86,8 +86,24 @@ def test_sdr_loss_by_hand() -> None:
         ([[1, 1]], (sounding + silent) / 2),
         ([[0, 0]], 0.0),
     ):
-        loss = losses.negative_sdr(estimate, target, torch.tensor(known), mixture=mixture)
+        loss = losses.negative_sdr(estimate, target, torch.tensor(known), mixture=mixture, floor=0.01)
         assert float(loss) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("floor", "lowest", "highest"), ((0.001, 0.0, 0.05), (1.0, 0.3, 0.6)))
+def test_who_cannot_tell_whose_a_tone_is_gives_part_of_it_where_the_floor_is_high(
+    floor: float, lowest: float, highest: float
+) -> None:
+    """A tone that is the stem's with 0.45: the share of it that costs least."""
+    tone = torch.ones(1, 1, 1, 100)
+    shares = torch.linspace(0, 1, 101)
+
+    def loss(share: Tensor, target: Tensor) -> float:
+        known, mixture = torch.ones(1, 1), tone[:, 0]
+        return float(losses.negative_sdr(share * tone, target, known, mixture=mixture, floor=floor))
+
+    costs = [0.45 * loss(share, tone) + 0.55 * loss(share, 0 * tone) for share in shares]
+    assert lowest <= float(shares[int(np.argmin(costs))]) <= highest
 
 
 def test_spectral_terms_are_those_of_the_waveform() -> None:
@@ -96,10 +112,10 @@ def test_spectral_terms_are_those_of_the_waveform() -> None:
     mixture, known = target.sum(dim=1), torch.tensor([[1, 0, 1], [0, 0, 1]])
     spectrum = stft(estimate.flatten(0, 1)).view(2, 3, 4, 1025, -1)
     wanted = stft(target.flatten(0, 1)).view(2, 3, 4, 1025, -1)
-    l1, sdr = losses.spectral_terms(spectrum, wanted, known, mixture=stft(mixture))
+    l1, sdr = losses.spectral_terms(spectrum, wanted, known, mixture=stft(mixture), floor=0.01)
     expected = losses.multi_resolution_stft_l1(estimate, target, known, n_ffts=[2048], spectrum=spectrum)
     assert float(l1) == pytest.approx(float(expected), rel=1e-5)
-    expected = losses.negative_sdr(estimate, target, known, mixture=mixture)
+    expected = losses.negative_sdr(estimate, target, known, mixture=mixture, floor=0.01)
     assert float(sdr) == pytest.approx(float(expected), abs=0.05)  # dB; windows weigh the ends less
 
 
@@ -110,9 +126,9 @@ def test_unknown_stems_get_no_gradient() -> None:
     wanted = stft(target.flatten(0, 1)).view(spectrum.shape)
     terms = [
         losses.waveform_l1(estimate, target, known),
-        losses.negative_sdr(estimate, target, known, mixture=mixture),
+        losses.negative_sdr(estimate, target, known, mixture=mixture, floor=0.01),
         losses.multi_resolution_stft_l1(estimate, target, known, n_ffts=[2048, 512], spectrum=spectrum),
-        *losses.spectral_terms(spectrum, wanted, known, mixture=stft(mixture)),
+        *losses.spectral_terms(spectrum, wanted, known, mixture=stft(mixture), floor=0.01),
     ]
     for term in terms:
         for gradient in torch.autograd.grad(term, (spectrum, estimate), retain_graph=True, allow_unused=True):

@@ -34,14 +34,16 @@ def weigh_terms(
     if weights.domain == "spectrum":
         with torch.no_grad():
             wanted = stft(stems.flatten(0, 1)).view(spectrum.shape)
-        terms["stft"], terms["sdr"] = spectral_terms(spectrum, wanted, known, mixture=stft(mixture))
+        terms["stft"], terms["sdr"] = spectral_terms(
+            spectrum, wanted, known, mixture=stft(mixture), floor=weights.sdr_floor
+        )
     else:
         estimate = inverse(spectrum, length=mixture.shape[-1])
         n_ffts = list(weights.n_ffts)
         if weights.get("waveform"):
             terms["waveform"] = waveform_l1(estimate, stems, known)
         if weights.get("sdr"):
-            terms["sdr"] = negative_sdr(estimate, stems, known, mixture=mixture)
+            terms["sdr"] = negative_sdr(estimate, stems, known, mixture=mixture, floor=weights.sdr_floor)
         if weights.get("stft"):
             terms["stft"] = multi_resolution_stft_l1(estimate, stems, known, n_ffts=n_ffts, spectrum=spectrum)
         if weights.get("magnitude"):
@@ -62,18 +64,20 @@ def waveform_l1(estimate: Tensor, target: Tensor, known: Tensor) -> Tensor:
     return _known_mean((estimate - target).abs(), known)
 
 
-def negative_sdr(estimate: Tensor, target: Tensor, known: Tensor, *, mixture: Tensor) -> Tensor:
-    """Minus the signal-to-distortion ratio in dB, with a floor 20 dB under the mixture.
+def negative_sdr(estimate: Tensor, target: Tensor, known: Tensor, *, mixture: Tensor, floor: float) -> Tensor:
+    """Minus the signal-to-distortion ratio in dB, with a floor of so much of the mixture's power.
 
     L1 prefers the median, which for a sparse stem such as drums is silence while the network is unsure;
     after 450 steps it kept a fifth of them. The logarithm of the squared error prefers the mean, and is what
-    SDR measures. The floor (after Wisdom et al., arXiv:2006.12701) keeps silent stems finite.
+    SDR measures. The floor (after Wisdom et al., arXiv:2006.12701) keeps silent stems finite. Where errors
+    lie far above it the logarithm is concave: a network that cannot tell whose a tone is then does best to
+    give all of it to one stem, and a false sound in a silent stem weighs more than a lost one.
 
     estimate, target (b, s, c, n), known (b, s), mixture (b, c, n) -> scalar
     """
-    floor = 0.01 * mixture.square().sum(dim=(1, 2))[:, None] + 1e-8
+    least = floor * mixture.square().sum(dim=(1, 2))[:, None] + 1e-8
     error = (estimate - target).square().sum(dim=(2, 3))
-    return _known_mean(_floored_decibels(error, target.square().sum(dim=(2, 3)), floor), known)
+    return _known_mean(_floored_decibels(error, target.square().sum(dim=(2, 3)), least), known)
 
 
 def _floored_decibels(error: Tensor, power: Tensor, floor: Tensor) -> Tensor:
@@ -81,7 +85,7 @@ def _floored_decibels(error: Tensor, power: Tensor, floor: Tensor) -> Tensor:
 
 
 def spectral_terms(
-    spectrum: Tensor, wanted: Tensor, known: Tensor, *, mixture: Tensor
+    spectrum: Tensor, wanted: Tensor, known: Tensor, *, mixture: Tensor, floor: float
 ) -> tuple[Tensor, Tensor]:
     """L1 and minus SDR on the network's own spectrum: no inverse transform, a third less work (measured).
 
@@ -91,10 +95,10 @@ def spectral_terms(
     spectrum, wanted (b, s, 2c, f, t), known (b, s), mixture (b, 2c, f, t) -> two scalars
     """
     difference = spectrum - wanted
-    floor = 0.01 * mixture.square().sum(dim=(1, 2, 3))[:, None] + 1e-8
+    least = floor * mixture.square().sum(dim=(1, 2, 3))[:, None] + 1e-8
     error, power = difference.square().sum(dim=(2, 3, 4)), wanted.square().sum(dim=(2, 3, 4))
     l1 = 2 / N_FFT**0.5 * _known_mean(difference.abs(), known)
-    return l1, _known_mean(_floored_decibels(error, power, floor), known)
+    return l1, _known_mean(_floored_decibels(error, power, least), known)
 
 
 def multi_resolution_stft_l1(

@@ -142,7 +142,8 @@ def all_sources(
 
     Raises ValueError when `teacher` holds no weights.
     """
-    found = catalogue.song_sources(shared) + catalogue.voice_sources(shared)
+    found = catalogue.song_sources(shared) + catalogue.album_sources(shared)
+    found += catalogue.voice_sources(shared)
     spoken = catalogue.speech_sources(shared, debian) if debian else []
     music = catalogue.music_sources(shared, debian) if debian else []
     pseudo = pseudo_stems.pseudo_sources(debian, teacher) if debian and teacher else []

@@ -20,6 +20,12 @@ HAS_VOICE = re.compile(r"voic|vocal|choir|chorus|sing(er|ing)?\b|lyric|[_-]fast$
 VOICE_KINDS = ("song", "singing", "sung speech", "speech")
 
 ALBUM = ("CC0-1.0", "permissive", "c9299620cbc6")
+# Whose stems are heard in other songs, too. Two songs have their bass in `other`, a third's is full of lows.
+ALBUM_PARTS = {
+    "drums": ("Caesium", "Francium", "Lithium", "Potassium", "Rubidium"),
+    "bass": ("Lithium", "Potassium", "Rubidium"),
+    "other": ("Lithium", "Rubidium"),
+}
 
 # name: files, licence, class, commit (the data card of the raw material holds the terms in full)
 VOICEBANKS = {
@@ -200,6 +206,16 @@ def voice_sources(shared: Path) -> list[Source]:
 def known_licences(shared: Path) -> dict[str, str]:
     """Licences of Debian packages as debian_music.tsv states them."""
     return {row["package"]: row["licence"] for row in read_tsv(shared / "debian_music.tsv")}
+
+
+def album_sources(shared: Path) -> list[Source]:
+    """The album's drums, basses and others beside other songs, where they sound."""
+    found = []
+    for stem, songs in ALBUM_PARTS.items():
+        files = [shared / "multitrack/train" / song / f"{stem}.opus" for song in songs]
+        if there := tuple(str(file) for file in files if file.is_file()):
+            found.append(Source(stem, "album", *ALBUM, "sounding", there))
+    return found
 
 
 def speech_sources(shared: Path, debian: Path) -> list[Source]:

@@ -145,8 +145,8 @@ class Mixer:
         stems = torch.zeros(len(STEMS), 2, wanted, device=self.device)
         for i, stem in enumerate(STEMS):
             if stem in song.stems:
-                part = floats(song.stems[stem][start : start + wanted]) * db(rng.normal(0, 3))
-                stems[i, :, : part.shape[1]] = part
+                part = floats(song.stems[stem][start : start + wanted])
+                stems[i, :, : part.shape[1]] = part * db(self._gain(song, stem, kind, rng))
         # What a teacher took apart is equalized as a whole: else remains of one stem in another would show.
         gains = rng.normal(0, self.settings.equalizer, (len(STEMS), len(mix_effects.EQ_POINTS)))
         gains = master.gains + (gains[:1] if song.estimated else gains)
@@ -154,6 +154,17 @@ class Mixer:
         responses[STEMS.index("other")] *= self._low_cut(kind, rng)
         responses[STEMS.index("bass")] *= self._high_cut(kind, rng)
         return self.filters.apply(stems, size, responses[:, None])
+
+    def _gain(self, song: Song, stem: str, kind: str, rng: np.random.Generator) -> float:
+        """dB by which a stem of a song is played louder than it was recorded.
+
+        An album's stems were recorded as loud as they would go: only a mix makes a bass softer than drums.
+        """
+        if kind == "song" and self.settings.mixed_songs and not song.estimated:
+            return (
+                float(rng.normal(self.settings.level[stem], self.settings.level_spread)) - song.levels[stem]
+            )
+        return float(rng.normal(0, 3))
 
     def _source(
         self,

@@ -97,6 +97,7 @@ class MixSettings:
             "accompaniment": 0.2,
         }
     )  # away from the centre, where lead voices, kick and bass are in nearly all songs
+    mixed_songs: bool = False  # stems of real songs at the levels of `level`, else as they were recorded
     song_voice: float = 0.35  # share of songs whose voice gives way to another one
     mono: float = 0.3  # share of mixtures folded to mono
     equalizer: float = 3.0  # dB, standard deviation of each of a few points
