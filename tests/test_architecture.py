@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "temporary": set[str](),
     "ffmpeg": {"errors"},
     "formats": {"errors", "ffmpeg"},
-    "tags": {"ffmpeg"},
+    "tags": {"audio", "ffmpeg"},
     "stems": {"errors"},
     "terminal": {"errors"},
     "command_groups": set[str](),

@@ -70,6 +70,7 @@ def test_a_stream_gives_stems_before_it_has_ended(fake_backend: Callable[..., An
         [np.zeros((2, 10), np.float32), np.zeros((1, 10), np.float32)],
         [np.full((2, 10), np.nan, np.float32)],
         [np.full((2, 10), 1e30, np.float32)],
+        [np.full((2, 10), 1000, np.int16)],
     ],
 )
 def test_blocks_that_are_no_sound_are_refused(
@@ -77,6 +78,34 @@ def test_blocks_that_are_no_sound_are_refused(
 ) -> None:
     with pytest.raises(InputError):
         list(Separator(fake_backend()).stream(blocks, 44_100))
+
+
+def test_integers_are_refused(fake_backend: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="got int16: divide 16 bits by 32768"):
+        Separator(fake_backend()).separate(np.full((2, 10), 1000, np.int16), 44_100)
+
+
+@pytest.mark.parametrize(
+    ("stems", "message"),
+    (
+        ({}, "all of one shape"),
+        ({"bass": np.zeros((2, 10)), "drums": np.zeros((2, 11))}, "all of one shape"),
+        ({"../bass": np.zeros((2, 10))}, "no file's name"),
+        ({"bass": np.full((2, 10), np.nan)}, "not finite"),
+    ),
+)
+def test_stems_that_cannot_be_saved(
+    fake_backend: Callable[..., Any], tmp_path: Path, stems: dict[str, Samples], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Separator(fake_backend()).save(Stems(stems, sample_rate=44_100), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_misspelt_option_is_no_option(fake_backend: Callable[..., Any], tmp_path: Path) -> None:
+    stems = Stems({"bass": np.zeros((2, 10), np.float32)}, sample_rate=44_100)
+    with pytest.raises(TypeError, match="audio_formt"):
+        Separator(fake_backend()).save(stems, tmp_path, audio_formt="flac")  # type: ignore[call-arg]
 
 
 def test_progress_of_an_array_reaches_the_end(fake_backend: Callable[..., Any], noise: Noise) -> None:
@@ -97,6 +126,8 @@ def test_saved_stems_are_those_that_were_given(
         assert rate == 48_000 and np.array_equal(read.T, stems[stem])
     mono = Stems({"bass": noise(1, 500)[0]}, sample_rate=8_000)
     (path,) = separator.save(mono, tmp_path, audio_format="flac", bit_depth="16").values()
+    separator.save(mono, tmp_path, bit_depth=16)  # type: ignore[arg-type]  # as most would write it
+    assert soundfile.info(tmp_path / "bass.wav").subtype == "PCM_16"
     assert soundfile.info(path).frames == 500 and soundfile.info(path).channels == 1
     with pytest.raises(OutputError):
         separator.save(mono, tmp_path, audio_format="flac", overwrite=False)

@@ -225,6 +225,14 @@ def test_video_without_sound_is_told(tmp_path: Path) -> None:
 
 
 @needs_ffmpeg
+def test_a_title_is_no_length(song: Song) -> None:
+    wav = song("a.wav", 44_100)
+    m4a = convert(wav, wav.with_suffix(".m4a"), "-metadata", "title=Duration: 99:59:59.00")
+    with open_audio(m4a) as audio:
+        assert audio.frames is not None and audio.frames < 50_000
+
+
+@needs_ffmpeg
 def test_truncated_m4a_is_refused(song: Song) -> None:
     wav = song("a.wav", 441_000)
     whole = convert(wav, wav.with_suffix(".m4a"), "-movflags", "+faststart")

@@ -394,8 +394,10 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
+def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: str, code: int) -> None:
     write_song(tmp_path / "song.wav", seconds=20)
     script = SLOW.format(root=str(ROOT))
     with subprocess.Popen(
@@ -404,7 +406,7 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: signa
         assert process.stderr is not None
         assert process.stderr.readline() == "working\n"
         assert wait_for(lambda: len(files_in(tmp_path)) > 1)  # temporary files are open
-        process.send_signal(sent)
+        process.send_signal(getattr(signal, sent))
         *_, line = process.stderr.read().splitlines()
         assert process.wait(timeout=20) == code
     assert line.startswith("tfswa-sep: ") and line.endswith("left no files")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tfswa_sep.evaluation.compare import bootstrap, compare
 from tfswa_sep.evaluation.results import Evaluation, MethodScores, SongScore, StemScore
 
 
-def record(path: Path, sdrs: list[float], data: str = "songs") -> Path:
+def record(path: Path, sdrs: Sequence[float | None], data: str = "songs") -> Path:
     songs = tuple(
         SongScore(f"song {index}", 1.0, None, False, {"vocals": StemScore({"sdr": value})}, {}, ())
         for index, value in enumerate(sdrs)
@@ -51,6 +52,10 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert few.verdict == "fewer than 6 songs: say nothing"
     with pytest.raises(UsageError, match="different data"):
         compare([first, record(tmp_path / "c.json", [1.0], data="others")])
+    with pytest.raises(UsageError, match=r"no stem has a 'sdr' from both .* nor may a perfect estimate"):
+        compare([first, record(tmp_path / "perfect.json", [None, None])])
+    with pytest.raises(UsageError, match="no song in common"):
+        compare([first, record(tmp_path / "none.json", [])])
     with pytest.raises(UsageError, match="one method only"):
         compare([first])
     (tmp_path / "no.json").write_text("{}")

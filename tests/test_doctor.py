@@ -61,6 +61,15 @@ def test_a_machine_without_ffmpeg_is_told_how_to_get_it(monkeypatch: pytest.Monk
         assert doctor._ffmpeg().install == line
 
 
+def test_a_folder_that_may_not_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    found = doctor._folder("settings", Path("/root/.config"))
+    assert (found.right, found.text) == (False, "/root/.config: Permission denied")
+
+
 @pytest.mark.slow
 def test_the_doctor_examines_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["doctor", "--json"]) == 0

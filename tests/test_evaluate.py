@@ -16,6 +16,7 @@ import soxr
 from numpy.typing import NDArray
 from rich.console import Console
 
+from tfswa_sep import cli
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.html_report import html_report
 from tfswa_sep.evaluation.methods import (
@@ -228,6 +229,26 @@ def test_the_separators_files_are_what_is_scored(tmp_path: Path) -> None:
     assert seen[-1][2:] == pytest.approx((1.0, 1.0))
 
 
+def test_no_stems_that_are_there_are_overwritten(tmp_path: Path) -> None:
+    data, tool, links = tmp_path / "data", tmp_path / "tool", tmp_path / "links"
+    for folder in (data / "one", data / "two", tool / "one", tool / "two"):
+        write_song(folder, vocals=noise(1), drums=noise(2))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.wav")}
+    links.mkdir()
+    (links / "two").symlink_to(data / "two", target_is_directory=True)
+    for out in (data, tool, links):
+        with pytest.raises(UsageError, match=r"(one|two) would be overwritten: choose another --out"):
+            evaluate_estimates(data, tool, ModelMethod(FixedGains(), out=out))
+    with pytest.raises(UsageError, match="would be overwritten"):  # the song alone, and linked files
+        evaluate_folder(data / "one", ModelMethod(FixedGains(), out=data))
+    (tmp_path / "linked" / "two").mkdir(parents=True)
+    (tmp_path / "linked" / "two" / "vocals.wav").symlink_to(data / "two" / "vocals.wav")
+    with pytest.raises(UsageError, match="would be overwritten"):
+        evaluate_folder(tmp_path / "linked", ModelMethod(FixedGains(), out=data))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.wav") if path in before}
+    assert not (links / "one").exists()  # nothing was written before it was refused
+
+
 def test_another_rate_is_resampled_and_told(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "song"
     folder.mkdir(parents=True)
@@ -299,6 +320,18 @@ def test_a_run_goes_on_where_it_stopped_and_jobs_change_no_bit(tmp_path: Path) -
     assert in_processes.methods[0].songs == whole.methods[0].songs[1:]
 
 
+def test_a_record_that_cannot_be_written_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_song(tmp_path / "song", vocals=noise(1), drums=noise(2))
+    (tmp_path / "file").touch()
+    for place, why in (("/", "it is a folder"), (".", "it is a folder"), ("file/a.json", "File exists")):
+        words = ["eval", "--data", "song", "--estimates", "song", "--quiet", "--json", place]
+        assert cli.run(words) == 5
+        assert capsys.readouterr().err == f"tfswa-sep: cannot write {place}: {why}\n"
+
+
 def test_what_cannot_be_scored_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no folder of songs"):
         find_songs(tmp_path / "nowhere")
@@ -307,6 +340,10 @@ def test_what_cannot_be_scored_is_one_clear_line(tmp_path: Path) -> None:
     write_song(tmp_path / "data" / "song", vocals=noise(1), drums=noise(2))
     with pytest.raises(UsageError, match="no song matches the pattern 'Sodium'"):
         evaluate_estimates(tmp_path / "data", tmp_path, apart="Sodium")
+    write_song(tmp_path / "same" / "same", vocals=noise(1))
+    soundfile.write(tmp_path / "same" / "vocals.wav", noise(1).T, RATE)
+    with pytest.raises(InputError, match=r"two songs of .*same are in folders called 'same': rename one"):
+        find_songs(tmp_path / "same")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no stems in"):
         evaluate_estimates(tmp_path / "data", tmp_path / "empty")

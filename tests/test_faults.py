@@ -219,7 +219,7 @@ ROWS = [
     F("name without end", song(), "song.wav --name {stem", 2, "cannot be understood"),
     F("name for all stems", song(), "song.wav --out out --name {track}{ext}", 2, "gives two stems one file"),
     F("name for all songs", both(song(), song("b.wav")), "song.wav b.wav --name {stem}{ext}", 2, "needs {track}"),
-    F("name of the song", song("bass.wav"), "bass.wav --name {stem}{ext}", 2, "overwrite the song itself"),
+    F("name of the song", song("bass.wav"), "bass.wav --name {stem}{ext}", 5, "overwrite the song itself"),
     F("name too long", song(), f"song.wav --name {'x' * 300}{{stem}}", 5, "File name too long"),
     F("no such shard", song(), "song.wav --shard 3/2", 2, "--shard '3/2'"),
     F("no jobs", song(), "song.wav --jobs 0", 2, "--jobs"),
@@ -233,7 +233,7 @@ ROWS = [
     F("folder read-only", both(song(), frozen("out")), "song.wav -o out", 5, "cannot write out/song"),
     F("folder read-only midway", thaw_later, "song.wav", 5, "cannot write song/vocals.wav", meanwhile=freeze_half_way, new=HALF),
     F("disk too small", both(long_song, small_disk), "song.wav -o disk", 5, "the stems need 28 MB", "2 MB free"),
-    F("disk full midway", both(long_song, small_disk), "song.wav -o disk --format flac", 5, "the disk may be full"),
+    F("disk full midway", both(long_song, small_disk), "song.wav -o disk --format flac", 5, "No space left on device"),
     F("file size limit", long_song, "song.wav", 5, "cannot write song/", shell='ulimit -f 1000; exec "$@"'),
     # the world
     F("Ctrl-C", long_song, "song.wav", 130, "interrupted", "left no files", meanwhile=send(signal.SIGINT)),

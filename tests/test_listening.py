@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tfswa_sep.errors import UsageError
+from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.listening import _excerpts, listening_page
 
 RATE = 44_100
@@ -45,6 +45,10 @@ def test_nothing_to_hear_is_said(tmp_path: Path) -> None:
         listening_page(silence, silence)
     with pytest.raises(UsageError, match="two of a kind"):
         listening_page(silence, tmp_path)
+    sound = write(tmp_path / "sound.wav", level=0.1)
+    for sides, reference in (((sound, sound), tmp_path / "typo"), ((sound, tmp_path / "typo"), sound)):
+        with pytest.raises(InputError, match="typo does not exist"):
+            listening_page(*sides, reference=reference)
 
 
 @pytest.fixture

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from model_server import BODY, COMMIT, SHA256
 
 from tfswa_sep import registry
-from tfswa_sep.errors import ModelError, UsageError
-from tfswa_sep.registry import ModelFile, ModelInfo
+from tfswa_sep.errors import ModelError, OutputError, UsageError
+from tfswa_sep.registry import ModelFile, ModelInfo, addresses
 from tfswa_sep.registry.models_toml import is_allowed_url
 
 ENTRY = f"""
@@ -257,6 +262,60 @@ def test_folders_are_the_platforms(
     monkeypatch.setenv("TFSWA_CACHE", str(tmp_path / "mine"))
     assert registry.cache_folder() == tmp_path / "mine"
     assert registry.hub_cache_folder() == tmp_path / "mine" / "huggingface"
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user of a container has it: no HOME, and a number that no list of users knows."""
+    for name in ("HOME", "TFSWA_CACHE", "TFSWA_CONFIG", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "~/.cache/huggingface/hub")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows knows users otherwise")
+def test_a_user_without_a_home_has_the_bundled_model_and_no_settings(homeless: None) -> None:
+    temporary = Path(tempfile.gettempdir())
+    assert temporary in registry.cache_folder().parents
+    assert registry.hub_cache_folder() == registry.cache_folder() / "huggingface"
+    assert temporary not in registry.config_folder().parents  # where anybody could leave a list of models
+    assert [model.name for model in registry.known_models()] == ["small"]
+    assert registry.fetch(registry.default_model(), "onnx").parent == registry.WEIGHTS
+    with pytest.raises(OutputError, match="set TFSWA_CONFIG to another folder"):
+        addresses.forget("https://example.org/a.onnx")
+
+
+def test_settings_of_a_user_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("TFSWA_CACHE", "TFSWA_CONFIG"):
+        monkeypatch.setenv(name, "~nobodyhere/x")
+    assert registry.cache_folder() == registry.config_folder() == Path("~nobodyhere/x")
+    assert [model.name for model in registry.known_models()] == ["small"]
+
+
+def test_settings_that_may_not_be_read_are_none(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with HOME=/root and another user; root itself may read everything."""
+    stat, access = os.stat, os.access
+
+    def refuse(path: str | Path, *args: Any, **options: Any) -> os.stat_result:
+        if config in Path(path).parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **options)
+
+    write_registry(config)
+    (config / "pins.json").write_text("{")
+    monkeypatch.setenv("TFSWA_CACHE", str(config))
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != config and access(path, mode))
+    assert [model.name for model in registry.known_models()] == ["small"]
+    with suppress(OutputError):  # newer Pythons see no file there
+        assert registry.remove("https://example.org/a.onnx") == []
+
+
+def test_a_file_of_unknown_precision_and_size_is_described(config: Path) -> None:
+    (line,) = (text for _, text in registry.describe(registry.find_model("https://example.org/a.onnx"))
+               if "size" in text)  # fmt: skip
+    assert line == "onnx, size unknown, https"
 
 
 def test_what_was_not_downloaded_is_not_removed(tmp_path: Path) -> None:

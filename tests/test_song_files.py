@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +100,10 @@ def test_the_bitrate_is_what_was_asked_for(
 
 @pytest.mark.parametrize("rate", (44_100, 48_000))
 @pytest.mark.parametrize("channels", (1, 2))
-@pytest.mark.parametrize(("kind", "bits"), (("wav", "16"), ("flac", "24"), ("wav", "32f")))
+@pytest.mark.parametrize(
+    ("kind", "bits", "subtype"),
+    (("wav", "16", "PCM_16"), ("flac", "24", "PCM_24"), ("wav", "32f", "PCM_24"), ("wav", "32f", "FLOAT")),
+)
 def test_exact_sum(
     fake_backend: Any,
     song: Callable[..., Path],
@@ -108,8 +113,8 @@ def test_exact_sum(
     channels: int,
     kind: str,
     bits: str,
+    subtype: str,
 ) -> None:
-    subtype = "FLOAT" if bits == "32f" else f"PCM_{bits}"
     path = song("a.wav", noise(channels, 50_001, peak=0.9), rate, subtype)
     result = separate_file(
         path,
@@ -121,7 +126,7 @@ def test_exact_sum(
     )
     total = sum(soundfile.read(file, dtype="float64", always_2d=True)[0] for file in result.files.values())
     mix = soundfile.read(path, dtype="float64", always_2d=True)[0]
-    if bits == "32f":
+    if subtype == "FLOAT":
         np.testing.assert_allclose(total, mix, rtol=0, atol=2**-24)
     else:
         np.testing.assert_array_equal(total, mix)
@@ -154,6 +159,41 @@ def test_a_stem_file_is_read_back_by_musdb(fake_backend: Any, song: Song, tmp_pa
     at = data.rindex(b"stem", 0, data.index(b'"mastering_dsp"'))
     assert int.from_bytes(data[at - 4 : at], "big") == len(data) - at + 4  # the last box in udta, in moov
     assert b'"Vocals"' in data
+
+
+@needs_ffmpeg
+def test_a_stem_file_has_the_songs_title(fake_backend: Any, tmp_path: Path) -> None:
+    with soundfile.SoundFile(tmp_path / "a.flac", "w", 44_100, 2) as file:
+        file.title, file.artist = "Häuser", "Die 3"
+        file.write(tones(44_100, 0.3).T)
+    result = separate_file(tmp_path / "a.flac", model=fake_backend(), out=tmp_path, stem_file=True)
+    assert result.stem_file is not None
+    assert tags.read_tags(result.stem_file) == {"title": "Häuser", "artist": "Die 3"}
+
+
+def test_an_mp3_whose_only_tag_is_not_ascii(fake_backend: Any, tmp_path: Path) -> None:
+    pytest.importorskip("mutagen")
+    with soundfile.SoundFile(tmp_path / "a.flac", "w", 44_100, 2) as file:
+        file.title = "Häuser"
+        file.write(tones(44_100, 0.3).T)
+    result = separate_file(
+        tmp_path / "a.flac", model=fake_backend(), out=tmp_path, audio_format="mp3", stems="bass"
+    )
+    assert tags.read_tags(result.files["bass"]) == {"title": "Häuser (bass)"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names there are text")
+@pytest.mark.parametrize("rescale", (False, True))
+def test_names_that_are_no_text(fake_backend: Any, song: Song, tmp_path: Path, rescale: bool) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    path = song("a.wav", tones(44_100, 0.3)).rename(folder / os.fsdecode(b"\xe9.wav"))
+    result = separate_file(
+        path, model=fake_backend(), out=folder / "out", rescale=rescale, audio_format="flac"
+    )
+    assert sorted(file.name for file in result.files["bass"].parent.iterdir() if file.suffix) == [
+        "bass.flac", "drums.flac", "other.flac", "vocals.flac",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -131,12 +131,24 @@ def test_frame_count_is_exact_after_resampling(tmp_path: Path, rate: int, second
         np.testing.assert_allclose(got[0, inside], expected[inside], atol=1e-3)
 
 
-def test_large_files_are_rf64(tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_might_be_large_is_a_plain_wav_where_it_is_not(
+    tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stems = noise(2, 5003).reshape(1, 2, 5003)
-    assert write(tmp_path, stems, expected=5003).files["0"].read_bytes()[:4] == b"RIFF"
+    opened = []
+    make = soundfile.SoundFile.__init__
+
+    def note(self: soundfile.SoundFile, *arguments: Any, **options: Any) -> None:
+        opened.append(options.get("format"))
+        make(self, *arguments, **options)
+
+    monkeypatch.setattr(soundfile.SoundFile, "__init__", note)
+    write(tmp_path, stems, expected=5003)
+    write(tmp_path, stems)  # of unknown length, as an MP3 without a header
     monkeypatch.setattr(stem_writer, "WAV_BYTES", 5003 * 8 - 1)
     written = write(tmp_path, stems, expected=5003)
-    assert written.files["0"].read_bytes()[:4] == b"RF64"
+    assert opened == ["WAV", "RF64", "RF64"]
+    assert written.files["0"].read_bytes()[:4] == b"RIFF"
     np.testing.assert_array_equal(read(written), stems[0])
 
 
@@ -226,12 +238,39 @@ def test_full_disk_is_one_line_and_leaves_the_old_file(
     stems = noise(2, 90_000).reshape(1, 2, 90_000)
     (old := tmp_path / f"0.{container}").write_bytes(b"old")
     with (
-        pytest.raises(OutputError, match=r"cannot write .*/0\.\w+ \(.*full.*\)") as caught,
+        pytest.raises(OutputError, match=r"cannot write .*/0\.\w+ \(File too large\)") as caught,
         files_limited_to(50_000),
     ):
         write(tmp_path, stems, container=container, bit_depth=bit_depth, rescale=rescale)
     assert "\n" not in str(caught.value)
     assert old.read_bytes() == b"old" and os.listdir(tmp_path) == [old.name]
+
+
+@pytest.mark.parametrize("container", ("wav", "flac", "mp3", "ogg", "opus"))
+def test_a_disk_that_is_full_at_the_very_end_is_told(tmp_path: Path, noise: Noise, container: str) -> None:
+    """libsndfile says nothing where the last of what it holds back cannot be written."""
+    stems = noise(2, 48_000).reshape(1, 2, 48_000)
+    whole = write(tmp_path / "whole", stems, container=container, rate=48_000).files["0"].stat().st_size
+    with pytest.raises(OutputError, match="File too large"), files_limited_to(whole - 1):
+        write(tmp_path / "cut", stems, container=container, rate=48_000)
+    assert os.listdir(tmp_path) == ["whole"]
+
+
+def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path: Path, noise: Noise) -> None:
+    target = tmp_path / "0.wav"
+    options = {"audio_format": find_format("wav"), "rate": 44_100, "model_rate": 44_100, "channels": 2}
+    writer = StemWriter({"0": target}, **options, overwrite=False)  # type: ignore[arg-type]
+    with pytest.raises(OutputError, match="File exists"), writer:
+        writer.write(noise(2, 100).reshape(1, 2, 100))
+        target.write_text("of another run")
+        writer.commit(100)
+    assert target.read_text() == "of another run" and os.listdir(tmp_path) == ["0.wav"]
+
+
+@pytest.mark.parametrize("peak", (1.0000002, 1.7, 4.999, 123.4567))
+def test_rescaled_stems_never_clip(tmp_path: Path, peak: float) -> None:
+    stems = np.full((1, 1, 100), peak, np.float32)
+    assert write(tmp_path, stems, bit_depth="24", rescale=True).clipped == {"0": 0}
 
 
 def test_too_small_a_disk_is_told_in_advance(

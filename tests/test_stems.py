@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfswa_sep.errors import UsageError
-from tfswa_sep.stems import parse_stems, target_paths, track_name
+from tfswa_sep.errors import OutputError, UsageError
+from tfswa_sep.stems import folder_of, parse_stems, target_paths, track_name
 
 FOUR = ("vocals", "drums", "bass", "other")
 
@@ -111,5 +111,15 @@ def test_stems_need_files_of_their_own() -> None:
 
 def test_the_song_is_not_overwritten(tmp_path: Path) -> None:
     song = tmp_path / "vocals.wav"
-    with pytest.raises(UsageError, match="overwrite the song itself"):
+    with pytest.raises(OutputError, match="overwrite the song itself"):
         target_paths(song, ("vocals",), out=tmp_path / ".", extension=".wav", template="{stem}{ext}")
+
+
+def test_the_folder_of_all_stems_is_there_whatever_the_format() -> None:
+    templates = (
+        "{stem}{ext}",
+        "a/{track}/{stem}{ext}",
+        "a/{stem}/{track}{ext}",
+        "a/{track}{ext}/{stem}{ext}",
+    )
+    assert [str(folder_of(template, "song")) for template in templates] == [".", "a/song", "a", "a"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,14 @@ class SaveOptions(TypedDict, total=False):
     overwrite: bool  # False refuses to replace files that are there
 
 
+def as_floats(samples: NDArray[np.floating]) -> Samples:
+    """Samples in float32. Raises InputError for integers, whose full scale is another."""
+    found = np.asarray(samples)
+    if np.issubdtype(found.dtype, np.integer):
+        raise InputError(f"expected samples at full scale +-1, got {found.dtype}: divide 16 bits by 32768")
+    return np.asarray(found, dtype=np.float32)
+
+
 def stream_stems(
     blocks: Iterable[NDArray[np.floating]],
     rate: int,
@@ -58,7 +66,7 @@ def stream_stems(
     """
     if not RATES[0] <= rate <= RATES[1]:
         raise InputError(f"{rate} samples a second is no rate for music")
-    incoming = (np.asarray(block, dtype=np.float32) for block in blocks)
+    incoming = (as_floats(block) for block in blocks)
     first = next(incoming, None)
     if first is None or first.ndim != 2 or len(first) not in (1, 2):
         found = None if first is None else first.shape
@@ -94,13 +102,29 @@ def join_stems(parts: Sequence[Stems], shape: tuple[int, ...]) -> Stems:
     return Stems(joined, sample_rate=rate)
 
 
-def save_stems(stems: Stems, folder: Path, **options: Unpack[SaveOptions]) -> dict[str, Path]:
+def save_stems(
+    stems: Stems,
+    folder: Path,
+    *,
+    audio_format: str = "wav",
+    bit_depth: str | None = None,
+    rescale: bool = False,
+    overwrite: bool = True,
+) -> dict[str, Path]:
     """Write stems to `folder`/<stem>.<extension>, all of them or none; returns the files.
 
-    Raises UsageError for options that do not fit, OutputError; then nothing is left behind.
+    options: see SaveOptions.
+    Raises InputError for stems that cannot be files side by side, UsageError for options that do not fit,
+    OutputError; then nothing is left behind.
     """
-    encoding = find_format(options.get("audio_format", "wav"), options.get("bit_depth"))
+    encoding = find_format(audio_format, bit_depth)
+    if len({np.shape(samples) for samples in stems.values()}) != 1:
+        raise InputError("expected stems, all of one shape")
+    if odd := [name for name in stems if Path(name).name != name]:
+        raise InputError(f"a stem cannot be called {odd[0]!r}: that is no file's name")
     parts = np.stack([np.atleast_2d(samples) for samples in stems.values()])  # (k, c, n)
+    if not np.isfinite(parts).all():
+        raise InputError("the stems hold numbers that are not finite")
     frames = parts.shape[-1]
     rate = encoding.nearest_rate(stems.sample_rate)
     frames_there = frames if rate == stems.sample_rate else round(frames * rate / stems.sample_rate)
@@ -111,8 +135,8 @@ def save_stems(stems: Stems, folder: Path, **options: Unpack[SaveOptions]) -> di
         model_rate=stems.sample_rate,
         channels=parts.shape[1],
         frames=frames_there,
-        rescale=options.get("rescale", False),
-        overwrite=options.get("overwrite", True),
+        rescale=rescale,
+        overwrite=overwrite,
     ) as writer:
         for start in range(0, frames, BLOCK):
             writer.write(parts[..., start : start + BLOCK])

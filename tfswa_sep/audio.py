@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,7 +175,7 @@ def check_file(path: Path) -> None:
             raise InputError(f"{path} is no file: pipe its sound to the standard input, with - as the song")
         with path.open("rb") as file:
             head = file.read(4096)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # the latter for a name with a NUL
         raise InputError(f"{path} does not exist: check the name and the folder") from None
     except OSError as error:
         raise InputError(f"{path} cannot be opened: {error.strerror or error}") from None
@@ -203,7 +204,7 @@ class _SoundfileDecoder:
         self._path = path
         self._missing = 0  # bytes, as far as a header tells
         missing = read_length_header(path)
-        self._file = _SoundFile(str(path))
+        self._file = _SoundFile(soundfile_name(path))
         if missing is None and self._file.format == "MP3":
             # Without a length header libsndfile guesses the length from the first frames and stops there,
             # even in the middle of the song (measured: 4.9 s of 20 s). From a pipe it reads all.
@@ -241,6 +242,11 @@ class _SoundfileDecoder:
 
     def close(self) -> None:
         self._file.close()
+
+
+def soundfile_name(path: Path) -> str | bytes:
+    """A path as soundfile takes it: it encodes text itself, and fails at a name that is no UTF-8."""
+    return str(path) if sys.platform == "win32" else os.fsencode(path)
 
 
 def _is_text(head: bytes) -> bool:

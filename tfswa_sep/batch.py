@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfswa_sep import manifest
 from tfswa_sep.errors import InputError, TfswaError, UsageError
-from tfswa_sep.inputs import FoundSong, unique
+from tfswa_sep.inputs import STDIN, STDIN_NAME, FoundSong, unique
 
 if TYPE_CHECKING:
     from tfswa_sep.registry import ModelInfo
@@ -70,7 +70,8 @@ class Work:
     threads: int | None
     out: Path
     overwrite: bool | None  # None: what is finished is left alone, anything else replaced
-    options: Mapping[str, Any]  # of song_files.separate_song, but for out, track and overwrite
+    options: Mapping[str, Any]  # of song_files.separate_song, but for out, track, overwrite and keep
+    keep: frozenset[str] = frozenset()  # real paths of all songs: no stem of another may replace one
     loaded: list[Separator] = field(default_factory=list, compare=False)  # filled on first use
 
     def __getstate__(self) -> dict[str, Any]:
@@ -110,6 +111,7 @@ class Work:
                 out=out,
                 track=song.track,
                 overwrite=self.overwrite is not False,
+                keep=self.keep,
                 on_progress=on_progress,
                 **self.options,
             )
@@ -117,7 +119,11 @@ class Work:
             raise type(error)(str(error).replace(str(song.path), song.name)) from error
         result = _describe(song, written)
         joined = [written.stem_file] if written.stem_file else []
+        mixed = manifest.has_stems_of_another_song(record, work)
         manifest.write_manifest(record, work, [*written.files.values(), *joined], result)
+        if mixed:  # only told: another song of this name looks as the same one does that was changed
+            note = f"the stems of {song.name} went where those of another recording were ({record.parent})"
+            result["warnings"].append(f"{note}: another --out keeps both")
         return Outcome(song, "done", result, took=time.perf_counter() - began)
 
     def _describe(self, song: PlannedSong) -> dict[str, Any]:
@@ -150,16 +156,17 @@ def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
     planned: list[PlannedSong] = []
     taken: set[str] = set()
     for song in unique(songs):
-        plain = track_name(song.path)
+        name, plain = str(song.path), track_name(song.path)
+        if name == STDIN:
+            name, plain = STDIN_NAME, "stdin"
         track, number = plain, 1
         while (key := _as_file_systems_see_it(song.folder / track)) in taken:
             number += 1
             track = f"{plain}_{number}"
         taken.add(key)
-        note = f"{song.path} has the name of another song: its files are named {track}"
-        planned.append(
-            PlannedSong(song.path, str(song.path), track, song.folder, (note,) if number > 1 else ())
-        )
+        note = f"{name} has the name of another song: its files are named {track}"
+        notes = (*song.notes, note) if number > 1 else song.notes
+        planned.append(PlannedSong(song.path, name, track, song.folder, notes))
     if len(planned) > 1 and "{track}" not in pattern:
         raise UsageError("with several songs --name needs {track}, or one would overwrite the other")
     return planned

@@ -122,8 +122,8 @@ def _ffmpeg() -> Finding:
 
 
 def _folder(about: str, folder: Path) -> Finding:
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = shutil.disk_usage(there).free / 1e9
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     except OSError as error:

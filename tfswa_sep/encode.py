@@ -24,6 +24,7 @@ from tfswa_sep.formats import AudioFormat
 from tfswa_sep.resample import Samples, interleave
 from tfswa_sep.tags import write_cover, write_mp3_text
 
+_AUTO_DOWNGRADE = 0x1210  # libsndfile's SFC_RF64_AUTO_DOWNGRADE, which soundfile has no name for
 _SUBTYPES = {"mp3": ("MP3", "MPEG_LAYER_III"), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS")}
 
 
@@ -132,9 +133,12 @@ class _Soundfile:
         else:
             container = "FLAC" if audio_format.container == "flac" else "RF64" if large else "WAV"
             subtype = "FLOAT" if audio_format.bit_depth == "32f" else f"PCM_{audio_format.bit_depth}"
+        self._sink = _Sink(path)
         self._file = soundfile.SoundFile(
-            str(path), "w", rate, channels, subtype=subtype, format=container, **steering
+            self._sink, "w", rate, channels, subtype=subtype, format=container, **steering
         )
+        if container == "RF64":  # a plain WAV after all where the song turns out to be short
+            soundfile._snd.sf_command(self._file._file, _AUTO_DOWNGRADE, soundfile._ffi.NULL, True)
         for name, text in tags.items():
             if container != "MP3" or text.isascii():  # see tags.write_mp3_text
                 setattr(self._file, name, text)
@@ -145,11 +149,42 @@ class _Soundfile:
 
     def write(self, samples: NDArray[np.float32] | NDArray[np.int32]) -> None:
         self._file.write(samples)
+        self._sink.check()
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        finally:
+            self._sink.close()
+
+    abandon = close
+
+
+class _Sink:
+    """A file for libsndfile, which keeps to itself that its last writes failed: here they are remembered."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb+", buffering=0)
+        self._error: OSError | None = None
+        self.seek, self.tell, self.read = self._file.seek, self._file.tell, self._file.read
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:  # no exception comes through C: `check` raises it
+            self._error = error
+        return len(data)
+
+    def check(self) -> None:
+        """Raise what a write has met with."""
+        if self._error:
+            raise self._error
 
     def close(self) -> None:
         self._file.close()
-
-    abandon = close
+        self.check()
 
 
 class _Ffmpeg:

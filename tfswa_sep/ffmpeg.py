@@ -104,7 +104,7 @@ class FfmpegDecoder:
         self._messages.close()
 
     def _announced_frames(self) -> int | None:
-        duration = re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", self._read_messages())
+        duration = re.search(r"(?m)^(?:\[info\] )?  Duration: (\d+):(\d+):(\d+\.\d+)", self._read_messages())
         if duration is None:
             return None
         seconds = int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3])

@@ -89,6 +89,7 @@ def find_format(container: str, bit_depth: str | None = None, bitrate: int | Non
         depths = BIT_DEPTHS[container]
         if bitrate is not None:
             raise UsageError(f"{container} files have no bitrate to choose: leave out --bitrate")
+        bit_depth = None if bit_depth is None else str(bit_depth)  # 16 means "16"
         if bit_depth not in (None, *depths):
             raise UsageError(
                 f"{container} files cannot have bit depth '{bit_depth}': choose {', '.join(depths)}"

@@ -28,6 +28,7 @@ class FoundSong:
 
     path: Path
     folder: Path = Path()  # where it lies below the folder that was named; its stems go to the same place
+    notes: tuple[str, ...] = ()  # what its owner should know, one line each
 
 
 def find_songs(arguments: Sequence[str], *, recursive: bool) -> list[FoundSong]:
@@ -35,21 +36,43 @@ def find_songs(arguments: Sequence[str], *, recursive: bool) -> list[FoundSong]:
 
     recursive: look into folders of folders too.
     A name that is not there is handed on as it is. Stems that an earlier run wrote are no songs.
-    Raises InputError for a folder without songs, and a pattern that fits nothing.
+    Raises InputError for a folder without songs or that cannot be opened, and a pattern that fits nothing.
     """
     found: list[FoundSong] = []
     for argument in arguments:
         if "\0" in argument:
             raise InputError(f"no such file: {argument} (no name holds a null character)")
-        path = Path(argument)
+        path = Path(argument) if argument == STDIN else _file(argument)
         if argument != STDIN and os.path.isdir(path):  # a Path raises for names that are too long
-            found += _in_folder(path, recursive=recursive)
+            songs = _in_folder(path, recursive=recursive)
+            if not songs:
+                hint = "" if recursive else ", or look into its folders with --recursive"
+                raise InputError(f"{path} is a folder without songs: name another one{hint}")
+            found += songs
         elif argument != STDIN and not os.path.lexists(path) and glob.has_magic(argument):
-            matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))
-            if not matches:
-                raise InputError(f"no file fits the pattern {argument}: check the name and the folder")
-            found += [FoundSong(match) for match in matches if match.is_file()]
+            songs = _that_fit(argument, recursive=recursive)
+            if not songs:
+                raise InputError(
+                    f"no file fits the pattern {argument}, or lies in a folder that does: "
+                    "check the name and the folder"
+                )
+            found += songs
         else:
+            found.append(FoundSong(path))
+    return found
+
+
+def _file(name: str) -> Path:
+    path = Path(name)
+    return path.absolute() if str(path) == STDIN else path  # of ./- a Path would drop the dot
+
+
+def _that_fit(pattern: str, *, recursive: bool) -> list[FoundSong]:
+    found: list[FoundSong] = []
+    for path in sorted(_file(match) for match in glob.glob(pattern, recursive=True)):
+        if path.is_dir():
+            found += _in_folder(path, recursive=recursive)
+        elif path.is_file():
             found.append(FoundSong(path))
     return found
 
@@ -57,20 +80,24 @@ def find_songs(arguments: Sequence[str], *, recursive: bool) -> list[FoundSong]:
 def _in_folder(folder: Path, *, recursive: bool) -> list[FoundSong]:
     songs: list[Path] = []
     ours: set[Path] = set()
-    for place, folders, names in os.walk(folder, onerror=_cannot_list):
+    notes: list[str] = []
+
+    def cannot_list(error: OSError) -> None:
+        text = f"{error.filename} cannot be opened: {error.strerror}"
+        if error.filename == str(folder):
+            raise InputError(text) from None
+        notes.append(f"{text}; what is in it was left out")
+
+    for place, folders, names in os.walk(folder, onerror=cannot_list):
         here = Path(place)
         ours |= outputs_in(here)
         songs += [here / name for name in names if _looks_like_a_song(name)]
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
     songs = sorted(song for song in songs if song not in ours)
-    if not songs:
-        hint = "" if recursive else ", or look into its folders with --recursive"
-        raise InputError(f"{folder} is a folder without songs: name another one{hint}")
-    return [FoundSong(song, song.parent.relative_to(folder)) for song in songs]
-
-
-def _cannot_list(error: OSError) -> None:
-    raise InputError(f"{error.filename} cannot be opened: {error.strerror}") from None
+    return [
+        FoundSong(song, song.parent.relative_to(folder), () if number else tuple(notes))  # told once
+        for number, song in enumerate(songs)
+    ]
 
 
 def _looks_like_a_song(name: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tfswa_sep.errors import OutputError
-from tfswa_sep.registry import ModelInfo, digest
+from tfswa_sep.registry import ModelFile, ModelInfo, digest, local_path
 from tfswa_sep.temporary import written_whole
 
 _FORMAT = 3
@@ -28,7 +28,7 @@ def manifest_path(folder: Path, track: str) -> Path:
 
 def describe_work(song: Path, model: ModelInfo, options: Mapping[str, Any]) -> dict[str, Any]:
     """What decides how the stems come out. Raises OSError."""
-    hashes = {file.label: file.sha256 or digest(Path(file.where)) for file in model.files}
+    hashes = {file.label: file.sha256 or _hash_here(file) for file in model.files}
     return {
         "format": _FORMAT,
         "song": {"name": song.name, "sha256": digest(song)},
@@ -37,13 +37,26 @@ def describe_work(song: Path, model: ModelInfo, options: Mapping[str, Any]) -> d
     }
 
 
+def _hash_here(file: ModelFile) -> str:
+    path = local_path(file)
+    return digest(path) if path.is_file() else ""  # not fetched: another of the model's files is used
+
+
 def write_manifest(
     path: Path, work: Mapping[str, Any], outputs: list[Path], result: Mapping[str, Any]
 ) -> None:
-    """Record that `work` made `outputs`, with what else there is to tell as `result`. Raises OutputError."""
+    """Record that `work` made `outputs`, with what else there is to tell as `result`. Raises OutputError.
+
+    What earlier runs with other options made, and is still there, stays on record: outputs_in tells of it.
+    """
     try:
         marks = {os.path.relpath(output, path.parent): _mark(output) for output in outputs}
-        document = {**work, "outputs": marks, "result": result}
+        earlier = {
+            os.path.relpath(output, path.parent): mark
+            for output, mark in _still_there(path).items()
+            if output not in outputs
+        }
+        document = {**work, "outputs": marks, "earlier": earlier, "result": result}
         with (
             written_whole(path) as temporary,
             temporary.open("w", encoding="utf-8", errors="surrogateescape") as file,
@@ -66,12 +79,23 @@ def finished_work(path: Path, work: Mapping[str, Any]) -> dict[str, Any] | None:
     except OSError:
         return None
     result = document.get("result")
-    return result if whole and isinstance(result, dict) else None
+    if not whole or not isinstance(result, dict) or not isinstance(result.get("files"), dict):
+        return None
+    here = [str(output) for output in outputs]  # the stems, then the stem file; their folder may have moved
+    stem_file = here[-1] if result.get("stem_file") else None
+    return {**result, "files": dict(zip(result["files"], here, strict=False)), "stem_file": stem_file}
+
+
+def has_stems_of_another_song(path: Path, work: Mapping[str, Any]) -> bool:
+    """Whether stems are there that were made of another song, or of this one before it was changed."""
+    song = _read(path).get("song")
+    another = isinstance(song, dict) and song.get("sha256") != work["song"]["sha256"]
+    return another and bool(_still_there(path))
 
 
 def outputs_in(folder: Path) -> set[Path]:
     """The stems that manifests in this folder tell of: they are no songs to separate."""
-    return {output for path in folder.glob(f".*{_SUFFIX}") for output in _outputs(path, _read(path))}
+    return {output for path in folder.glob(f".*{_SUFFIX}") for output in _still_there(path)}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -88,8 +112,14 @@ def _mark(output: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _outputs(path: Path, document: Mapping[str, Any]) -> dict[Path, Any]:
-    outputs = document.get("outputs")
+def _still_there(path: Path) -> dict[Path, Any]:
+    document = _read(path)
+    known = _outputs(path, document, "earlier") | _outputs(path, document)
+    return {output: mark for output, mark in known.items() if os.path.exists(output)}
+
+
+def _outputs(path: Path, document: Mapping[str, Any], key: str = "outputs") -> dict[Path, Any]:
+    outputs = document.get(key)
     if not isinstance(outputs, dict):
         return {}
     return {path.parent / str(name): mark for name, mark in outputs.items()}

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep import registry
-from tfswa_sep.arrays import SaveOptions, Stems, join_stems, save_stems, stream_stems
+from tfswa_sep.arrays import SaveOptions, Stems, as_floats, join_stems, save_stems, stream_stems
 from tfswa_sep.audio import BLOCK
 from tfswa_sep.backends import Backend, load_backend
 from tfswa_sep.errors import InputError, ModelError, UsageError
@@ -113,7 +113,7 @@ class Separator:
         Returns stem -> float32 array of the same shape and rate.
         Raises InputError for another shape or samples that are no numbers, UsageError for an unknown stem.
         """
-        samples = np.atleast_2d(np.asarray(audio, dtype=np.float32))
+        samples = np.atleast_2d(as_floats(audio))
         frames = samples.shape[-1]
         if samples.ndim != 2 or len(samples) not in (1, 2) or not frames:
             raise InputError(f"expected samples of shape (1 or 2 channels, n > 0), got {np.shape(audio)}")

@@ -8,7 +8,7 @@ Memory does not grow with the song: blocks stream from one end to the other. Lou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from tfswa_sep.formats import AudioFormat, find_format
 from tfswa_sep.resample import Samples
 from tfswa_sep.stem_file import EXTENSION, check_stem_file
 from tfswa_sep.stem_writer import StemWriter, Written
-from tfswa_sep.stems import NAME_TEMPLATE, parse_stems, target_paths, track_name
+from tfswa_sep.stems import NAME_TEMPLATE, check_target, parse_stems, target_paths, track_name
 
 Progress = Callable[[float, float | None], None]  # (seconds done, seconds in all or None where unknown)
 # Blocks (c, n) at the model's rate, the (k, s) matrix of stems and the song's channels -> blocks (k, c, n)
@@ -48,6 +48,7 @@ class FileOptions(TypedDict, total=False):
     downmix: bool
     allow_truncated: bool
     overwrite: bool
+    keep: Collection[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,7 @@ def separate_song(
     downmix: bool = False,
     allow_truncated: bool = False,
     overwrite: bool = True,
+    keep: Collection[str] = (),
     on_progress: Progress | None = None,
 ) -> SeparationResult:
     """Separate a song into files with its own sample rate, channels and length, all of them or none.
@@ -101,6 +103,7 @@ def separate_song(
     stem_file: write all stems as one Native Instruments file too, see stem_file.py.
     downmix, allow_truncated: see audio.open_audio.
     overwrite: False refuses to replace files of an earlier run.
+    keep: real paths of files that are never replaced, such as the other songs of a batch.
     Raises InputError, UsageError, ModelError, DeviceError or OutputError; then nothing is left behind.
     """
     encoding = find_format(audio_format, bit_depth, bitrate)
@@ -109,12 +112,19 @@ def separate_song(
         names, mix = parse_stems(stems, model.stems)
         track = track or track_name(song.path)
         targets = target_paths(
-            song.path, names, out=Path(out), extension=encoding.extension, template=name, track=track
+            song.path,
+            names,
+            out=Path(out),
+            extension=encoding.extension,
+            template=name,
+            track=track,
+            keep=keep,
         )
         joined = None
         if stem_file:
             check_stem_file(names)
             joined = next(iter(targets.values())).parent / f"{track}{EXTENSION}"
+            check_target(joined, song.path, keep)
         rate = encoding.nearest_rate(song.sample_rate)
         song_again = None
         if exact_sum:

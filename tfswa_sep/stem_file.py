@@ -46,10 +46,11 @@ def check_stem_file(stems: tuple[str, ...]) -> None:
         raise UsageError(f"--stem-file needs ffmpeg: {INSTALL}")
 
 
-def write_stem_file(path: Path, stems: Mapping[str, Path], rate: int) -> None:
+def write_stem_file(path: Path, stems: Mapping[str, Path], rate: int, *, title: str | None = None) -> None:
     """Write the audio files `stems` (by the names in ORDER), and their sum in front, to `path`.
 
-    rate: Hz, of the stems.  Raises OSError with a reason.
+    rate: Hz, of the stems.  title: of the song; all other tags are those of the first stem.
+    Raises OSError with a reason.
     """
     program = find_ffmpeg()
     assert program is not None  # check_stem_file has seen to it
@@ -71,7 +72,8 @@ def write_stem_file(path: Path, stems: Mapping[str, Path], rate: int) -> None:
     ]
     # Only the mix plays where a program knows nothing of stems.
     command += ["-disposition:a", "0", "-disposition:a:0", "default"]
-    command += ["-map_metadata", "0", "-f", "mp4", f"file:{path.resolve()}"]
+    command += ["-map_metadata", "0", *(["-metadata", f"title={title}"] if title else [])]
+    command += ["-f", "mp4", f"file:{path.resolve()}"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
         lines = done.stderr.decode("utf-8", errors="replace").splitlines()

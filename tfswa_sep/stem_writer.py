@@ -23,7 +23,7 @@ from types import TracebackType
 import numpy as np
 import soundfile
 
-from tfswa_sep.audio import BLOCK
+from tfswa_sep.audio import BLOCK, soundfile_name
 from tfswa_sep.encode import Encoder, cannot_write
 from tfswa_sep.errors import OutputError
 from tfswa_sep.formats import AudioFormat, find_format
@@ -131,7 +131,7 @@ class StemWriter:
             targets["stem file"] = self._stem_file
         for stem, path in targets.items():
             try:
-                self._files[stem].put_in_place(path)
+                self._files[stem].put_in_place(path, overwrite=self._overwrite)
             except OSError as error:
                 raise cannot_write(path, error) from None
         for folder in {path.parent for path in targets.values()}:
@@ -148,14 +148,13 @@ class StemWriter:
     def _put(self, stems: dict[str, Samples]) -> None:
         if self._mix:
             steps = self._format.steps
+            grid = np.float32(steps or 2**23)  # that of floats, so that sums are exact there too
             rest = self._mix.take(next(iter(stems.values())).shape[1]).astype(np.float64)
             if steps:  # on the grid of the integers every sum is exact
                 rest = np.rint(rest * steps) / steps
             for stem, samples in stems.items():
-                if steps:
-                    stems[stem] = samples = np.clip(
-                        np.rint(samples * np.float32(steps)), -steps, steps - 1
-                    ) / np.float32(steps)
+                whole = np.rint(samples * grid)
+                stems[stem] = samples = (np.clip(whole, -steps, steps - 1) if steps else whole) / grid
                 if stem != self._remainder:
                     rest -= samples
             stems[self._remainder] = rest.astype(np.float32)
@@ -180,12 +179,13 @@ class StemWriter:
 
     def _encode_rescaled(self) -> float:
         peak = max((encoder.peak for encoder in self._encoders.values()), default=0.0)
-        gain = min(1.0, self._format.highest / peak) if peak else 1.0
+        # A little less, or what is rounded up afterwards would be cut off.
+        gain = 1.0 if peak <= self._format.highest else self._format.highest / peak * (1 - 2**-22)
         with ExitStack() as opened:
             sources = {}
             for stem, path in self._paths.items():
                 self._floats.append(floats := self._files.pop(stem))
-                sources[stem] = opened.enter_context(soundfile.SoundFile(floats.path))
+                sources[stem] = opened.enter_context(soundfile.SoundFile(soundfile_name(floats.path)))
                 self._open(stem, path, self._format)
             while True:
                 stems = {
@@ -224,7 +224,8 @@ class StemWriter:
         assert self._stem_file is not None
         try:
             self._files["stem file"] = joined = TemporaryFile(self._stem_file.parent)
-            write_stem_file(joined.path, {stem: self._files[stem].path for stem in self._paths}, self._rate)
+            files = {stem: self._files[stem].path for stem in self._paths}
+            write_stem_file(joined.path, files, self._rate, title=self._tags.get("title"))
         except OSError as error:
             raise cannot_write(self._stem_file, error) from None
         return joined

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.errors import UsageError
+from tfswa_sep.errors import OutputError, UsageError
 
 ACCOMPANIMENT = "accompaniment"  # everything but the vocals
 VOCALS = "vocals"
@@ -90,11 +90,13 @@ def target_paths(
     extension: str,
     template: str = NAME_TEMPLATE,
     track: str | None = None,
+    keep: Collection[str] = (),
 ) -> dict[str, Path]:
     """Stem -> file under `out`, from a template of {track}, {stem} and {ext} (".wav").
 
-    track: None for track_name(song).
-    Raises UsageError for another field, a path that leaves `out`, one path for two stems, or the song's own.
+    track: None for track_name(song).  keep: see check_target.
+    Raises UsageError for another field, a path that leaves `out`, or one path for two stems; OutputError for
+    the path of a song.
     """
     _check_template(template)
     targets: dict[str, Path] = {}
@@ -110,19 +112,25 @@ def target_paths(
             raise UsageError(
                 f"the name template '{template}' gives two stems one file ({path}): use {{stem}} in it"
             )
-        if path.resolve() == song.resolve():
-            raise UsageError(
-                f"a stem would overwrite the song itself ({path}): choose another --out or --name"
-            )
+        check_target(path, song, keep)
         targets[stem] = path
     return targets
 
 
+def check_target(path: Path, song: Path, keep: Collection[str]) -> None:
+    """Raise OutputError if `path`, made of `song`, would replace it or one of `keep` (real paths)."""
+    target = os.path.realpath(path)
+    itself = target == os.path.realpath(song)
+    if itself or target in keep:
+        what = "the song itself" if itself else "another song"
+        raise OutputError(f"a stem of {song} would overwrite {what} ({path}): choose another --out or --name")
+
+
 def folder_of(template: str, track: str) -> Path:
-    """The folder that all stems of a song lie in or below: the template as far as it is the same for all."""
+    """The folder that all stems of a song lie in or below, whatever the format they are written in."""
     parts = Path(template).parts[:-1]
-    shared = [index for index, part in enumerate(parts) if "{stem}" in part]
-    return Path(*(part.format(track=track, ext="") for part in parts[: min(shared, default=len(parts))]))
+    differing = [index for index, part in enumerate(parts) if "{stem}" in part or "{ext}" in part]
+    return Path(*(part.format(track=track) for part in parts[: min(differing, default=len(parts))]))
 
 
 def _check_template(template: str) -> None:

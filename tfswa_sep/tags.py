@@ -17,6 +17,7 @@ from typing import Any
 
 import soundfile
 
+from tfswa_sep.audio import soundfile_name
 from tfswa_sep.ffmpeg import find_ffmpeg
 
 _NAMES = ("title", "artist", "album", "date", "tracknumber", "genre", "comment", "copyright")
@@ -28,7 +29,7 @@ _FRONT = 3  # the kind of picture, in ID3 and FLAC
 def read_tags(path: Path) -> dict[str, str]:
     """Name (as libsndfile has it) -> text; empty where nothing is known."""
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(soundfile_name(path)) as file:
             found = {name: getattr(file, name, "") for name in _NAMES}
     except (OSError, RuntimeError):
         found = _read_with_ffmpeg(path)
@@ -90,14 +91,16 @@ def write_mp3_text(path: Path, text: Mapping[str, str]) -> None:
     if not can_write_covers():
         return
     import mutagen
-    from mutagen import easyid3
+    from mutagen import easyid3, id3
 
     try:
-        easy = easyid3.EasyID3(path)
+        easy = easyid3.EasyID3()
+        with suppress(id3.ID3NoHeaderError):  # libsndfile writes none where nothing is ASCII
+            easy.load(path)
         for name, value in text.items():
             if name in easyid3.EasyID3.valid_keys:
                 easy[name] = value
-        easy.save()
+        easy.save(path)
     except mutagen.MutagenError as error:
         raise OSError(0, str(error)) from None
 

@@ -6,6 +6,7 @@ killed; the next run that writes to the folder removes it. Windows needs no lock
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import sys
@@ -35,10 +36,24 @@ class TemporaryFile:
                 return
             self._let_go()  # before it was locked, another run took it for a killed one's
 
-    def put_in_place(self, target: Path) -> None:
-        """Give the file its name, over a file of an earlier run."""
-        os.replace(self.path, target)
+    def put_in_place(self, target: Path, *, overwrite: bool = True) -> None:
+        """Give the file its name, over a file of an earlier run, or raise FileExistsError for one."""
+        if overwrite or not self._linked(target):
+            os.replace(self.path, target)
         self._let_go()
+
+    def _linked(self, target: Path) -> bool:
+        """Have the file its name without replacing another's, however late that came; False: it cannot be."""
+        try:
+            os.link(self.path, target)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            if target.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+            return False
+        self.path.unlink()
+        return True
 
     def remove(self) -> None:
         """Remove the file if it is still there."""

@@ -39,6 +39,8 @@ def run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
         if hasattr(stream, "reconfigure"):  # a file name that is no text must not end the program
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, _terminate)
     with _only_our_words(debug=debug):
         return _run(command, debug=debug, as_json=as_json)
 

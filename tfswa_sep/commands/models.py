@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -149,11 +150,12 @@ def _state(file: ModelFile) -> dict[str, Any]:
     from tfswa_sep import registry
 
     path: Path = registry.local_path(file)
-    problem = registry.problem_of(file) if path.exists() else None
-    here = "not here yet" if not path.exists() else f"damaged: it {problem}" if problem else "here, and whole"
+    there = os.path.exists(path)  # a Path raises for a folder that may not be read
+    problem = registry.problem_of(file) if there else None
+    here = "not here yet" if not there else f"damaged: it {problem}" if problem else "here, and whole"
     return {
         **asdict(file),
-        "path": str(path) if path.exists() else "",
+        "path": str(path) if there else "",
         "state": here,
         "damaged": problem is not None,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -106,12 +107,18 @@ def separate(
     from tfswa_sep.commands.separate_report import SeparateReport
 
     commands = list(getattr(context.parent and context.parent.command, "commands", ()))
-    info = registry.find_model(model) if model else registry.default_model()
-    info = registry.with_precision(info, precision, device=device)
+
+    def find_model() -> registry.ModelInfo:
+        info = registry.find_model(model) if model else registry.default_model()
+        return registry.with_precision(info, precision, device=device)
+
+    info = find_model()
     # Damage is told before anything heavy loads; a download waits until the backend is chosen.
     sure = [f.backend for f in info.files if len(info.files) == 1 or f.where.startswith("bundled:")]
     for needed in dict.fromkeys(sure) if backend == "auto" else [backend]:
         registry.fetch(info, needed)
+    if not all(file.sha256 for file in info.files):
+        info = find_model()  # an address is pinned by now, with what it held
     part, parts = _parse_shard(shard)
     found = inputs.find_songs(songs, recursive=recursive)
     if len(found) == 1 and str(found[0].path) != inputs.STDIN:
@@ -125,6 +132,7 @@ def separate(
         threads=threads or jobs.threads_each(min(at_once, len(planned))),
         out=out,
         overwrite=overwrite,
+        keep=frozenset(realpath(song.path) for song in found),
         options={
             "name": name,
             "stems": stems,
@@ -182,9 +190,9 @@ def _parse_shard(text: str | None) -> tuple[int, int]:
 def _fetch_stdin(song: PlannedSong, opened: ExitStack) -> PlannedSong:
     from tfswa_sep import inputs
 
-    if song.name != inputs.STDIN:
+    if str(song.path) != inputs.STDIN:
         return song
     import tempfile
 
     folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="tfswa-sep-")))
-    return replace(song, path=inputs.keep_stdin(folder), name=inputs.STDIN_NAME, track="stdin")
+    return replace(song, path=inputs.keep_stdin(folder))

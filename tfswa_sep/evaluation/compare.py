@@ -75,6 +75,14 @@ def compare(records: Sequence[Path], *, metric: str | None = None) -> list[Diffe
         if (difference := _difference(first, other, stem, metric)) is not None
     ]
     if not found:
+        scored, *others_scored = (
+            {song.song for song in method.songs if not song.apart} for method in methods
+        )
+        if any(scored & songs for songs in others_scored):
+            raise UsageError(
+                f"no stem has a {metric!r} from both methods (silence has none, nor may a perfect estimate): "
+                "name another --metric"
+            )
         raise UsageError("the records have no song in common: score both on the same songs")
     return found
 

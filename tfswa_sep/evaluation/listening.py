@@ -36,6 +36,9 @@ def listening_page(
     Raises UsageError where no names match or a package is missing, InputError for a file that cannot be read.
     """
     need("pyloudnorm", "eval listen")
+    for path in (first, second, reference):
+        if path is not None and not path.exists():
+            raise InputError(f"{path} does not exist: name an audio file, or a folder of them")
     pairs = _pairs(first, second)
     known = _sounds(reference) if reference is not None and reference.is_dir() else {}
     chosen = sorted({round(index) for index in np.linspace(0, len(pairs) - 1, min(trials, len(pairs)))})
@@ -59,9 +62,6 @@ def listening_page(
 
 def _pairs(first: Path, second: Path) -> dict[str, tuple[Path, Path]]:
     """{name: (of A, of B)}."""
-    for path in (first, second):
-        if not path.exists():
-            raise InputError(f"{path} does not exist: name an audio file, or a folder of them")
     if first.is_file() and second.is_file():
         name = first.stem if first.stem == second.stem else "excerpt"
         return {name: (first, second)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,7 +74,7 @@ class ModelMethod:
         self._separator = Separator(
             info, backend=backend, device=device, precision=precision, threads=threads
         )
-        self._threads, self._out = threads, out
+        self._threads, self.out = threads, out
         loaded = self._separator.backend
         if unknown := [stem for stem in loaded.stems if stem not in STEMS]:
             raise UsageError(f"the model separates {unknown[0]}; only {', '.join(STEMS)} can be scored")
@@ -109,7 +109,7 @@ class ModelMethod:
         started = time.perf_counter()
         result = self._separator.separate_file(
             mixture,
-            out=folder if self._out is None else self._out / song.name,
+            out=folder if self.out is None else self.out / song.name,
             stems=self._stems,
             name="{stem}{ext}",
             on_progress=lambda done, _: on_progress(done),
@@ -135,10 +135,14 @@ class FolderMethod:
         """Only the name is known."""
         return MethodScores(self.name, "estimates")
 
+    def place(self, song: Song) -> Path:
+        """The folder of the song's stems."""
+        places = [self.folder / part / song.name for part in ("", "test", "train")]
+        return next((path for path in places if path.is_dir()), self.folder if self.alone else places[0])
+
     def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
         """The files that are there. Raises InputError for none."""
-        places = [self.folder / part / song.name for part in ("", "test", "train")]
-        place = next((path for path in places if path.is_dir()), self.folder if self.alone else places[0])
+        place = self.place(song)
         if not place.is_dir():
             raise InputError(f"no estimates of the song {song.name!r}: {place} is no folder")
         files = stem_files(place)
@@ -149,6 +153,18 @@ class FolderMethod:
         if ACCOMPANIMENT not in found and len(rest) == len(STEMS) - 1:
             found[ACCOMPANIMENT] = rest
         return Estimates(found, None)
+
+
+def check_kept(methods: Sequence[Method], songs: Sequence[Song]) -> None:
+    """Raise UsageError if a model's stems are to be kept where true ones, or those of another tool, lie."""
+    files = [path for song in songs for path in song.files.values()]
+    given = {folder for path in files for folder in (path.parent, path.resolve().parent)}
+    given |= {method.place(song) for method in methods if isinstance(method, FolderMethod) for song in songs}
+    given = {folder for folder in given if folder.is_dir()}
+    outs = [method.out for method in methods if isinstance(method, ModelMethod) and method.out is not None]
+    for place in (out / song.name for out in outs for song in songs):
+        if place.is_dir() and any(place.samefile(folder) for folder in given):
+            raise UsageError(f"the stems in {place} would be overwritten: choose another --out")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,10 @@ class Song:
 
 
 def find_songs(data: Path) -> list[Song]:
-    """The songs in the folders of `data`, and `data` itself if it is one. Raises InputError for none."""
+    """The songs in the folders of `data`, and `data` itself if it is one.
+
+    Raises InputError for none, and for two of one name: scores are kept by name.
+    """
     if not data.is_dir():
         raise InputError(f"{data} is no folder of songs")
     folders = [data, *sorted(folder for folder in data.iterdir() if folder.is_dir())]
@@ -61,6 +64,9 @@ def find_songs(data: Path) -> list[Song]:
     songs = [song for song in songs if song.files.keys() & set(STEMS)]
     if not songs:
         raise InputError(f"no songs in {data}: expected folders with vocals.wav, drums.flac and the like")
+    names = [song.name for song in songs]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two songs of {data} are in folders called {repeated.pop()!r}: rename one")
     return songs
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tfswa_sep.errors import UsageError
-from tfswa_sep.evaluation.methods import Method
+from tfswa_sep.evaluation.methods import Method, check_kept
 from tfswa_sep.evaluation.multitrack import Song
 from tfswa_sep.evaluation.musdb import unpack
 from tfswa_sep.evaluation.provenance import machine, versions
@@ -59,8 +59,8 @@ def evaluate(
     command: what was typed, for the record; None: this process's own arguments.
 
     With more than one job a script must stand under `if __name__ == "__main__"`, as always with processes.
-    Raises UsageError (`apart` matches nothing, two methods of one name, `earlier` is another run), and all
-    that separating and scoring raise.
+    Raises UsageError (`apart` matches nothing, two methods of one name, `earlier` is another run, stems that
+    are there would be overwritten), and all that separating and scoring raise.
     """
     run = Evaluation(
         data=data,
@@ -74,6 +74,7 @@ def evaluate(
     names = [method.name for method in run.methods]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"two methods are called {repeated.pop()!r}: rename a folder")
+    check_kept(methods, songs)
     is_apart = {song.name: apart is not None and fnmatchcase(song.name, apart) for song in songs}
     if apart is not None and not any(is_apart.values()):
         raise UsageError(f"no song matches the pattern {apart!r}; there are {', '.join(is_apart)}")

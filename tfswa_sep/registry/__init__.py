@@ -55,7 +55,7 @@ def load_registry(path: Path | None = None) -> dict[str, ModelInfo]:
     path = PACKAGE / "models.toml"
     models = read_models(path if path.is_file() else PACKAGE.parent / "models.toml")
     own = config_folder() / "models.toml"
-    if own.exists():
+    if os.path.isfile(own):  # a Path raises for a folder that may not be read
         added = read_models(own)
         if any(model.default for model in added.values()):
             models = {name: replace(model, default=False) for name, model in models.items()}
@@ -184,10 +184,7 @@ def remove(name: str) -> list[Path]:
 def describe(model: ModelInfo) -> list[tuple[str, str]]:
     """(label, text) lines for a person; what is not known is left out."""
     size = (f"{file.bytes / 1e6:.1f} MB" if file.bytes else "size unknown" for file in model.files)
-    files = (
-        f"{f.backend} {f.precision}, {mb}, {f.where.partition(':')[0]}"
-        for f, mb in zip(model.files, size, strict=True)
-    )
+    files = (f"{f.label}, {mb}, {f.where.partition(':')[0]}" for f, mb in zip(model.files, size, strict=True))
     channels = "stereo" if model.channels == 2 else f"{model.channels} channels"
     lines = [
         ("about", model.summary),

@@ -131,6 +131,8 @@ def _pins_file() -> Path:
 
 def _read_pins() -> dict[str, tuple[ModelFile, ...]]:
     path = _pins_file()
+    if not os.access(path.parent, os.X_OK):  # not there, or not for us: nothing can be recorded in it either
+        return {}
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         return {address: tuple(_pinned_file(file) for file in files) for address, files in document.items()}

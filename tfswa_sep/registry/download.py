@@ -98,8 +98,8 @@ def remove(file: ModelFile) -> list[Path]:
     """Delete what is kept of a file: whole, in part, in quarantine. Returns what was there."""
     path = cached_path(file)
     kept = [path, path.resolve(), _part(file), _quarantined(file)]
-    removed = [entry for entry in dict.fromkeys(kept) if entry.is_file() or entry.is_symlink()]
     try:
+        removed = [entry for entry in dict.fromkeys(kept) if entry.is_file() or entry.is_symlink()]
         for entry in removed:
             entry.unlink(missing_ok=True)
     except OSError as error:
