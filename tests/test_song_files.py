@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -169,6 +170,16 @@ def test_a_stem_file_has_the_songs_title(fake_backend: Any, tmp_path: Path) -> N
     result = separate_file(tmp_path / "a.flac", model=fake_backend(), out=tmp_path, stem_file=True)
     assert result.stem_file is not None
     assert tags.read_tags(result.stem_file) == {"title": "Häuser", "artist": "Die 3"}
+
+
+@needs_ffmpeg
+def test_tags_of_an_m4a_are_read_as_they_are(song: Song) -> None:
+    wav = song("a.wav", tones(44_100, 0.3))
+    said = {"title": r"A\B = C; #1", "comment": "one\ntwo"}
+    options = [word for name, text in said.items() for word in ("-metadata", f"{name}={text}")]
+    m4a = wav.with_suffix(".m4a")
+    subprocess.run(["ffmpeg", "-v", "error", "-i", wav, *options, m4a], check=True, stdin=subprocess.DEVNULL)
+    assert tags.read_tags(m4a) == said
 
 
 def test_an_mp3_whose_only_tag_is_not_ascii(fake_backend: Any, tmp_path: Path) -> None:

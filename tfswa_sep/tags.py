@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import re
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
@@ -43,10 +44,13 @@ def _read_with_ffmpeg(path: Path) -> dict[str, str]:
     command = [program, "-nostdin", "-loglevel", "error", "-protocol_whitelist", "file,pipe"]
     command += ["-i", f"file:{path.resolve()}", "-f", "ffmetadata", "-"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    lines = done.stdout.decode("utf-8", errors="replace").splitlines()
+    lines = re.split(r"(?<!\\)\n", done.stdout.decode("utf-8", errors="replace"))
     pairs = (line.partition("=") for line in lines if not line.startswith((";", "[")))
     found = {"tracknumber" if name == "track" else name.lower(): text for name, _, text in pairs}
-    return {name: text.replace("\\", "") for name, text in found.items() if name in _NAMES}
+    # A backslash goes before =, ;, #, itself, and the end of a line that the text goes on behind.
+    return {
+        name: re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL) for name, text in found.items() if name in _NAMES
+    }
 
 
 def can_write_covers() -> bool:
