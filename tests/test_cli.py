@@ -394,9 +394,7 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
-)
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
 def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: str, code: int) -> None:
     write_song(tmp_path / "song.wav", seconds=20)
     script = SLOW.format(root=str(ROOT))
