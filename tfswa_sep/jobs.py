@@ -132,9 +132,8 @@ def _start(work: Work) -> tuple[SpawnProcess, Connection]:
 def _serve(connection: Connection, work: Work) -> None:
     """What another process does: songs in, outcomes out, until nobody is there any more."""
     signal.signal(signal.SIGTERM, _leave)
-    if hasattr(
-        signal, "SIGHUP"
-    ):  # of a terminal that closes: as with Ctrl-C, the other process ends this one
+    if hasattr(signal, "SIGHUP"):
+        # A terminal closes: as with Ctrl-C, the other process ends this one.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         while True:

@@ -27,7 +27,7 @@ from torch import Tensor
 from training.data import mix_effects, voices
 from training.data.mix_effects import Filters, active_rms, db
 from training.data.mix_settings import MixSettings
-from training.data.pools import FULL_BAND, Array, Pools, Song, floats
+from training.data.pools import FULL_BAND, Array, Pools, Song, floats, recorded_level
 from training.data.rests import RESTING
 
 Voice = tuple[Array, float]  # where it is read from, and how much higher it is played
@@ -60,6 +60,10 @@ class Mixer:
         for name, song in (item for songs in self.pools.songs.values() for item in songs.items()):
             if song.frames < self.length:
                 raise ValueError(f"{pools}: the song {name!r} is shorter than {settings.seconds} s")
+        if settings.mixed_songs:  # reads all of their stems, which takes seconds
+            for song in self.pools.songs["song"].values():
+                if not song.estimated:
+                    song.levels = {stem: recorded_level(samples) for stem, samples in song.stems.items()}
         needed = {"vocals"} | ({"drums", "bass", "other"} if settings.kinds.get("stems") else set())
         for kind in ("accompaniment", *RESTING):
             if settings.kinds.get(kind):
@@ -161,9 +165,8 @@ class Mixer:
         An album's stems were recorded as loud as they would go: only a mix makes a bass softer than drums.
         """
         if kind == "song" and self.settings.mixed_songs and not song.estimated:
-            return (
-                float(rng.normal(self.settings.level[stem], self.settings.level_spread)) - song.levels[stem]
-            )
+            wanted = rng.normal(self.settings.level[stem], self.settings.level_spread)
+            return float(wanted) - song.levels[stem]
         return float(rng.normal(0, 3))
 
     def _source(

@@ -57,7 +57,7 @@ class Song:
     stems: dict[str, Tensor] = field(default_factory=dict)  # (n, c) int16
     masked: list[str] = field(default_factory=list)
     estimated: bool = False  # by a teacher: without its voice it has holes, and remains of the voice
-    levels: dict[str, float] = field(default_factory=dict)  # of the stems where they sound, dBFS
+    levels: dict[str, float] = field(default_factory=dict)  # dBFS of stems, where the mixer needs them
 
     @property
     def frames(self) -> int:
@@ -99,8 +99,6 @@ class Pools:
         # A build that still goes on has bands without one of their stems: that would be taught to be silent.
         whole_bands = {n: song for n, song in self.songs["band"].items() if song.stems.keys() == set(BAND)}
         self.songs["band"] = whole_bands
-        for song in self.songs["song"].values():
-            song.levels = {stem: _level(samples) for stem, samples in song.stems.items()}
         # The square root keeps a long source from drowning the many short ones: variety before minutes.
         weights = {pool: np.sqrt(values) for pool, values in minutes.items()}
         if "vocals" in weights:
@@ -117,11 +115,10 @@ class Pools:
         return self.arrays[pool][int(rng.choice(len(self.arrays[pool]), p=self._shares[pool]))]
 
 
-def _level(samples: Tensor) -> float:
+def recorded_level(samples: Tensor) -> float:
     """RMS in dBFS of the blocks of (n, c) int16 that are within 30 dB of the loudest one."""
     count = len(samples) // LEVEL_BLOCK
-    blocks = samples[: count * LEVEL_BLOCK].view(count, -1)
-    power = torch.stack([(part.float() / INT16).square().mean() for part in blocks])
+    power = (samples[: count * LEVEL_BLOCK].view(count, -1).float() / INT16).square().mean(dim=1)
     return float(10 * power[power > power.max() / 1000].mean().clamp(min=1e-12).log10())
 
 
