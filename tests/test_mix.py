@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,15 @@ def test_a_song_that_a_teacher_took_apart_keeps_its_voice(own_pools: Path) -> No
     _, stems, _ = Mixer(own_pools, only("song", **AS_IS | {"song_voice": 1.0})).batch(0, 4)
     for example in stems:
         assert torch.corrcoef(example.flatten(1)).min() > 0.99
+
+
+def test_songs_that_a_teacher_took_apart_can_be_drawn_less_often(own_pools: Path) -> None:
+    mixer = Mixer(own_pools, only("song", **AS_IS, estimated_songs=0.25))
+    (song,) = mixer.pools.songs["song"].values()
+    taken_apart = replace(song, estimated=True, masked=["drums"])
+    mixer.pools.songs["song"] = {"taken apart": taken_apart, "with stems": song}
+    known = mixer.batch(0, 60)[2][:, STEMS.index("drums")]
+    assert 0.65 < known.mean() < 0.95  # 0.8 is expected, 0.5 were they drawn alike
 
 
 def test_voices_are_drawn_by_kind_and_then_by_the_root_of_their_minutes(own_pools: Path) -> None:

@@ -98,7 +98,9 @@ class Mixer:
         master = _Master(rng.normal(0, 1.5 * mastered, len(mix_effects.EQ_POINTS)), highest)
         rest = torch.zeros(2, self.length, device=self.device)
         if songs := list(self.pools.songs.get(kind, {}).values()):
-            song = songs[int(rng.integers(len(songs)))]
+            weights = np.array([settings.estimated_songs if song.estimated else 1.0 for song in songs])
+            shares = None if settings.estimated_songs == 1 else weights / weights.sum()
+            song = songs[int(rng.choice(len(songs), p=shares))]
             known = [stem not in song.masked for stem in STEMS]
             stems = self._moment(song, rng, master, kind)
             if kind == "band" or (rng.random() < settings.song_voice and not song.estimated):

@@ -97,6 +97,7 @@ class MixSettings:
             "accompaniment": 0.2,
         }
     )  # away from the centre, where lead voices, kick and bass are in nearly all songs
+    estimated_songs: float = 1.0  # draws of a song that a teacher took apart, to one of a song with stems
     mixed_songs: bool = False  # stems of real songs at the levels of `level`, else as they were recorded
     song_voice: float = 0.35  # share of songs whose voice gives way to another one
     mono: float = 0.3  # share of mixtures folded to mono
