@@ -98,9 +98,9 @@ class Mixer:
         master = _Master(rng.normal(0, 1.5 * mastered, len(mix_effects.EQ_POINTS)), highest)
         rest = torch.zeros(2, self.length, device=self.device)
         if songs := list(self.pools.songs.get(kind, {}).values()):
-            weights = np.array([settings.estimated_songs if song.estimated else 1.0 for song in songs])
-            shares = None if settings.estimated_songs == 1 else weights / weights.sum()
-            song = songs[int(rng.choice(len(songs), p=shares))]
+            odds = [settings.estimated_songs if song.estimated else 1.0 for song in songs]
+            uneven = np.divide(odds, sum(odds)) if len(set(odds)) > 1 else None
+            song = songs[int(rng.choice(len(songs), p=uneven))]
             known = [stem not in song.masked for stem in STEMS]
             stems = self._moment(song, rng, master, kind)
             if kind == "band" or (rng.random() < settings.song_voice and not song.estimated):
