@@ -98,9 +98,7 @@ class Mixer:
         master = _Master(rng.normal(0, 1.5 * mastered, len(mix_effects.EQ_POINTS)), highest)
         rest = torch.zeros(2, self.length, device=self.device)
         if songs := list(self.pools.songs.get(kind, {}).values()):
-            odds = [settings.estimated_songs if song.estimated else 1.0 for song in songs]
-            uneven = np.divide(odds, sum(odds)) if len(set(odds)) > 1 else None
-            song = songs[int(rng.choice(len(songs), p=uneven))]
+            song = self._song(songs, rng)
             known = [stem not in song.masked for stem in STEMS]
             stems = self._moment(song, rng, master, kind)
             if kind == "band" or (rng.random() < settings.song_voice and not song.estimated):
@@ -143,6 +141,12 @@ class Mixer:
         """How much faster a chunk is played, and so how much higher."""
         semitones = rng.uniform(-1, 1) * self.settings.pitch[pool] if rng.random() < 0.75 else 0.0
         return float(2 ** (semitones / 12))
+
+    def _song(self, songs: list[Song], rng: np.random.Generator) -> Song:
+        """One of them; where all are drawn alike, the same seed goes on giving what it gave."""
+        odds = [self.settings.estimated_songs if song.estimated else 1.0 for song in songs]
+        uneven = np.divide(odds, sum(odds)) if len(set(odds)) > 1 else None
+        return songs[int(rng.choice(len(songs), p=uneven))]
 
     def _moment(self, song: Song, rng: np.random.Generator, master: _Master, kind: str) -> Tensor:
         """One moment of a song: stems (s, c, n), each a little louder or softer, brighter or darker."""
