@@ -2,9 +2,9 @@
 
 They come from records that the release checklist in CONTRIBUTING.md makes with the installed wheel:
 
-    training/runs/small/scores.json       tfswa-sep eval --data ... --json
-    training/runs/small/scores_int8.json  the same with --precision int8
-    training/runs/small/benchmark.json    python -m training.benchmark --json
+    experiments/small/scores.json       tfswa-sep eval --data ... --json
+    experiments/small/scores_int8.json  the same with --precision int8
+    experiments/small/benchmark.json    python -m training.benchmark --json
 
 What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced, and nothing else. A test
 compares README.md with the records, so that it cannot say what was not measured.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = ROOT / "training" / "runs" / "small"
+RUN = ROOT / "experiments" / "small"
 
 Record = dict[str, Any]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 class MixSettings:
     """How mixtures are drawn. Levels in dB of full scale, pitches in semitones, the rest probabilities.
 
-    Defaults are what trials of some hundred steps favour (training/runs/README.md). One with limiter, coder
+    Defaults are what trials of some hundred steps favour (experiments/README.md). One with limiter, coder
     and all manners of voices fell behind one without: they are off here, and a long training may want them.
     """
 
