@@ -35,7 +35,7 @@ lint: .venv-dev/.done
 	.venv-dev/bin/mypy
 
 test-audio: .venv-audio/.done
-	.venv-audio/bin/python -m pytest -m torchaudio tests/test_torchaudio.py tests/test_augment.py
+	.venv-audio/bin/python -m pytest -m torchaudio tests/package/test_torchaudio.py tests/training/test_augment.py
 
 dist: .venv-dev/.done
 	rm -rf dist

@@ -159,7 +159,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def write_pools(folder: Path) -> Path:
-    """Pools as training.data.build writes them: two seconds of coloured noise each, and one song."""
+    """Pools as training.corpus.build writes them: two seconds of coloured noise each, and one song."""
     random = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
 

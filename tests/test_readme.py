@@ -14,8 +14,9 @@ import pytest
 import typer.main
 
 import tfswa_sep
-from tfswa_sep import cli, errors
-from training.report import fill_in, means, scores_table, speed_table
+from tfswa_sep import errors
+from tfswa_sep.cli import main as cli
+from training.release.report import fill_in, means, scores_table, speed_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -110,7 +111,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_numbers_are_those_of_the_records() -> None:
-    assert fill_in(README) == README, "run: python -m training.report"
+    assert fill_in(README) == README, "run: python -m training.release.report"
 
 
 def test_tables_say_what_the_records_say() -> None:

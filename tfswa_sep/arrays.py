@@ -13,11 +13,11 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.audio import BLOCK, LOUDEST, RATES
+from tfswa_sep.audio.decode import BLOCK, LOUDEST, RATES
+from tfswa_sep.audio.formats import find_format
+from tfswa_sep.audio.resample import Samples, resample
+from tfswa_sep.audio.stem_writer import StemWriter
 from tfswa_sep.errors import InputError
-from tfswa_sep.formats import find_format
-from tfswa_sep.resample import Samples, resample
-from tfswa_sep.stem_writer import StemWriter
 
 MODEL_CHANNELS = 2  # of every model (backends/metadata.py)
 

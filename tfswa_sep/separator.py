@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from tfswa_sep import registry
 from tfswa_sep.arrays import SaveOptions, Stems, as_floats, join_stems, save_stems, stream_stems
-from tfswa_sep.audio import BLOCK
-from tfswa_sep.backends import Backend, load_backend
+from tfswa_sep.audio.decode import BLOCK
+from tfswa_sep.audio.resample import Samples
 from tfswa_sep.errors import InputError, ModelError, UsageError
-from tfswa_sep.overlap import overlap_add, plan_segments
-from tfswa_sep.resample import Samples
-from tfswa_sep.song_files import FileOptions, Progress, separate_song
-from tfswa_sep.song_files import SeparationResult as SeparationResult
+from tfswa_sep.inference.backend import Backend, load_backend
+from tfswa_sep.inference.overlap_add import overlap_add, plan_segments
+from tfswa_sep.pipeline import FileOptions, Progress, separate_song
+from tfswa_sep.pipeline import SeparationResult as SeparationResult
 from tfswa_sep.stems import parse_stems
 
 

@@ -13,12 +13,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tfswa_sep.backends.metadata import KEY
+from tfswa_sep.audio.atomic_file import remove_abandoned, written_whole
 from tfswa_sep.errors import InputError
-from tfswa_sep.model.block import conv_sizes
+from tfswa_sep.inference.metadata import KEY
+from tfswa_sep.model.blocks import conv_sizes
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import TfswaUNet
-from tfswa_sep.temporary import remove_abandoned, written_whole
 
 # Layers that each band has of its own.
 _BANDED = re.compile(r"(stem|heads\.\d+)\.convs\.(\d+)\.(weight|bias)")

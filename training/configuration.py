@@ -19,10 +19,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tfswa_sep.cli.terminal import say_error
 from tfswa_sep.errors import TfswaError, UsageError
 from tfswa_sep.model.config import PRESETS, ModelConfig
-from tfswa_sep.terminal import say_error
-from training.data.mix_settings import MixSettings
+from training.mixing.settings import MixSettings
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 # Beside the files there, and the only place where these defaults stand.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfswa_sep.model.transform import N_FFT, istft, stft
+from tfswa_sep.model.stft_torch import N_FFT, istft, stft
 
 
 def weigh_terms(

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from training.parallel import cut_like
+from training.distributed import cut_like
 
 ADAM_RMS = 0.2  # of AdamW's usual update, by Liu et al., equation 4
 MOMENTUM = 0.95

@@ -12,7 +12,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from tfswa_sep.model.masks import band_features
+from tfswa_sep.model.mask_head import band_features
 from tfswa_sep.model.unet import StemHead, TfswaUNet, by_bins
 
 HIDDEN = 0.4  # share of the patches

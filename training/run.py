@@ -15,17 +15,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from tfswa_sep.errors import UsageError
+from tfswa_sep.inference.stft_numpy import HOP, N_FFT
 from tfswa_sep.model.config import ModelConfig
-from tfswa_sep.model.transform import stft
+from tfswa_sep.model.stft_torch import stft
 from tfswa_sep.model.unet import TfswaUNet
-from tfswa_sep.spectrogram import HOP, N_FFT
 from training import checkpoint, losses
 from training.checkpoint import Average
 from training.configuration import model_shape
 from training.data.augment import Augmentation, lowpass
-from training.data.batches import Batch, load_batches, open_data, seconds_of
+from training.data.loader import Batch, load_batches, open_data, seconds_of
+from training.distributed import cut_like, gather, launch, settle, synchronise_norms
 from training.optimizer import make_optimizer, restore
-from training.parallel import cut_like, gather, launch, settle, synchronise_norms
 from training.pretrain import MaskedSpectrogram
 from training.schedule import learning_rate, phases
 from training.validate import Validation

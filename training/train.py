@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from training.configuration import run_command
-from training.journal import Journal
+from training.logger import Journal
 from training.run import Run
 
 

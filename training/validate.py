@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tfswa_sep.evaluation.metrics import RunningScore, sdr
-from tfswa_sep.model.transform import separate_waveform
+from tfswa_sep.model.stft_torch import separate_waveform
 
 SAMPLE_RATE = 44_100  # Hz
 

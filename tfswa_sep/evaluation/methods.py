@@ -12,7 +12,6 @@ import numpy as np
 import soundfile
 
 from tfswa_sep import registry
-from tfswa_sep.backends import Backend
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.metrics import Samples
 from tfswa_sep.evaluation.multitrack import (
@@ -25,8 +24,9 @@ from tfswa_sep.evaluation.multitrack import (
     stem_files,
 )  # fmt: skip
 from tfswa_sep.evaluation.results import BASELINE, MethodScores
+from tfswa_sep.inference.backend import Backend
+from tfswa_sep.inference.stft_numpy import istft, stft
 from tfswa_sep.separator import Separator
-from tfswa_sep.spectrogram import istft, stft
 from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
 
 Progress = Callable[[float], None]  # seconds of the song that are done

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from tfswa_sep.audio import open_audio
+from tfswa_sep.audio.decode import open_audio
+from tfswa_sep.audio.resample import Samples
 from tfswa_sep.errors import InputError
-from tfswa_sep.resample import Samples
 from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
 
 STEMS = (VOCALS, "drums", "bass", "other")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.audio import open_audio
+from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.evaluation import bsseval
 from tfswa_sep.evaluation.metrics import RunningScore
 from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, STEMS, Feed, Song

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tfswa_sep.model.block import Stage
+from tfswa_sep.model.blocks import Stage
 from tfswa_sep.model.config import Band, ModelConfig
-from tfswa_sep.model.masks import apply_masks, band_features
+from tfswa_sep.model.mask_head import apply_masks, band_features
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tfswa_sep.errors import ModelError, UsageError
-from tfswa_sep.processor import faster_on_bytes
+from tfswa_sep.inference.hardware import faster_on_bytes
 from tfswa_sep.registry import addresses, download
 from tfswa_sep.registry.folders import cache_folder, config_folder, hub_cache_folder
 from tfswa_sep.registry.integrity import SUFFIXES, damage, digest, wrong_head

@@ -19,8 +19,9 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-from tfswa_sep import Separator, masks
-from tfswa_sep.backends.onnx import OnnxBackend
+from tfswa_sep import Separator
+from tfswa_sep.inference import mask_apply as masks
+from tfswa_sep.inference.onnx_backend import OnnxBackend
 from training.benchmark.__main__ import make_song
 
 STEPS = {

@@ -1,3 +1,1 @@
-"""The training corpus: pools of decoded stems, built by `python -m training.data.build`."""
-
-BAND = ("drums", "bass", "other")  # the stems of a song of the pool "band", in which nobody sings
+"""Songs with stems on disk, and how training reads them."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from tfswa_sep.errors import UsageError
-from tfswa_sep.model.transform import istft, stft
-from training.data.batches import Batch
+from tfswa_sep.model.stft_torch import istft, stft
+from training.data.loader import Batch
 from training.data.tracks import SAMPLE_RATE
 
 N_FFT, HOP = 2048, 512  # of the time stretch, samples

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa_sep.audio.atomic_file import remove_abandoned, written_whole
 from tfswa_sep.registry import digest
-from tfswa_sep.temporary import remove_abandoned, written_whole
 from training.data.tracks import SAMPLE_RATE, Track, decode
 from training.progress import progress_bar
 

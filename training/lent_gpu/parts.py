@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from tfswa_sep.temporary import written_whole
+from tfswa_sep.audio.atomic_file import written_whole
 
 PART = 15 * 2**20  # bytes
 MOST = 60 * 2**20  # bytes of all checkpoints together: at most 5 parts

@@ -27,8 +27,8 @@ import soxr
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from tfswa_sep.temporary import written_whole
-from training.data.sources import SAMPLE_RATE, Audio, read_audio
+from tfswa_sep.audio.atomic_file import written_whole
+from training.corpus.recorded.sources import SAMPLE_RATE, Audio, read_audio
 
 OPUS_RATE = 48_000  # Hz
 # Real songs and voices are what the corpus is short of; of rendered bands there are more than can travel.
@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.lent_gpu.prepare", description="Pack the corpus for a lent GPU."
     )
-    parser.add_argument("--pools", type=Path, required=True, help="what training.data.build wrote")
+    parser.add_argument("--pools", type=Path, required=True, help="what training.corpus.build wrote")
     parser.add_argument("--valid", type=Path, help="folder of songs with stems")
     parser.add_argument("--out", type=Path, default=Path(".lent"), help="an ignored folder of the checkout")
     parser.add_argument("--pieces", type=int, default=6)
@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     manifest = options.pools / "manifest.json"
     if not manifest.is_file():
-        parser.error(f"{manifest} is not there: build the corpus first (training/data/README.md)")
+        parser.error(f"{manifest} is not there: build the corpus first (training/corpus/README.md)")
     rows = json.loads(manifest.read_text(encoding="utf-8"))["sources"]
     rows = [row for row in rows if row["pool"] in TURNS]  # rests are parts of the accompaniment
     most = int(options.mib * 2**20)

@@ -18,7 +18,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from tfswa_sep.temporary import written_whole
+from tfswa_sep.audio.atomic_file import written_whole
 
 SAMPLE_RATE = 44_100  # Hz
 

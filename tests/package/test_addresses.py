@@ -1,0 +1,157 @@
+"""Models at addresses that nobody recorded: believed once, checked ever after; and the commands for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from model_server import BODY, COMMIT, SHA256, ModelServer, running_server
+
+from tfswa_sep import registry
+from tfswa_sep.cli import main as cli
+from tfswa_sep.errors import ModelError
+from tfswa_sep.registry import addresses
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModelServer]:
+    monkeypatch.setenv("TFSWA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TFSWA_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # and so restored, should --offline set it
+    with running_server() as running:
+        yield running
+
+
+def test_an_address_is_believed_once(server: ModelServer, tmp_path: Path) -> None:
+    address = f"{server.url}/tiny.onnx"
+    model = registry.find_model(address)
+    assert (model.name, model.files[0].sha256, model.stems) == (address, "", ())
+    path = registry.fetch(model, "onnx")
+    assert path.read_bytes() == BODY
+    pinned = registry.find_model(address)
+    assert (pinned.files[0].sha256, pinned.files[0].bytes) == (SHA256, len(BODY))
+    assert registry.fetch(pinned, "onnx") == path and server.asked == ["GET /tiny.onnx"]
+    assert [model.name for model in registry.known_models()] == ["small", address]
+    # Another file under the same address is refused, until the address is forgotten.
+    path.unlink()
+    record = tmp_path / "config" / "pins.json"
+    record.write_text(record.read_text().replace(SHA256, SHA256[::-1]))
+    with pytest.raises(ModelError, match="has the SHA-256"):
+        registry.fetch(registry.find_model(address), "onnx")
+    assert len(registry.remove(address)) == 1  # what was put aside
+    assert registry.fetch(registry.find_model(address), "onnx").read_bytes() == BODY
+
+
+def test_a_hash_in_the_address_is_checked(server: ModelServer) -> None:
+    address = f"{server.url}/tiny.onnx"
+    with pytest.raises(ModelError, match="has the SHA-256"):
+        registry.fetch(registry.find_model(f"{address}#sha256={'0' * 64}"), "onnx")
+    assert registry.fetch(registry.find_model(f"{address}#sha256={SHA256}"), "onnx").read_bytes() == BODY
+    with pytest.raises(ModelError, match="on record with another SHA-256"):
+        registry.find_model(f"{address}#sha256={'0' * 64}")
+
+
+def test_what_is_no_model_is_not_pinned(server: ModelServer, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"text.onnx is no .onnx file, or it is damaged; it was not opened"):
+        registry.fetch(registry.find_model(f"{server.url}/text.onnx"), "onnx")
+    assert not (tmp_path / "config" / "pins.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ftp://example.org/a.onnx", "must begin with https:// or hf://"),
+        ("http://example.org/a.onnx", "must begin with https:// or hf://"),
+        ("file:///etc/passwd", "must begin with https:// or hf://"),
+        ("http://[", "must begin with https:// or hf://"),
+        ("https://example.org/a.pt", "others can run code"),
+        ("https://example.org/a.onnx#sha256=12", "64 digits"),
+        ("https://example.org/../a.onnx", "no address of a model"),
+        ("https://example.org/a\x1b[2J.onnx", "no address of a model"),
+        ("hf://org", "expected hf://org/repo@revision/file"),
+        ("hf://org/repo/a.pt", "others can run code"),
+        ("hf://org/../a.onnx", "no address of a model"),
+    ],
+)
+def test_what_is_no_address_is_refused(address: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        registry.find_model(address)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"a": 1}', '{"https://a/b.onnx": [{}]}', "[" * 100_000, '{"a": [{"bytes": 1}]}'],
+)
+def test_a_damaged_record_is_told_and_not_forgotten(server: ModelServer, tmp_path: Path, text: str) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "pins.json").write_text(text)
+    with pytest.raises(ModelError, match=r"pins\.json is damaged"):
+        registry.find_model("https://example.org/a.onnx")
+    assert (tmp_path / "config" / "pins.json").read_text() == text
+
+
+def test_a_record_names_no_files_of_this_machine(tmp_path: Path) -> None:
+    for where in ("/etc/passwd", "hf://org/repo@main/../a.onnx", "file:///a.onnx", "https://a/b.safetensors"):
+        with pytest.raises(ValueError, match="not understood"):
+            addresses._pinned_file({"backend": "onnx", "where": where, "sha256": SHA256, "bytes": 1})
+
+
+# --- the commands, with the real client of Hugging Face
+
+
+def command(server: ModelServer, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tfswa_sep", *words],
+        env={**os.environ, "HF_ENDPOINT": server.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_repository_is_pinned_to_the_commit_of_its_first_use(server: ModelServer) -> None:
+    for address in ("hf://org/repo", "hf://org/repo@main/tiny.onnx"):
+        pulled = command(server, "models", "pull", address, "--json")
+        assert (pulled.returncode, pulled.stderr) == (0, "")
+        (file,) = json.loads(pulled.stdout)["files"]
+        assert file["where"] == f"hf://org/repo@{COMMIT}/tiny.onnx" and file["sha256"] == SHA256
+        asked = list(server.asked)
+        again = command(server, "models", "path", address, "--offline")
+        assert (again.stdout.strip(), server.asked) == (file["path"], asked)
+    verified = json.loads(command(server, "models", "verify", "--json").stdout)["files"]
+    assert [file["state"] for file in verified] == ["here, and whole"] * 5  # three of small, two addresses
+    Path(file["path"]).resolve().write_bytes(BODY[::-1])
+    damaged = command(server, "models", "verify")
+    assert damaged.returncode == 4 and len(damaged.stderr.splitlines()) == 1
+    assert command(server, "models", "rm", address).returncode == 0
+    assert not Path(file["path"]).exists()
+    assert command(server, "models", "path", address, "--offline").returncode == 4
+    server.repository = ["a.onnx", "b.onnx"]
+    several = command(server, "models", "pull", "hf://org/repo@v2")
+    assert several.returncode == 4 and "add the file, as in hf://org/repo@v2/a.onnx" in several.stderr
+
+
+def test_the_commands_on_what_is_here(server: ModelServer, capsys: pytest.CaptureFixture[str]) -> None:
+    address = f"{server.url}/tiny.onnx"
+    assert cli.run(["models", "pull", "small", address]) == 0
+    assert f"onnx, sha256 {SHA256}" in capsys.readouterr().out
+    assert cli.run(["models", "info", address]) == 0
+    assert "here, and whole" in capsys.readouterr().out
+    assert cli.run(["models", "verify"]) == 0
+    assert capsys.readouterr().out.count("here, and whole") == 4
+    assert cli.run(["models", "rm", address]) == 0
+    assert cli.run(["models", "info", address, "--json", "--offline"]) == 0
+    (path, shown) = capsys.readouterr().out.split("\n", 1)
+    assert not Path(path).exists() and json.loads(shown)["files"][0]["state"] == "not here yet"
+    assert cli.run(["models", "rm", "small"]) == 2
+    assert cli.run(["models", "path", address, "--offline"]) == 4
+    first, second = capsys.readouterr().err.splitlines()
+    assert "was not downloaded" in first and "the network is off" in second

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from tfswa_sep.audio import decode as audio
+from tfswa_sep.audio.decode import open_audio
+from tfswa_sep.errors import InputError
+
+Samples = NDArray[np.float32]
+Noise = Callable[..., Samples]
+Song = Callable[..., Path]
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+
+
+def read(path: Path, rate: int | None = None, channels: int | None = None, block: int = 1000) -> Samples:
+    with open_audio(path) as reader:
+        samples = np.concatenate(list(reader.blocks(rate, channels, block)), axis=1)
+    return samples
+
+
+def refusal(path: Path) -> str:
+    """The one line with which reading `path` fails, checked to be one line that names the file."""
+    with pytest.raises(InputError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+def convert(source: Path, target: Path, *options: str) -> Path:
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-y", "-i", str(source), *options, str(target)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    return target
+
+
+def cut_file(path: Path, share: float) -> Path:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype", "tolerance"),
+    (("a.wav", "FLOAT", 0), ("a.wav", "PCM_24", 1e-6), ("a.flac", "PCM_16", 1e-4), ("a.ogg", "VORBIS", 1.0)),
+)
+def test_files_come_whole_in_blocks(
+    noise: Noise, song: Song, name: str, subtype: str, tolerance: float
+) -> None:
+    samples = noise(2, 5003)
+    got = read(song(name, samples, 22_050, subtype))
+    assert got.dtype == np.float32 and got.shape == (2, 5003)
+    assert np.abs(got - samples).max() <= tolerance
+
+
+def test_reader_says_what_it_reads(song: Song) -> None:
+    with open_audio(song("a.wav", 5000, 48_000)) as reader:
+        assert (reader.sample_rate, reader.channels, reader.frames, reader.decoded) == (48_000, 2, 5000, 0)
+        next(blocks := reader.blocks(block=3000))
+        assert reader.decoded == 3000
+        next(blocks)
+        assert reader.decoded == 5000
+        assert reader.peak == pytest.approx(0.5, abs=1e-3)
+
+
+def test_streamed_resampling_equals_one_shot(noise: Noise, song: Song) -> None:
+    samples = noise(2, 30_011)
+    expected = soxr.resample(samples.T, 48_000, 44_100).T
+    np.testing.assert_allclose(read(song("a.wav", samples, 48_000), 44_100), expected, atol=1e-6)
+
+
+def test_mono_becomes_two_equal_channels_and_back(noise: Noise, song: Song) -> None:
+    mono, stereo = noise(1, 4000), noise(2, 4001)
+    got = read(song("mono.wav", mono), channels=2)
+    np.testing.assert_array_equal(got, np.concatenate([mono, mono]))
+    got = read(song("stereo.wav", stereo), channels=1)
+    np.testing.assert_allclose(got, stereo.mean(axis=0, keepdims=True), atol=1e-7)
+
+
+def test_missing_folder_empty_and_text_are_refused(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "missing.mp3")
+    assert "is a folder" in refusal(tmp_path)
+    (empty := tmp_path / "empty.mp3").touch()
+    assert "is empty" in refusal(empty)
+    (text := tmp_path / "text.mp3").write_text("Grüße: this is no song\n" * 300, encoding="utf-8")
+    assert "text file" in refusal(text)
+    (short := tmp_path / "short.wav").write_text("x")
+    assert "text file" in refusal(short)
+
+
+def test_playlists_are_refused_before_ffmpeg_sees_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audio, "FfmpegDecoder", lambda path: pytest.fail("ffmpeg was asked"))
+    hostile = tmp_path / "song.mp3"
+    hostile.write_bytes(b"#EXTM3U\n#\x00\xff\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n")
+    assert "text file" in refusal(hostile)
+
+
+def test_bytes_that_are_no_audio_are_refused(tmp_path: Path) -> None:
+    junk = tmp_path / "junk.mp3"
+    junk.write_bytes(np.random.default_rng(1).bytes(20_000))
+    assert re.search("is not audio|needs ffmpeg", refusal(junk))
+
+
+def test_without_ffmpeg_the_install_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tfswa_sep.audio.ffmpeg.find_ffmpeg", lambda: None)
+    (file := tmp_path / "song.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(range(256)) * 20)
+    message = refusal(file)
+    assert "needs ffmpeg" in message and "apt install ffmpeg" in message and "brew install ffmpeg" in message
+
+
+def test_no_samples_too_many_channels_and_odd_rates_are_refused(song: Song) -> None:
+    assert "0 samples" in refusal(song("none.wav", np.zeros((2, 0), np.float32)))
+    assert "6 channels" in refusal(song("surround.wav", np.zeros((6, 100), np.float32)))
+    assert "12 samples a second" in refusal(song("slow.wav", np.zeros((2, 100), np.float32), 12))
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf, 1e30))
+def test_samples_that_are_no_sound_are_told_by_index(noise: Noise, song: Song, value: float) -> None:
+    samples = noise(2, 5000)
+    samples[1, 2345] = value
+    message = refusal(song("broken.wav", samples))
+    assert "sample 2345 of channel 2 (0.053 s)" in message and f"is {value:g}," in message
+
+
+@pytest.mark.parametrize(("name", "subtype"), (("cut.flac", "PCM_16"), ("cut.wav", "PCM_16")))
+def test_truncated_files_are_refused(song: Song, name: str, subtype: str) -> None:
+    path = cut_file(song(name, 100_000, subtype=subtype), 0.6)
+    assert re.search("cut short|damaged", refusal(path))
+
+
+def test_wav_written_as_a_stream_is_read(noise: Noise, song: Song) -> None:
+    path = song("stream.wav", samples := noise(2, 5000), subtype="FLOAT")
+    data = bytearray(path.read_bytes())
+    size = data.index(b"data") + 4
+    data[size : size + 4] = b"\xff" * 4  # what a program writes that does not know the length yet
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read(path), samples)
+
+
+def loud_then_silent(seconds: float = 6) -> Samples:
+    half = int(seconds * 44_100 / 2)
+    random = np.random.default_rng(0)
+    return np.concatenate([random.uniform(-0.5, 0.5, (2, half)), np.zeros((2, half))], axis=1).astype(
+        np.float32
+    )
+
+
+def write_mp3(path: Path, samples: Samples) -> Path:
+    with soundfile.SoundFile(
+        path, "w", 44_100, 2, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5
+    ) as file:
+        file.write(samples.T)
+    return path
+
+
+def test_whole_mp3_is_read(tmp_path: Path) -> None:
+    samples = loud_then_silent()
+    got = read(write_mp3(tmp_path / "whole.mp3", samples))
+    assert got.shape == samples.shape
+    lags = np.correlate(samples[0, :20_000], got[0, 2000:18_000])  # the encoder's delay must be taken out
+    assert lags.argmax() == 2000
+
+
+def test_truncated_mp3_is_refused(tmp_path: Path) -> None:
+    path = write_mp3(tmp_path / "cut.mp3", loud_then_silent())
+    assert "cut short" in refusal(cut_file(path, 0.6))
+
+
+def test_truncated_mp3_is_noticed_while_decoding_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some length headers do not say how many bytes there are: then the decoded length tells."""
+    path = cut_file(write_mp3(tmp_path / "cut.mp3", loud_then_silent()), 0.9)
+    monkeypatch.setattr(audio, "read_length_header", lambda path: 0)
+    assert "its header announces 6.0 s" in refusal(path)
+
+
+def test_mp3_without_length_header_is_read_to_its_end(tmp_path: Path) -> None:
+    samples = loud_then_silent()
+    path = write_mp3(tmp_path / "bare.mp3", samples)
+    data = path.read_bytes()
+    path.write_bytes(data[data.index(b"\xff\xfb", data.index(b"LAME")) :])  # from the second frame on
+    assert soundfile.info(path).frames < samples.shape[1] * 0.9  # what libsndfile takes for the length
+    got = read(path)
+    assert abs(got.shape[1] - samples.shape[1]) < 3000  # the encoder's delay and padding
+
+
+@needs_ffmpeg
+def test_m4a_is_read_by_ffmpeg(song: Song, noise: Noise) -> None:
+    wav = song("a.wav", samples := noise(1, 48_000), 32_000)
+    got = read(convert(wav, wav.with_suffix(".m4a"), "-c:a", "alac"))
+    np.testing.assert_allclose(got[:, : samples.shape[1]], samples, atol=1e-4)
+    assert got.shape == samples.shape
+
+
+@needs_ffmpeg
+def test_odd_file_names_reach_ffmpeg(song: Song, noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
+    wav = song("a.wav", noise(2, 2000))
+    odd = convert(wav, wav.with_suffix(".m4a")).rename(wav.parent / "-i http:it's%03d.m4a")
+    monkeypatch.chdir(odd.parent)
+    assert read(Path(odd.name)).shape[1] >= 2000
+
+
+@needs_ffmpeg
+def test_video_without_sound_is_told(tmp_path: Path) -> None:
+    video = tmp_path / "mute.mkv"
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=d=0.2:s=64x64", str(video)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert "no sound track" in refusal(video)
+
+
+@needs_ffmpeg
+def test_a_title_is_no_length(song: Song) -> None:
+    wav = song("a.wav", 44_100)
+    m4a = convert(wav, wav.with_suffix(".m4a"), "-metadata", "title=Duration: 99:59:59.00")
+    with open_audio(m4a) as audio:
+        assert audio.frames is not None and audio.frames < 50_000
+
+
+@needs_ffmpeg
+def test_truncated_m4a_is_refused(song: Song) -> None:
+    wav = song("a.wav", 441_000)
+    whole = convert(wav, wav.with_suffix(".m4a"), "-movflags", "+faststart")
+    assert "cut short" in refusal(cut_file(whole, 0.5))
+    no_index = convert(wav, wav.with_name("b.m4a"))
+    assert "is not audio" in refusal(cut_file(no_index, 0.5))
+
+
+@needs_ffmpeg
+def test_leaving_early_ends_ffmpeg(song: Song) -> None:
+    wav = song("a.wav", 441_000)
+    with open_audio(convert(wav, wav.with_suffix(".mka"))) as reader:
+        next(reader.blocks())
+        process = reader._decoder._process  # type: ignore[attr-defined]
+        assert process.poll() is None
+    assert process.poll() is not None

@@ -1,0 +1,143 @@
+"""Several songs, and several runs: none takes another's files, and what is on record is what is there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from model_server import running_server
+from test_cli import SplitEvenly, files_in, write_song
+
+from tfswa_sep import registry, separator
+from tfswa_sep.audio import ffmpeg
+from tfswa_sep.batch import manifest
+from tfswa_sep.cli import main as cli
+from tfswa_sep.registry.models_toml import ModelFile, unlisted_model
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to be in, with a song; no real model is loaded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(separator, "load_backend", lambda *args, **options: SplitEvenly())
+    write_song(tmp_path / "song.wav")
+    return tmp_path
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> list[dict[str, Any]]:
+    """What the command says of each song."""
+    capsys.readouterr()
+    assert cli.run([*words, "--json"]) == code
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_an_address_works_at_its_first_use(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TFSWA_CACHE", str(work / "cache"))
+    monkeypatch.setenv("TFSWA_CONFIG", str(work / "config"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    with running_server() as server:
+        words = ("song.wav", "--stems", "bass", "--model", f"{server.url}/tiny.onnx")
+        status = [told(capsys, *words)[0]["status"] for _ in range(2)]
+    assert status == ["done", "skipped"] and server.asked == ["GET /tiny.onnx"]
+
+
+def test_a_model_file_that_was_not_fetched_is_not_looked_into(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFSWA_CACHE", str(work / "cache"))
+    own = work / "own.onnx"
+    own.write_bytes(b"\x08 a model")
+    files = (ModelFile("torch", "https://host/a.safetensors", "", 0), ModelFile("onnx", str(own), "", 0))
+    described = manifest.describe_work(work / "song.wav", unlisted_model("own", "", files), {})
+    hashes = {file.label: "" if file.backend == "torch" else registry.digest(own) for file in files}
+    assert described["model"]["sha256"] == hashes
+
+
+def test_no_stem_replaces_another_song(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recording = write_song(work / "song_vocals.wav", seconds=0.3)
+    before = recording.read_bytes()
+    words = ["song.wav", "song_vocals.wav", "--name", "{track}_{stem}{ext}", "--stems", "vocals"]
+    assert cli.run(words) == 7
+    assert recording.read_bytes() == before
+    assert files_in(work) == {"song.wav", "song_vocals.wav", "song_vocals_vocals.wav"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a stem of song.wav would overwrite another song (song_vocals.wav): choose another --out" in line
+    assert cli.run([*words, "--shard", "1/2"]) == 5  # nor that of another machine
+
+
+@pytest.mark.skipif(ffmpeg.find_ffmpeg() is None, reason="needs ffmpeg")
+def test_no_stem_file_replaces_a_song(work: Path) -> None:
+    song = work / "song.stem.mp4"
+    song.write_bytes((work / "song.wav").read_bytes())
+    before = song.read_bytes()
+    words = ["--name", "{track}.{stem}{ext}", "--stem-file", "--out", "."]
+    assert cli.run(["song.wav", "song.stem.mp4", *words]) == 7
+    assert song.read_bytes() == before
+
+
+def test_a_song_that_would_be_overwritten_does_not_end_the_batch(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_song(work / "vocals" / "vocals.wav")
+    assert cli.run(["vocals/vocals.wav", "song.wav", "--stems", "vocals"]) == 7
+    assert files_in(work) == {"song.wav", "vocals/vocals.wav", "song/vocals.wav"}
+    assert "would overwrite the song itself (vocals/vocals.wav)" in capsys.readouterr().err
+
+
+def test_the_standard_input_has_a_name_of_its_own(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_song(work / "stdin.wav", seconds=0.3)
+    sound = io.BytesIO((work / "song.wav").read_bytes())
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=sound, isatty=lambda: False))
+    one, other = told(capsys, "-", "stdin.wav", "--out", "out", "--stems", "bass")
+    assert (one["song"], one["files"]) == ("standard input", {"bass": "out/stdin/bass.wav"})
+    assert (other["song"], other["files"]) == ("stdin.wav", {"bass": "out/stdin_2/bass.wav"})
+
+
+def test_the_format_may_be_part_of_a_folder(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("song.wav", "--out", "o", "--stems", "bass", "--name", "{track}{ext}/{stem}{ext}")
+    assert [told(capsys, *words)[0]["status"] for _ in range(2)] == ["done", "skipped"]
+    assert files_in(work / "o") == {"song.wav/bass.wav"}
+
+
+def test_stems_that_were_moved_are_told_where_they_are(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(capsys, "song.wav", "--out", "stems", "--stems", "vocals,bass")
+    os.rename("stems", "moved")
+    (song,) = told(capsys, "song.wav", "--out", "moved", "--stems", "vocals,bass")
+    assert (song["status"], song["stem_file"]) == ("skipped", None)
+    assert song["files"] == {stem: f"moved/song/{stem}.wav" for stem in ("vocals", "bass")}
+
+
+def test_stems_of_all_earlier_runs_are_no_songs(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_song(work / "al" / "song.wav")
+    for stem in ("bass", "vocals", "drums"):
+        told(capsys, "al", "--out", "al/st", "--stems", stem)
+        (work / "al/st/song/bass.wav").unlink(missing_ok=True)
+    (song,) = told(capsys, "al", "-r", "--out", "al/st2", "--stems", "bass")
+    assert song["song"] == "al/song.wav"
+    known = json.loads((work / "al/st/song/.song.tfswa-sep.json").read_text())
+    assert list(known["outputs"]) == ["drums.wav"] and list(known["earlier"]) == ["vocals.wav"]
+
+
+def test_stems_that_take_the_place_of_another_song_s_are_told(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    songs = [str(write_song(work / name / "01.wav", seconds=s)) for name, s in (("a", 0.2), ("b", 0.3))]
+    words = ("--out", "out", "--stems", "bass")
+    first, second, again, third = (
+        told(capsys, song, *words)[0] for song in (songs[0], songs[1], songs[1], songs[0])
+    )
+    where = "went where those of another recording were (out/01): another --out keeps both"
+    assert first["warnings"] == again["warnings"] == [] and again["status"] == "skipped"
+    assert second["warnings"] == [f"the stems of {songs[1]} {where}"] and len(third["warnings"]) == 1

@@ -1,0 +1,147 @@
+"""BSSEval against museval itself, on the excerpt that stempeg brings and on songs that make it stumble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from tfswa_sep.evaluation import bsseval, musdb
+from tfswa_sep.evaluation.methods import FolderMethod
+from tfswa_sep.evaluation.multitrack import find_songs
+from tfswa_sep.evaluation.report.tables import differences
+from tfswa_sep.evaluation.results import SongScore
+from tfswa_sep.evaluation.run import evaluate
+
+RATE = 44_100
+Signal = NDArray[np.float64]
+
+
+def noise(seed: int, seconds: float = 1.5, channels: int = 1) -> Signal:
+    """(n, c), in steps of 16 bits as true stems are."""
+    values = np.random.default_rng(seed).normal(0, 0.1, (round(seconds * RATE), channels))
+    return np.round(values * 2**15) / 2**15
+
+
+def write(folder: Path, **stems: Signal) -> None:
+    folder.mkdir(parents=True)
+    for stem, samples in stems.items():
+        soundfile.write(folder / f"{stem}.wav", samples, RATE, subtype="FLOAT")
+
+
+def scored(tmp_path: Path, *, metrics: tuple[str, ...] = ("museval",)) -> SongScore:
+    method = FolderMethod(tmp_path / "found", "found", alone=True)
+    return evaluate(find_songs(tmp_path / "data"), [method], data="data", metrics=metrics).methods[0].songs[0]
+
+
+@pytest.mark.slow
+def test_museval_gets_what_it_would_read_itself(tmp_path: Path) -> None:
+    """Mono stems, an estimate that is too short: the same frames as museval makes of the same arrays."""
+    import museval
+
+    true = {"drums": noise(1), "bass": noise(2)}
+    guess = {"drums": 0.8 * noise(1) + 0.2 * noise(2) + 0.05 * noise(3), "bass": 0.9 * noise(2)[:-500]}
+    write(tmp_path / "data" / "song", **true)
+    write(tmp_path / "found", **guess)
+    song = scored(tmp_path)
+    padded = np.stack([guess["drums"], np.pad(guess["bass"], ((0, 500), (0, 0)))]).astype(np.float32)
+    expected = museval.evaluate(np.stack(list(true.values())), padded.astype(np.float64))
+    for name, ratios in zip(("sdr", "isr", "sir", "sar"), expected, strict=True):
+        for index, stem in enumerate(("drums", "bass")):
+            found = song.stems[stem].frames[f"museval_{name}"]
+            assert found.frames == ratios.shape[1]
+            assert found.median == pytest.approx(np.median(ratios[index]), abs=1e-6)
+
+
+def test_silence_and_short_songs_are_skipped_and_told(tmp_path: Path) -> None:
+    silent = np.zeros_like(noise(1))
+    write(tmp_path / "data" / "song", drums=noise(1), bass=noise(2), other=noise(3))
+    write(tmp_path / "found", drums=0.9 * noise(1), bass=silent, other=noise(4))
+    song = scored(tmp_path)
+    assert song.stems["drums"]["museval_sdr"] is not None
+    assert song.stems["bass"]["museval_sdr"] is None
+    assert song.stems["bass"]["sdr"] == pytest.approx(0, abs=0.01)
+    assert song.skipped["bass"] == "BSSEval has no number for a silent estimate"
+    stems, why = bsseval.usable({"drums": noise(1)[:100]}, {"drums": noise(1)[:100]})
+    assert not stems
+    assert "too few" in why["drums"]
+
+
+def test_a_song_shorter_than_a_frame_is_one_frame(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "song", drums=noise(1, 0.5), bass=noise(2, 0.5))
+    write(tmp_path / "found", drums=noise(1, 0.5) + noise(3, 0.5), bass=noise(2, 0.5))
+    frames = scored(tmp_path).stems["drums"].frames["museval_sdr"]
+    assert (frames.frames, frames.undefined) == (1, 0)
+    assert frames.median == pytest.approx(0, abs=0.1)
+
+
+def test_the_quick_numbers_are_version_3_and_their_difference_is_printed(tmp_path: Path) -> None:
+    import museval
+
+    true, mixed = {"drums": noise(1), "bass": noise(2)}, 0.2 * noise(1) + 0.2 * noise(2) + 0.1 * noise(3)
+    guess = {stem: 0.7 * signal + mixed for stem, signal in true.items()}
+    write(tmp_path / "data" / "song", **true)
+    write(tmp_path / "found", **guess)
+    method = FolderMethod(tmp_path / "found", "found", alone=True)
+    songs = find_songs(tmp_path / "data")
+    found = evaluate(songs, [method], data="data", metrics=("museval", "fast"))
+    drums = found.methods[0].songs[0].stems["drums"]
+    assert drums["fast_sdr"] == pytest.approx(drums["museval_sdr"], abs=1e-6)  # needs no filter
+    signals = [np.stack([side[stem][:, 0] for stem in true]) for side in (true, guess)]
+    _, sir, sar, _ = museval.metrics.bss_eval_sources(*signals, compute_permutation=False)
+    assert drums["fast_sir"] == pytest.approx(sir[0].item(), abs=0.05)
+    assert drums["fast_sar"] == pytest.approx(sar[0].item(), abs=0.05)
+    lines = differences(found)
+    assert lines[0].startswith("found: SDR fast - v4 is +0.00 dB on average")
+    assert lines[1].startswith("found: SIR fast - v4 is ")
+
+
+@pytest.mark.slow
+def test_both_kinds_of_musdb_are_what_musdb_reads(tmp_path: Path) -> None:
+    """stempeg's excerpt as MUSDB18 and as HQ; every frame of every stem as museval has it."""
+    import shutil
+
+    import musdb as official
+    import museval
+    import stempeg
+
+    for subset in ("train", "test"):
+        (tmp_path / "packed" / subset).mkdir(parents=True)
+    shutil.copy(stempeg.example_stem_path(), tmp_path / "packed" / "test" / "A - B.stem.mp4")
+    (track,) = official.DB(root=str(tmp_path / "packed"), subsets="test").tracks
+    name, (packed,) = musdb.find_musdb(tmp_path / "packed")
+    assert name == "MUSDB18 test"
+    hq = tmp_path / "hq" / "test" / "A - B"
+    hq.mkdir(parents=True)
+    unpacked = musdb.unpack(packed, hq)
+    for stem in ("vocals", "drums", "bass", "other"):
+        read, _ = soundfile.read(unpacked.files[stem])
+        np.testing.assert_array_equal(read, track.targets[stem].audio)
+    mixture = track.audio
+    estimates = {stem: 0.5 * track.targets[stem].audio + 0.2 * mixture for stem in ("vocals", "drums")}
+    estimates["accompaniment"] = mixture - estimates["vocals"]
+    estimates = {stem: signal.astype(np.float32).astype(np.float64) for stem, signal in estimates.items()}
+    write(tmp_path / "found" / "test" / "A - B", **estimates)
+    both = []
+    for root in ("packed", "hq"):
+        name, songs = musdb.find_musdb(tmp_path / root)
+        method = FolderMethod(tmp_path / "found", "found")
+        found = evaluate(songs, [method], data=name, metrics=("museval",), command="c").methods[0]
+        both.append(found)
+    assert both[0] == both[1]
+    store = museval.eval_mus_track(track, estimates)
+    for target in store.scores["targets"]:
+        for metric in ("SDR", "ISR", "SIR", "SAR"):
+            frames = [float(frame["metrics"][metric]) for frame in target["frames"]]
+            score = both[0].songs[0].stems[target["name"]]
+            assert score[f"museval_{metric.lower()}"] == pytest.approx(np.nanmedian(frames), abs=1e-5)
+    # without museval's rounding to 1e-5
+    references = {stem: track.targets[stem].audio for stem in ("vocals", "drums")}
+    ours, _ = bsseval.museval_frames(references, {stem: estimates[stem] for stem in references}, RATE)
+    theirs = museval.evaluate(list(references.values()), [estimates[stem] for stem in references])
+    for name, ratios in zip(("sdr", "isr", "sir", "sar"), theirs, strict=True):
+        for index, stem in enumerate(references):
+            np.testing.assert_allclose(ours[stem][name], ratios[index], atol=1e-6)

@@ -1,0 +1,475 @@
+"""The command: what it takes, what it writes and says, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+import tfswa_sep
+from tfswa_sep import registry, separator
+from tfswa_sep.batch import workers as jobs
+from tfswa_sep.batch.plan import Outcome, PlannedSong, Work
+from tfswa_sep.cli import main as cli
+from tfswa_sep.errors import InputError, OutputError
+
+STEMS = ("vocals", "drums", "bass", "other")
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("numpy", "onnxruntime", "torch", "soundfile", "huggingface_hub", "rich")
+
+
+class SplitEvenly:
+    """A backend that gives every stem a quarter of the mixture."""
+
+    name, device, precision, stems = "onnx", "cpu", "int8", STEMS
+    sample_rate, channels, segment_samples, margin_samples = 44_100, 2, 44_100, 4_410
+    workers, batch_size, notes = 1, 1, ()
+
+    def __call__(
+        self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        stems = np.repeat(segment[:, None] / 4, len(STEMS), axis=1)
+        mixed = stems if mix is None else np.einsum("ks,bscn->bkcn", mix, stems)
+        return mixed.astype(np.float32, copy=False)
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to be in, with a song; no real model is loaded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "fetch", lambda info, backend: Path("small.onnx"))
+    monkeypatch.setattr(separator, "load_backend", lambda *args, **options: SplitEvenly())
+    write_song(tmp_path / "song.wav")
+    return tmp_path
+
+
+def write_song(path: Path, *, seconds: float = 0.5) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (round(44_100 * seconds), 2))
+    soundfile.write(path, samples, 44_100)
+    return path
+
+
+def files_in(folder: Path) -> set[str]:
+    """All but the manifests."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json")
+    return {str(path.relative_to(folder)) for path in found}
+
+
+def python(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a Python that sees this checkout, installed or not."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT, env=env)
+
+
+# --- help
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    helped = python("-X", "importtime", "-m", "tfswa_sep", "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time: other work on the machine must not fail the test. importtime itself costs a tenth.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in helped.stderr.splitlines()}
+    assert "typer" in loaded and not loaded.intersection(HEAVY)
+
+
+@pytest.mark.parametrize(
+    "command", ["", "separate", "models", "models list", "models pull", "models verify", "eval", "doctor"]
+)
+def test_help_fits_a_terminal(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*command.split(), "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"Usage: tfswa-sep {command}") and err == ""
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == 0
+    assert "tfswa-sep song.mp3" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"tfswa-sep {tfswa_sep.__version__}\n"
+
+
+def test_the_shell_completes_commands() -> None:
+    script = "from tfswa_sep.cli.main import main; main()"
+    words = {"_TFSWA_SEP_COMPLETE": "complete_bash", "COMP_WORDS": "tfswa-sep mo", "COMP_CWORD": "1"}
+    assert python("-c", script, env={**os.environ, **words}).stdout.split() == ["models"]
+
+
+# --- separate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        (["song.wav"], {f"song/{stem}.wav" for stem in STEMS}),
+        (["separate", "song.wav"], {f"song/{stem}.wav" for stem in STEMS}),
+        (["song.wav", "--stems", "vocals"], {"song/vocals.wav"}),
+        (["--stems", "vocals", "song.wav"], {"song/vocals.wav"}),
+        (["--stems=vocals,accompaniment", "song.wav"], {"song/vocals.wav", "song/accompaniment.wav"}),
+        (["-o", "a/b", "song.wav", "--stems", "drums+bass"], {"a/b/song/drums+bass.wav"}),
+        (["song.wav", "--format", "flac", "--stems", "bass"], {"song/bass.flac"}),
+        (["--stems", "bass", "--name", "{stem} of {track}{ext}", "--", "song.wav"], {"bass of song.wav"}),
+    ],
+)
+def test_separate_writes_the_stems_that_were_asked_for(
+    work: Path, arguments: list[str], written: set[str]
+) -> None:
+    assert cli.run(arguments) == 0
+    assert files_in(work) == {"song.wav", *written}
+    for name in written:
+        samples, rate = soundfile.read(work / name)
+        assert (samples.shape, rate) == ((22_050, 2), 44_100) and np.abs(samples).max() > 0.1
+
+
+def test_it_says_what_ran_and_what_it_wrote(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["song.wav", "--stems", "vocals,drums", "--verbose"]) == 0
+    out, err = capsys.readouterr()
+    first, *paths, took = out.splitlines()
+    assert first == "model small, backend onnx int8, device cpu"
+    assert paths == ["song/vocals.wav", "song/drums.wav"] and took.startswith("0.5 s of music took ")
+    assert err == ""
+    assert cli.run(["song.wav", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_json_is_one_object_a_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["song.wav", "--stems", "vocals", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    song = json.loads(line)
+    assert (song["song"], song["status"]) == ("song.wav", "done")
+    assert song["files"] == {"vocals": "song/vocals.wav"} and song["seconds"] == 0.5
+    assert (song["model"], song["backend"], song["device"]) == ("small", "onnx", "cpu")
+    assert song["precision"] == "int8"
+    assert cli.run(["none.wav", "--json"]) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"] == {
+        "kind": "InputError",
+        "message": "no such file: none.wav",
+        "exit_code": 3,
+    }
+    assert err == "tfswa-sep: no such file: none.wav\n"
+
+
+def test_finished_stems_are_replaced_unless_forbidden(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["song.wav"], ["song.wav", "--overwrite"], ["song.wav", "--stems", "vocals"]):
+        assert cli.run(words) == 0
+    assert cli.run(["song.wav", "--no-overwrite"]) == OutputError.exit_code
+
+
+def test_finished_work_is_skipped_and_half_done_work_done_again(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stem, manifest = work / "song" / "bass.wav", work / "song" / ".song.tfswa-sep.json"
+
+    def status(*words: str) -> str:
+        assert cli.run(["song.wav", "--json", *words]) == 0
+        return str(json.loads(capsys.readouterr().out)["status"])
+
+    assert [status(), status(), status("--no-overwrite"), status("--overwrite")] == [
+        "done", "skipped", "skipped", "done",
+    ]  # fmt: skip
+    stem.write_bytes(b"half")
+    assert status() == "done" and len(stem.read_bytes()) > 1000
+    stem.unlink()
+    assert status() == "done" and stem.exists()
+    manifest.unlink()
+    assert status() == "done"
+    manifest.write_text("{")
+    assert status() == "done"
+    assert status("--bit-depth", "16") == "done"  # other options
+    precise = [status("--bit-depth", "16", "--precision", "fp32") for _ in range(2)]
+    assert precise == ["done", "skipped"]  # perhaps another model file
+    write_song(work / "song.wav", seconds=0.6)
+    assert status() == "done"  # another song
+    assert cli.run(["song.wav"]) == 0
+    assert capsys.readouterr().out.startswith("song.wav was done before in the same way (--overwrite")
+
+
+def test_folders_are_walked_and_mirrored(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for song in ("in/a.wav", "in/deep/er/a.wav", "in/deep/.hidden.wav"):
+        write_song(work / song)
+    (work / "in" / "notes.txt").write_text("no song")
+    assert cli.run(["in", "--stems", "bass", "-o", "out", "-q"]) == 0
+    assert files_in(work / "out") == {"a/bass.wav"}
+    for _ in range(2):  # what lies in in/a and in/deep/er/a after the first run are no songs
+        assert cli.run(["in", "-r", "--stems", "bass", "-o", "in", "-q"]) == 0
+    assert files_in(work / "in") - {"a.wav", "deep/er/a.wav", "deep/.hidden.wav", "notes.txt"} == {
+        "a/bass.wav",
+        "deep/er/a/bass.wav",
+    }
+    assert cli.run(["in/*.wav", "--stems", "bass", "-o", "globbed", "-q"]) == 0
+    assert files_in(work / "globbed") == {"a/bass.wav"}
+
+
+def test_shards_take_every_song_once(work: Path) -> None:
+    songs = [str(write_song(work / f"{name}.wav", seconds=0.1)) for name in "abcde"]
+    for shard, expected in (("1/2", "ace"), ("2/2", "bd")):
+        assert cli.run([*songs, "--shard", shard, "--stems", "bass", "-o", shard[0], "-q"]) == 0
+        assert files_in(work / shard[0]) == {f"{name}/bass.wav" for name in expected}
+
+
+# --- several songs
+
+
+def test_songs_of_one_name_do_not_overwrite_each_other(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    songs = ["a/song.wav", "b/Song.flac", "c/song_2.wav", "song{x}.wav", "d/song{x}.wav", "a/../a/song.wav"]
+    for song in songs[:-1]:
+        write_song(work / song)
+    assert cli.run([*songs, "--stems", "vocals", "-o", "out"]) == 0
+    tracks = {"song", "Song_2", "song_2_2", "song{x}", "song{x}_2"}
+    assert files_in(work / "out") == {f"{track}/vocals.wav" for track in tracks}
+    notes = capsys.readouterr().err.splitlines()
+    assert notes[0] == "tfswa-sep: note: b/Song.flac has the name of another song: its files are named Song_2"
+    assert len(notes) == 3
+
+
+def test_one_bad_file_does_not_end_the_batch(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "text.mp3").write_text("no song at all\n")
+    assert cli.run(["text.mp3", "song.wav", "none.wav", "--stems", "vocals"]) == 7
+    assert files_in(work) == {"song.wav", "text.mp3", "song/vocals.wav"}
+    out, err = capsys.readouterr()
+    none, text = err.splitlines()
+    assert text.startswith("tfswa-sep: ") and "text.mp3" in text
+    assert none == "tfswa-sep: no such file: none.wav"
+    assert out.endswith("\n\n1 done, 2 failed\n") and max(map(len, out.splitlines())) <= 80
+
+
+def test_a_song_that_failed_holds_no_samples() -> None:
+    held = []
+
+    class Fails:
+        def separate(self, song: PlannedSong, on_progress: object) -> Outcome:
+            samples = np.zeros(8)
+            held.append(weakref.ref(samples))
+            try:
+                raise OSError("inside")
+            except OSError as error:
+                raise InputError("outside") from error
+
+    song = PlannedSong(Path("song.wav"), "song.wav", "song", Path())
+    outcome = jobs._separate(song, cast(Work, Fails()), None)
+    assert isinstance(outcome.error, InputError) and "inside" in outcome.trace
+    assert [samples() for samples in held] == [None]
+
+
+def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_song(work / "other.wav")
+    assert cli.run(["song.wav", "other.wav", "--stems", "piano"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# --- failing well
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["none.mp3"], 3, "no such file: none.mp3"),
+        (["seperate", "song.wav"][:1], 3, "no such file: seperate (is the command 'separate' meant?"),
+        (["text.mp3"], 3, "text.mp3"),
+        (["empty.wav"], 3, "empty.wav"),
+        (["folder"], 3, "folder"),
+        (["bell\a\n.wav"], 3, "no such file: bell\\x07 .wav"),
+        (["song.wav", "--stems", "piano"], 2, "unknown stem 'piano'"),
+        (["song.wav", "--model", "smal"], 4, "did you mean 'small'?"),
+        (["song.wav", "--out", "text.mp3/deep"], 5, "text.mp3"),
+        (["song.wav", "--format", "mp4"], 2, "'mp4'"),
+        (["song.wav", "--format", "flac", "--bit-depth", "32f"], 2, "32f"),
+        (["song.wav", "--threads", "0"], 2, "--threads"),
+        (["song.wav", "--no-such-option"], 2, "--no-such-option"),
+        (["separate"], 2, "Missing argument 'SONG...' (see tfswa-sep --help)"),
+        (["song.wav", "--name", "{stem}{ext}", "text.mp3"], 2, "--name needs {track}"),
+        (["song.wav", "--name", "../{stem}{ext}"], 2, "../"),
+        (["models", "path", "large"], 4, "unknown model 'large'"),
+        (["eval", "--data", "nowhere"], 3, "nowhere"),
+        (["eval"], 2, "--data"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    work: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    (work / "text.mp3").write_text("no song at all\n" * 100)
+    (work / "empty.wav").touch()
+    (work / "folder").mkdir()
+    before = files_in(work)
+    assert cli.run(arguments) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tfswa-sep: ") and message in line
+    assert files_in(work) == before and not (work / "song").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (
+            RuntimeError("two\nlines"),
+            1,
+            "a bug of tfswa-sep, please report it with what --debug shows: RuntimeError",
+        ),
+        (MemoryError(), 6, "out of memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_the_unexpected_is_one_line_too(
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(separator.Separator, "separate_file", fail)
+    assert cli.run(["song.wav"]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert files_in(work) == {"song.wav"}
+
+
+def test_debug_shows_where(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["text.mp3", "--debug"]) == 3
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback") and err.endswith("tfswa-sep: no such file: text.mp3\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["none.wav"], 3), (["song.wav", "--model", "none"], 4), (["song.wav"], 4), (["song.wav", "--no"], 2)],
+)
+def test_what_is_wrong_from_the_start_is_told_before_anything_heavy_is_loaded(
+    work: Path, arguments: list[str], code: int
+) -> None:
+    """The third has a bundled file whose hash is wrong."""
+    (work / "small.onnx").write_bytes(b"\x08 not the file on record")
+    script = f"""
+import sys
+from pathlib import Path
+from tfswa_sep import registry
+from tfswa_sep.cli import main as cli
+if {code} == 4:
+    registry.WEIGHTS = Path({str(work)!r})
+else:
+    registry.fetch = lambda *_: Path()
+code = cli.run({[str(work / arguments[0]), *arguments[1:]]!r})
+print(code, sorted(set({HEAVY!r}) & sys.modules.keys()))
+"""
+    done = python("-c", script)
+    assert done.stdout == f"{code} []\n"
+    assert len(done.stderr.splitlines()) == 1
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, {root!r})
+from tests.package.test_cli import SplitEvenly
+from tfswa_sep import registry, separator
+from tfswa_sep.cli import main as cli
+class Slow(SplitEvenly):
+    def __call__(self, segment, *, mix=None):
+        print("working", file=sys.stderr, flush=True)
+        time.sleep(0.2)
+        return super().__call__(segment, mix=mix)
+registry.fetch = lambda *_: None
+separator.load_backend = lambda *_, **__: Slow()
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
+def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: str, code: int) -> None:
+    write_song(tmp_path / "song.wav", seconds=20)
+    script = SLOW.format(root=str(ROOT))
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "song.wav"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "working\n"
+        assert wait_for(lambda: len(files_in(tmp_path)) > 1)  # temporary files are open
+        process.send_signal(getattr(signal, sent))
+        *_, line = process.stderr.read().splitlines()
+        assert process.wait(timeout=20) == code
+    assert line.startswith("tfswa-sep: ") and line.endswith("left no files")
+    assert files_in(tmp_path) == {"song.wav"} and not (tmp_path / "song").exists()
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["--help"]])
+def test_a_reader_that_stops_is_no_error(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as broken:
+        done = subprocess.run(
+            [sys.executable, "-m", "tfswa_sep", *arguments],
+            stdout=broken,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+# --- models
+
+
+def test_models_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["models"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("small (the default)\n") and "vocals, drums, bass, other" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert cli.run(["models", "list"]) == 0
+    assert capsys.readouterr().out == text
+    assert cli.run(["models", "--json"]) == 0
+    small, *_ = json.loads(capsys.readouterr().out)["models"]
+    assert small["name"] == "small" and small["files"][0]["backend"] == "onnx"
+
+
+def test_models_path_is_the_file_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["models", "path", "small"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path == registry.fetch(registry.default_model(), "onnx") and path.suffix == ".onnx"
+
+
+# --- the real thing
+
+
+@pytest.mark.slow
+def test_the_demo_song_through_the_real_model(tmp_path: Path) -> None:
+    song = ROOT / "examples" / "demo.ogg"
+    done = python("-m", "tfswa_sep", str(song), "--out", str(tmp_path), "--stems", "vocals,accompaniment")
+    assert (done.returncode, done.stderr) == (0, "")
+    mixture, rate = soundfile.read(song)
+    vocals, rate_out = soundfile.read(tmp_path / "demo" / "vocals.wav")
+    accompaniment, _ = soundfile.read(tmp_path / "demo" / "accompaniment.wav")
+    assert rate == rate_out and vocals.shape == mixture.shape
+    assert np.isfinite(vocals).all() and 0.01 < np.abs(vocals).max() < 1.5
+    # Ogg's float samples, 44.1 kHz: the stems add up to what was decoded.
+    assert np.abs(vocals + accompaniment - mixture).max() < 1e-3

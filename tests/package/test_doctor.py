@@ -1,0 +1,93 @@
+"""The doctor: what it finds on this machine is so, and its install lines are those of each platform."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfswa_sep import registry
+from tfswa_sep.cli import checkup as doctor
+from tfswa_sep.cli import main as cli
+
+
+@pytest.mark.parametrize(
+    ("platform", "cuda", "index"),
+    [
+        ("linux", None, "https://download.pytorch.org/whl/cpu"),
+        ("linux", (13, 2), None),
+        ("linux", (12, 8), "https://download.pytorch.org/whl/cu126"),
+        ("darwin", None, None),
+        ("win32", None, None),
+        ("win32", (13, 0), "https://download.pytorch.org/whl/cu130"),
+    ],
+)
+def test_the_right_torch_for_each_machine(
+    platform: str, cuda: tuple[int, int] | None, index: str | None
+) -> None:
+    line = doctor.torch_install_line(platform, cuda)
+    assert line.startswith(f"{sys.executable} -m pip install ")
+    for package in ("torch", "einops", "safetensors"):
+        assert f"'{package}>=" in line
+    assert line.endswith(f"--extra-index-url {index}") if index else "index" not in line
+
+
+def test_an_old_driver_gets_no_line() -> None:
+    assert doctor.torch_install_line("linux", (11, 8)) == ""
+
+
+def test_pipx_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", "/home/me/.local/pipx/venvs/tfswa-sep")
+    line = doctor.torch_install_line("linux", None)
+    assert line.startswith("pipx inject tfswa-sep ") and "--pip-args=--extra-index-url https" in line
+
+
+def test_the_drivers_cuda_is_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\necho '| NVIDIA-SMI 570.86.15   Driver Version: 570.86.15   CUDA Version: 12.8 |'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert doctor._nvidia_cuda() == (12, 8)
+    program.write_text("#!/bin/sh\nexit 9\n")  # no driver
+    assert doctor._nvidia_cuda() is None
+
+
+def test_a_machine_without_ffmpeg_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tfswa_sep.audio.ffmpeg.find_ffmpeg", lambda: None)
+    for platform, line in (("darwin", "brew install ffmpeg"), ("win32", "winget install ffmpeg")):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert doctor._ffmpeg().install == line
+
+
+def test_a_folder_that_may_not_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    found = doctor._folder("settings", Path("/root/.config"))
+    assert (found.right, found.text) == (False, "/root/.config: Permission denied")
+
+
+@pytest.mark.slow
+def test_the_doctor_examines_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    found = {finding["about"]: finding for finding in report["findings"]}
+    assert report["works"] and found["backend onnx"]["right"] and found["backend torch"]["right"]
+    assert "real-time factor" in found["backend onnx"]["text"]
+    assert found["Python"]["text"].startswith(".".join(map(str, sys.version_info[:3])))
+    assert str(registry.cache_folder()) in found["cache"]["text"]
+
+
+def test_a_machine_where_nothing_works_gets_the_errors_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "WEIGHTS", tmp_path)  # as if half of the package were missing
+    assert cli.run(["doctor"]) == 4
+    out = capsys.readouterr().out
+    assert "NO  backend onnx" in out and "install tfswa-sep again" in out
+    assert out.endswith("Separation does not work here.\n")

@@ -1,0 +1,355 @@
+"""Scores against numbers that can be worked out by hand, from real files on disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from numpy.typing import NDArray
+from rich.console import Console
+
+from tfswa_sep.cli import main as cli
+from tfswa_sep.errors import InputError, UsageError
+from tfswa_sep.evaluation.methods import (
+    FolderMethod,
+    Method,
+    MixtureBaseline,
+    ModelMethod,
+    OracleBaseline,
+)  # fmt: skip
+from tfswa_sep.evaluation.metrics import RunningScore, sdr, si_sdr
+from tfswa_sep.evaluation.multitrack import Feed, find_songs
+from tfswa_sep.evaluation.report.html import html_report
+from tfswa_sep.evaluation.report.tables import song_table
+from tfswa_sep.evaluation.results import Evaluation, StemScore, read_evaluation
+from tfswa_sep.evaluation.run import evaluate
+
+RATE = 44_100
+Samples = NDArray[np.float32]
+
+
+def noise(seed: int, seconds: float = 1.0, rms: float = 0.1) -> Samples:
+    """Stereo (2, n); two seeds are uncorrelated."""
+    rng = np.random.default_rng(seed)
+    return (rms * rng.standard_normal((2, round(seconds * RATE)))).astype(np.float32)
+
+
+def write_song(folder: Path, **stems: Samples) -> None:
+    folder.mkdir(parents=True)
+    for stem, samples in stems.items():
+        soundfile.write(folder / f"{stem}.wav", samples.T, RATE, subtype="FLOAT")
+
+
+def evaluate_folder(data: Path, *methods: Method, **options: Any) -> Evaluation:
+    return evaluate(find_songs(data), methods, data=data.name, **options)
+
+
+def evaluate_estimates(data: Path, folder: Path, *more: Method, **options: Any) -> Evaluation:
+    alone = len(find_songs(data)) == 1
+    return evaluate_folder(data, FolderMethod(folder, folder.name, alone=alone), *more, **options)
+
+
+def number(score: StemScore, name: str) -> float:
+    value = score[name]
+    assert value is not None
+    return value
+
+
+def decibels(signal: Samples, error: Samples) -> float:
+    return float(10 * np.log10(np.sum(signal.astype(float) ** 2) / np.sum(error.astype(float) ** 2)))
+
+
+class FixedGains:
+    """A backend that takes each stem for a fixed share of the mixture."""
+
+    name, device, precision, workers, batch_size, notes = "onnx", "cpu", "fp32", 1, 1, ()
+    stems = ("vocals", "drums", "bass", "other")
+    sample_rate, channels, segment_samples, margin_samples = RATE, 2, 20_480, 2_048
+    gains = np.array([0.4, 0.3, 0.2, 0.1], dtype=np.float32)
+
+    def __call__(self, segment: Samples, *, mix: Samples | None = None) -> Samples:
+        gains = self.gains if mix is None else mix @ self.gains
+        return np.asarray(gains[None, :, None, None] * segment[:, None])
+
+
+def test_sdr_is_the_ratio_of_energies() -> None:
+    reference = noise(1)
+    assert sdr(reference, np.float32(0.9) * reference) == pytest.approx(20.0, abs=1e-4)
+    assert sdr(reference, np.zeros_like(reference)) == pytest.approx(0.0, abs=1e-4)
+    assert sdr(reference, reference + noise(2)) == pytest.approx(decibels(reference, noise(2)), abs=1e-4)
+    # both channels together: one right, one silent
+    half = np.stack([np.ones(50, np.float32), np.zeros(50, np.float32)])
+    assert sdr(np.ones_like(half), half) == pytest.approx(10 * np.log10(2), abs=1e-4)
+    assert 90 < (sdr(reference, reference) or 0) < 110  # finite
+
+
+def test_si_sdr_forgives_a_gain_and_nothing_else() -> None:
+    reference, error = noise(1), noise(2, rms=0.01)
+    error -= reference * np.float32(np.vdot(reference, error) / np.vdot(reference, reference))
+    expected = decibels(reference, error)
+    for gain in (0.1, 1.0, 3.0):
+        assert si_sdr(reference, np.float32(gain) * (reference + error)) == pytest.approx(expected, abs=1e-2)
+
+
+def test_nothing_is_said_of_silence() -> None:
+    silence = np.zeros((2, 1000), dtype=np.float32)
+    assert sdr(silence, noise(1)[:, :1000]) is None
+    assert si_sdr(silence, silence) is None
+    assert si_sdr(noise(1)[:, :1000], silence) is None
+
+
+def test_blocks_add_up_to_the_whole_and_shares_are_found() -> None:
+    stem, rest = noise(1), noise(2, rms=0.3)
+    estimate = np.float32(0.8) * stem + np.float32(0.05) * rest
+    whole, in_blocks = RunningScore(), RunningScore()
+    whole.add(stem, rest, estimate)
+    for start in range(0, stem.shape[1], 7001):
+        in_blocks.add(*(samples[:, start : start + 7001] for samples in (stem, rest, estimate)))
+    assert in_blocks.shares() == pytest.approx((0.8, 0.05), abs=1e-5)
+    assert in_blocks.sdr() == pytest.approx(whole.sdr(), abs=1e-9)
+
+
+def test_a_feed_gives_the_files_whatever_the_block(tmp_path: Path) -> None:
+    long, short = noise(1), noise(2, seconds=0.3)
+    write_song(tmp_path / "song", drums=long, bass=short)
+    feed = Feed([tmp_path / "song" / "drums.wav", tmp_path / "song" / "bass.wav"], RATE)
+    blocks = []
+    while not feed.ended:
+        blocks.append(feed.take(9973))
+    found = np.concatenate(blocks, axis=1)
+    expected = long.copy()
+    expected[:, : short.shape[1]] += short
+    assert feed.frames == long.shape[1]
+    np.testing.assert_array_equal(found[:, : long.shape[1]], expected)
+    assert not found[:, long.shape[1] :].any()
+
+
+def test_estimates_of_any_tool(tmp_path: Path) -> None:
+    """One song with four stems, one without vocals, one kept apart."""
+    for number, name in enumerate(("Apart 1", "Full", "Instrumental")):
+        stem_names = ("vocals", "drums", "bass", "other")
+        stems = {stem: noise(10 * number + index) for index, stem in enumerate(stem_names)}
+        if name == "Instrumental":
+            del stems["vocals"]
+        write_song(tmp_path / "true" / name, **stems)
+        gain = np.float32({"Apart 1": 0.5, "Full": 0.9, "Instrumental": 0.99}[name])
+        guess = {stem: gain * samples for stem, samples in stems.items()}
+        write_song(tmp_path / "found" / name, **{"vocals": noise(99), **guess})
+
+    found = evaluate_estimates(tmp_path / "true", tmp_path / "found", apart="Apart*", command="a b")
+
+    (method,) = found.methods
+    songs = {song.song: song for song in method.songs}
+    names = ("Apart 1", "Full", "Instrumental")
+    assert [songs[name].stems["drums"]["sdr"] for name in names] == pytest.approx([6.0206, 20, 40], abs=1e-2)
+    assert "vocals" in songs["Instrumental"].skipped  # silent
+    assert "accompaniment" in songs["Instrumental"].skipped  # the whole mixture
+    drums, count = method.mean("drums")
+    assert drums is not None
+    assert count == 2
+    assert drums["sdr"] == pytest.approx(30.0, abs=1e-2)
+    three_and_two_others_equally_loud = (-4.77 - 3.01) / 2
+    assert drums["mixture_sdr"] == pytest.approx(three_and_two_others_equally_loud, abs=0.05)
+    assert drums["kept"] == pytest.approx(0.945, abs=1e-3)
+    assert drums["leaked"] == pytest.approx(0.0, abs=1e-3)
+    accompaniment, count = method.mean("accompaniment")
+    assert accompaniment is not None
+    assert count == 1
+    assert accompaniment["sdr"] == pytest.approx(20.0, abs=1e-2)
+
+    record = json.loads(found.to_json())
+    (told,) = record["methods"]
+    assert told["mean"]["drums"]["songs"] == 2
+    assert record["command"] == "a b"
+    assert told["real_time_factor"] is None
+    assert [song["apart"] for song in told["songs"]] == [True, False, False]
+    assert record["versions"]["numpy"] == np.__version__
+    (tmp_path / "results.json").write_text(found.to_json())
+    assert read_evaluation(tmp_path / "results.json").to_json() == found.to_json()
+    lines = found.to_csv().splitlines()
+    assert lines[0].startswith("method,song,stem,apart,skipped,sdr,")
+    assert len(lines) == 1 + 3 * 5
+    page = html_report(found)
+    assert page.count("<svg") == 1 + 5  # box plot, bars a stem
+    assert "http" not in page and "<script" not in page  # opens offline
+    console = Console(width=240, file=io.StringIO())
+    console.print(song_table(method, "true"))
+    assert isinstance(console.file, io.StringIO)
+    text = " ".join(console.file.getvalue().split())
+    assert "(Apart 1)" in text
+    assert "median of 2" in text
+    assert "silent in this song" in text
+    assert "vocals 1, accompaniment 1 (of 3 songs)" in text
+
+
+def test_the_separators_files_are_what_is_scored(tmp_path: Path) -> None:
+    stems = {"vocals": noise(1, rms=0.2), "drums": noise(2), "bass": noise(3)}  # other is silent
+    write_song(tmp_path / "data" / "Song. 1", **stems)
+    seen: list[tuple[str, str, float, float]] = []
+
+    found = evaluate_folder(
+        tmp_path / "data",
+        ModelMethod(FixedGains(), out=tmp_path / "kept"),
+        on_progress=lambda *told: seen.append(told),
+    )
+
+    mixture = sum(stems.values(), np.zeros_like(stems["vocals"]))
+    (method,) = found.methods
+    (song,) = method.songs
+    for stem, gain in zip(("vocals", "drums", "bass"), FixedGains.gains, strict=False):
+        expected = decibels(stems[stem], stems[stem] - gain * mixture)
+        assert song.stems[stem]["sdr"] == pytest.approx(expected, abs=1e-2)
+        baseline = decibels(stems[stem], stems[stem] - mixture)
+        assert song.stems[stem]["mixture_sdr"] == pytest.approx(baseline, abs=1e-2)
+    rest = mixture - stems["vocals"]
+    assert song.stems["accompaniment"]["sdr"] == pytest.approx(
+        decibels(rest, rest - np.float32(0.6) * mixture), abs=1e-2
+    )
+    assert song.skipped.keys() == {"other"}
+    assert not song.warnings
+    assert (method.backend, method.device, method.precision, method.sha256) == ("onnx", "cpu", "fp32", None)
+    assert (method.real_time_factor or 0) > 0
+    kept, _ = soundfile.read(tmp_path / "kept" / "Song. 1" / "bass.wav", dtype="float32")
+    np.testing.assert_allclose(kept.T, np.float32(0.2) * mixture, atol=1e-5)
+    (older,) = (replace(each, precision=None) for each in found.methods)  # did not tell the precision
+    again = evaluate(
+        find_songs(tmp_path / "data"), [ModelMethod(FixedGains())], data=found.data, command="",
+        earlier=replace(found, methods=(older,)),
+    )  # fmt: skip
+    assert again.methods == found.methods  # nothing was done anew, or the time would differ
+    assert seen[-1][0] == "Song. 1"
+    assert seen[-1][2:] == pytest.approx((1.0, 1.0))
+
+
+def test_no_stems_that_are_there_are_overwritten(tmp_path: Path) -> None:
+    data, tool, links = tmp_path / "data", tmp_path / "tool", tmp_path / "links"
+    for folder in (data / "one", data / "two", tool / "one", tool / "two"):
+        write_song(folder, vocals=noise(1), drums=noise(2))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.wav")}
+    links.mkdir()
+    (links / "two").symlink_to(data / "two", target_is_directory=True)
+    for out in (data, tool, links):
+        with pytest.raises(UsageError, match=r"(one|two) would be overwritten: choose another --out"):
+            evaluate_estimates(data, tool, ModelMethod(FixedGains(), out=out))
+    with pytest.raises(UsageError, match="would be overwritten"):  # the song alone, and linked files
+        evaluate_folder(data / "one", ModelMethod(FixedGains(), out=data))
+    (tmp_path / "linked" / "two").mkdir(parents=True)
+    (tmp_path / "linked" / "two" / "vocals.wav").symlink_to(data / "two" / "vocals.wav")
+    with pytest.raises(UsageError, match="would be overwritten"):
+        evaluate_folder(tmp_path / "linked", ModelMethod(FixedGains(), out=data))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.wav") if path in before}
+    assert not (links / "one").exists()  # nothing was written before it was refused
+
+
+def test_another_rate_is_resampled_and_told(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "song"
+    folder.mkdir(parents=True)
+    (tmp_path / "found").mkdir()
+    for seed, stem in enumerate(("vocals", "bass")):
+        dark = np.cumsum(noise(seed, rms=0.005), axis=1)
+        dark -= np.linspace(dark[:, 0], dark[:, -1], dark.shape[1], axis=1)
+        at_48 = soxr.resample(dark.T * 0.05, RATE, 48_000)
+        soundfile.write(folder / f"{stem}.opus", at_48, 48_000, format="OGG", subtype="OPUS")
+        decoded, rate = soundfile.read(folder / f"{stem}.opus", dtype="float32")
+        assert rate == 48_000
+        soundfile.write(tmp_path / "found" / f"{stem}.wav", decoded, rate, subtype="FLOAT")
+    (song,) = evaluate_estimates(tmp_path / "data", tmp_path / "found").methods[0].songs
+    assert song.seconds == pytest.approx(1.0, abs=0.01)
+    assert number(song.stems["vocals"], "sdr") > 60
+    assert number(song.stems["bass"], "sdr") > 60
+    assert "vocals.wav has 48000 Hz, resampled to 44100" in song.warnings
+
+
+def test_a_mixture_file_is_taken_and_an_estimate_of_another_length_is_named(tmp_path: Path) -> None:
+    vocals, drums = noise(1), noise(2)
+    mixture = np.float32(0.5) * (vocals + drums)
+    write_song(tmp_path / "data" / "song", vocals=vocals, drums=drums, mixture=mixture)
+    too_long = np.concatenate([drums, noise(3)], axis=1)
+    write_song(tmp_path / "found", vocals=vocals[:, :-441], drums=too_long)
+    (song,) = evaluate_estimates(tmp_path / "data", tmp_path / "found").methods[0].songs
+    score = song.stems["vocals"]
+    assert score["mixture_sdr"] == pytest.approx(decibels(vocals, 0.5 * vocals - 0.5 * drums), abs=1e-2)
+    assert score["sdr"] == pytest.approx(20.0, abs=0.3)  # a hundredth of the energy is missing
+    assert number(song.stems["drums"], "sdr") > 90  # what comes after the song does not count
+    assert tuple(song.warnings) == (
+        "vocals has 43659 frames, the mixture 44100",
+        "drums has 88200 frames, the mixture 44100",
+    )
+
+
+def test_the_baselines_part_what_does_not_overlap(tmp_path: Path) -> None:
+    time = np.arange(RATE) / RATE
+    low, high = (np.float32(0.2) * np.sin(2 * np.pi * f * np.tile(time, (2, 1))) for f in (200, 3000))
+    write_song(tmp_path / "data" / "song", bass=low.astype(np.float32), vocals=high.astype(np.float32))
+    baselines = (MixtureBaseline(), OracleBaseline(binary=False), OracleBaseline(binary=True))
+    found = evaluate_folder(tmp_path / "data", *baselines)
+    mixture, ratio, binary = (method.songs[0].stems["vocals"] for method in found.methods)
+    assert mixture["sdr"] == pytest.approx(0.0, abs=0.1)
+    assert mixture["gain"] == pytest.approx(0.0, abs=1e-6)
+    assert number(ratio, "sdr") > 30
+    assert number(binary, "sdr") > 30
+
+
+def test_a_run_goes_on_where_it_stopped_and_jobs_change_no_bit(tmp_path: Path) -> None:
+    for number_, name in enumerate(("one", "two")):
+        write_song(tmp_path / "data" / name, vocals=noise(number_), drums=noise(number_ + 5))
+        write_song(tmp_path / "tool" / name, vocals=noise(number_, rms=0.09), drums=noise(number_ + 6))
+    songs, options = find_songs(tmp_path / "data"), {"data": "data", "command": "c"}
+    method = FolderMethod(tmp_path / "tool", "tool")
+    stops: list[Evaluation] = []
+    whole = evaluate(songs, [method], on_song=stops.append, **options)  # type: ignore[arg-type]
+    assert [len(stop.methods[0].songs) for stop in stops] == [1, 2]
+
+    shutil.rmtree(tmp_path / "tool" / "one")  # not read again
+    rest: list[Evaluation] = []
+    resumed = evaluate(songs, [method], earlier=stops[0], on_song=rest.append, **options)  # type: ignore[arg-type]
+    assert len(rest) == 1
+    assert resumed.methods == whole.methods
+    with pytest.raises(UsageError, match="other metrics: leave out --resume"):
+        evaluate(songs, [method], earlier=stops[0], metrics=("fast",), **options)  # type: ignore[arg-type]
+
+    in_processes = evaluate(songs[1:], [method], jobs=2, **options)  # type: ignore[arg-type]
+    assert in_processes.methods[0].songs == whole.methods[0].songs[1:]
+
+
+def test_a_record_that_cannot_be_written_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_song(tmp_path / "song", vocals=noise(1), drums=noise(2))
+    (tmp_path / "file").touch()
+    for place, why in (("/", "it is a folder"), (".", "it is a folder"), ("file/a.json", "File exists")):
+        words = ["eval", "--data", "song", "--estimates", "song", "--quiet", "--json", place]
+        assert cli.run(words) == 5
+        assert capsys.readouterr().err == f"tfswa-sep: cannot write {place}: {why}\n"
+
+
+def test_what_cannot_be_scored_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder of songs"):
+        find_songs(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no songs in"):
+        find_songs(tmp_path)
+    write_song(tmp_path / "data" / "song", vocals=noise(1), drums=noise(2))
+    with pytest.raises(UsageError, match="no song matches the pattern 'Sodium'"):
+        evaluate_estimates(tmp_path / "data", tmp_path, apart="Sodium")
+    write_song(tmp_path / "same" / "same", vocals=noise(1))
+    soundfile.write(tmp_path / "same" / "vocals.wav", noise(1).T, RATE)
+    with pytest.raises(InputError, match=r"two songs of .*same are in folders called 'same': rename one"):
+        find_songs(tmp_path / "same")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no stems in"):
+        evaluate_estimates(tmp_path / "data", tmp_path / "empty")
+    write_song(tmp_path / "twice" / "song", vocals=noise(1), piano=noise(2))
+    with pytest.raises(InputError, match=r"piano\.wav is none of vocals"):
+        find_songs(tmp_path / "twice")
+    (tmp_path / "twice" / "song" / "piano.wav").rename(tmp_path / "twice" / "song" / "vocals.flac")
+    with pytest.raises(InputError, match="are the same stem"):
+        find_songs(tmp_path / "twice")

@@ -1,0 +1,113 @@
+"""The page for listening, in a real browser: it plays, keeps the answers, and hands them out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from tfswa_sep.errors import InputError, UsageError
+from tfswa_sep.evaluation.listening.page import _excerpts, listening_page
+
+RATE = 44_100
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+def write(path: Path, *, level: float, seed: int = 0, seconds: float = 2) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = np.random.default_rng(seed).normal(0, level, (round(seconds * RATE), 2))
+    samples[: RATE // 2] = 0
+    soundfile.write(path, samples, RATE, subtype="FLOAT")
+    return path
+
+
+def test_both_sides_are_equally_loud_and_of_the_same_place(tmp_path: Path) -> None:
+    loud, quiet = write(tmp_path / "a.wav", level=0.2), write(tmp_path / "b.wav", level=0.02)
+    found = _excerpts({"a": loud, "b": quiet}, 1)
+    assert found["a"].shape == found["b"].shape == (2, RATE)
+    np.testing.assert_allclose(found["a"], found["b"], atol=1e-3)
+    assert np.abs(found["a"][:, :100]).max() > 0.01  # not from the silence at the beginning
+
+
+def test_nothing_to_hear_is_said(tmp_path: Path) -> None:
+    silence = write(tmp_path / "silence.wav", level=0)
+    with pytest.raises(UsageError, match="silent or too short"):
+        listening_page(silence, silence)
+    with pytest.raises(UsageError, match="two of a kind"):
+        listening_page(silence, tmp_path)
+    sound = write(tmp_path / "sound.wav", level=0.1)
+    for sides, reference in (((sound, sound), tmp_path / "typo"), ((sound, tmp_path / "typo"), sound)):
+        with pytest.raises(InputError, match="typo does not exist"):
+            listening_page(*sides, reference=reference)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        pytest.skip("chromium and chromedriver are not installed")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.binary_location = str(shutil.which("chromium"))
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def wait(condition: Callable[[], Any]) -> Any:
+    for _ in range(300):
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("waited for 30 s")
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(tmp_path: Path, browser: Any) -> None:
+    for side, level in (("ours", 0.1), ("theirs", 0.05)):
+        for seed, stem in enumerate(("vocals", "drums")):
+            write(tmp_path / side / "song" / f"{stem}.wav", level=level, seed=seed)
+    page = tmp_path / "listen.html"
+    page.write_text(listening_page(tmp_path / "ours", tmp_path / "theirs", seconds=1), encoding="utf-8")
+    assert "http" not in page.read_text("utf-8")
+    browser.get(page.as_uri())
+
+    def click(selector: str) -> None:
+        browser.find_element("css selector", selector).click()
+
+    visible = browser.find_element("css selector", "body").text
+    assert "ours" not in visible and "theirs" not in visible  # blind
+    assert "Pair 1 of 2" in visible
+    click("#play")
+    wait(lambda: browser.execute_script("return sources.length") == 2)
+    assert browser.execute_script("return gains['0'].gain.value") == 1
+    click("[data-side='1']")
+    wait(lambda: browser.execute_script("return gains['1'].gain.value > .99 && gains['0'].gain.value < .01"))
+    wait(lambda: browser.execute_script("return audio.currentTime - began") > 0)
+    click("[data-answer='1']")
+    click("#next")
+    click("[data-answer='none']")
+    browser.refresh()
+    assert "2 answered" in browser.find_element("css selector", "body").text
+    chosen = browser.execute_script("return kept.swapped[kept.order[0]] ? 'ours' : 'theirs'")
+    click("#export")
+    file = wait(lambda: next((tmp_path / "downloads").glob("*.json"), None))
+    told = json.loads(file.read_text("utf-8"))
+    assert told["totals"][chosen] == 1
+    assert told["totals"]["no difference"] == 1
+    assert {answer["trial"] for answer in told["answers"]} == {"song/vocals", "song/drums"}
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

@@ -1,0 +1,231 @@
+"""A song into files of every kind: that they hold the stems, add up, and keep what the song's file said."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from tfswa_sep.audio import tags
+from tfswa_sep.audio.decode import open_audio
+from tfswa_sep.separator import separate_file
+
+Samples = NDArray[np.float32]
+Song = Callable[..., Path]
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+
+
+def read(path: Path) -> Samples:
+    with open_audio(path) as song:
+        return np.concatenate(list(song.blocks()), axis=1)
+
+
+def tones(rate: int, seconds: float = 1.0, channels: int = 2) -> Samples:
+    at = np.arange(round(rate * seconds)) / rate
+    both = [0.4 * np.sin(2 * np.pi * hertz * at) for hertz in (441, 880)]
+    return np.stack(both[:channels]).astype(np.float32)
+
+
+@pytest.mark.parametrize("channels", (1, 2))
+@pytest.mark.parametrize(
+    ("kind", "rate", "rate_out"),
+    (
+        ("mp3", 44_100, 44_100),
+        ("mp3", 96_000, 48_000),
+        ("ogg", 96_000, 96_000),
+        ("opus", 44_100, 48_000),
+        ("opus", 8_000, 8_000),
+        pytest.param("m4a", 44_100, 44_100, marks=needs_ffmpeg),
+    ),
+)
+def test_lossy_files_hold_the_stem(
+    fake_backend: Any,
+    song: Callable[..., Path],
+    tmp_path: Path,
+    kind: str,
+    rate: int,
+    rate_out: int,
+    channels: int,
+) -> None:
+    result = separate_file(
+        song("a.wav", tones(rate, channels=channels), rate),
+        model=fake_backend(),
+        out=tmp_path,
+        audio_format=kind,
+        stems="vocals",
+    )
+    got = read(result.files["vocals"])
+    assert result.sample_rate == rate_out and got.shape[0] == channels
+    assert 0 <= got.shape[1] - rate_out < 1100  # AAC comes in frames of 1024
+    expected = tones(rate_out, channels=channels) * 0.5
+    inside = slice(rate_out // 10, rate_out * 9 // 10)
+    assert np.abs(got[:, inside] - expected[:, inside]).max() < 0.03  # neither shifted nor quieter
+    assert any("cannot hold" in warning for warning in result.warnings) == (rate != rate_out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bitrates"),
+    (("mp3", (64, 128, 320)), ("ogg", (80, 160, 320)), ("opus", (32, 96, 256)), ("m4a", (64, 128, 256))),
+)
+def test_the_bitrate_is_what_was_asked_for(
+    fake_backend: Any,
+    song: Callable[..., Path],
+    tmp_path: Path,
+    noise: Any,
+    kind: str,
+    bitrates: tuple[int, ...],
+) -> None:
+    if kind == "m4a" and shutil.which("ffmpeg") is None:
+        pytest.skip("needs ffmpeg")
+    red = np.cumsum(noise(2, 44_100 * 4, peak=0.01), axis=1) % 0.5  # something between a tone and noise
+    path = song("a.wav", red.astype(np.float32))
+    for bitrate in bitrates:
+        result = separate_file(
+            path, model=fake_backend(), out=tmp_path, audio_format=kind, bitrate=bitrate, stems="vocals"
+        )
+        got = result.files["vocals"].stat().st_size * 8 / 4 / 1000
+        tolerance = {"mp3": 1.05, "ogg": 2}.get(kind, 1.5)  # all but mp3 only aim at it
+        assert bitrate / tolerance < got < bitrate * tolerance, (bitrate, got)
+
+
+@pytest.mark.parametrize("rate", (44_100, 48_000))
+@pytest.mark.parametrize("channels", (1, 2))
+@pytest.mark.parametrize(
+    ("kind", "bits", "subtype"),
+    (("wav", "16", "PCM_16"), ("flac", "24", "PCM_24"), ("wav", "32f", "PCM_24"), ("wav", "32f", "FLOAT")),
+)
+def test_exact_sum(
+    fake_backend: Any,
+    song: Callable[..., Path],
+    tmp_path: Path,
+    noise: Any,
+    rate: int,
+    channels: int,
+    kind: str,
+    bits: str,
+    subtype: str,
+) -> None:
+    path = song("a.wav", noise(channels, 50_001, peak=0.9), rate, subtype)
+    result = separate_file(
+        path,
+        model=fake_backend(shares=(0.4, 0.3, 0.1, 0.1)),  # which do not add up to one
+        out=tmp_path,
+        audio_format=kind,
+        bit_depth=bits,
+        exact_sum=True,
+    )
+    total = sum(soundfile.read(file, dtype="float64", always_2d=True)[0] for file in result.files.values())
+    mix = soundfile.read(path, dtype="float64", always_2d=True)[0]
+    if subtype == "FLOAT":
+        np.testing.assert_allclose(total, mix, rtol=0, atol=2**-24)
+    else:
+        np.testing.assert_array_equal(total, mix)
+    assert not any(result.clipped.values())
+
+
+@needs_ffmpeg
+def test_a_stem_file_is_read_back_by_musdb(fake_backend: Any, song: Song, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        musdb = pytest.importorskip("musdb")
+    samples = tones(44_100, 1.0)
+    result = separate_file(
+        song("a song.wav", samples),
+        model=fake_backend(),
+        out=tmp_path / "db" / "train",
+        name="{stem}{ext}",
+        stem_file=True,
+    )
+    assert result.stem_file == tmp_path / "db" / "train" / "a song.stem.mp4"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (track,) = musdb.DB(root=str(tmp_path / "db"), subsets="train", is_wav=False)
+        assert track.name == "a song" and track.rate == 44_100
+        stems = track.stems  # mixture, drums, bass, other, vocals
+    inside = slice(5_000, 40_000)
+    for got, share in zip(stems, (1, 0.25, 0.125, 0.125, 0.5), strict=True):
+        assert np.abs(got.T[:, inside] - samples[:, inside] * share).max() < 0.02
+    data = result.stem_file.read_bytes()
+    at = data.rindex(b"stem", 0, data.index(b'"mastering_dsp"'))
+    assert int.from_bytes(data[at - 4 : at], "big") == len(data) - at + 4  # the last box in udta, in moov
+    assert b'"Vocals"' in data
+
+
+@needs_ffmpeg
+def test_a_stem_file_has_the_songs_title(fake_backend: Any, tmp_path: Path) -> None:
+    with soundfile.SoundFile(tmp_path / "a.flac", "w", 44_100, 2) as file:
+        file.title, file.artist = "Häuser", "Die 3"
+        file.write(tones(44_100, 0.3).T)
+    result = separate_file(tmp_path / "a.flac", model=fake_backend(), out=tmp_path, stem_file=True)
+    assert result.stem_file is not None
+    assert tags.read_tags(result.stem_file) == {"title": "Häuser", "artist": "Die 3"}
+
+
+@needs_ffmpeg
+def test_tags_of_an_m4a_are_read_as_they_are(song: Song) -> None:
+    wav = song("a.wav", tones(44_100, 0.3))
+    said = {"title": r"A\B = C; #1", "comment": "one\ntwo"}
+    options = [word for name, text in said.items() for word in ("-metadata", f"{name}={text}")]
+    m4a = wav.with_suffix(".m4a")
+    subprocess.run(["ffmpeg", "-v", "error", "-i", wav, *options, m4a], check=True, stdin=subprocess.DEVNULL)
+    assert tags.read_tags(m4a) == said
+
+
+def test_an_mp3_whose_only_tag_is_not_ascii(fake_backend: Any, tmp_path: Path) -> None:
+    pytest.importorskip("mutagen")
+    with soundfile.SoundFile(tmp_path / "a.flac", "w", 44_100, 2) as file:
+        file.title = "Häuser"
+        file.write(tones(44_100, 0.3).T)
+    result = separate_file(
+        tmp_path / "a.flac", model=fake_backend(), out=tmp_path, audio_format="mp3", stems="bass"
+    )
+    assert tags.read_tags(result.files["bass"]) == {"title": "Häuser (bass)"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names there are text")
+@pytest.mark.parametrize("rescale", (False, True))
+def test_names_that_are_no_text(fake_backend: Any, song: Song, tmp_path: Path, rescale: bool) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    path = song("a.wav", tones(44_100, 0.3)).rename(folder / os.fsdecode(b"\xe9.wav"))
+    result = separate_file(
+        path, model=fake_backend(), out=folder / "out", rescale=rescale, audio_format="flac"
+    )
+    assert sorted(file.name for file in result.files["bass"].parent.iterdir() if file.suffix) == [
+        "bass.flac", "drums.flac", "other.flac", "vocals.flac",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind", ("wav", "flac", "mp3", "ogg", "opus", pytest.param("m4a", marks=needs_ffmpeg))
+)
+def test_tags_and_the_cover_are_copied(fake_backend: Any, tmp_path: Path, kind: str) -> None:
+    flac = pytest.importorskip("mutagen.flac")
+    with soundfile.SoundFile(tmp_path / "a.flac", "w", 44_100, 2) as file:
+        file.title, file.artist, file.tracknumber = "Häuser", "Die 3", "7"
+        file.write(tones(44_100, 0.3).T)
+    picture = flac.Picture()
+    picture.type, picture.mime, picture.data = 3, "image/png", PNG
+    tagged = flac.FLAC(tmp_path / "a.flac")
+    tagged.add_picture(picture)
+    tagged.save()
+    result = separate_file(
+        tmp_path / "a.flac", model=fake_backend(), out=tmp_path, audio_format=kind, stems="bass"
+    )
+    found = tags.read_tags(result.files["bass"])
+    assert found["title"] == "Häuser (bass)" and found["artist"] == "Die 3"
+    assert found["tracknumber"].split("/")[0] == "7"
+    assert tags.read_cover(result.files["bass"]) == PNG
+    assert not any("cover" in warning for warning in result.warnings)
+    assert read(result.files["bass"]).shape[1] >= 13_230

@@ -1,0 +1,103 @@
+"""The command line of training: what it refuses, and how it says so."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("hydra")
+
+from tfswa_sep.errors import UsageError
+from tfswa_sep.model.config import PRESETS
+from training.configuration import CONFIGS, load_config, model_shape, run_command
+from training.mixing.settings import MixSettings
+
+POOLS = "data.pools=x"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("training.stepz=3", r"unknown setting 'training\.stepz': did you mean 'training\.steps'\?"),
+        ("steps=3", r"did you mean 'training\.steps'\?"),
+        ("+training.foo=3", r"unknown setting 'training\.foo'"),
+        ("training=debgu", "unknown config for training 'debgu': did you mean 'debug'?"),
+        ("data=musdb", "unknown config for data 'musdb': did you mean 'musdb18"),
+        ("modell=small", "did you mean 'model'?"),
+        ("data.mix.kindz={}", r"did you mean 'data\.mix\.kinds'\?"),
+        ("data.mix.drop.vocal=0", r"did you mean 'data\.mix\.drop\.vocals'\?"),
+        ("steps", "missing EQUAL"),
+    ],
+)
+def test_what_is_unknown_is_refused_with_the_nearest(word: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        load_config([POOLS, word])
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(UsageError, match=r"data\.pools is missing: add data\.pools=\.\.\."):
+        load_config([])
+    with pytest.raises(UsageError, match=r"data\.root is missing"):
+        load_config(["data=musdb18"])
+    assert load_config(["data=musdb18"], needs_data=False).data.seconds == 6
+
+
+@pytest.mark.slow
+def test_every_config_can_be_chosen() -> None:
+    for group in ("data", "model", "training"):
+        for path in (CONFIGS / group).glob("*.yaml"):
+            config = load_config([f"{group}={path.stem}"], needs_data=False)
+            assert {"steps", "loss"} <= set(config.training)
+
+
+@pytest.mark.parametrize(
+    "word", ["data.mix.drop={vocals: 1.0}", "+data.mix.drop={vocals: 1.0}", "data.mix.drop.vocals=1.0"]
+)
+def test_one_of_several_settings_leaves_the_others(word: str) -> None:
+    defaults = dataclasses.asdict(MixSettings())
+    assert load_config([POOLS]).data.mix == defaults
+    changed = defaults | {"drop": defaults["drop"] | {"vocals": 1.0}}
+    assert load_config([POOLS, word]).data.mix == changed
+
+
+def test_a_setting_can_be_taken_out() -> None:
+    assert "sdr" not in load_config([POOLS, "~training.loss.sdr"]).training.loss
+
+
+def test_a_preset_can_be_changed() -> None:
+    changed = load_config([POOLS, "model.changes.branches=[time,window]", "model.changes.fusion=mean"])
+    plain = load_config([POOLS])
+    assert model_shape(plain.model) == PRESETS["small"]
+    wanted = dataclasses.replace(PRESETS["small"], branches=("time", "window"), fusion="mean")
+    assert model_shape(changed.model) == wanted
+    with pytest.raises(UsageError, match=r"did you mean 'model\.changes\.heads'"):
+        load_config([POOLS, "model.changes.headz=1"])
+    with pytest.raises(ValueError, match="branches must be some of time, frequency, window"):
+        model_shape(load_config([POOLS, "model.changes.branches=[window,time]"]).model)
+
+
+def test_an_error_is_one_line_and_a_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["train", *words])
+
+        def fail(config: object) -> None:
+            raise ValueError("too short")
+
+        code = run_command(fail, about="Trains.")
+        return (code, *capsys.readouterr())
+
+    assert run("training.stepz=1")[0] == 2
+    code, _, said = run(POOLS)
+    assert code == 2 and said == "tfswa-sep: too short\n"
+    assert run("--help")[:2] == (
+        0,
+        f"Trains. \n\nConfigs are in {CONFIGS}; --config prints what a command line gives.\n",
+    )
+    code, printed, _ = run(POOLS, "--config")
+    assert code == 0 and "pools: x" in printed

@@ -1,0 +1,154 @@
+"""Export: the files, their registry entry, and that both backends give the same stems from them."""
+
+from __future__ import annotations
+
+import tomllib
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from tiny_model import TINY
+from torch import nn
+
+import tfswa_sep
+from tfswa_sep.inference.onnx_backend import OnnxBackend
+from tfswa_sep.inference.torch_backend import TorchBackend, load_network
+from tfswa_sep.model.config import STEMS, ModelConfig
+from tfswa_sep.model.unet import TfswaUNet
+from training.release import export
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = Path(tfswa_sep.__file__).parent / "weights"
+RATE = 44_100
+
+REGISTRY = """\
+# a comment that stays
+
+[models.tiny]
+summary = "tiny"
+
+[[models.tiny.files]]
+backend = "onnx"
+where = "bundled:tiny.onnx"
+sha256 = "00"
+bytes = 1
+
+[[models.tiny.files]]
+backend = "torch"
+where = "bundled:tiny.safetensors"
+sha256 = "00"
+bytes = 1
+
+[models.other]
+[[models.other.files]]
+backend = "onnx"
+where = "bundled:tiny.onnx"
+sha256 = "00"
+bytes = 1
+"""
+
+
+def test_registry_gets_sizes_and_hashes_and_nothing_else(tmp_path: Path) -> None:
+    registry, model = tmp_path / "models.toml", tmp_path / "tiny.onnx"
+    registry.write_text(REGISTRY)
+    model.write_bytes(b"abc")
+    export.update_registry(registry, name="tiny", files={"onnx": model})
+    of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    changed = REGISTRY.replace('sha256 = "00"\nbytes = 1', f'sha256 = "{of_abc}"\nbytes = 3', 1)
+    assert registry.read_text() == changed
+    for name, files in (("tiny", {"torch": model}), ("unknown", {"onnx": model}), ("ti.y", {"onnx": model})):
+        with pytest.raises(ValueError, match=rf"has no bundled \w+ file tiny\.onnx under models\.{name}"):
+            export.update_registry(registry, name=name, files=files)
+    assert registry.read_text() == changed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models.toml", "tiny.onnx"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder where the export command has put a tiny network, as ONNX and as safetensors."""
+    folder = tmp_path_factory.mktemp("exported")
+    (folder / "models.toml").write_text(REGISTRY)
+    torch.manual_seed(0)
+    network = TfswaUNet(TINY)
+    for module in network.modules():  # as after training: statistics that a wrong fold would get wrong
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = 0.3 * torch.randn(module.num_features)
+            module.running_var = 0.5 + torch.rand(module.num_features)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    nn.init.normal_(network.stem.frequency)  # type: ignore[arg-type]
+    state = {"shape": TINY.to_json(), "average": network.state_dict(), "step": 1}
+    torch.save(state, folder / "last.ckpt")
+    command = ["export", str(folder / "last.ckpt"), "--name", "tiny", "--out", str(folder), "--torch"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [*command, "--registry", str(folder / "models.toml")])
+        export.main()
+    return folder
+
+
+@pytest.mark.slow
+def test_export_writes_files_that_the_backends_read(exported: Path) -> None:
+    for backend in (OnnxBackend(exported / "tiny.onnx"), TorchBackend(exported / "tiny.safetensors")):
+        assert backend.stems == STEMS and (backend.sample_rate, backend.channels) == (RATE, 2)
+        assert (backend.segment_samples, backend.margin_samples) == (31 * 512, 1024)
+        assert (backend.metadata.name, backend.metadata.n_fft, backend.metadata.hop) == ("tiny", 2048, 512)
+        assert ModelConfig.from_json(backend.metadata.config) == TINY
+    for file in tomllib.loads((exported / "models.toml").read_text())["models"]["tiny"]["files"]:
+        content = (exported / file["where"].removeprefix("bundled:")).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(content), sha256(content).hexdigest())
+    assert str(ROOT).encode() not in (exported / "tiny.onnx").read_bytes()  # no path of who exported it
+
+
+@pytest.mark.slow
+def test_export_notices_a_graph_that_differs(exported: Path) -> None:
+    network = load_network(exported / "tiny.safetensors")[0].eval()
+    assert export.compare(network, exported / "tiny.onnx") <= export.TOLERANCE
+    nn.init.normal_(network.heads[0].convs[0].weight)  # type: ignore[index,union-attr]
+    with pytest.raises(ValueError, match=r"tiny\.onnx: ONNX Runtime differs from torch by"):
+        export.compare(network, exported / "tiny.onnx")
+
+
+def demo_segments(samples: int, *, count: int) -> NDArray[np.float32]:
+    """(count, c, samples) of the demo song, from its middle on."""
+    audio, rate = soundfile.read(ROOT / "examples/demo.ogg", dtype="float32", always_2d=True)
+    assert rate == RATE
+    start = (len(audio) - count * samples) // 2
+    return np.ascontiguousarray(
+        audio[start : start + count * samples].reshape(count, samples, 2).transpose(0, 2, 1)
+    )
+
+
+@pytest.mark.slow
+def test_backends_agree_on_music(exported: Path) -> None:
+    onnx, pytorch = (
+        OnnxBackend(exported / "tiny.onnx"),
+        TorchBackend(exported / "tiny.safetensors", device="cpu"),
+    )
+    segments = demo_segments(TINY.segment_samples, count=8)
+    one, other = onnx(segments), pytorch(segments)
+    assert one.shape == other.shape == (8, 4, 2, TINY.segment_samples)
+    assert np.abs(one - other).max() < 1e-3
+    assert np.abs(one).max() > 0.1  # of full scale: there is something to agree on
+    mix = np.array([[0, 1, 1, 1]], np.float32)
+    assert np.abs(onnx(segments, mix=mix) - pytorch(segments, mix=mix)).max() < 1e-3
+    np.testing.assert_allclose(pytorch(segments, mix=mix)[:, 0], other[:, 1:].sum(axis=1), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_bundled_files_agree_on_music() -> None:
+    files = WEIGHTS / "small.onnx", WEIGHTS / "small.safetensors"
+    if not all(path.is_file() for path in files):
+        pytest.skip("small is not bundled for both backends")
+    onnx, pytorch = OnnxBackend(files[0]), TorchBackend(files[1], device="cpu")
+    assert onnx.metadata == pytorch.metadata
+    segment = demo_segments(onnx.segment_samples, count=1)
+    one, other = onnx(segment), pytorch(segment)
+    assert np.abs(one - other).max() < 1e-3
+    assert np.abs(one).max() > 0.1

@@ -1,0 +1,133 @@
+"""Exports for other programs: each gives torch's stems of music; the C++ example runs the compiled one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from tiny_model import TINY
+from torch import nn
+from torch.export import ExportedProgram
+
+from tfswa_sep.inference.metadata import KEY, parse_metadata
+from tfswa_sep.inference.onnx_backend import OnnxBackend
+from tfswa_sep.model.config import ModelConfig
+from tfswa_sep.model.unet import TfswaUNet
+from training.release import programs
+from training.release.export import TOLERANCE, export_safetensors
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.slow,
+    # Both of torch itself: its exporter copies a specification that torch has deprecated, and says so.
+    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def network() -> TfswaUNet:
+    """A tiny network with statistics that a wrong fold would get wrong."""
+    torch.manual_seed(0)
+    tiny = TfswaUNet(TINY)
+    for module in tiny.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = 0.3 * torch.randn(module.num_features)
+            module.running_var = 0.5 + torch.rand(module.num_features)
+    return tiny.eval()
+
+
+@pytest.fixture(scope="module")
+def song() -> np.ndarray:
+    samples, _ = soundfile.read(ROOT / "examples" / "demo.ogg", dtype="float32", always_2d=True)
+    return np.ascontiguousarray(samples.T)
+
+
+@pytest.fixture(scope="module")
+def program(network: TfswaUNet) -> ExportedProgram:
+    return programs.export_program(network)
+
+
+def test_onnx_takes_any_batch_and_length(
+    network: TfswaUNet, program: ExportedProgram, song: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.dynamic.onnx"
+    programs.write(program, "onnx", path, config=TINY, name="tiny")
+    assert programs.compare(programs.read("onnx", path), network, song) <= TOLERANCE
+    backend = OnnxBackend(path)  # so `tfswa-sep --model` reads it
+    assert ModelConfig.from_json(backend.metadata.config) == TINY
+    assert np.abs(backend(song[None, :, : TINY.segment_samples])).max() > 0.01
+
+
+def test_a_program_of_torch_export_keeps_its_metadata(
+    network: TfswaUNet, program: ExportedProgram, song: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.pt2"
+    programs.write(program, "pt2", path, config=TINY, name="tiny")
+    assert programs.compare(programs.read("pt2", path), network, song) <= TOLERANCE
+    found = {KEY: ""}
+    torch.export.load(path, extra_files=found)
+    assert parse_metadata(found[KEY], file="tiny").name == "tiny"
+
+
+def test_torchscript_works_and_is_called_deprecated(
+    network: TfswaUNet, song: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.torchscript.pt"
+    with pytest.warns(DeprecationWarning, match=r"`torch\.jit"):
+        programs.write_torchscript(network, path, name="tiny")
+        run = programs.read("torchscript", path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert programs.compare(run, network, song) <= TOLERANCE
+    wrong = TfswaUNet(TINY).eval()
+    nn.init.normal_(wrong.heads[0].convs[0].weight)  # type: ignore[index,union-attr]
+    with pytest.raises(ValueError, match="the stems differ from torch's by"):
+        programs.compare(run, wrong, song)
+
+
+@needs_compiler
+def test_cpp_runs_the_compiled_program(
+    network: TfswaUNet, song: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command, from a file to a package, and the example as its own comment says to build it."""
+    model = tmp_path / "tiny.safetensors"
+    export_safetensors(network, model, name="tiny")
+    options = [
+        "--formats",
+        "aoti",
+        "--sample",
+        "--out",
+        str(tmp_path),
+        "--song",
+        str(ROOT / "examples/demo.ogg"),
+    ]
+    assert programs.main([str(model), *options]) == 0
+    shape = capsys.readouterr().out.strip().rsplit(", ", 1)[1].split()
+    assert shape == [str(4 * TINY.frame_multiple), "8", "128", "8", "896"]
+    library = Path(torch.__path__[0])
+    binary = tmp_path / "masks"
+    built = subprocess.run(
+        ["g++", "-std=c++20", str(ROOT / "examples/masks.cpp"), "-o", str(binary), f"-I{library}/include",
+         f"-I{library}/include/torch/csrc/api/include", f"-L{library}/lib", f"-Wl,-rpath,{library}/lib",
+         "-ltorch", "-ltorch_cpu", "-lc10"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr[-2000:]
+    files = [tmp_path / "tiny.aoti.pt2", tmp_path / "features.f32", tmp_path / "masks.f32"]
+    ran = subprocess.run([binary, *files, *shape], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "differ by" in ran.stdout
+    files[2].write_bytes(bytes(files[2].stat().st_size))  # it compares indeed
+    assert subprocess.run([binary, *files, *shape], capture_output=True, check=False).returncode == 1
+    wrong = subprocess.run([binary, *files, "3", "8", "128"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stderr) == (2, "the features are of another shape\n")

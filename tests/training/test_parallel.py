@@ -1,0 +1,95 @@
+"""Several processes learn as one does that takes all of their examples, and write its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("hydra")
+pytest.importorskip("lightning_fabric")
+
+from tfswa_sep.errors import UsageError
+from training.configuration import load_config
+from training.distributed import launch
+from training.train import train
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def words(pools: Path, out: Path, *more: str) -> list[str]:
+    return [
+        f"data.pools={pools}", f"out={out}", "data.mix.seconds=0.3",
+        "training.workers=0", "training.threads=1",
+        # Each process takes the mean over what it knows: all of it.
+        "data.mix.kinds={stems: 1.0, band: 0.0, accompaniment: 0.0, song: 0.0}",
+        # AdamW's first steps go as far for a gradient that is rounding alone as for any other: so short ones.
+        "training.schedule=step", "training.warmup_steps=1", "training.optimizer=adamw",
+        "training.learning_rate=1.0e-5", "seed=3",
+        "training.accelerator=cpu", "training.precision=32-true", "training.log_every=1",
+        "model.checkpointing=true", *more,
+    ]  # fmt: skip
+
+
+def train_in_two(*runs: list[str]) -> None:
+    done = subprocess.run(
+        [*TORCHRUN, str(ROOT / "tests/train_tiny.py"), json.dumps(runs)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def curve(out: Path, name: str) -> list[float]:
+    """A value of every step, as TensorBoard has it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = EventAccumulator(str(out / "tensorboard"), size_guidance={"scalars": 0})
+    record.Reload()
+    return [event.value for event in record.Scalars(f"train/{name}")]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one_with_twice_the_batch(pools: Path, tmp_path: Path, tiny: None) -> None:
+    """And fsdp's checkpoint is whole: one process goes on from it, and two from that one's."""
+    one, ddp, fsdp = (tmp_path / name for name in ("one", "ddp", "fsdp"))
+    pieces = ("training.strategy=fsdp", "training.batch_size=2")
+    train(load_config(words(pools, one, "training.batch_size=4", "training.steps=4")))
+    train_in_two(
+        words(pools, ddp, "training.batch_size=2", "training.steps=4"),
+        words(pools, fsdp, *pieces, "training.steps=2"),
+    )
+    train(load_config(words(pools, fsdp, "training.batch_size=4", "training.steps=3")))
+    train_in_two(words(pools, fsdp, *pieces, "training.steps=4"))
+    expected: dict[str, Any] = torch.load(one / "last.ckpt", weights_only=True)
+    assert len({round(loss, 3) for loss in curve(one, "loss")}) == 4
+    for out in (ddp, fsdp):
+        assert curve(out, "loss") == pytest.approx(curve(one, "loss"), rel=1e-5)
+        assert curve(out, "gradient_norm") == pytest.approx(curve(one, "gradient_norm"), rel=1e-3)
+        found = torch.load(out / "last.ckpt", weights_only=True)
+        assert found["step"] == 4 and found["average"].keys() == expected["average"].keys()
+        for key, value in expected["average"].items():
+            torch.testing.assert_close(found["average"][key], value, atol=1e-4, rtol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["training.strategy=zero"], "unknown training.strategy 'zero': choose ddp or fsdp"),
+        (["training.strategy=fsdp", "training.optimizer=muon"], "add training.optimizer=adamw"),
+        (["training.strategy=fsdp", "training.precision=16-mixed"], "bf16-mixed or 32-true"),
+        (["training.precision=8"], "unknown training.precision"),
+    ],
+)
+def test_what_does_not_fit_is_refused(pools: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        launch(load_config(words(pools, tmp_path, *more)).training)

@@ -1,0 +1,162 @@
+"""The commands of training as their users meet them: whole processes, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+pytest.importorskip("torch")
+pytest.importorskip("hydra")
+pytest.importorskip("lightning_fabric")
+
+from tfswa_sep.evaluation.metrics import sdr
+from training.configuration import load_config
+from training.train import train
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning"),  # of musdb and stempeg
+]
+ROOT = Path(__file__).resolve().parents[2]
+RATE = 44_100
+STEMS = ("drums", "bass", "other", "vocals")
+
+
+def made_up_song(seed: int, seconds: float) -> dict[str, NDArray[np.float32]]:
+    """Four stems (n, 2) that sound a little like theirs: bursts, a low line, chords, a wavering voice."""
+    random, n = np.random.default_rng(seed), round(seconds * RATE)
+    t, beat = np.arange(n) / RATE, 60 / random.uniform(90, 140)
+    place = np.arange(n) % round(beat * RATE) / RATE
+    note = np.repeat(random.choice([0, 2, 4, 7, 9], round(seconds / beat) + 1), round(beat * RATE))[:n]
+    drums = random.standard_normal(n) * np.exp(-place * 30)
+    bass = np.sign(np.sin(2 * np.pi * np.cumsum(55 * 2 ** (note / 12)) / RATE)) * 0.5
+    chord = sum(np.sin(2 * np.pi * np.cumsum(f * 2 ** (note / 12)) / RATE) for f in (330, 415, 495))
+    pitch = 700 * 2 ** ((note[::-1] + 0.4 * np.sin(2 * np.pi * 5.5 * t)) / 12)
+    phase = 2 * np.pi * np.cumsum(pitch) / RATE
+    voice = sum(np.sin(k * phase) / k for k in range(1, 6))
+    waves = {"drums": drums, "bass": bass, "other": chord / 2, "vocals": voice}
+    return {
+        name: (0.1 * np.stack([w, w * random.uniform(0.7, 1)], axis=1)).astype(np.float32)
+        for name, w in waves.items()
+    }
+
+
+def write_musdb(root: Path, *, is_wav: bool, seconds: float = 10.0) -> None:
+    """Three songs to train on, one that validates by the official split, and one held out."""
+    names = [*("One", "Two", "Three"), "Actions - One Minute Smile"]
+    for seed, (subset, name) in enumerate([*(("train", name) for name in names), ("test", "Held out")]):
+        waves = made_up_song(seed, seconds)
+        folder = root / subset
+        if is_wav:
+            (folder / name).mkdir(parents=True)
+            mixture = np.sum(list(waves.values()), axis=0)
+            for stem, wave in {"mixture": mixture, **waves}.items():
+                soundfile.write(folder / name / f"{stem}.wav", wave, RATE)
+        else:
+            import stempeg
+
+            folder.mkdir(parents=True, exist_ok=True)
+            streams = np.stack([sum(waves.values()), *waves.values()])
+            stempeg.write_stems(str(folder / f"{name}.stem.mp4"), streams, sample_rate=RATE)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "TFSWA_CACHE": os.devnull, "PYTHONPATH": str(ROOT)}
+
+
+def run(words: list[str], *, kill_at: int | None = None) -> None:
+    """Run to the end, or to the line of step `kill_at`, where it is killed at once."""
+    with subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if kill_at is not None and line.startswith(f"step {kill_at} loss"):
+                process.send_signal(signal.SIGKILL)
+                break
+        said = process.stderr.read()
+    expected = 0 if kill_at is None else -signal.SIGKILL
+    assert process.returncode == expected, said[-3000:]
+
+
+def losses(out: Path) -> dict[int, float]:
+    """Step -> loss, as TensorBoard has it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = EventAccumulator(str(out / "tensorboard"), size_guidance={"scalars": 0})
+    record.Reload()
+    return {event.step: event.value for event in record.Scalars("train/loss")}
+
+
+@pytest.fixture
+def musdb(tmp_path: Path) -> Path:
+    """A folder for MUSDB18, where what reads it is installed."""
+    if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
+        pytest.skip("musdb wants ffmpeg")
+    return tmp_path / "musdb"
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(musdb: Path, tmp_path: Path, tiny: None) -> None:
+    write_musdb(musdb, is_wav=True, seconds=3.0)
+
+    def words(out: Path) -> list[str]:
+        return [
+            "data=musdb18hq", f"data.root={musdb}", f"data.cache={tmp_path}/cache", "data.seconds=0.5",
+            "data.build_workers=1", "training=debug", "training.precision=32-true", "training.threads=1",
+            "training.accelerator=cpu", "training.log_every=1", "training.steps=8", "training.save_every=2",
+            "training.validate_every=100", f"out={out}",
+        ]  # fmt: skip
+
+    train(load_config([*words(tmp_path / "whole"), "training.workers=0"]))
+    whole = losses(tmp_path / "whole")
+    assert sorted(whole) == list(range(1, 9))
+    first, second = sorted(np.random.default_rng().choice(range(3, 8), size=2, replace=False).tolist())
+    parts = [sys.executable, str(ROOT / "tests/train_tiny.py"), json.dumps([words(tmp_path / "parts")])]
+    for kill_at in (first, second, None):
+        run(parts, kill_at=kill_at)
+    assert losses(tmp_path / "parts") == whole, f"killed at {first} and {second}"
+
+
+def test_a_small_run_beats_the_mixture(musdb: Path, tmp_path: Path) -> None:
+    """MUSDB18's own files, killed half way, resumed, published, and separated by the command."""
+    write_musdb(musdb, is_wav=False)
+    words = [
+        sys.executable, "-m", "training.train", "training=debug", "data=musdb18", f"data.root={musdb}",
+        "data.seconds=2", f"data.cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}",
+    ]  # fmt: skip
+    run(words, kill_at=30)
+    run(words)
+    publish = [
+        sys.executable,
+        "-m",
+        "training.release.publish",
+        str(tmp_path / "run/last.ckpt"),
+        "--name",
+        "tried",
+    ]
+    publish += ["--license", "cc0-1.0", "--data", "made-up songs", "--out", str(tmp_path / "published")]
+    subprocess.run(publish, cwd=ROOT, check=True, capture_output=True, env=environment())
+    truth = made_up_song(4, 10.0)  # as the held-out song is; AAC took a little
+    mixture = np.sum(list(truth.values()), axis=0)
+    soundfile.write(tmp_path / "song.wav", mixture, RATE, subtype="FLOAT")
+    separate = [str(Path(sys.executable).parent / "tfswa-sep"), str(tmp_path / "song.wav"), "--quiet"]
+    separate += ["--model", str(tmp_path / "published/tried.onnx"), "--out", str(tmp_path / "stems")]
+    subprocess.run(separate, check=True, capture_output=True, env=environment())
+    gains = {}
+    for stem in STEMS:
+        estimate, _ = soundfile.read(tmp_path / "stems/song" / f"{stem}.wav", dtype="float32")
+        reached, before = sdr(truth[stem].T, estimate.T), sdr(truth[stem].T, mixture.T)
+        quarter = sdr(truth[stem].T, mixture.T / 4)  # what a network that knows nothing gives
+        assert reached is not None and before is not None and quarter is not None
+        gains[stem] = reached - max(before, quarter)
+    assert min(gains.values()) > 0 and np.mean(list(gains.values())) > 1, gains

@@ -1,0 +1,215 @@
+"""Publishing: files, card, registry entry, and the upload to a server that speaks the hub's protocol."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from tiny_model import TINY
+
+from tfswa_sep.errors import InputError
+from tfswa_sep.model.config import STEMS
+from tfswa_sep.model.unet import TfswaUNet
+from tfswa_sep.registry import load_registry
+from training.release import publish
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMIT = "0123456789" * 4
+PUBLISH_AND_FETCH = """
+import os, sys
+from pathlib import Path
+from tfswa_sep.registry import fetch, load_registry
+from training.release import publish
+os.environ["HF_TOKEN"] = "hf_wrong"
+assert publish.main(sys.argv[1:]) == 4 and not Path({entry!r}).exists()
+os.environ["HF_TOKEN"] = "hf_right"
+code = publish.main(sys.argv[1:])
+if not code:
+    model = load_registry(Path({entry!r}))["tried"]
+    for backend in ("onnx", "torch"):
+        print("fetched", fetch(model, backend).stat().st_size)
+sys.exit(code)
+"""
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as an upload and a download need; large files go by git-lfs, as to the real one."""
+
+    files: dict[str, bytes]
+    blobs: dict[str, bytes]
+    asked: list[str]
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def answer(self, content: Any, *, code: int = 200) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def do_POST(self) -> None:
+        body, path = self.body(), self.path.partition("?")[0]
+        self.asked.append(f"POST {path}")
+        here = f"http://{self.headers['Host']}"
+        if self.headers.get("Authorization") != "Bearer hf_right":
+            self.answer({"error": "Invalid username or password."}, code=401)
+        elif path == "/api/repos/create":
+            self.answer({"url": f"{here}/org/tried", "id": "org/tried", "name": "org/tried"})
+        elif path == "/api/validate-yaml":  # of the card's head
+            self.answer({"errors": [], "warnings": []})
+        elif "/preupload/" in path:
+            files = json.loads(body)["files"]
+            modes = [{"path": f["path"], "uploadMode": "lfs" if f["size"] > 10_000 else "regular",
+                      "shouldIgnore": False, "oid": None} for f in files]  # fmt: skip
+            self.answer({"files": modes})
+        elif path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {**wanted, "actions": {"upload": {"href": f"{here}/blob/{wanted['oid']}", "header": {}}}}
+                for wanted in json.loads(body)["objects"]
+            ]
+            self.answer({"transfer": "basic", "objects": objects})
+        elif "/commit/" in path:
+            for line in body.splitlines():
+                entry = json.loads(line)
+                value = entry["value"]
+                if entry["key"] == "file":
+                    assert value["encoding"] == "base64"
+                    self.files[value["path"]] = base64.b64decode(value["content"])
+                elif entry["key"] == "lfsFile":
+                    self.files[value["path"]] = self.blobs[value["oid"]]
+            self.answer({"commitUrl": f"{here}/org/tried/commit/{COMMIT}", "commitOid": COMMIT})
+        else:
+            self.answer({}, code=404)
+
+    def do_PUT(self) -> None:
+        self.blobs[self.path.removeprefix("/blob/")] = self.body()
+        self.answer({})
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.asked.append(f"{self.command} {path}")
+        if path.startswith("/api/models/org/tried"):
+            siblings = [{"rfilename": name} for name in self.files]
+            self.answer({"id": "org/tried", "sha": COMMIT, "siblings": siblings, "xetEnabled": False})
+            return
+        content = self.files.get(path.removeprefix(f"/org/tried/resolve/{COMMIT}/"))
+        if content is None:
+            self.answer({}, code=404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    Hub.files, Hub.blobs, Hub.asked = {}, {}, []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{running.server_port}"
+        finally:
+            running.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = json.dumps({"training": {"optimizer": "muon", "learning_rate": 1e-3, "batch_size": 8}})
+    state = {"shape": TINY.to_json(), "average": TfswaUNet(TINY).state_dict(), "step": 7, "config": config}
+    torch.save(state, tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt"
+
+
+def test_scores_are_those_of_eval(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"methods": [{"mean": {"vocals": {"sdr": 3.987}, "bass": {"sdr": 1}}}]}))
+    assert publish.read_scores(path, STEMS) == {"vocals": 3.99, "bass": 1.0}
+    path.write_text("[]")
+    with pytest.raises(InputError, match=r"scores\.json holds no scores"):
+        publish.read_scores(path, STEMS)
+
+
+def test_an_entry_is_what_the_registry_reads(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"abc")
+    entry = publish.registry_entry(
+        "a-b", TINY, {"onnx": ("a.onnx", tmp_path / "a.onnx")},
+        summary='Says "hello"', license_name="cc0-1.0",
+        data="songs", scores={"vocals": 3.987}, default=True,
+    )  # fmt: skip
+    (tmp_path / "models.toml").write_text(entry)
+    model = load_registry(tmp_path / "models.toml")["a-b"]
+    assert (model.summary, model.stems, model.sample_rate) == ('Says "hello"', STEMS, 44_100)
+    assert model.scores == {"vocals": 3.99} and model.files[0].bytes == 3
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_to_the_hub_and_comes_back(hub: str, checkpoint: Path, tmp_path: Path) -> None:
+    """The real client, in a process of its own: it reads its environment when it is imported."""
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({"methods": [{"mean": {"vocals": {"sdr": 3.987}}}]}))
+    words = [str(checkpoint), "--name", "tried", "--license", "cc0-1.0", "--data", "made-up songs"]
+    words += ["--out", str(tmp_path / "out"), "--scores", str(scores), "--repo", "org/tried"]
+    environment = {
+        **os.environ, "HF_ENDPOINT": hub, "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"), "no_proxy": "127.0.0.1",
+        "TFSWA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    program = PUBLISH_AND_FETCH.format(entry=str(tmp_path / "out/models.toml"))
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cannot upload to org/tried") == 1 and "Traceback" not in done.stderr
+    assert set(Hub.files) == {"tried.onnx", "tried.safetensors", "README.md"}
+    for name, content in Hub.files.items():
+        assert content == (tmp_path / "out" / name).read_bytes()
+    sizes = [f"fetched {len(Hub.files[f'tried{suffix}'])}" for suffix in (".onnx", ".safetensors")]
+    assert [line for line in done.stdout.splitlines() if line.startswith("fetched")] == sizes
+    card = Hub.files["README.md"].decode()
+    assert card.startswith("---\n") and "\nlicense: cc0-1.0\n" in card
+    for part in (
+        "| vocals | 3.99 |",
+        "made-up songs",
+        "7 steps (optimizer muon",
+        "training.release.publish",
+        "library_name",
+    ):
+        assert part in card

@@ -1,0 +1,249 @@
+"""Write one stem file, block by block.
+
+libsndfile writes wav, flac, mp3, ogg and opus; ffmpeg writes m4a. Only 32-bit float files hold what is above
+full scale: all others clip there, and every clipped sample is counted.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from tfswa_sep.audio.ffmpeg import find_ffmpeg
+from tfswa_sep.audio.formats import AudioFormat
+from tfswa_sep.audio.resample import Samples, interleave
+from tfswa_sep.audio.tags import write_cover, write_mp3_text
+from tfswa_sep.errors import OutputError
+
+_AUTO_DOWNGRADE = 0x1210  # libsndfile's SFC_RF64_AUTO_DOWNGRADE, which soundfile has no name for
+_SUBTYPES = {"mp3": ("MP3", "MPEG_LAYER_III"), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS")}
+
+
+class Encoder:
+    """One file being written; counts its frames, clipped samples and peak.
+
+    path: an empty file that is there.  target: what it will be called, for messages.  rate: Hz.
+    large: the file may pass WAV's 4 GB.  tags: title, artist and so on, by libsndfile's names.
+    cover: a picture's file.
+    Raises OutputError from every step.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        target: Path,
+        rate: int,
+        channels: int,
+        audio_format: AudioFormat,
+        *,
+        large: bool = False,
+        tags: Mapping[str, str] | None = None,
+        cover: bytes | None = None,
+    ) -> None:
+        self.path = path
+        self.frames = 0
+        self.clipped = 0
+        self.peak = 0.0
+        self._target = target
+        self._format = audio_format
+        self._cover = cover
+        self._tags = dict(tags or {})
+        try:
+            if audio_format.container == "m4a":
+                self._sink: _Soundfile | _Ffmpeg = _Ffmpeg(path, rate, channels, audio_format, self._tags)
+            else:
+                self._sink = _Soundfile(path, rate, channels, audio_format, self._tags, large=large)
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise cannot_write(target, error) from None
+
+    def write(self, samples: Samples) -> None:
+        """Append (c, n) samples."""
+        if not samples.shape[1]:
+            return
+        self.frames += samples.shape[1]
+        self.peak = max(self.peak, float(np.abs(samples).max()))
+        try:
+            self._sink.write(interleave(self._limit(samples)))
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise cannot_write(self._target, error) from None
+
+    def _limit(self, samples: Samples) -> Samples | NDArray[np.int32]:
+        steps = self._format.steps
+        if self._format.is_lossy:
+            limited: Samples = np.clip(samples, -1, 1)
+            self.clipped += int(np.count_nonzero(limited != samples))
+            return limited
+        if steps is None:
+            return samples
+        whole = np.rint(samples * np.float32(steps))  # exact: a power of two
+        within = np.clip(whole, -steps, steps - 1)
+        self.clipped += int(np.count_nonzero(whole != within))
+        integers: NDArray[np.int32] = within.astype(np.int32)
+        return np.left_shift(
+            integers, 32 - int(self._format.bit_depth)
+        )  # libsndfile takes the upper bits of 32
+
+    def close(self) -> None:
+        """Write what is buffered through to the disk."""
+        if self._sink.closed:
+            return
+        try:
+            self._sink.close()
+            if self._format.container == "mp3" and self._tags:
+                write_mp3_text(self.path, self._tags)
+            if self._cover:
+                write_cover(self.path, self._format.extension, self._cover)
+            with self.path.open("rb+") as file:
+                os.fsync(file.fileno())
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise cannot_write(self._target, error) from None
+
+    def abandon(self) -> None:
+        """End the writing, whatever the file holds."""
+        with suppress(OSError, soundfile.LibsndfileError):
+            self._sink.abandon()
+
+
+class _Soundfile:
+    def __init__(
+        self,
+        path: Path,
+        rate: int,
+        channels: int,
+        audio_format: AudioFormat,
+        tags: Mapping[str, str],
+        *,
+        large: bool,
+    ) -> None:
+        steering: dict[str, str | float] = {}
+        if audio_format.is_lossy:
+            container, subtype = _SUBTYPES[audio_format.container]
+            steering = {"compression_level": audio_format.compression_level(rate, channels)}
+            if container == "MP3":
+                steering = {"bitrate_mode": "CONSTANT", **steering}
+        else:
+            container = "FLAC" if audio_format.container == "flac" else "RF64" if large else "WAV"
+            subtype = "FLOAT" if audio_format.bit_depth == "32f" else f"PCM_{audio_format.bit_depth}"
+        self._sink = _Sink(path)
+        self._file = soundfile.SoundFile(
+            self._sink, "w", rate, channels, subtype=subtype, format=container, **steering
+        )
+        if container == "RF64":  # a plain WAV after all where the song turns out to be short
+            soundfile._snd.sf_command(self._file._file, _AUTO_DOWNGRADE, soundfile._ffi.NULL, True)
+        for name, text in tags.items():
+            if container != "MP3" or text.isascii():  # see tags.write_mp3_text
+                setattr(self._file, name, text)
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._file.closed)
+
+    def write(self, samples: NDArray[np.float32] | NDArray[np.int32]) -> None:
+        self._file.write(samples)
+        self._sink.check()
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        finally:
+            self._sink.close()
+
+    abandon = close
+
+
+class _Sink:
+    """A file for libsndfile, which keeps to itself that its last writes failed: here they are remembered."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb+", buffering=0)
+        self._error: OSError | None = None
+        self.seek, self.tell, self.read = self._file.seek, self._file.tell, self._file.read
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:  # no exception comes through C: `check` raises it
+            self._error = error
+        return len(data)
+
+    def check(self) -> None:
+        """Raise what a write has met with."""
+        if self._error:
+            raise self._error
+
+    def close(self) -> None:
+        self._file.close()
+        self.check()
+
+
+class _Ffmpeg:
+    """AAC in MP4, by an ffmpeg that reads the samples from a pipe."""
+
+    def __init__(
+        self, path: Path, rate: int, channels: int, audio_format: AudioFormat, tags: Mapping[str, str]
+    ) -> None:
+        program = find_ffmpeg()
+        assert program is not None  # find_format has seen to it
+        command = [program, "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
+        command += ["-f", "f32le", "-ar", str(rate), "-ac", str(channels), "-i", "pipe:0"]
+        for name, text in tags.items():
+            command += ["-metadata", f"{'track' if name == 'tracknumber' else name}={text}"]
+        bitrate = min(audio_format.bitrate, 6 * rate * channels // 1000)  # AAC's own limit: 6 bits a sample
+        command += ["-c:a", "aac", "-b:a", f"{bitrate}k", "-f", "ipod", f"file:{path.resolve()}"]
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages
+        )
+        assert self._process.stdin is not None
+        self._input: IO[bytes] = self._process.stdin
+        self.closed = False
+
+    def write(self, samples: NDArray[np.float32] | NDArray[np.int32]) -> None:
+        try:
+            self._input.write(np.ascontiguousarray(samples, "<f4").data)
+        except BrokenPipeError:
+            raise self._failure() from None
+
+    def close(self) -> None:
+        self.closed = True
+        try:
+            self._input.close()
+        except BrokenPipeError:
+            raise self._failure() from None
+        if self._process.wait():
+            raise self._failure()
+        self._messages.close()
+
+    def abandon(self) -> None:
+        self.closed = True
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        with suppress(OSError):
+            self._input.close()
+        self._messages.close()
+
+    def _failure(self) -> OSError:
+        self._process.wait()
+        self._messages.seek(0)
+        lines = self._messages.read().decode("utf-8", errors="replace").splitlines()
+        return OSError(0, lines[-1].split(": ")[-1] if lines else "ffmpeg gave no reason")
+
+
+def cannot_write(path: Path, error: Exception) -> OutputError:
+    """What to say when `path` could not be written."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
+    # libsndfile has no words for a failed write: its one common cause is a full disk.
+    reason = reason if reason and not isinstance(error, soundfile.LibsndfileError) else "the disk may be full"
+    return OutputError(f"cannot write {path} ({reason}): make room, or choose another folder with --out")

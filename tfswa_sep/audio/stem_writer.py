@@ -1,0 +1,297 @@
+"""Write the stems of one song to disk: all of them whole, or none.
+
+Every stem goes to a hidden temporary file in its target's folder and is renamed when the whole song is done.
+After an error or an interruption no temporary file stays, nor an empty folder that was made for it.
+
+With `rescale` the stems are kept as floats first; if any is above full scale, one common gain lowers all of
+them. With `mix` one stem takes up what rounding, clipping and resampling did to the others.
+
+Each stem is encoded by a thread of its own, while the next block is computed: to encode a song's stems as MP3
+takes longer than to separate it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import soundfile
+
+from tfswa_sep.audio.atomic_file import TemporaryFile, remove_abandoned, sync_folder
+from tfswa_sep.audio.decode import BLOCK, soundfile_name
+from tfswa_sep.audio.encode import Encoder, cannot_write
+from tfswa_sep.audio.formats import AudioFormat, find_format
+from tfswa_sep.audio.resample import Resampler, Samples
+from tfswa_sep.audio.stem_mp4 import write_stem_file
+from tfswa_sep.errors import OutputError
+
+WAV_BYTES = 4 * 10**9  # a WAV's 32-bit sizes end at 4.29 GB: RF64 from here on
+_RESAMPLER_TAIL = 64  # zeros that push the last samples out of a resampler, at the model's rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What StemWriter.commit did."""
+
+    files: dict[str, Path]  # stem -> file
+    clipped: dict[str, int]  # stem -> samples cut off at full scale, all channels together
+    gain: float  # the common gain that rescale applied, 1.0 for none
+
+
+class StemWriter:
+    """Writes stems that come as (s, c, n) blocks at the model's rate; a context manager.
+
+    paths: stem -> target, in the blocks' order.  rate, model_rate: Hz.
+    frames: samples a channel that will come, at `rate`, or None where unknown: chooses RF64 for large files
+    and checks the disk's free space in advance.
+    mix: the song as (c, n) blocks at `rate`: the stem `remainder` becomes what the others leave of it.
+    stem_file: where all stems go once more as one file, see stem_file.py.
+    tags: title, artist and so on, by libsndfile's names; a stem's title has its name behind it.
+    cover: a picture's file.
+    Entering makes the folders and opens the temporary files. Leaving without `commit` removes both.
+    Raises OutputError, one line that names file or folder, from every step.
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[str, Path],
+        *,
+        audio_format: AudioFormat,
+        rate: int,
+        model_rate: int,
+        channels: int,
+        frames: int | None = None,
+        rescale: bool = False,
+        overwrite: bool = True,
+        mix: Iterator[Samples] | None = None,
+        remainder: str = "",
+        stem_file: Path | None = None,
+        tags: Mapping[str, str] | None = None,
+        cover: bytes | None = None,
+    ) -> None:
+        self._paths = dict(paths)
+        self._format = audio_format
+        self._rate = rate
+        self._channels = channels
+        self._rescale = rescale
+        self._overwrite = overwrite
+        self._frames = frames
+        self._mix = _Mix(mix, channels) if mix else None
+        self._remainder = remainder
+        self._stem_file = stem_file
+        self._tags = dict(tags or {})
+        self._cover = cover
+        self._resamplers = {stem: Resampler(model_rate, rate, channels) for stem in paths}
+        self._made_folders: list[Path] = []
+        self._encoders: dict[str, Encoder] = {}
+        self._files: dict[str, TemporaryFile] = {}  # stem -> the file that will be it
+        self._floats: list[TemporaryFile] = []  # what rescale reads
+        self._threads = ThreadPoolExecutor(len(self._paths), thread_name_prefix="encode")
+        self._encoding: list[Future[None]] = []  # of the latest block, a stem each
+
+    def __enter__(self) -> StemWriter:
+        first_format = find_format("wav", "32f") if self._rescale else self._format
+        try:
+            for path in [*self._paths.values(), *([self._stem_file] if self._stem_file else [])]:
+                self._check_target(path)
+                self._make_folder(path.parent)
+                remove_abandoned(path.parent)
+            for stem, path in self._paths.items():
+                self._open(stem, path, first_format)
+            self._check_space()
+        except BaseException as error:
+            self._abandon()
+            if isinstance(error, OSError):  # from looking at a path: too long a name, no permission
+                raise cannot_write(path, error) from None
+            raise
+        return self
+
+    def write(self, block: Samples) -> None:
+        """Append (s, c, n) samples, s in the order of `paths`."""
+        resampled = zip(self._paths, block, strict=True)
+        self._put({stem: self._resamplers[stem].push(samples) for stem, samples in resampled})
+
+    def commit(self, frames: int) -> Written:
+        """End each file at exactly `frames` samples a channel, at `rate`, and put all of them in place."""
+        self._wait()
+        missing = frames - next(iter(self._encoders.values())).frames
+        ends = {stem: resampler.flush(_RESAMPLER_TAIL) for stem, resampler in self._resamplers.items()}
+        self._put({stem: _fit(end, missing) for stem, end in ends.items()})
+        self._close_encoders()
+        gain = self._encode_rescaled() if self._rescale else 1.0
+        targets = dict(self._paths)
+        if self._stem_file:
+            self._files["stem file"] = self._join()
+            targets["stem file"] = self._stem_file
+        for stem, path in targets.items():
+            try:
+                self._files[stem].put_in_place(path, overwrite=self._overwrite)
+            except OSError as error:
+                raise cannot_write(path, error) from None
+        for folder in {path.parent for path in targets.values()}:
+            sync_folder(folder)
+        clipped = {stem: encoder.clipped for stem, encoder in self._encoders.items()}
+        self._made_folders.clear()
+        return Written(files=dict(self._paths), clipped=clipped, gain=gain)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._abandon()  # after a commit nothing is left to remove but the floats that were rescaled
+
+    def _put(self, stems: dict[str, Samples]) -> None:
+        if self._mix:
+            steps = self._format.steps
+            grid = np.float32(steps or 2**23)  # that of floats, so that sums are exact there too
+            rest = self._mix.take(next(iter(stems.values())).shape[1]).astype(np.float64)
+            if steps:  # on the grid of the integers every sum is exact
+                rest = np.rint(rest * steps) / steps
+            for stem, samples in stems.items():
+                whole = np.rint(samples * grid)
+                stems[stem] = samples = (np.clip(whole, -steps, steps - 1) if steps else whole) / grid
+                if stem != self._remainder:
+                    rest -= samples
+            stems[self._remainder] = rest.astype(np.float32)
+        self._encode(stems)
+
+    def _encode(self, stems: dict[str, Samples]) -> None:
+        """Have the threads encode a block, as soon as they are done with the one before."""
+        self._wait()
+        self._encoding = [
+            self._threads.submit(self._encoders[stem].write, samples) for stem, samples in stems.items()
+        ]
+
+    def _wait(self) -> None:
+        wait(self._encoding)  # all of them, before the first one's error is raised
+        for encoding in self._encoding:
+            encoding.result()
+
+    def _close_encoders(self) -> None:
+        self._wait()
+        for encoder in self._encoders.values():
+            encoder.close()
+
+    def _encode_rescaled(self) -> float:
+        peak = max((encoder.peak for encoder in self._encoders.values()), default=0.0)
+        # A little less, or what is rounded up afterwards would be cut off.
+        gain = 1.0 if peak <= self._format.highest else self._format.highest / peak * (1 - 2**-22)
+        with ExitStack() as opened:
+            sources = {}
+            for stem, path in self._paths.items():
+                self._floats.append(floats := self._files.pop(stem))
+                sources[stem] = opened.enter_context(soundfile.SoundFile(soundfile_name(floats.path)))
+                self._open(stem, path, self._format)
+            while True:
+                stems = {
+                    stem: source.read(BLOCK, dtype="float32", always_2d=True).T * np.float32(gain)
+                    for stem, source in sources.items()
+                }
+                if not next(iter(stems.values())).size:
+                    break
+                self._encode(stems)
+        self._close_encoders()
+        for floats in self._floats:
+            floats.remove()
+        return gain
+
+    def _open(self, stem: str, target: Path, audio_format: AudioFormat) -> None:
+        try:
+            self._files[stem] = temporary = TemporaryFile(target.parent)
+        except OSError as error:
+            raise cannot_write(target, error) from None
+        # Where the length is unknown a song of many hours cannot be excluded.
+        size = None if self._frames is None else self._frames * self._channels * audio_format.sample_bytes
+        large = size is None or size > WAV_BYTES
+        title = {"title": f"{self._tags['title']} ({stem})"} if "title" in self._tags else {}
+        self._encoders[stem] = Encoder(
+            temporary.path,
+            target,
+            self._rate,
+            self._channels,
+            audio_format,
+            large=large,
+            tags={**self._tags, **title},
+            cover=self._cover,
+        )
+
+    def _join(self) -> TemporaryFile:
+        assert self._stem_file is not None
+        try:
+            self._files["stem file"] = joined = TemporaryFile(self._stem_file.parent)
+            files = {stem: self._files[stem].path for stem in self._paths}
+            write_stem_file(joined.path, files, self._rate, title=self._tags.get("title"))
+        except OSError as error:
+            raise cannot_write(self._stem_file, error) from None
+        return joined
+
+    def _check_target(self, path: Path) -> None:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder: a stem cannot replace it; choose another --out or --name")
+        if not self._overwrite and path.exists():
+            raise OutputError(f"{path} exists: allow overwriting it, or choose another folder with --out")
+
+    def _make_folder(self, folder: Path) -> None:
+        missing = []
+        while not folder.exists():
+            missing.append(folder)
+            folder = folder.parent
+        for parent in reversed(missing):
+            try:
+                parent.mkdir(exist_ok=True)
+            except OSError as error:
+                raise cannot_write(parent, error) from None
+            self._made_folders.append(parent)
+
+    def _check_space(self) -> None:
+        if self._frames is None or self._format.container != "wav":
+            return
+        sample_bytes = self._format.sample_bytes + (4 if self._rescale else 0)
+        needed = len(self._paths) * self._frames * self._channels * sample_bytes
+        folder = next(iter(self._paths.values())).parent
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OutputError(
+                f"the stems need {needed / 1e6:.0f} MB and {folder} has {free / 1e6:.0f} MB free: make room, "
+                "or choose another folder with --out, or smaller files with --format flac"
+            )
+
+    def _abandon(self) -> None:
+        self._threads.shutdown(cancel_futures=True)  # a file is not closed while a thread writes to it
+        for encoder in self._encoders.values():
+            encoder.abandon()
+        for temporary in [*self._files.values(), *self._floats]:
+            temporary.remove()
+        for folder in reversed(self._made_folders):
+            with suppress(OSError):
+                folder.rmdir()
+        self._encoders, self._files, self._floats, self._made_folders = {}, {}, [], []
+
+
+class _Mix:
+    """The song's blocks, handed out in other lengths."""
+
+    def __init__(self, blocks: Iterator[Samples], channels: int) -> None:
+        self._blocks = blocks
+        self._held: Samples = np.zeros((channels, 0), np.float32)
+
+    def take(self, frames: int) -> Samples:
+        """The next (c, frames) samples; zeros behind the song's end."""
+        parts = [self._held]
+        length = self._held.shape[1]
+        while length < frames and (block := next(self._blocks, None)) is not None:
+            parts.append(block)
+            length += block.shape[1]
+        joined = np.concatenate(parts, axis=1)
+        self._held = joined[:, frames:]
+        return _fit(joined, frames)
+
+
+def _fit(samples: Samples, frames: int) -> Samples:
+    """(c, n) cut off or filled up with zeros to (c, frames)."""
+    return np.pad(samples[:, :frames], ((0, 0), (0, max(0, frames - samples.shape[1]))))

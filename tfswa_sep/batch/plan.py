@@ -1,0 +1,192 @@
+"""Several songs in one go: no two of them write the same files, and what is done already is left alone."""
+
+from __future__ import annotations
+
+import difflib
+import time
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfswa_sep.batch import manifest
+from tfswa_sep.batch.inputs import STDIN, STDIN_NAME, FoundSong, unique
+from tfswa_sep.errors import InputError, TfswaError, UsageError
+
+if TYPE_CHECKING:
+    from tfswa_sep.pipeline import Progress, SeparationResult
+    from tfswa_sep.registry import ModelInfo
+    from tfswa_sep.separator import Separator
+
+
+@dataclass(frozen=True)
+class PlannedSong:
+    """A song of a batch."""
+
+    path: Path
+    name: str  # what it is called to its owner
+    track: str  # what it is called in its stems' paths
+    folder: Path  # below --out
+    notes: tuple[str, ...] = ()  # what its owner should know, one line each
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a song."""
+
+    song: PlannedSong
+    status: str  # "done", "skipped" or "failed"
+    result: Mapping[str, Any] = field(default_factory=dict)  # a SeparationResult for JSON
+    took: float = 0.0  # seconds
+    error: BaseException | None = None
+    trace: str = ""  # where the error came up
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line each."""
+        return [*self.song.notes, *self.result.get("warnings", ())]
+
+    @property
+    def files(self) -> list[str]:
+        """All that was written."""
+        joined = self.result.get("stem_file")
+        return [*self.result.get("files", {}).values(), *([joined] if joined else [])]
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs, without the error."""
+        told = {"song": self.song.name, "status": self.status, **self.result}
+        return {**told, "warnings": self.warnings} if self.error is None else told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How each song of a batch is separated. Can be sent to another process."""
+
+    model: ModelInfo
+    backend: str
+    device: str
+    precision: str
+    threads: int | None
+    out: Path
+    overwrite: bool | None  # None: what is finished is left alone, anything else replaced
+    options: Mapping[str, Any]  # of song_files.separate_song, but for out, track, overwrite and keep
+    keep: frozenset[str] = frozenset()  # real paths of all songs: no stem of another may replace one
+    loaded: list[Separator] = field(default_factory=list, compare=False)  # filled on first use
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "loaded": []}
+
+    @property
+    def separator(self) -> Separator:
+        """The model, loaded when it is first needed."""
+        if not self.loaded:
+            from tfswa_sep.separator import Separator
+
+            self.loaded.append(
+                Separator(
+                    self.model,
+                    backend=self.backend,
+                    device=self.device,
+                    precision=self.precision,
+                    threads=self.threads,
+                )
+            )
+        return self.loaded[0]
+
+    def separate(self, song: PlannedSong, on_progress: Progress | None = None) -> Outcome:
+        """Separate one song, unless that is done already. Raises what a song can fail with."""
+        from tfswa_sep.stems import folder_of, target_paths
+
+        began = time.perf_counter()
+        out, name = self.out / song.folder, self.options["name"]
+        target_paths(song.path, (), out=out, extension="", template=name)  # a wrong template is told first
+        record = manifest.manifest_path(out / folder_of(name, song.track), song.track)
+        try:
+            work = self._describe(song)
+            if not self.overwrite and (result := manifest.finished_work(record, work)):
+                return Outcome(song, "skipped", result)
+            written = self.separator.separate_file(
+                song.path,
+                out=out,
+                track=song.track,
+                overwrite=self.overwrite is not False,
+                keep=self.keep,
+                on_progress=on_progress,
+                **self.options,
+            )
+        except TfswaError as error:
+            raise type(error)(str(error).replace(str(song.path), song.name)) from error
+        result = _describe(song, written)
+        joined = [written.stem_file] if written.stem_file else []
+        mixed = manifest.has_stems_of_another_song(record, work)
+        manifest.write_manifest(record, work, [*written.files.values(), *joined], result)
+        if mixed:  # only told: another song of this name looks as the same one does that was changed
+            note = f"the stems of {song.name} went where those of another recording were ({record.parent})"
+            result["warnings"].append(f"{note}: another --out keeps both")
+        return Outcome(song, "done", result, took=time.perf_counter() - began)
+
+    def _describe(self, song: PlannedSong) -> dict[str, Any]:
+        """What decides how the song's stems come out; see manifest.describe_work. Raises InputError."""
+        from tfswa_sep.audio.decode import check_file
+
+        check_file(song.path)  # a pipe would be waited for without end
+        try:
+            options = {**self.options, "precision": self.precision}
+            return manifest.describe_work(song.path, self.model, options)
+        except OSError as error:
+            raise InputError(f"{song.path} cannot be read: {error.strerror or error}") from None
+
+
+def _describe(song: PlannedSong, written: SeparationResult) -> dict[str, Any]:
+    described = asdict(written)
+    described["files"] = {stem: str(path) for stem, path in written.files.items()}
+    described["stem_file"] = str(written.stem_file) if written.stem_file else None
+    described["warnings"] = [text.replace(str(song.path), song.name) for text in written.warnings]
+    return described
+
+
+def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
+    """Each song once, with names for its files that no other song has: a second `song` becomes `song_2`.
+
+    Raises UsageError for several songs and a pattern without {track}.
+    """
+    from tfswa_sep.stems import track_name
+
+    planned: list[PlannedSong] = []
+    taken: set[str] = set()
+    for song in unique(songs):
+        name, plain = str(song.path), track_name(song.path)
+        if name == STDIN:
+            name, plain = STDIN_NAME, "stdin"
+        track, number = plain, 1
+        while (key := _as_file_systems_see_it(song.folder / track)) in taken:
+            number += 1
+            track = f"{plain}_{number}"
+        taken.add(key)
+        note = f"{name} has the name of another song: its files are named {track}"
+        notes = (*song.notes, note) if number > 1 else song.notes
+        planned.append(PlannedSong(song.path, name, track, song.folder, notes))
+    if len(planned) > 1 and "{track}" not in pattern:
+        raise UsageError("with several songs --name needs {track}, or one would overwrite the other")
+    return planned
+
+
+def _as_file_systems_see_it(path: Path) -> str:
+    """Those of macOS and Windows take a and A, or the two ways to write an accent, for one name."""
+    return unicodedata.normalize("NFC", str(path).casefold())
+
+
+def check_song(song: Path, commands: Sequence[str]) -> None:
+    """Raise InputError for a song that is not there, with a hint where it looks like one of `commands`."""
+    try:
+        song.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError:  # open_audio says why
+        return
+    else:
+        return
+    near = difflib.get_close_matches(str(song), commands, n=1, cutoff=0.7)
+    hint = f" (is the command {near[0]!r} meant? commands come first)" if near else ""
+    raise InputError(f"no such file: {song}{hint}")

@@ -1,0 +1,166 @@
+"""A batch on several processes: each takes the next song when it is done with one.
+
+A process that dies, killed or crashed in a decoder, costs the song that it was at and no other.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+
+from tfswa_sep.batch.plan import Outcome, PlannedSong, Work
+from tfswa_sep.errors import DeviceError, ModelError, TfswaError, UsageError
+from tfswa_sep.inference.hardware import count_cores
+
+# (song, seconds done, seconds in all or None where unknown)
+SongProgress = Callable[[PlannedSong, float, float | None], None]
+EVERY_SONG_WOULD_MEET = (UsageError, ModelError, DeviceError, MemoryError)
+_PATIENCE = 10.0  # seconds that a process has to remove its temporary files
+
+
+def threads_each(jobs: int) -> int | None:
+    """How many threads a job should compute with so that all fit the machine; None: the backend decides."""
+    return max(1, (count_cores() or os.cpu_count() or 1) // jobs) if jobs > 1 else None
+
+
+def run_songs(
+    songs: Sequence[PlannedSong],
+    work: Work,
+    *,
+    check: Callable[[PlannedSong], object],
+    jobs: int = 1,
+    on_progress: SongProgress | None = None,
+) -> Iterator[Outcome]:
+    """Yield each song's outcome as it comes; with several jobs the order is open.
+
+    check: raises for a song that cannot be meant.
+    Raises what every other song would meet too, such as a missing device.
+    """
+    ready = []
+    for song in songs:
+        try:
+            check(song)
+            ready.append(song)
+        except TfswaError as error:
+            yield Outcome(song, "failed", error=error)
+    several = min(jobs, len(ready)) > 1
+    outcomes = _there(ready, work, jobs, on_progress) if several else _here(ready, work, on_progress)
+    for outcome in outcomes:
+        if isinstance(outcome.error, EVERY_SONG_WOULD_MEET):
+            raise outcome.error
+        yield outcome
+
+
+def _here(songs: Sequence[PlannedSong], work: Work, on_progress: SongProgress | None) -> Iterator[Outcome]:
+    for song in songs:
+        yield _separate(song, work, on_progress)
+
+
+def _separate(song: PlannedSong, work: Work, on_progress: SongProgress | None) -> Outcome:
+    def tell(done: float, total: float | None) -> None:
+        if on_progress:
+            on_progress(song, done, total)
+
+    try:
+        return work.separate(song, tell)
+    except Exception as error:
+        trace = traceback.format_exc()
+        for each in (error, error.__cause__):  # their frames hold the song's samples as long as they live
+            if each is not None:
+                traceback.clear_frames(each.__traceback__)
+        return Outcome(song, "failed", error=error, trace=trace)
+
+
+def _there(
+    songs: Sequence[PlannedSong], work: Work, jobs: int, on_progress: SongProgress | None
+) -> Iterator[Outcome]:
+    waiting = list(reversed(songs))
+    busy: dict[Connection, tuple[SpawnProcess, PlannedSong]] = {}
+    try:
+        for _ in range(min(jobs, len(songs))):
+            process, connection = _start(work)
+            busy[connection] = process, waiting.pop()
+            connection.send(busy[connection][1])
+        while busy:
+            for ready in wait(list(busy)):
+                assert isinstance(ready, Connection)
+                process, song = busy[ready]
+                try:
+                    message = ready.recv()
+                except (EOFError, ConnectionError):
+                    process.join()
+                    del busy[ready]
+                    yield Outcome(song, "failed", error=_died(song, process.exitcode))
+                    if waiting:
+                        process, ready = _start(work)
+                else:
+                    if not isinstance(message, Outcome):
+                        if on_progress:
+                            on_progress(song, *message)
+                        continue
+                    del busy[ready]
+                    yield message
+                if waiting:
+                    busy[ready] = process, waiting.pop()
+                    ready.send(busy[ready][1])
+                else:
+                    ready.close()  # the process ends by itself
+    finally:
+        for process, _ in busy.values():
+            process.terminate()
+        for process, _ in busy.values():
+            process.join(_PATIENCE)
+
+
+def _start(work: Work) -> tuple[SpawnProcess, Connection]:
+    # spawn: a fork of a process with the threads of soxr, BLAS and ONNX Runtime can hang.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+    with _interrupts_ignored():  # and so in the new process: Ctrl-C is for this one, which ends the others
+        process.start()
+    theirs.close()
+    return process, ours
+
+
+def _serve(connection: Connection, work: Work) -> None:
+    """What another process does: songs in, outcomes out, until nobody is there any more."""
+    signal.signal(signal.SIGTERM, _leave)
+    if hasattr(signal, "SIGHUP"):
+        # A terminal closes: as with Ctrl-C, the other process ends this one.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        while True:
+            song: PlannedSong = connection.recv()
+            outcome = _separate(song, work, lambda song, done, total: connection.send((done, total)))
+            try:
+                connection.send(outcome)
+            except (TypeError, AttributeError, ValueError):  # an error that cannot be sent
+                error = RuntimeError(f"{type(outcome.error).__name__}: {outcome.error}")
+                connection.send(Outcome(song, "failed", error=error, trace=outcome.trace))
+    except (EOFError, ConnectionError):
+        return
+
+
+def _leave(signal_number: int, frame: object) -> None:
+    raise SystemExit(128 + signal_number)
+
+
+def _died(song: PlannedSong, code: int | None) -> TfswaError:
+    how = f"was killed by signal {-code}" if code and code < 0 else f"ended with code {code}"
+    return TfswaError(f"{song.name}: the process that separated it {how}: try again with fewer --jobs")
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

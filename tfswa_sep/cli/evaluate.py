@@ -1,0 +1,299 @@
+"""`tfswa-sep eval`: songs whose true stems are known, separated and scored; methods compared."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tfswa_sep.cli.command_groups import RunFirst
+from tfswa_sep.cli.options import BackendName, Debug, Device, Json, Offline, Precision, Quiet, Threads
+from tfswa_sep.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from tfswa_sep.evaluation.methods import Method
+    from tfswa_sep.evaluation.multitrack import Song
+    from tfswa_sep.evaluation.results import Evaluation
+    from tfswa_sep.evaluation.run import Progress
+
+MUSEVAL, FAST = "museval", "fast"  # as in evaluation/scoring.py, which is too heavy to load here
+FILE_WIDTH = 160  # characters, where a table goes to a file
+
+app = typer.Typer(
+    cls=RunFirst, rich_markup_mode=None, epilog="All options for scoring: tfswa-sep eval run --help"
+)
+
+
+@app.callback()
+def _evaluation() -> None:
+    """Score stems against the true ones, by number and by ear."""
+
+
+@app.command("run")
+def evaluate(
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Songs as FOLDER/<song>/<stem>.wav (or flac, ogg, opus, mp3)."),
+    ] = None,
+    musdb: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="MUSDB18 (.stem.mp4) or MUSDB18-HQ; scored with museval."),
+    ] = None,
+    subset: Annotated[Literal["test", "train"], typer.Option(help="Which part of MUSDB18.")] = "test",
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", metavar="NAME|FILE", help="A model; may be repeated."),
+    ] = None,
+    estimates: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER", help="Stems of any separator, as FOLDER/<song>/<stem>.wav; may be repeated."
+        ),
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", "--oracle", help="Score the mixture and two oracle masks too.")
+    ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="museval: BSSEval v4, official and slow. fast: a quick relative."
+        ),
+    ] = None,
+    apart: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Songs to score but to leave out of the averages.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes that score.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Keep the separated stems here.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the whole record there.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write results.json, results.csv and report.html there."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier run with this record or report stopped.")
+    ] = False,
+    backend: BackendName = "auto",
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    threads: Threads = None,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Separate songs whose true stems are known, and score the result.
+
+    Prints the SDR of each stem in decibels, and how far it is above that of the unseparated mixture.
+    A listed model computes in float32 unless --precision says otherwise: scores are the same everywhere.
+    """
+    if (data is None) == (musdb is None):
+        raise UsageError("name the songs: either --data FOLDER or --musdb FOLDER")
+    if out is not None and estimates and not model:
+        raise UsageError("--estimates scores stems that are there: leave out --out")
+    if resume and record is None and report is None:
+        raise UsageError("--resume needs to know what to go on with: add --json FILE or --report FOLDER")
+
+    from rich.console import Console
+
+    from tfswa_sep.evaluation.report.tables import song_table, summary_table
+    from tfswa_sep.evaluation.results import BASELINE, read_evaluation
+    from tfswa_sep.evaluation.run import evaluate as run
+
+    name, songs = _songs(data, musdb, subset)
+    methods = _methods(
+        model,
+        estimates,
+        baselines,
+        songs,
+        out=out,
+        backend=backend,
+        device=device,
+        precision=precision,
+        threads=threads,
+    )
+    files = ([record] if record else []) + ([report / "results.json"] if report else [])
+    earlier = next((read_evaluation(file) for file in files if resume and file.exists()), None)
+    wanted = _metrics(metrics if metrics is not None or musdb is None else MUSEVAL)
+
+    with _shown(songs=len(songs), shown=not quiet) as (on_progress, on_song):
+
+        def save(found: Evaluation) -> None:
+            for file in files:
+                _write(file, found.to_json())
+            on_song(found)
+
+        found = run(
+            songs, methods, data=name, metrics=wanted, apart=apart, jobs=jobs, earlier=earlier,
+            on_progress=on_progress, on_song=save,
+        )  # fmt: skip
+    for file in files:
+        _write(file, found.to_json())
+    if report is not None:
+        from tfswa_sep.evaluation.report.html import html_report
+
+        _write(report / "results.csv", found.to_csv())
+        _write(report / "report.html", html_report(found))
+    if not quiet:
+        console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
+        for method in found.methods:
+            if method.kind != BASELINE:
+                console.print(song_table(method, name))
+        if len(found.methods) > 1 or len(found.metrics) > 1:
+            console.print(summary_table(found))
+
+
+@app.command("compare")
+def compare(
+    records: Annotated[
+        list[Path], typer.Argument(metavar="A.json B.json...", help="Records that `eval --json` wrote.")
+    ],
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="sdr, si_sdr, museval_sdr... [default: museval_sdr, else sdr]."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say whether methods differ: paired differences over the songs, with a 95 % bootstrap interval.
+
+    All that the records hold is compared with the first method of the first one.
+    """
+    from tfswa_sep.evaluation.compare import compare as compare_records
+
+    found = compare_records(records, metric=metric)
+    if as_json:
+        told = [{**asdict(difference), "verdict": difference.verdict} for difference in found]
+        print(json.dumps({"differences": told}, indent=2))
+        return
+    from rich.console import Console
+
+    from tfswa_sep.evaluation.report.tables import difference_table
+
+    console = Console()
+    for second in dict.fromkeys(difference.second for difference in found):
+        console.print(difference_table([each for each in found if each.second == second]))
+
+
+@app.command("listen")
+def listen(
+    first: Annotated[Path, typer.Argument(metavar="A", help="An audio file, or FOLDER/<song>/<stem>.wav.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The same of another method.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page to write.")] = Path(
+        "listen.html"
+    ),
+    reference: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The true stems, to be heard beside them.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="Length of each excerpt.")] = 8,
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many pairs.")] = 12,
+    debug: Debug = False,
+) -> None:
+    """Write a page for a blind A/B test: one file that opens in any browser, without a network.
+
+    Both sides are cut at the same place, where there is most to hear, brought to one loudness, and played in
+    step. Which is which is hidden until the answers are exported.
+    """
+    from tfswa_sep.evaluation.listening.page import listening_page
+
+    _write(out, listening_page(first, second, reference=reference, seconds=seconds, trials=trials))
+    print(out)
+
+
+def _metrics(names: str | None) -> tuple[str, ...]:
+    wanted = tuple(dict.fromkeys(name.strip() for name in (names or "").split(",") if name.strip()))
+    if unknown := [name for name in wanted if name not in (MUSEVAL, FAST)]:
+        raise UsageError(f"unknown metric {unknown[0]!r}: choose from {MUSEVAL}, {FAST}")
+    return wanted
+
+
+def _songs(data: Path | None, musdb: Path | None, subset: str) -> tuple[str, list[Song]]:
+    if musdb is not None:
+        from tfswa_sep.evaluation.musdb import find_musdb
+
+        return find_musdb(musdb, subset=subset)
+    from tfswa_sep.evaluation.multitrack import find_songs
+
+    assert data is not None
+    return data.resolve().name, find_songs(data)
+
+
+def _methods(
+    models: list[str] | None,
+    estimates: list[Path] | None,
+    baselines: bool,
+    songs: list[Song],
+    *,
+    out: Path | None,
+    **options: Any,
+) -> list[Method]:
+    """The models and folders that were named, else the default model; then the baselines."""
+    from tfswa_sep import registry
+    from tfswa_sep.evaluation.methods import FolderMethod, MixtureBaseline, ModelMethod, OracleBaseline
+
+    known = [registry.find_model(name) for name in models or []]
+    if not known and not estimates:
+        known = [registry.default_model()]
+    found: list[Method] = []
+    for info in known:
+        place = out / info.name if out is not None and len(known) > 1 else out
+        found.append(ModelMethod(info, out=place, **options))
+    folders = [folder.resolve() for folder in estimates or []]
+    for folder in folders:
+        alone = sum(other.name == folder.name for other in folders) == 1
+        found.append(FolderMethod(folder, folder.name if alone else str(folder), alone=len(songs) == 1))
+    if baselines:
+        found += [MixtureBaseline(), OracleBaseline(binary=False), OracleBaseline(binary=True)]
+    return found
+
+
+@contextmanager
+def _shown(*, songs: int, shown: bool) -> Iterator[tuple[Progress | None, Callable[[Evaluation], None]]]:
+    """(on_progress, on_song): on stderr, what is being separated and the medians so far; gone when done."""
+    if not shown or not sys.stderr.isatty():
+        yield None, lambda found: None
+        return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    from tfswa_sep.evaluation.report.tables import summary_table
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    bars = Bars(*columns, console=Console(stderr=True))
+    whole = bars.add_task("songs", total=songs)
+    part = bars.add_task("", total=None)
+    with Live(bars, console=Console(stderr=True), transient=True) as live:
+
+        def on_progress(song: str, method: str, seconds: float, total: float) -> None:
+            bars.update(part, description=f"{song}: {method}", completed=round(seconds), total=round(total))
+
+        def on_song(found: Evaluation) -> None:
+            bars.update(whole, completed=max((len(method.songs) for method in found.methods), default=0))
+            live.update(Group(bars, summary_table(found)))
+
+        yield on_progress, on_song
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    part = path.parent / f".{path.name}.part"  # with_name raises for / and .
+    try:
+        if path.is_dir():
+            raise OutputError(f"cannot write {path}: it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error

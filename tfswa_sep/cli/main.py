@@ -1,0 +1,81 @@
+"""The command line: its commands put together, and one line with the right exit code on failure.
+
+What a command found goes to stdout, as one JSON object with --json; progress, warnings and the one line of an
+error go to stderr. Only commands/, terminal.py and this module print or exit. Nothing heavy is imported
+before it is needed, so that --help, an unknown model and a missing song are answered at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+import typer.main
+
+import tfswa_sep
+from tfswa_sep.cli import doctor, evaluate, models, separate, terminal
+from tfswa_sep.cli.command_groups import SongsFirst
+from tfswa_sep.cli.terminal import PROGRAM
+
+EXAMPLES = f"""Examples:
+
+\b
+  {PROGRAM} song.mp3                          four stems, in the folder song/
+  {PROGRAM} song.mp3 --stems vocals           only the voice
+  {PROGRAM} song.mp3 --stems vocals,accompaniment
+                                              the voice, and all the rest
+  {PROGRAM} *.flac --out stems --format flac  many songs, smaller files
+"""
+
+
+# Without rich's markup: its import takes 0.2 s, more than all the rest of --help.
+app = typer.Typer(
+    name=PROGRAM,
+    cls=SongsFirst,
+    subcommand_metavar="SONG... | COMMAND",
+    epilog=EXAMPLES + f"\nAll options: {PROGRAM} separate --help",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.command(epilog=EXAMPLES)(separate.separate)
+app.add_typer(models.app, name="models")
+app.add_typer(evaluate.app, name="eval")
+app.command("doctor")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(PROGRAM, tfswa_sep.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _front_door(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Separate songs into vocals, drums, bass and other.
+
+    Give it a song: its stems are written to a folder with the song's name. It needs no network and no
+    graphics card.
+    """
+
+
+def main() -> None:
+    """The `tfswa-sep` command: run what the process's arguments say, and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; return its exit code. Nothing that goes wrong comes out as an exception."""
+    command = typer.main.get_command(app)
+    return terminal.run(
+        lambda: command.main(list(arguments), prog_name=PROGRAM, standalone_mode=False),
+        debug="--debug" in arguments,
+        as_json="--json" in arguments
+        and (arguments[0] != "eval" or arguments[1:2] == ["compare"]),  # eval itself takes a file
+    )

@@ -1,0 +1,169 @@
+"""`tfswa-sep models`: what models there are, where their files lie, and whether they are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tfswa_sep.cli.command_groups import ListFirst
+from tfswa_sep.cli.options import Debug, Json, Offline, Precision
+from tfswa_sep.errors import ModelError
+
+if TYPE_CHECKING:
+    from tfswa_sep.registry import ModelFile, ModelInfo
+
+app = typer.Typer(cls=ListFirst, rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="A listed name, or an hf:// or https:// address.")]
+Names = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Listed names, or addresses.")]
+
+
+@app.callback()
+def _models() -> None:
+    """Show, fetch, check and remove models."""
+
+
+@app.command("list")
+def list_models(as_json: Json = False, debug: Debug = False) -> None:
+    """List the models: what they separate, how well, and on what terms."""
+    from tfswa_sep import registry
+
+    models = registry.known_models()
+    if as_json:
+        print(json.dumps({"models": [asdict(model) for model in models]}, indent=2))
+        return
+    for model in models:
+        _print_model(model)
+
+
+@app.command("info")
+def show_model(name: Name, offline: Offline = False, as_json: Json = False, debug: Debug = False) -> None:
+    """Show one model, and where each of its files is."""
+    from tfswa_sep import registry
+
+    model = registry.find_model(name)
+    files = [_state(file) for file in model.files]
+    if as_json:
+        print(json.dumps({**asdict(model), "files": files}, indent=2))
+        return
+    _print_model(model)
+    for file in files:
+        print(f"\n  {_kind(file)}: {file['state']}")
+        for label in ("where", "path", "sha256"):
+            if file[label]:
+                print(f"    {label:<7} {file[label]}")
+
+
+@app.command("path")
+def model_path(
+    name: Name,
+    backend: Annotated[Literal["onnx", "torch"], typer.Option(help="Which of the model's files.")] = "onnx",
+    precision: Precision = "fp32",
+    offline: Offline = False,
+    debug: Debug = False,
+) -> None:
+    """Print where a model's file lies, fetched and checked."""
+    from tfswa_sep import registry
+
+    print(registry.fetch(registry.with_precision(registry.find_model(name), precision), backend))
+
+
+@app.command("pull")
+def pull_models(
+    names: Names,
+    backend: Annotated[
+        Literal["all", "onnx", "torch"], typer.Option(help="Which of the models' files.")
+    ] = "all",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch models, so that they are here when there is no network."""
+    from tfswa_sep import registry
+
+    pulled = []
+    for name in names:
+        model = registry.find_model(name)
+        if backend not in ("all", *(file.backend for file in model.files)):
+            registry.fetch(model, backend)  # says what there is
+        for i, file in enumerate(model.files):
+            if backend in ("all", file.backend):
+                registry.fetch(replace(model, files=(file,)), file.backend)
+                known = registry.find_model(name).files[i]  # an address has its hash on record now
+                pulled.append({"model": model.name, **_state(known)})
+                if not as_json:
+                    told = f"{_kind(pulled[-1])}, sha256 {pulled[-1]['sha256']}"
+                    print(f"{pulled[-1]['path']}\n  {told}", flush=True)
+    if as_json:
+        print(json.dumps({"files": pulled}, indent=2))
+
+
+@app.command("verify")
+def verify_models(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL...]", help="Which; without a name, all.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the files that are here with their recorded hashes.
+
+    The exit code is 4 if one is damaged.
+    """
+    from tfswa_sep import registry
+
+    models = [registry.find_model(name) for name in names] if names else registry.known_models()
+    files = [{"model": model.name, **_state(file)} for model in models for file in model.files]
+    if as_json:
+        print(json.dumps({"files": files}, indent=2))
+    else:
+        for file in files:
+            print(f"{file['model']}, {_kind(file)}: {file['state']}", flush=True)
+    if damaged := [file["path"] for file in files if file["damaged"]]:
+        raise ModelError(f"damaged: {', '.join(damaged)} (fetch again: tfswa-sep models pull)")
+
+
+@app.command("rm")
+def remove_models(names: Names, debug: Debug = False) -> None:
+    """Delete what was downloaded of models.
+
+    What was recorded of an address is forgotten: it is believed once more.
+    """
+    from tfswa_sep import registry
+
+    for name in names:
+        removed = registry.remove(name)
+        print("\n".join(map(str, removed)) or f"{name}: nothing was kept")
+
+
+def _kind(file: dict[str, Any]) -> str:
+    return f"{file['backend']} {file['precision']}".strip()
+
+
+def _state(file: ModelFile) -> dict[str, Any]:
+    """A model's file as an object for JSON, with what is known of it on this machine."""
+    from tfswa_sep import registry
+
+    path: Path = registry.local_path(file)
+    there = os.path.exists(path)  # a Path raises for a folder that may not be read
+    problem = registry.problem_of(file) if there else None
+    here = "not here yet" if not there else f"damaged: it {problem}" if problem else "here, and whole"
+    return {
+        **asdict(file),
+        "path": str(path) if there else "",
+        "state": here,
+        "damaged": problem is not None,
+    }
+
+
+def _print_model(model: ModelInfo) -> None:
+    from tfswa_sep import registry
+
+    print(f"{model.name}{' (the default)' if model.default else ''}")
+    for label, text in registry.describe(model):
+        print(textwrap.fill(text, 80, initial_indent=f"  {label:<9} ", subsequent_indent=" " * 12))

@@ -1,0 +1,1 @@
+"""Blind listening tests in the browser."""

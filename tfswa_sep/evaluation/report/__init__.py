@@ -1,0 +1,1 @@
+"""What an evaluation looks like: tables, charts, one HTML file."""

@@ -1,0 +1,1 @@
+"""From blocks of samples to blocks of stems: segments, transforms, backends."""

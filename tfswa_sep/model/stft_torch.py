@@ -1,0 +1,39 @@
+"""Waveform in, stem waveforms out: the STFT around the network, differentiable, on any device.
+
+Training and the torch backend on a GPU use it; on a processor both backends have the same transforms in
+NumPy (`tfswa_sep.inference.stft_numpy`). Axis letters: see `tfswa_sep.model.config`.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+N_FFT = 2048  # samples
+HOP = 512  # samples
+
+
+def stft(x: Tensor, *, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:
+    """(b, c, n) -> (b, 2c, f, t), real and imaginary parts as channels; t = n // hop + 1"""
+    window = torch.hann_window(n_fft, device=x.device)
+    spectrum = torch.stft(
+        x.flatten(0, 1), n_fft, hop, window=window, pad_mode="constant", return_complex=True
+    )
+    parts = torch.view_as_real(spectrum).view(*x.shape[:2], *spectrum.shape[1:], 2)
+    return rearrange(parts, "b c f t two -> b (c two) f t")
+
+
+def istft(spectrum: Tensor, *, length: int, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:
+    """(b, s, 2c, f, t) -> (b, s, c, n = length)"""
+    window = torch.hann_window(n_fft, device=spectrum.device)
+    parts = rearrange(spectrum, "b s (c two) f t -> (b s c) f t two", two=2).contiguous()
+    x = torch.istft(torch.view_as_complex(parts), n_fft, hop, window=window, length=length)
+    waves: Tensor = x.view(*spectrum.shape[:2], spectrum.shape[2] // 2, length)
+    return waves
+
+
+def separate_waveform(network: nn.Module, mixture: Tensor, *, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:
+    """(b, c, n) -> (b, s, c, n), in float32"""
+    stems = network(stft(mixture, n_fft=n_fft, hop=hop))
+    return istft(stems, length=mixture.shape[-1], n_fft=n_fft, hop=hop)

@@ -1,0 +1,1 @@
+"""What a model or a configuration costs and does."""

@@ -1,0 +1,160 @@
+"""What a model costs: `python -m training.analysis.describe [small|reference|paper] [--depth N] [--memory]`.
+
+A table of parameters, size and FLOPs a module; with --memory also the peak memory of one training step on
+six seconds of stereo, without and with gradient checkpointing, each in a process of its own.
+
+A multiply-add counts as two FLOPs. Counted are convolutions, matrix products and attention, for the segment
+that inference feeds at once; element-wise operations, norms and the STFT outside the network are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tfswa_sep.model.config import PRESETS, ModelConfig
+from tfswa_sep.model.stft_torch import separate_waveform
+from tfswa_sep.model.unet import TfswaUNet
+from training.losses import waveform_l1
+
+SECONDS = 6.0  # of stereo that --memory trains on
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleCost:
+    """What one module costs, all that is inside it included."""
+
+    name: str  # dotted path, "" for the whole network
+    depth: int  # dots and one more; 0 for the whole network
+    parameters: int
+    flops: float  # a second of audio
+
+    @property
+    def megabytes(self) -> float:
+        """Size of the parameters in float32, in 10^6 bytes."""
+        return self.parameters * 4 / 1e6
+
+
+def describe(config: ModelConfig, *, depth: int = 1) -> list[ModuleCost]:
+    """Costs of the modules down to `depth`, in the order of the network; the whole network comes last.
+
+    No number is computed: shapes alone go through the network.
+    """
+    with torch.device("meta"):
+        network = TfswaUNet(config).eval()
+    frames = config.segment_samples // config.hop + 1
+    counter = FlopCounterMode(display=False)
+    # Attention is counted where it is spelt out as matrix products: the CPU's fused kernel is not.
+    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+        network.to_empty(device="cpu")(torch.empty(1, 2 * config.channels, config.n_fft // 2 + 1, frames))
+    root = type(network).__name__
+    counts = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+    seconds = config.segment_samples / config.sample_rate
+
+    def flops(module: nn.Module, name: str) -> int:
+        if (path := f"{root}.{name}" if name else root) in counts:
+            return counts[path]
+        # A list of modules is never called itself.
+        return sum(flops(child, f"{name}.{key}".lstrip(".")) for key, child in module.named_children())
+
+    costs = []
+    for name, module in network.named_modules():
+        level = name.count(".") + 1 if name else 0
+        parameters = sum(p.numel() for p in module.parameters())
+        if level <= depth and (parameters or not name):
+            cost = ModuleCost(
+                name=name, depth=level, parameters=parameters, flops=flops(module, name) / seconds
+            )
+            costs.append(cost)
+    return [*costs[1:], costs[0]]
+
+
+def cost_table(title: str, costs: list[ModuleCost]) -> Table:
+    """A rich table of `describe`'s rows, inner modules indented, the whole network under a line."""
+    table = Table(title=title, caption="A multiply-add counts as two FLOPs.", show_footer=True)
+    total = costs[-1]
+    table.add_column("Module", "Total")
+    for heading, footer in zip(("Parameters", "MB (float32)", "GFLOP a second"), _cells(total), strict=True):
+        table.add_column(heading, footer, justify="right")
+    for cost in costs[:-1]:
+        name = cost.name.rpartition(".")[2]
+        table.add_row("  " * (cost.depth - 1) + name, *_cells(cost), style="dim" if cost.depth > 1 else None)
+    return table
+
+
+def _cells(cost: ModuleCost) -> tuple[str, str, str]:
+    return f"{cost.parameters:,}", f"{cost.megabytes:.2f}", f"{cost.flops / 1e9:.3f}"
+
+
+def training_step(config: ModelConfig, *, checkpointing: bool, seconds: float = SECONDS) -> tuple[int, float]:
+    """One forward and backward pass in float32 on one stereo example, in this process.
+
+    Returns the process's peak resident memory in bytes, and the seconds that the pass took.
+    """
+    torch.manual_seed(0)
+    network = TfswaUNet(config, checkpointing=checkpointing).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    stems = 0.1 * torch.randn(1, len(config.stems), config.channels, round(seconds * config.sample_rate))
+    begun = time.monotonic()
+    estimate = separate_waveform(network, stems.sum(dim=1), n_fft=config.n_fft, hop=config.hop)
+    torch.autograd.backward(waveform_l1(estimate, stems, torch.ones(stems.shape[:2])))
+    spent = time.monotonic() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024), spent  # macOS counts bytes, Linux KiB
+
+
+def measure_training_step(config: ModelConfig, *, checkpointing: bool) -> tuple[int, float]:
+    """`training_step` in a fresh process, whose peak nothing else has raised.
+
+    Raises MemoryError if that process was killed, which is what the kernel does when memory runs out.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(training_step, config, checkpointing=checkpointing).result()
+        except BrokenProcessPool:
+            raise MemoryError("the training step's process was killed: memory ran out") from None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("preset", nargs="?", default="small", choices=sorted(PRESETS))
+    parser.add_argument("--depth", type=int, default=1, help="levels of modules to list (default 1)")
+    parser.add_argument(
+        "--memory",
+        nargs="?",
+        const="both",
+        choices=("off", "on", "both"),
+        help="also measure a training step, with gradient checkpointing off, on, or both (default both)",
+    )
+    options = parser.parse_args(arguments)
+    config, console = PRESETS[options.preset], Console()
+    console.print(cost_table(f"TFSWA-UNet, preset {options.preset}", describe(config, depth=options.depth)))
+    for checkpointing in {"off": [False], "on": [True], "both": [False, True], None: []}[options.memory]:
+        words = (
+            f"Training step on {SECONDS:.0f} s of stereo, checkpointing {'on' if checkpointing else 'off'}"
+        )
+        try:
+            peak, spent = measure_training_step(config, checkpointing=checkpointing)
+        except MemoryError as error:
+            parser.exit(1, f"{words}: {error}\n")
+        console.print(f"{words}: {peak / 1e9:.2f} GB at its peak, {spent:.1f} s", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

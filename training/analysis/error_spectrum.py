@@ -1,0 +1,99 @@
+"""Where in the spectrum a model errs: `python -m training.analysis.error_spectrum --data SONGS [--model MODEL]`.
+
+Of each stem, band by band: the band's share of the error, the SDR in the band, and that of an oracle ratio
+mask, each the mean of the songs whose stem is not silent. SONGS is a folder as `tfswa-sep eval --data` takes
+it. A band that holds much of the error, far from the oracle, is where a model has something to gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from tfswa_sep.errors import TfswaError
+from tfswa_sep.evaluation.methods import Estimates, Method, ModelMethod, OracleBaseline
+from tfswa_sep.evaluation.metrics import SILENCE_RMS, decibels
+from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, CHANNELS, STEMS, Feed, Song, find_songs
+from tfswa_sep.inference.stft_numpy import HOP, N_FFT, stft
+
+EDGES = (0, 100, 200, 400, 800, 1600, 3200, 6400, np.inf)  # Hz
+
+Energies = NDArray[np.float64]
+
+
+def band_energies(samples: NDArray[np.float32], rate: int) -> Energies:
+    """The energy of samples (c, n) at `rate` Hz in each band between EDGES.
+
+    Without the frames that reach over the ends, where a loud low tone that is cut would sound in all bands.
+    """
+    edge = N_FFT // 2 // HOP
+    power = np.square(np.abs(stft(samples)[..., edge:-edge])).sum(axis=(0, 2), dtype=np.float64)
+    bands = np.searchsorted(EDGES, np.fft.rfftfreq(N_FFT, 1 / rate), side="right") - 1
+    return np.bincount(bands, power, minlength=len(EDGES) - 1).astype(np.float64)
+
+
+def song_errors(song: Song, methods: Sequence[Method]) -> dict[str, tuple[Energies, Energies]]:
+    """Energies of each stem that is not silent (bands,), and of the methods' errors (methods, bands)."""
+    rate = methods[0].rate
+    with tempfile.TemporaryDirectory(prefix="tfswa-sep-errors-") as name:
+        mixture = Path(name) / "mixture.wav"
+        frames = song.write_mixture(mixture, rate=rate)
+        found: list[Estimates] = []
+        for i, method in enumerate(methods):
+            folder = Path(name) / str(i)
+            folder.mkdir()
+            found.append(method.estimate(song, mixture, folder, lambda _: None))
+        energies = {}
+        for stem, truth in song.truths(rate).items():
+            if any(stem not in estimates.files for estimates in found):  # a model of fewer stems
+                continue
+            feeds = [Feed(estimates.files[stem], rate) for estimates in found]
+            power, errors, loudness = np.zeros(len(EDGES) - 1), np.zeros((len(methods), len(EDGES) - 1)), 0.0
+            for start in range(0, frames, BLOCK_SECONDS * rate):
+                size = min(BLOCK_SECONDS * rate, frames - start)
+                true = truth.take(size)
+                loudness += float(np.square(true).sum(dtype=np.float64))
+                power += band_energies(true, rate)
+                errors += [band_energies(feed.take(size) - true, rate) for feed in feeds]
+            if loudness > CHANNELS * frames * SILENCE_RMS**2:
+                energies[stem] = power, errors
+    return energies
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training.analysis.error_spectrum", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="a folder of songs with their true stems")
+    parser.add_argument("--model", default="small", help="a name or a file; default: %(default)s")
+    options = parser.parse_args(arguments)
+    try:
+        methods = (ModelMethod(options.model), OracleBaseline(binary=False))
+        songs = [song_errors(song, methods) for song in find_songs(options.data)]
+    except TfswaError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+    bands = [f"{low} to {high}" for low, high in pairwise(EDGES[:-1])]
+    table = Table(
+        "Hz", *bands, f"from {EDGES[-2]}", title="share of the error, SDR in dB, oracle ratio mask's"
+    )
+    for stem in STEMS:
+        known = [song[stem] for song in songs if stem in song]
+        if not known:
+            continue
+        share = np.mean([errors[0] / errors[0].sum() for _, errors in known], axis=0)
+        ratios = np.mean([decibels(power, errors) for power, errors in known], axis=0)
+        cells = [f"{a:.0%} {b:.1f} {c:.1f}" for a, b, c in zip(share, *ratios, strict=True)]
+        table.add_row(stem, *cells)
+    Console(width=160).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,81 @@
+"""How many chunks a second the data path delivers: `python -m training.analysis.loader_throughput --pools POOLS`."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from tfswa_sep.model.config import PRESETS
+from tfswa_sep.model.stft_torch import stft
+from tfswa_sep.model.unet import TfswaUNet
+from training.distributed import pick_precision, settle
+from training.mixing.mixer import Mixer
+from training.mixing.settings import MixSettings
+
+
+def rate(step: Callable[[int], object], batch: int, seconds: float, device: torch.device) -> float:
+    """Chunks a second of `step(number)`, after one call that is not counted."""
+    step(0)
+    _wait(device)
+    began = time.monotonic()
+    for done in itertools.count(1):
+        step(done)
+        _wait(device)
+        if (spent := time.monotonic() - began) > seconds:
+            return done * batch / spent
+    raise AssertionError
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: the mixing alone, the model's forward and backward alone, and one after the other."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.analysis.loader_throughput", description=__doc__
+    )
+    parser.add_argument("--pools", type=Path, required=True, help="folder that training.corpus.build wrote")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="small")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of every measurement")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    mixer = Mixer(options.pools, MixSettings(), device=device)
+    settle(device, fused_attention=device.type != "cpu")  # as training=cpu and training=h100 do
+    model = TfswaUNet(PRESETS[options.preset]).to(device).train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    still = mixer.batch(0, options.batch)[0]
+    half = pick_precision("auto", accelerator=device.type) == "bf16-mixed"
+
+    def mix(step: int) -> torch.Tensor:
+        return mixer.batch(step, options.batch)[0]
+
+    def learn(mixture: torch.Tensor) -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = model(stft(mixture)).abs().mean()
+        loss.backward()
+
+    console = Console()
+    for name, step in (
+        ("mixing", mix),
+        ("model, forward and backward", lambda step: learn(still)),
+        ("mixing, then model", lambda step: learn(mix(step))),
+    ):
+        found = rate(step, options.batch, options.seconds, device)
+        console.print(f"{name:28} {found:8.2f} chunks of {mixer.settings.seconds} s a second on {device}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Find a learning rate: `python -m training.analysis.lr_finder` with the words for training.train.
+
+The rate grows step by step from a very small one until the loss explodes; where the smoothed loss falls
+steepest is a good one to train with (Smith, arXiv:1506.01186, section 3.3). Nothing is saved.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import tempfile
+from itertools import pairwise
+
+from omegaconf import DictConfig, OmegaConf
+
+from training.configuration import run_command
+from training.run import Run
+
+LOWEST, HIGHEST = 1e-6, 1.0
+STEPS = 100
+QUIET = 25  # the first steps, at rates too low to learn anything: what happens there is noise
+SMOOTHING = 0.9
+EXPLOSION = 4.0  # times the way from the first losses to the lowest one, above the lowest
+
+
+def find(config: DictConfig) -> float:
+    """Print the sweep; returns the rate that it suggests."""
+    config = OmegaConf.merge(  # type: ignore[assignment]
+        config,
+        {"training": {"steps": STEPS, "warmup_steps": 0, "schedule": "cosine", "resume": False}},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        config.out = folder
+        run = Run(config)
+        run.wrapped.train()
+        rates, losses = list[float](), list[float]()
+        for batch in run.batches():
+            rate = LOWEST * (HIGHEST / LOWEST) ** (run.done / (STEPS - 1))
+            config.training.learning_rate = config.training.final_learning_rate = rate
+            rates.append(rate)
+            losses.append(run.step(batch)["loss"])
+            if run.fabric.is_global_zero:
+                print(f"learning rate {rate:.2e}  loss {losses[-1]:.5f}", flush=True)
+            if has_exploded(losses):
+                break
+    best = suggest(rates, losses)
+    print(f"try training.learning_rate={best:.1e}")
+    return best
+
+
+def smooth(losses: list[float]) -> list[float]:
+    """An exponential average without the bias towards its start."""
+    average, smoothed = 0.0, []
+    for i, loss in enumerate(losses, start=1):
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss
+        smoothed.append(average / (1 - SMOOTHING**i))
+    return smoothed
+
+
+def has_exploded(losses: list[float]) -> bool:
+    """Whether the smoothed loss has risen far above its lowest point, which may be negative (SDR is)."""
+    smoothed = smooth(losses)
+    if not math.isfinite(smoothed[-1]):
+        return True
+    if len(losses) <= QUIET:
+        return False
+    low, early = min(smoothed), losses[:QUIET]
+    way = max(statistics.mean(early) - low, statistics.stdev(early))
+    return smoothed[-1] - low > EXPLOSION * way
+
+
+def suggest(rates: list[float], losses: list[float]) -> float:
+    """The rate at which the smoothed loss falls steepest, by the rate's logarithm, before its lowest point.
+
+    Raises ValueError where the loss never falls after the quiet steps.
+    """
+    smoothed = [loss for loss in smooth(losses) if math.isfinite(loss)][QUIET:]
+    lowest = smoothed.index(min(smoothed)) if smoothed else 0
+    falls = [before - after for before, after in pairwise(smoothed[: lowest + 1])]
+    if not falls:
+        raise ValueError("the loss never fell: look at the data, or at the loss's weights")
+    return rates[QUIET + falls.index(max(falls))]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(find, about=__doc__))

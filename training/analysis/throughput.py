@@ -1,0 +1,114 @@
+"""How fast a configuration trains: `python -m training.analysis.throughput model=reference training=h100`.
+
+Prints examples a second, model FLOPs utilization, and the hours that the configuration's steps take: measured
+here, projected for GPUs that are not here. For little memory: training.batch_size=1 training.accumulate=16.
+FLOPs are those of the model (Chowdhery et al., arXiv:2204.02311, appendix B): convolutions, matrix products
+and attention, forward and backward, a multiply-add as two; what checkpointing does twice counts once.
+The data comes from memory: whether it can be made fast enough shows in training itself.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tfswa_sep.evaluation.provenance import machine
+from training.analysis.rehearsal import NoNumbers, Rehearsal
+from training.configuration import run_command
+
+STEPS = 5  # timed, after one that is not
+PEAKS = {  # dense bf16 FLOPs a second, from Nvidia's data sheets
+    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
+    "RTX 4090": 165e12, "V100": 125e12,
+}  # fmt: skip
+PROJECTED = ("H100", "A100")
+ASSUMED_UTILIZATIONS = (0.35, 0.15)  # what we aim at, and what small matrices may come down to
+
+
+def training_flops(config: DictConfig) -> int:
+    """Of one batch, forward and backward; no number is computed."""
+    counter = FlopCounterMode(display=False)
+    passing = NoNumbers()  # type: ignore[no-untyped-call]
+    with FakeTensorMode(allow_non_fake_inputs=True), passing:
+        rehearsal = Rehearsal(config, checkpointing=False)
+        # Attention is counted where it is spelt out as matrix products: the CPU's fused kernel is not.
+        with sdpa_kernel(SDPBackend.MATH), counter:
+            torch.autograd.backward(rehearsal.loss())
+    return int(counter.get_total_flops())
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """FLOPs a second that the device can do, and where that number is from."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = [peak for part, peak in PEAKS.items() if part in name]
+        if known and dtype != torch.float32:
+            return known[0], f"data sheet of {name}"
+    a = torch.randn(2048, 2048, device=device).to(dtype)
+    seconds = min(_time(lambda: a @ a, device) for _ in range(10))
+    return 2 * 2048**3 / seconds, "the best of 10 matrix products of 2048 x 2048 x 2048"
+
+
+def projected_hours(flops: float) -> dict[str, float]:
+    """Hours on one GPU that spends the assumed share of its peak on the model, by GPU and share."""
+    return {
+        f"one {name} at {share:.0%} of {PEAKS[name] / 1e12:.0f} TFLOP/s": round(
+            flops / (PEAKS[name] * share) / 3600, 1
+        )
+        for name in PROJECTED
+        for share in ASSUMED_UTILIZATIONS
+    }
+
+
+def benchmark(config: DictConfig) -> dict[str, Any]:
+    """Measure, print, and return what was found."""
+    rehearsal = Rehearsal(config)
+    rehearsal.step()
+    seconds = statistics.median(_time(rehearsal.step, rehearsal.device) for _ in range(STEPS))
+    training = config.training
+    flops, (peak, source) = training_flops(config), peak_flops(rehearsal.device, rehearsal.dtype)
+    rate, batches = training.batch_size / seconds, training.steps * training.accumulate
+    found: dict[str, Any] = {
+        "machine": machine() if rehearsal.device.type == "cpu" else torch.cuda.get_device_name(),
+        "preset": config.model.preset,
+        "precision": str(rehearsal.dtype).removeprefix("torch."),
+        "batch_size": training.batch_size,
+        "example_seconds": rehearsal.seconds,
+        "batch_seconds": seconds,
+        "examples_a_second": rate,
+        "audio_seconds_a_second": rate * rehearsal.seconds,
+        "flops_a_batch": flops,
+        "peak_flops_a_second": peak,
+        "peak_from": source,
+        "model_flops_utilization": flops / seconds / peak,
+        "steps": training.steps,
+        "accumulate": training.accumulate,
+        "hours": batches * seconds / 3600,
+        "hours_projected_not_measured": projected_hours(batches * flops),
+    }
+    print(json.dumps(found, indent=2))
+    return found
+
+
+def _time(action: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(benchmark, about=__doc__, needs_data=False))

@@ -1,0 +1,1 @@
+"""Sources of the corpus made of speech: set to melodies, or synthesized."""

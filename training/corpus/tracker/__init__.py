@@ -1,0 +1,1 @@
+"""Sources of the corpus that are tracker modules."""

@@ -1,0 +1,1 @@
+"""Training mixtures, drawn from the corpus's pools while training."""

@@ -1,0 +1,218 @@
+"""A checkpoint becomes a product: `python -m training.release.publish CHECKPOINT --name N --license L --data TEXT`.
+
+Writes to --out what others need, and nothing is sent anywhere unless --repo says so:
+
+    NAME.onnx, NAME.safetensors    compared with each other, as training.release.export does
+    README.md                      the model card: data, licence, scores (from `tfswa-sep eval --json`)
+    models.toml                    the registry's entry; with --repo it names the commit
+
+--repo OWNER/NAME uploads files and card to Hugging Face, with the token of `hf auth login` or HF_TOKEN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
+
+from tfswa_sep.cli.terminal import say_error
+from tfswa_sep.errors import InputError, ModelError, TfswaError
+from tfswa_sep.model.config import ModelConfig
+from tfswa_sep.registry import load_registry
+from training.release.export import export_onnx, export_safetensors, load_checkpoint, round_to_half
+
+BACKENDS = {"onnx": ".onnx", "torch": ".safetensors"}
+
+
+def read_scores(path: Path, stems: tuple[str, ...]) -> dict[str, float]:
+    """Each stem's mean global SDR in dB, from what `tfswa-sep eval --json` wrote.
+
+    Raises InputError for another file.
+    """
+    try:
+        means = json.loads(path.read_text(encoding="utf-8"))["methods"][0]["mean"]
+        return {stem: round(float(means[stem]["sdr"]), 2) for stem in stems if stem in means}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} holds no scores of `tfswa-sep eval --json`: {error!r}") from error
+
+
+def registry_entry(
+    name: str,
+    config: ModelConfig,
+    files: dict[str, tuple[str, Path]],
+    *,
+    summary: str,
+    license_name: str,
+    data: str,
+    scores: dict[str, float],
+    default: bool = False,
+) -> str:
+    """The lines of models.toml. files: backend -> where the file will be, and where it is now."""
+    quoted = json.dumps  # JSON's strings and lists of strings are TOML's too
+    lines = [
+        f"[models.{name}]",
+        f"summary = {quoted(summary)}",
+        f"stems = {quoted(list(config.stems))}",
+        f"sample_rate = {config.sample_rate}",
+        f"channels = {config.channels}",
+        f"license = {quoted(license_name)}",
+        f"training_data = {quoted(data)}",
+    ]
+    if default:
+        lines.append("default = true")
+    if scores:
+        lines += ["", f"[models.{name}.scores]", *(f"{quoted(k)} = {v:.2f}" for k, v in scores.items())]
+    for backend, (where, path) in files.items():
+        content = path.read_bytes()
+        lines += [
+            "",
+            f"[[models.{name}.files]]",
+            f'backend = "{backend}"',
+            f"where = {quoted(where)}",
+            f'sha256 = "{hashlib.sha256(content).hexdigest()}"',
+            f"bytes = {len(content)}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def model_card(
+    name: str,
+    config: ModelConfig,
+    checkpoint: dict[str, Any],
+    *,
+    summary: str,
+    license_name: str,
+    data: str,
+    scores: dict[str, float],
+    command: str,
+) -> str:
+    """README.md with the head that Hugging Face reads."""
+    head = ModelCardData(
+        license=license_name.lower(), library_name="tfswa-sep", pipeline_tag="audio-to-audio",
+        tags=["music", "source-separation", "onnx", "safetensors"],
+    )  # fmt: skip
+    training = json.loads(checkpoint["config"])["training"] if "config" in checkpoint else {}
+    rows = "\n".join(f"| {stem} | {score:.2f} |" for stem, score in scores.items())
+    table = f"| stem | global SDR in dB |\n| --- | ---: |\n{rows}" if rows else "Not measured yet."
+    recipe = ", ".join(
+        f"{key} {training[key]}" for key in ("optimizer", "learning_rate", "batch_size") if key in training
+    )
+    return f"""---
+{head.to_yaml()}
+---
+
+# {name}
+
+{summary}. Stems: {", ".join(config.stems)}; {config.sample_rate} Hz, {config.channels} channels.
+
+```bash
+pip install tfswa-sep
+tfswa-sep song.mp3 --model {name}.onnx
+```
+
+## Scores
+
+{table}
+
+## Training
+
+Data: {data}. {checkpoint["step"]} steps{f" ({recipe})" if recipe else ""}. Files were made by
+
+```bash
+{command}
+```
+
+## Licence
+
+{license_name}
+"""
+
+
+@contextmanager
+def told_plainly(repo: str) -> Iterator[None]:
+    """Turns what the server or the network says against an upload into a ModelError."""
+    try:
+        yield
+    except (HfHubHTTPError, OSError) as error:
+        words = " ".join(str(error).split())
+        raise ModelError(f"cannot upload to {repo}: {words} (is HF_TOKEN set, and may it write?)") from error
+
+
+def publish(options: argparse.Namespace, *, command: str) -> None:
+    """Write the files, and push them if asked to. Raises TfswaError."""
+    out, name = options.out, options.name
+    network, checkpoint = load_checkpoint(options.checkpoint)
+    config = network.config
+    scores = read_scores(options.scores, config.stems) if options.scores else {}
+    facts = {
+        "summary": options.summary,
+        "license_name": options.license,
+        "data": options.data,
+        "scores": scores,
+    }
+    if options.repo:  # before the work, so that a wrong token is told at once
+        with told_plainly(options.repo):
+            HfApi().create_repo(options.repo, private=options.private, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    round_to_half(network)
+    paths = {backend: out / f"{name}{suffix}" for backend, suffix in BACKENDS.items()}
+    difference = export_onnx(network, paths["onnx"], name=name, license_name=options.license)
+    export_safetensors(network, paths["torch"], name=name, license_name=options.license)
+    print(f"{paths['onnx']}: step {checkpoint['step']}, differs from torch by {difference:.1e}")
+    card = model_card(name, config, checkpoint, command=command, **facts)
+    (out / "README.md").write_text(card, encoding="utf-8")
+    where = {backend: path.name for backend, path in paths.items()}
+    if options.repo:
+        names = [*where.values(), "README.md"]
+        with told_plainly(options.repo):
+            commit = str(
+                HfApi().upload_folder(repo_id=options.repo, folder_path=out, allow_patterns=names).oid
+            )
+        where = {backend: f"hf://{options.repo}@{commit}/{file}" for backend, file in where.items()}
+        print(f"https://huggingface.co/{options.repo}/tree/{commit}")
+    files = {backend: (place, paths[backend]) for backend, place in where.items()}
+    entry = out / "models.toml"
+    entry.write_text(registry_entry(name, config, files, default=True, **facts), encoding="utf-8")
+    load_registry(entry)  # it understands what we wrote, or we are told now
+    print(f"{entry}: put its lines into models.toml (without default = true) to have `--model {name}`")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, and publish; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.release.publish",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--name", required=True, help="of the model: letters, digits, - and _")
+    parser.add_argument("--license", required=True, help="of the weights, an SPDX name such as cc-by-4.0")
+    parser.add_argument("--data", required=True, help="what it was trained on")
+    parser.add_argument("--summary", default="Separates a song into its stems")
+    parser.add_argument("--scores", type=Path, help="what `tfswa-sep eval --json FILE` wrote")
+    parser.add_argument("--out", type=Path, default=Path("published"))
+    parser.add_argument("--repo", help="OWNER/NAME on Hugging Face to upload to")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(arguments)
+    if not options.name.replace("-", "").replace("_", "").isalnum():
+        parser.error(f"--name {options.name!r} may hold letters, digits, - and _ only")
+    try:
+        publish(options, command=f"python -m training.release.publish {shlex.join(arguments)}")
+    except (TfswaError, ValueError) as error:
+        say_error(str(error))
+        return error.exit_code if isinstance(error, TfswaError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""An exported model in 8 bits, beside it as MODEL.int8.onnx:
+
+    python -m training.release.quantize tfswa_sep/weights/small.onnx --songs FOLDER --registry models.toml
+
+Convolutions, linear layers, sums and what lies between them compute on bytes: unsigned activations, whose
+ranges are measured on music, and signed weights, a scale a channel, as QuantizeLinear and DequantizeLinear
+around every layer (Jacob et al., arXiv:1712.05877). Weights have 7 bits, because processors without VNNI add
+up products in 16 bits, which would overflow. Attention itself and softmax are as they were: in bytes they
+took longer (measured), and so did transposed convolutions, which have no such kernel.
+
+`--sweep FILE` quantizes one convolution at a time, then all but the linear layers and all but the sums, and
+writes down what that brings and costs; `--keep NODE` leaves one in float32, `--dynamic` measures no ranges
+and quantizes matrix products alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import soundfile
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from tfswa_sep.audio.atomic_file import written_whole
+from tfswa_sep.evaluation.multitrack import find_songs
+from tfswa_sep.inference.onnx_backend import OnnxBackend
+from tfswa_sep.model.config import ModelConfig
+from training.release.export import update_registry
+from training.release.onnx_graph import features_of
+
+Feed = dict[str, NDArray[np.float32]]  # a segment as the graph takes it
+
+# What computes on bytes. Where a sum or a change of order stays in float32, what comes to it is widened and
+# what it gives cut to bytes again, which takes longer than the sum.
+OPERATORS = ("Conv", "Gemm", "Add", "Relu", "Concat", "Slice", "Transpose", "Reshape")
+SMALLEST = 1024  # weights of a layer from which on it is worth storing them as bytes
+
+
+class Segments(CalibrationDataReader):  # type: ignore[misc]
+    """Segments of music for the calibration of ONNX Runtime, one after the other."""
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        """The next segment, None after the last."""
+        return next(self._feeds, None)
+
+
+def music(model: Path, songs: Path, *, count: int, seed: int = 0) -> list[Feed]:
+    """`count` random segments of the songs (folders of stems, see evaluation/multitrack.py), song by song.
+
+    Levels vary by +-6 dB, so that ranges fit quiet and loud songs. Raises InputError for no songs.
+    """
+    backend = OnnxBackend(model)
+    random, found, length = np.random.default_rng(seed), find_songs(songs), backend.segment_samples
+    feeds: list[Feed] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, song in enumerate(found[:count]):
+            path = Path(folder) / "mixture.wav"
+            frames = song.write_mixture(path, rate=backend.sample_rate)
+            for _ in range(count // len(found) + (i < count % len(found))):
+                start = int(random.integers(max(frames - length, 0) + 1))
+                piece, _ = soundfile.read(path, length, start, dtype="float32", fill_value=0.0)
+                feeds.append(_as_feed(backend, piece.T * np.float32(10 ** (random.uniform(-6, 6) / 20))))
+    return feeds
+
+
+def _as_feed(backend: OnnxBackend, segment: NDArray[np.float32]) -> Feed:
+    bands = features_of(segment[None], ModelConfig.from_json(backend.metadata.config))
+    return {f"features_{i}": band.numpy() for i, band in enumerate(bands)}
+
+
+def quantize(
+    model: Path,
+    out: Path,
+    feeds: Sequence[Feed],
+    *,
+    operators: Sequence[str] = OPERATORS,
+    keep: Sequence[str] = (),
+) -> None:
+    """Write `model` with these operators in 8 bits to `out`, calibrated on `feeds`.
+
+    Nodes named in `keep` stay in float32.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        named, quantized = Path(folder) / "named.onnx", Path(folder) / "quantized.onnx"
+        # Shapes are needed, constants must stay unfolded: the windows' biases would be written out.
+        quant_pre_process(str(model), str(named), skip_optimization=True, skip_symbolic_shape=True)
+        scores = attention_scores(onnx.load(named))
+        quantize_static(
+            str(named),
+            str(quantized),
+            Segments(feeds),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(operators),
+            nodes_to_exclude=[*keep, *scores],
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        graph = onnx.load(quantized)
+    store_as_bytes(graph)
+    _finish(graph, model, out)
+
+
+def attention_scores(graph: onnx.ModelProto) -> list[str]:
+    """Names of the nodes between the products of queries and keys and the softmax, biases and masks included.
+
+    A mask is -1e4: bytes that reach so far know no scores any more.
+    """
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    todo = [node.input[0] for node in graph.graph.node if node.op_type == "Softmax"]
+    found: dict[str, None] = {}
+    while todo:
+        node = makers.get(todo.pop())
+        if node is None or node.op_type in ("MatMul", "Gemm", "Conv") or node.name in found:
+            continue
+        found[node.name] = None
+        todo += node.input
+    return list(found)
+
+
+def quantize_matrices(model: Path, out: Path) -> None:
+    """Write `model` with dynamic quantization: matrix products on bytes, ranges found as it runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        quantized = Path(folder) / "quantized.onnx"
+        quantize_dynamic(
+            str(model),
+            str(quantized),
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )
+        graph = onnx.load(quantized)
+    _finish(graph, model, out)
+
+
+def store_as_bytes(graph: onnx.ModelProto) -> None:
+    """Let layers that compute in float32 keep their weights as int8, a scale for each of their outputs."""
+    weights = {tensor.name: tensor for tensor in graph.graph.initializer}
+    outputs = {"Gemm": 0, "MatMul": 1, "ConvTranspose": 1, "Conv": 0}  # the weights' axis of outputs
+    for node in list(graph.graph.node):
+        tensor = weights.get(node.input[1]) if node.op_type in outputs else None
+        if tensor is None or tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < SMALLEST:
+            continue
+        axis = outputs[node.op_type]
+        if node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute):
+            axis = 1
+        values, name = numpy_helper.to_array(tensor), tensor.name
+        others = tuple(i for i in range(values.ndim) if i != axis)
+        scale = np.maximum(np.abs(values).max(axis=others), 1e-12) / np.float32(127)
+        shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+        rounded = np.rint(values / scale.reshape(shape)).astype(np.int8)
+        graph.graph.initializer.remove(weights.pop(tensor.name))  # layers may share theirs
+        graph.graph.initializer.extend(
+            [
+                numpy_helper.from_array(rounded, f"{name}_bytes"),
+                numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"),
+            ]
+        )
+        wide = helper.make_node(
+            "DequantizeLinear", [f"{name}_bytes", f"{name}_scale"], [name], f"{name}_widened", axis=axis
+        )
+        graph.graph.node.insert(0, wide)
+
+
+def _finish(graph: onnx.ModelProto, model: Path, out: Path) -> None:
+    """Give the graph the metadata of the model that it was made of, and write it whole or not at all.
+
+    Names inside become short: there are thousands, and long ones made up a twentieth of the file.
+    """
+    outside = {value.name for value in (*graph.graph.input, *graph.graph.output)}
+    short: dict[str, str] = {"": ""} | {name: name for name in outside}
+    for node in graph.graph.node:
+        node.name = ""
+        for names in (node.input, node.output):
+            names[:] = [short.setdefault(name, f"{len(short):x}") for name in names]
+    for tensor in graph.graph.initializer:
+        tensor.name = short.setdefault(tensor.name, f"{len(short):x}")
+    del graph.metadata_props[:]
+    graph.metadata_props.extend(onnx.load(model, load_external_data=False).metadata_props)
+    del graph.graph.value_info[:]
+    onnx.checker.check_model(graph)
+    with written_whole(out) as temporary:
+        onnx.save(graph, temporary)
+
+
+def compare(model: Path, other: Path, feeds: Sequence[Feed], *, repeats: int = 5) -> dict[str, float]:
+    """How near the masks of `other` are to those of `model` (SNR, dB), its size and its time as ratios.
+
+    Both run on one thread, in turns; times are medians of the processor's.
+    """
+    sessions, options = [], onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    for path in (model, other):
+        sessions.append(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+    power = error = 0.0
+    for feed in feeds:
+        for wanted, found in zip(*(session.run(None, feed) for session in sessions), strict=True):
+            power += float(np.square(wanted).sum())
+            error += float(np.square(found - wanted).sum())
+    spent: tuple[list[float], list[float]] = [], []
+    for _ in range(repeats):
+        for session, times in zip(sessions, spent, strict=True):
+            began = time.process_time()
+            session.run(None, feeds[0])
+            times.append(time.process_time() - began)
+    return {
+        "mask_snr_db": round(10 * math.log10(power / max(error, 1e-20)), 2),
+        "times_smaller": round(model.stat().st_size / other.stat().st_size, 2),
+        "times_faster": round(statistics.median(spent[0]) / statistics.median(spent[1]), 3),
+    }
+
+
+def sweep(model: Path, feeds: Sequence[Feed]) -> Iterator[dict[str, Any]]:
+    """Quantize one convolution at a time, then all but one kind of operator: what comes of masks and time."""
+    nodes = [node.name for node in onnx.load(model).graph.node if node.op_type == "Conv"]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "one.onnx"
+        for name in nodes:
+            others = [other for other in nodes if other != name]
+            quantize(model, out, feeds[:2], operators=["Conv"], keep=others)
+            yield {"node": name, **compare(model, out, feeds[2:4], repeats=3)}
+        for kind in ("Gemm", "Add"):
+            quantize(model, out, feeds[:2], operators=[other for other in OPERATORS if other != kind])
+            yield {"without": kind, **compare(model, out, feeds[2:4], repeats=3)}
+
+
+def main() -> None:
+    """Parse the command line, and quantize."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="an .onnx file of training.release.export")
+    parser.add_argument("--songs", type=Path, required=True, help="folder of training songs as stems")
+    parser.add_argument("--out", type=Path, help="else MODEL.int8.onnx beside the model")
+    parser.add_argument("--segments", type=int, default=20, help="of music, for calibration")
+    parser.add_argument("--keep", action="append", default=[], metavar="NODE", help="repeatable")
+    parser.add_argument("--dynamic", action="store_true")
+    parser.add_argument("--sweep", type=Path, metavar="FILE", help="write what each costs there (JSON)")
+    parser.add_argument("--registry", type=Path, help="a models.toml whose hashes are brought up to date")
+    options = parser.parse_args()
+    out = options.out or options.model.with_suffix(".int8.onnx")
+    feeds = music(options.model, options.songs, count=options.segments + 4)
+    fresh, feeds = feeds[:4], feeds[4:]  # compared on what was not calibrated on
+    if options.dynamic:
+        quantize_matrices(options.model, out)
+    else:
+        quantize(options.model, out, feeds, keep=options.keep)
+    told = compare(options.model, out, fresh)
+    print(f"{out}: {out.stat().st_size} bytes; against {options.model.name}: {told}")
+    if options.sweep:
+        rows = []
+        for row in sweep(options.model, fresh):
+            rows.append(row)
+            print(row, flush=True)
+        rows.sort(key=lambda row: row["mask_snr_db"])
+        options.sweep.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.registry:
+        update_registry(options.registry, name=options.model.stem, files={"onnx": out})
+
+
+if __name__ == "__main__":
+    main()
