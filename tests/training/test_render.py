@@ -39,7 +39,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Render("drums", "kit", "groove", "drums/kit", 12),
         Render("bass", "one", "freedoom", "bass/one", 8, 1, {"articulations": ["sustain"]}),
         Render("other", "font", "freedoom", FLUID, 12),
-        Render("other", "strums", "", "guitar/strummed", 8),
+        Render("other", "strums", "", "guitar/strummed", 8, 1, {"articulations": ["sustain"]}),
     )
     monkeypatch.setattr(rendered, "RENDERS", players)
     return tmp_path

@@ -220,7 +220,7 @@ class Mixer:
             chunk = voices.resynthesize(chunk, wanted)
         gains = master.gains + rng.normal(0, settings.equalizer, len(mix_effects.EQ_POINTS))
         response = self._response(master, gains) * self._low_cut(pool, rng) * self._high_cut(pool, rng)
-        room = rng.random() < settings.room[pool]
+        room = rng.random() < settings.room[pool] and not array.wet
         echo = pool == "vocals" and rng.random() < settings.echo
         if room or echo:
             response = response * filters.space(rng, room=room, echo=echo)

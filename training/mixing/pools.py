@@ -27,6 +27,7 @@ class Array:
     samples: Tensor
     segments: list[tuple[int, int]]  # sample ranges [start, end)
     bandwidth: float = FULL_BAND  # Hz
+    wet: bool = False  # recorded with its room: none is added
 
     @property
     def lengths(self) -> NDArray[np.float64]:
@@ -91,7 +92,7 @@ class Pools:
                 song.stems[row["stem"]] = samples
                 continue
             segments = [(start, end) for start, end in row["segments"] if end > start]
-            array = Array(samples, segments, row.get("bandwidth_hz", FULL_BAND))
+            array = Array(samples, segments, row.get("bandwidth_hz", FULL_BAND), wet=row.get("wet", False))
             self.arrays.setdefault(row["pool"], []).append(array)
             minutes.setdefault(row["pool"], []).append(row["minutes"])
             if row["pool"] == "vocals":

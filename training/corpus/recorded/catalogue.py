@@ -20,6 +20,7 @@ HAS_VOICE = re.compile(r"voic|vocal|choir|chorus|sing(er|ing)?\b|lyric|[_-]fast$
 VOICE_KINDS = ("song", "singing", "sung speech", "speech")
 
 ALBUM = ("CC0-1.0", "permissive", "c9299620cbc6")
+GROOVES = {"MarkBoas": ("CC0-1.0", "permissive", "b52c6e33c547")}  # MDN's multitrack demo
 # Whose stems are heard in other songs, too. Two songs have their bass in `other`, a third's is full of lows.
 ALBUM_PARTS = {
     "drums": ("Caesium", "Francium", "Lithium", "Potassium", "Rubidium"),
@@ -30,7 +31,6 @@ ALBUM_PARTS = {
 # name: files, licence, class, commit (the data card of the raw material holds the terms in full)
 VOICEBANKS = {
     "alys": ("alys-db-001-ja-*", "GPL-3.0", "copyleft", "bfcc78a29a75"),
-    "scottpoid": ("scottpoid-ja-*", "SCOTTPOID voicebank terms", "own-terms", "36c13b1ca28c"),
     "dorodoro": ("dorodoro-ja", "Dorodoro user terms", "own-terms", "a726f3e3a268"),
     "iona": ("iona-beta", "MIT", "permissive", "8f02cf53e52b"),
     "erithacus": ("erithacus", "CC-BY-4.0", "attribution", "b2c9e370c162"),
@@ -38,6 +38,15 @@ VOICEBANKS = {
     "torone-rei": ("torone-rei", "MIT", "permissive", "ff2d3271867b"),
     "ibuki": ("ibuki", "GPL-2.0", "copyleft", "4be5d4648cd1"),
     "hitsuboku-kumi": ("hitsuboku-kumi-ja", "Hitsuboku Kumi terms", "own-terms", "8122640fa048"),
+}
+
+# name: files, licence, class, commit, kind of voice, people who sing at the least, whether it has its room in it
+PRODUCER_SPACE = ("CC0-1.0", "permissive", "a117eab0fb5d")
+PHRASES = {
+    "producer-space-shv": ("producer-space-shv-*", *PRODUCER_SPACE, "song", 1, False),
+    "producer-space-etv": ("producer-space-etv-*", *PRODUCER_SPACE, "song", 1, True),
+    "producer-space-dvs": ("producer-space-dvs*", *PRODUCER_SPACE, "speech", 1, False),
+    "berklee": ("berklee-*", "CC-BY-3.0", "attribution", "efd8296360f9", "singing", 4, False),
 }
 
 # Package: folder of the clips, and the expression whose group 1 names the speaker or language.
@@ -172,10 +181,15 @@ def without(found: Sequence[Source], names: Set[str], places: Iterable[str]) -> 
 
 
 def song_sources(shared: Path) -> list[Source]:
-    """The aligned stems of the training songs; bass and other are masked where the bass is not known."""
+    """The aligned stems of the training songs; bass and other are masked where the bass is not known.
+
+    A recording without a singer belongs to the pool of bands, which get another song's voice.
+    """
     found = []
     for folder in sorted((shared / "multitrack/train").iterdir()):
         stems = sorted(folder.glob("*.opus"))
+        terms = GROOVES.get(folder.name, ALBUM)
+        pool = "song" if (folder / "vocals.opus").exists() else "band"
         frames = max(round(soundfile.info(p).duration * SAMPLE_RATE) for p in stems)
         extra: dict[str, object] = {"song": folder.name}
         if not (folder / "bass.opus").exists():
@@ -183,12 +197,12 @@ def song_sources(shared: Path) -> list[Source]:
         for path in stems:
             name = f"{folder.name}.{path.stem}"
             extra_row = {**extra, "stem": path.stem}
-            found.append(Source("song", name, *ALBUM, "whole", (str(path),), {"frames": frames}, extra_row))
+            found.append(Source(pool, name, *terms, "whole", (str(path),), {"frames": frames}, extra_row))
     return found
 
 
 def voice_sources(shared: Path) -> list[Source]:
-    """Album vocals where they sound, and every voicebank."""
+    """Album vocals where they sound, every voicebank, and recordings of phrases and vowels."""
     album = tuple(str(p) for p in sorted((shared / "multitrack/train").glob("*/vocals.opus")))
     # Nobody says who sings on the album: it counts as one singer.
     found = [Source("vocals", "album", *ALBUM, "sounding", album, {}, {"voice": "song", "speakers": 1})]
@@ -200,6 +214,14 @@ def voice_sources(shared: Path) -> list[Source]:
         extra = {"voice": "singing", "speakers": 1}
         licence, kind, commit = terms
         found.append(Source("vocals", name, licence, kind, commit, "takes", files, {}, extra))
+    for name, (pattern, licence, kind, commit, voice, singers, wet) in PHRASES.items():
+        opus = sorted((shared / "voices").glob(f"{pattern}.opus"))
+        files = tuple(str(f) for p in opus for f in (p, p.with_suffix(".tsv")))
+        extra = {"voice": voice, "speakers": singers} | ({"wet": True} if wet else {})
+        if files:
+            found.append(
+                Source("vocals", name, licence, kind, commit, "takes", files, {"stereo": wet}, extra)
+            )
     return found
 
 

@@ -183,9 +183,10 @@ def whole(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
 
 
 def takes(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    """The takes of a voicebank as its table cuts them, one gain for the bank."""
+    """The takes of a voicebank as its table cuts them, one gain per file; settings["stereo"]: (n, 2)."""
     for opus, table in zip(source.files[::2], source.files[1::2], strict=True):
-        audio = normalise(read_audio(opus)[:, :1])
+        recorded = read_audio(opus)
+        audio = normalise(stereo(recorded) if source.settings.get("stereo") else recorded[:, :1])
         for row in read_tsv(Path(table)):
             start, end = (round(float(row[k]) * SAMPLE_RATE) for k in ("start_seconds", "end_seconds"))
             if end - start >= 0.3 * SAMPLE_RATE:

@@ -35,6 +35,7 @@ HYDROGEN_KITS = {  # by folder; the terms are those of the package's copyright f
 ALL_BASSES = [32, 33, 34, 35, 36, 37, 38, 39]
 OTHER_KITS = [16, 17, 24, 25, 32, 33, 40, 48]  # power, electronic, 808, jazz, brush, orchestra
 SHORT_LONG = ["staccato", "sustain"]
+SHINY = ["sustain-pickup", "sustain-mic"]
 SONG_SECONDS = 80.0  # of every song that is rendered stem by stem
 FEWEST_NOTES = 60  # of each of its stems
 
@@ -58,7 +59,7 @@ class Render:
 RENDERS = (
     Render("drums", "groove-muldjord-1", "groove", "drums/muldjord", 12, 1),
     Render("bass", "growlybass-1", "freedoom", "bass/growlybass", 8, 1, {"articulations": ["sustain"]}),
-    Render("other", "strums-shinyguitar-1", "", "guitar/shinyguitar", 8, 1),
+    Render("other", "strums-shinyguitar-1", "", "guitar/shinyguitar", 8, 1, {"articulations": SHINY}),
     Render("other", "freedoom-fluidr3-1", "freedoom", FLUID, 12, 1),
     Render("drums", "groove-fluidr3-standard-1", "groove", FLUID, 10, 1, {"presets": [0, 1, 2, 3, 8, 9]}),
     Render("bass", "fluidr3-1", "freedoom", FLUID, 12, 1, {"programs": [32, 33, 33, 34, 34, 35, 36, 37]}),
@@ -72,7 +73,7 @@ RENDERS = (
         "bass", "flbass-finger", "freedoom", "bass/flbass", 10, 2,
         {"articulations": ["finger-long-bridge", "finger-long-neck"]},
     ),
-    Render("other", "strums-emilyguitar", "", "guitar/emilyguitar", 10),
+    Render("other", "strums-emilyguitar", "", "guitar/emilyguitar", 10, 2, {"articulations": ["sustain"]}),
     Render("other", "freedoom-musescore", "freedoom", MUSE, 30),
     Render("drums", "groove-musescore-standard", "groove", MUSE, 12, 2, {"presets": [0, 1, 4, 5, 10, 14]}),
     Render("bass", "flbass-pick", "freedoom", "bass/flbass", 8, 2, {"articulations": ["pick-long"]}),
@@ -83,7 +84,7 @@ RENDERS = (
     Render("drums", "groove-fluidr3-mixed", "groove", FLUID, 12, 2, {"presets": OTHER_KITS}),
     Render("bass", "growlybass-2", "freedoom", "bass/growlybass", 16, 2, {"articulations": SHORT_LONG}),
     Render("other", "freedoom-guitars-musescore", "freedoom", MUSE, 12, 2, {"only_guitars": True}),
-    Render("other", "strums-shinyguitar-2", "", "guitar/shinyguitar", 10),
+    Render("other", "strums-shinyguitar-2", "", "guitar/shinyguitar", 10, 2, {"articulations": SHINY}),
     Render("drums", "freedoom-muldjord", "freedoom", "drums/muldjord", 15),
     Render("drums", "groove-uzu", "groove", "drums/uzu", 8),
     *(Render("drums", f"groove-{name}", "groove", name, 5) for name in HYDROGEN_KITS),
@@ -101,6 +102,24 @@ OCTAVE_BASSES = (
         {"articulations": SHORT_LONG, "octaves": True},
     ),
 )  # fmt: skip
+RECORDED_BASSES = (
+    Render("bass", "pastabass-fingered", "freedoom", "bass/pastabass", 14, 1, {"articulations": ["fetuccine"]}),
+    Render("bass", "pastabass-round", "freedoom", "bass/pastabass", 12, 2, {"articulations": ["spaghetti"]}),
+    Render(
+        "bass", "pastabass-picked", "freedoom", "bass/pastabass", 10, 2,
+        {"articulations": ["linguine"], "octaves": True},
+    ),
+    Render("bass", "pastabass-muted", "freedoom", "bass/pastabass", 8, 2, {"articulations": ["tagliatelle"]}),
+    Render("bass", "yamaha-finger", "freedoom", "bass/freepats-yr", 10, 2, {"articulations": ["finger"]}),
+    Render("bass", "yamaha-pick", "freedoom", "bass/freepats-yr", 10, 2, {"articulations": ["pick"]}),
+    Render("bass", "upright-pizzicato", "freedoom", "bass/dsmolken", 10, 2, {"articulations": ["pizz"]}),
+)  # fmt: skip
+MORE_GUITARS = (
+    Render(
+        "other", "strums-black-and-green", "", "guitar/black-and-green", 12, 2,
+        {"articulations": ["black-twang", "green-twang"]},
+    ),
+)  # fmt: skip
 MADE_BASSES = (
     Render("bass", "string-1", "freedoom", "", 20, 2, {"made": "string"}),
     Render("bass", "subtractive-1", "freedoom", "", 20, 2, {"made": "subtractive"}),
@@ -114,7 +133,7 @@ MADE_BASSES = (
 def rendered_sources(shared: Path, soundfonts: Path, debian: Path | None) -> list[Source]:
     """All rendered sources whose sounds are there; extra["round"] is 1 for those that are built first."""
     found = []
-    for render in (*RENDERS, *OCTAVE_BASSES, *MADE_BASSES):
+    for render in (*RENDERS, *OCTAVE_BASSES, *RECORDED_BASSES, *MORE_GUITARS, *MADE_BASSES):
         if source := _source(render, shared, soundfonts, debian):
             found.append(source)
     return found

@@ -109,7 +109,7 @@ def take(source: Source, notes: list[Note], program: int, rng: np.random.Generat
     sound = source.files[0]
     if sound.endswith("index.tsv"):
         folder = str(Path(sound).parent)
-        choices = ("sustain-pickup", "sustain-mic") if "shiny" in folder else ("sustain",)
+        choices = source.settings["articulations"]
         chosen = choices[0] if program >= 26 else choices[-1]
         return play(notes, load_instrument(folder, (chosen,)), rng, seconds=seconds)
     audio = synthesize([Track(program, tuple(notes))], sound, seconds=seconds)

@@ -27,7 +27,7 @@ from training.corpus.recorded.sources import (
 )
 
 MINUTES = {
-    "alys": 9, "scottpoid": 9, "hitsuboku-kumi": 8, "ibuki": 8, "yuki": 6,
+    "alys": 9, "hitsuboku-kumi": 8, "ibuki": 8, "yuki": 6,
     "dorodoro": 5, "torone-rei": 5, "iona": 5, "erithacus": 4,
 }  # fmt: skip
 SPEECH_MINUTES = 2.0  # at most, of every speaker
