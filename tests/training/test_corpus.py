@@ -12,7 +12,7 @@ import soundfile
 mido = pytest.importorskip("mido")
 pytest.importorskip("torch")
 
-from training.corpus import build
+from training.corpus import BAND, build
 from training.corpus.recorded import catalogue, sources
 from training.corpus.recorded.sources import SAMPLE_RATE, Piece, Source
 from training.corpus.rendered import effects, midi, strums
@@ -341,3 +341,34 @@ def test_the_command_fails_where_a_source_is_empty_unless_it_is_left_out(
         "album",
     ]
     assert build.main([*command, "--without", "alys", "--without", "permissive"]) == 0
+
+
+def test_phrases_keep_their_stereo_and_say_that_they_are_wet(tmp_path: Path) -> None:
+    voices = tmp_path / "voices"
+    voices.mkdir()
+    noise = np.random.default_rng(0).normal(0, 0.1, (SAMPLE_RATE, 2))
+    for name in ("producer-space-etv-am-136", "producer-space-shv-c-126"):
+        soundfile.write(voices / f"{name}.opus", noise, 48_000, format="OGG", subtype="OPUS")
+        table = "start_seconds\tend_seconds\tsource_file\n0.0\t0.8\tone.wav\n"
+        (voices / f"{name}.tsv").write_text(table)
+    (tmp_path / "multitrack/train").mkdir(parents=True)
+    found = {s.name: s for s in catalogue.voice_sources(tmp_path)}
+    assert "scottpoid" not in found
+    wet, dry = found["producer-space-etv"], found["producer-space-shv"]
+    assert (wet.extra.get("wet"), dry.extra.get("wet")) == (True, None)
+    assert {wet.extra["voice"], dry.extra["voice"]} == {"song"}
+    rng = np.random.default_rng(0)
+    assert next(sources.takes(wet, rng)).audio.shape[1] == 2
+    assert next(sources.takes(dry, rng)).audio.shape[1] == 1
+
+
+def test_a_recording_without_a_singer_is_a_band(tmp_path: Path) -> None:
+    for song, stems in {"Sung": ("vocals", "bass", "drums", "other"), "MarkBoas": BAND}.items():
+        folder = tmp_path / "multitrack/train" / song
+        folder.mkdir(parents=True)
+        for stem in stems:
+            soundfile.write(
+                folder / f"{stem}.opus", np.zeros((4800, 2)), 48_000, format="OGG", subtype="OPUS"
+            )
+    pools = {s.extra["song"]: s.pool for s in catalogue.song_sources(tmp_path)}
+    assert pools == {"Sung": "song", "MarkBoas": "band"}
