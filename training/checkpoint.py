@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from bisect import bisect_right
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tfswa_sep.inference.metadata import KEY
 from tfswa_sep.model.blocks import conv_sizes
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import TfswaUNet
+from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
 
 # Layers that each band has of its own.
 _BANDED = re.compile(r"(stem|heads\.\d+)\.convs\.(\d+)\.(weight|bias)")
@@ -65,17 +67,29 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def warm_start(model: nn.Module, path: Path) -> str:
-    """Take over every weight that has the name and the shape of one of `model`'s; returns what was skipped.
+    """Take over every weight that has the name and the shape of one of `model`'s.
 
-    path: a checkpoint (its averaged weights), a .safetensors file, or a plain dictionary of weights.
-    Raises InputError where nothing fits.
+    A stem's head is taken from the stem of the same name, wherever that stands in the old model.
+
+    Args:
+        model: Its weights are replaced in place.
+        path: A checkpoint (its averaged weights), a .safetensors file, or a plain dictionary of weights.
+
+    Returns:
+        What was taken, what was skipped, and where each head comes from.
+
+    Raises:
+        InputError: Nothing fits.
     """
     stored = read(path)
     weights: dict[str, Tensor] = stored.get("average") or stored.get("model") or stored
     own, begun = model.state_dict(), dict[str, Tensor]()
+    origins: dict[str, str | None] | None = None
     if isinstance(model, TfswaUNet):
         if shape := stored.get("shape"):
             old = ModelConfig.from_json(shape)
+            origins = head_origins(old.stems, model.config.stems)
+            weights = renamed_heads(weights, old.stems, list(origins.values()))
             weights = rebanded(weights, old, model.config)  # first: half the masks may be half a band's, too
             weights = rephased(weights, old, model.config)
             weights = kept_attentions(weights, old, model.config)
@@ -94,7 +108,65 @@ def warm_start(model: nn.Module, path: Path) -> str:
         if skipped := sorted(set(keys) - set(fitting)):
             few = ", ".join(skipped[:4]) + (", ..." if len(skipped) > 4 else "")
             said += f"; {len(skipped)} {title} ({few})"
+    if isinstance(model, TfswaUNet):
+        said += f"; {_said_of_heads(model.config.stems, origins, fitting)}"
     return said
+
+
+def head_origins(old: Sequence[str], new: Sequence[str]) -> dict[str, str | None]:
+    """For each stem of `new`, the stem of `old` whose head it starts from.
+
+    That is the stem of its own name. A sum ("drums+bass"; "accompaniment") that is none of `old` starts from
+    the first of its parts, since heads that were trained apart have no common hidden features of which a mean
+    would make sense. None: there is no such head, it starts afresh.
+    """
+    by_parts = {frozenset(stem.split("+")): stem for stem in old}
+    found: dict[str, str | None] = {}
+    for stem in new:
+        parts = stem.split("+")
+        same = by_parts.get(frozenset(parts))
+        if stem == ACCOMPANIMENT:
+            parts = [part for part in old if part != VOCALS]
+        found[stem] = same or next((part for part in parts if part in old), None)
+    return found
+
+
+def renamed_heads(
+    weights: dict[str, Any], old: Sequence[str], origins: Sequence[str | None]
+) -> dict[str, Any]:
+    """Weights whose heads are numbered by the new model's stems; heads that none starts from are left out.
+
+    origins: for each new head, the stem among `old` that it starts from, or None.
+    """
+    found = {key: value for key, value in weights.items() if not key.startswith("heads.")}
+    for place, origin in enumerate(origins):
+        if origin is None:
+            continue
+        prefix = f"heads.{old.index(origin)}."
+        found |= {
+            f"heads.{place}.{key.removeprefix(prefix)}": value
+            for key, value in weights.items()
+            if key.startswith(prefix)
+        }
+    return found
+
+
+def _said_of_heads(
+    stems: Sequence[str], origins: dict[str, str | None] | None, fitting: Collection[str]
+) -> str:
+    """Which heads were taken by name, which from another stem, and which start afresh."""
+    if origins is None:
+        return "heads by position, since the file does not name its stems"
+    taken, derived, fresh = list[str](), list[str](), list[str]()
+    for place, (stem, origin) in enumerate(origins.items()):
+        if origin is None or not any(key.startswith(f"heads.{place}.") for key in fitting):
+            fresh.append(stem)
+        elif set(origin.split("+")) == set(stem.split("+")):
+            taken.append(stem)
+        else:
+            derived.append(f"{stem} (from {origin})")
+    kinds = (("by name", taken), ("from a part", derived), ("afresh", fresh))
+    return "heads " + "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds if names)
 
 
 def differences(first: ModelConfig, second: ModelConfig) -> list[str]:

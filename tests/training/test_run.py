@@ -159,12 +159,52 @@ def test_a_warm_start_takes_what_fits(songs: Path, tmp_path: Path, tiny: None) -
         f"training.warm_start={tmp_path / 'first/last.ckpt'}",
     )  # fmt: skip
     assert same({"x": first.average.state["stem.frequency"]}, {"x": two.model.state_dict()["stem.frequency"]})
-    assert "not in this model (heads.2." in two.said and "warm start from" in two.said
+    assert "warm start from" in two.said
+    assert two.said.endswith("heads by name: vocals; from a part: accompaniment (from drums)")
     with pytest.raises(InputError, match="no weight has the name"):
         checkpoint.warm_start(nn.Linear(2, 2), tmp_path / "first/last.ckpt")
     (tmp_path / "bad.ckpt").write_text("no checkpoint")
     with pytest.raises(InputError, match=r"bad\.ckpt cannot be read"):
         checkpoint.warm_start(first.model, tmp_path / "bad.ckpt")
+
+
+def test_a_warm_start_maps_heads_by_the_names_of_stems(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    old = TfswaUNet(TINY)
+    torch.save({"average": old.state_dict(), "shape": TINY.to_json()}, tmp_path / "old.ckpt")
+    names = ("drums", "vocals", "bass", "other")
+    new = TfswaUNet(dataclasses.replace(TINY, stems=names))
+    said = checkpoint.warm_start(new, tmp_path / "old.ckpt")
+    assert said.endswith("heads by name: drums, vocals, bass, other")
+    mixture = torch.randn(1, 4, 1025, 8)
+    with torch.inference_mode():
+        wanted, found = old.eval()(mixture), new.eval()(mixture)
+    for place, stem in enumerate(names):
+        torch.testing.assert_close(found[:, place], wanted[:, TINY.stems.index(stem)])
+
+
+def test_a_warm_start_says_which_heads_are_of_another_stem_and_which_are_fresh(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    old = TfswaUNet(TINY)
+    torch.save({"average": old.state_dict(), "shape": TINY.to_json()}, tmp_path / "old.ckpt")
+    new = TfswaUNet(dataclasses.replace(TINY, stems=("guitar", "drums+bass", "vocals")))
+    fresh = {key: value.clone() for key, value in new.state_dict().items() if key.startswith("heads.0.")}
+    said = checkpoint.warm_start(new, tmp_path / "old.ckpt")
+    assert said.endswith("heads by name: vocals; from a part: drums+bass (from drums); afresh: guitar")
+    total = len(new.state_dict())
+    assert f"{total - len(fresh)} of {total} tensors" in said
+    found, before = new.state_dict(), old.state_dict()
+    assert same(fresh, found)
+    for place, origin in ((1, TINY.stems.index("drums")), (2, TINY.stems.index("vocals"))):
+        for key in fresh:
+            name = key.removeprefix("heads.0.")
+            torch.testing.assert_close(found[f"heads.{place}.{name}"], before[f"heads.{origin}.{name}"])
+    # A sum's parts have no order, and another model's sum is its own head.
+    torch.save({"average": new.state_dict(), "shape": new.config.to_json()}, tmp_path / "sum.ckpt")
+    again = TfswaUNet(dataclasses.replace(TINY, stems=("bass+drums", "vocals")))
+    assert checkpoint.warm_start(again, tmp_path / "sum.ckpt").endswith("by name: bass+drums, vocals")
+    torch.save(old.state_dict(), tmp_path / "plain.ckpt")
+    assert "heads by position" in checkpoint.warm_start(TfswaUNet(TINY), tmp_path / "plain.ckpt")
 
 
 @pytest.mark.parametrize(("masks", "factor"), [("real", 2), ("signed", 1)])
@@ -240,7 +280,7 @@ def test_a_warm_start_turns_complex_masks_beside_filters_into_real_ones(tmp_path
     torch.save({"average": old.state_dict(), "shape": old.config.to_json()}, tmp_path / "old.ckpt")
     new = TfswaUNet(dataclasses.replace(TINY, bands=bands, masks="signed"))
     said = checkpoint.warm_start(new, tmp_path / "old.ckpt")
-    assert said.endswith(f"{len(new.state_dict())} of {len(new.state_dict())} tensors")
+    assert f"{len(new.state_dict())} of {len(new.state_dict())} tensors; heads by name" in said
     before, after = (network.state_dict()["heads.0.convs.0.weight"] for network in (old, new))
     torch.testing.assert_close(after[:16], before[:32].view(2, 2, 8, -1, 1, 1)[:, 0].flatten(0, 1))
     torch.testing.assert_close(after[16:], before[32:])
@@ -321,7 +361,7 @@ def test_a_warm_start_without_an_attention_keeps_the_others(
     whole = run.model.eval()
     fewer = TfswaUNet(dataclasses.replace(run.shape, branches=left)).eval()
     said = checkpoint.warm_start(fewer, tmp_path / "last.ckpt")
-    assert said.endswith(f"{len(fewer.state_dict())} of {len(fewer.state_dict())} tensors")
+    assert f"{len(fewer.state_dict())} of {len(fewer.state_dict())} tensors; heads by name" in said
     gone = next(i for i, name in enumerate(run.shape.branches) if name not in left)
     with torch.no_grad():
         for name, bias in whole.named_parameters():
