@@ -136,3 +136,20 @@ def test_stems_are_mixed_before_the_inverse_transform(shape: str) -> None:
     wanted = np.einsum("ks,sctf->kctf", mix, apart.reshape(4, 2, *apart.shape[1:]))
     np.testing.assert_allclose(mixed.reshape(wanted.shape), wanted, atol=1e-4)
     np.testing.assert_allclose(mixed[4:], spectrum.swapaxes(1, 2), atol=1e-4)  # the stems sum to the mixture
+
+
+@pytest.mark.parametrize("masks", ["complex", "signed", "real"])
+def test_training_can_hook_what_filters_were_added_to(masks: str) -> None:
+    """Fabric does so with all that a network returns, and torch crashes on a view changed in place."""
+    config = ModelConfig.from_json({"masks": masks})
+    bands = [band for band in config.bands if band.taps]
+    logits = torch.zeros(1, 4, config.mask_parts, config.bins, 3, requires_grad=True)
+    filters = [
+        torch.zeros(1, 4, config.filter_parts(band), band.stop - band.start, 3, requires_grad=True)
+        for band in bands
+    ]
+    stems = model_masks.apply_masks(logits, filters, torch.ones(1, 4, config.bins + 1, 3), config)
+    assert not stems._is_view()  # a hook on one would be a segmentation fault, which no test survives
+    stems.register_hook(lambda gradient: gradient)  # type: ignore[no-untyped-call]
+    stems.sum().backward()  # type: ignore[no-untyped-call]
+    assert filters and all(part.grad is not None for part in filters)

@@ -83,6 +83,8 @@ def apply_masks(masks: Tensor, filters: Sequence[Tensor], mixture: Tensor, confi
     masks = torch.cat([masks, masks[..., -1:, :]], dim=-2)  # Nyquist's bin goes with its neighbour
     if config.masks == "complex":
         stems = _complex(masks, mixture, consistent=config.mixture_consistent)
+        # A hook on a view that was changed in place, as Fabric sets one, crashes torch: pytorch#196459.
+        stems = stems.clone() if filters else stems
     else:
         gains = (_signed if config.masks == "signed" else _real)(masks, consistent=config.mixture_consistent)
         stems = gains.repeat_interleave(2, dim=2) * mixture[:, None]
