@@ -146,3 +146,10 @@ def test_tables_say_what_the_records_say() -> None:
 
 def test_the_version_has_a_changelog_entry() -> None:
     assert f"## {tfswa_sep.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_the_paper_is_cited_in_the_right_journal() -> None:
+    """DOI 10.1186/s13634-025-01249-0; the publisher's journal on audio, speech and music is another one."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tfswa_sep").rglob("*.py")]
+    texts = [path.read_text("utf-8") for path in pages]
+    assert not any("EURASIP Journal on Audio" in " ".join(text.split()) for text in texts)
