@@ -22,20 +22,24 @@ def weigh_terms(
     known: Tensor,
     *,
     weights: Any,
+    transformed: Tensor,
     inverse: Callable[..., Tensor] = istft,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum, and its terms by name; a term that weighs nothing is not computed.
 
     `weights.domain` "waveform" takes the terms waveform, sdr, stft, magnitude and consistency, with n_ffts
     for those that transform; "spectrum" takes stft and sdr, without an inverse transform.
-    spectrum (b, s, 2c, f, t) from the network, mixture (b, c, n), stems (b, s, c, n), known (b, s)
+    spectrum (b, s, 2c, f, t) from the network, mixture (b, c, n), stems (b, s, c, n), known (b, s),
+    transformed (b, 2c, f, t): the mixture's spectrum, as the network saw it
     """
     terms: dict[str, Tensor] = {}
     if weights.domain == "spectrum":
         with torch.no_grad():
-            wanted = stft(stems.flatten(0, 1)).view(spectrum.shape)
+            wanted = spectrum.new_empty(spectrum.shape)
+            for target, waves in zip(wanted.flatten(0, 1), stems.flatten(0, 1), strict=True):
+                target.copy_(stft(waves[None])[0])  # all at once take three times as long, in main memory
         terms["stft"], terms["sdr"] = spectral_terms(
-            spectrum, wanted, known, mixture=stft(mixture), floor=weights.sdr_floor
+            spectrum, wanted, known, mixture=transformed, floor=weights.sdr_floor
         )
     else:
         estimate = inverse(spectrum, length=mixture.shape[-1])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tfswa_sep.errors import UsageError
 from tfswa_sep.inference.stft_numpy import HOP, N_FFT
+from tfswa_sep.model.blocks import FrequencyLinear
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.stft_torch import stft
 from tfswa_sep.model.unet import TfswaUNet
@@ -62,8 +63,11 @@ class Run:
         self.model = TfswaUNet(self.shape, checkpointing=config.model.checkpointing)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.compile_masks:  # a minute once; their many small steps then cost a third (measured)
-            self.model.apply_masks = torch.compile(self.model.apply_masks)  # type: ignore[method-assign]
+            self.model.mask = torch.compile(self.model.mask)  # type: ignore[method-assign]
             losses.spectral_terms = torch.compile(losses.spectral_terms)
+            for module in self.model.modules():
+                if isinstance(module, FrequencyLinear):
+                    module.compile()
         self.masked = settings.objective == "masked"
         if settings.objective not in ("separate", "masked"):
             raise ValueError(f"unknown training.objective {settings.objective!r}: choose separate or masked")
@@ -175,7 +179,9 @@ class Run:
         # A sum is known where all that is in it is.
         known = 1 - ((1 - known) @ self.matrix.T).clamp(max=1)
         spectrum = self.wrapped(transformed)
-        return losses.weigh_terms(spectrum, mixture, targets, known, weights=self.settings.loss)
+        return losses.weigh_terms(
+            spectrum, mixture, targets, known, weights=self.settings.loss, transformed=transformed
+        )
 
     def averaged(self) -> TfswaUNet:
         """A network of the averaged weights, for scores. All processes have to call it."""

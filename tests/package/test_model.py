@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Literal
 
 import pytest
 
@@ -20,7 +21,7 @@ from tfswa_sep.model.blocks import DynamicFusion, FrequencyLinear
 from tfswa_sep.model.config import PRESETS, Band, ModelConfig
 from tfswa_sep.model.mask_head import apply_masks, band_features
 from tfswa_sep.model.stft_torch import istft, separate_waveform, stft
-from tfswa_sep.model.unet import TfswaUNet
+from tfswa_sep.model.unet import TfswaUNet, all_heads
 
 TINY = ModelConfig(
     n_fft=128,
@@ -134,9 +135,39 @@ def test_masks_are_bounded_without_the_consistency() -> None:
     network = TfswaUNet(dataclasses.replace(TINY, mixture_consistent=False)).eval()
     mixture = torch.ones(1, 4, 65, 8)
     with torch.no_grad():
-        stems = network.apply_masks(torch.full((1, 4, 4, 64, 8), 50.0), [], mixture)
+        stems = apply_masks(torch.full((1, 4, 4, 64, 8), 50.0), [], mixture, network.config)
     magnitude = (stems[:, :, 0::2].square() + stems[:, :, 1::2].square()).sqrt()
     assert magnitude.max() <= 2**0.5 + 1e-5
+
+
+@pytest.mark.parametrize("stem", ["bands", "stack"])
+def test_heads_side_by_side_are_the_heads_one_by_one(stem: Literal["bands", "stack"]) -> None:
+    """Values, gradients, and what batch norms keep; the weights stay those of the heads."""
+    bands = tuple(Band(start=i * 16, stop=(i + 1) * 16, stride=1) for i in range(4))
+    bands = bands if stem == "stack" else TINY.bands
+    shape = dataclasses.replace(TINY, stem=stem, attentions=(0, 0), bands=bands)
+    network = TfswaUNet(shape).train()
+    for head in network.heads:
+        nn.init.normal_(head.hidden[1].weight)  # type: ignore[union-attr, index]
+    apart = copy.deepcopy(network)
+    x = torch.randn(2, shape.dims[0], shape.rows, 12)
+    found = all_heads(list(network.heads), x)  # type: ignore[arg-type]
+    wanted = [torch.cat(parts, dim=1) for parts in zip(*[head(x) for head in apart.heads], strict=True)]
+    factors = [torch.randn_like(value) for value in wanted]
+    for values in (found, wanted):
+        sum((value * factor).sum() for value, factor in zip(values, factors, strict=True)).backward()
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(network.state_dict(), apart.state_dict())
+    assert (network.heads[1].hidden[1].running_mean != 0).any()  # type: ignore[union-attr, index]
+    for one, other in zip(network.heads.parameters(), apart.heads.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_heads_are_float32_where_a_network_is_used_and_16_bits_where_it_learns() -> None:
+    network, bands = TfswaUNet(TINY), band_features(torch.randn(1, 4, 64, 8), TINY)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert {value.dtype for value in network.train().raw_masks(bands)} == {torch.bfloat16}
+        assert {value.dtype for value in network.eval().raw_masks(bands)} == {torch.float32}
 
 
 def test_silence_gives_silence() -> None:

@@ -26,6 +26,7 @@ from torch.nn import functional
 import tfswa_sep
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.model.config import PRESETS, Band
+from tfswa_sep.model.stft_torch import stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import checkpoint, losses, train
 from training.analysis import lr_finder as learning_rate_finder
@@ -548,14 +549,30 @@ def test_consistency_loss_by_hand() -> None:
     assert float(losses.mixture_consistency(estimate, torch.full((1, 2, 10), 0.5))) == pytest.approx(1.5)
 
 
+def test_a_spectral_loss_takes_the_mixtures_spectrum_as_it_is_given(tiny: None) -> None:
+    """It is not computed again, and the order in which a spectrum lies in memory does not matter."""
+    generator = torch.Generator().manual_seed(0)
+    stems, known = torch.randn(2, 3, 2, 4096, generator=generator), torch.ones(2, 3)
+    spectrum = torch.randn(2, 4, 3, 1025, 9, generator=generator).transpose(1, 2)
+    given = 2 * stft(stems.sum(dim=1))
+    weighing = load_config(["data.pools=x", "training=cpu"]).training.loss
+    _, terms = losses.weigh_terms(
+        spectrum, stems.sum(dim=1), stems, known, weights=weighing, transformed=given
+    )
+    wanted = stft(stems.flatten(0, 1)).view(spectrum.shape)
+    l1, sdr = losses.spectral_terms(spectrum, wanted, known, mixture=given, floor=weighing.sdr_floor)
+    torch.testing.assert_close((terms["stft"], terms["sdr"]), (l1, sdr))
+
+
 def test_terms_are_weighed(tiny: None) -> None:
     generator = torch.Generator().manual_seed(0)
     spectrum = torch.randn(1, 2, 4, 1025, 9, generator=generator)
     stems, known = torch.randn(1, 2, 2, 4096, generator=generator), torch.ones(1, 2)
     values = {"waveform": 2.0, "sdr": 0.0, "stft": 0.5, "magnitude": 0.25, "consistency": 3.0}
     weighing = load_config(["data.pools=x", *(f"training.loss.{k}={v}" for k, v in values.items())])
+    mixture = stems.sum(dim=1)
     total, terms = losses.weigh_terms(
-        spectrum, stems.sum(dim=1), stems, known, weights=weighing.training.loss
+        spectrum, mixture, stems, known, weights=weighing.training.loss, transformed=stft(mixture)
     )
     assert set(terms) == {"waveform", "stft", "magnitude", "consistency"}
     assert float(total) == pytest.approx(sum(values[name] * float(term) for name, term in terms.items()))

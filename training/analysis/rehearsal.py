@@ -82,10 +82,17 @@ class Rehearsal:
         """The forward pass."""
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype) if mixed else nullcontext():
-            spectrum = self.model(stft(self.mixture))
+            transformed = stft(self.mixture)
+            spectrum = self.model(transformed)
         inverse = overlap_add if isinstance(spectrum, FakeTensor) else istft
         total, _ = losses.weigh_terms(
-            spectrum, self.mixture, self.stems, self.known, weights=self.settings.loss, inverse=inverse
+            spectrum,
+            self.mixture,
+            self.stems,
+            self.known,
+            weights=self.settings.loss,
+            transformed=transformed,
+            inverse=inverse,
         )
         return total
 
