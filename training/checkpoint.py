@@ -21,6 +21,7 @@ from tfswa_sep.model.blocks import conv_sizes
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
+from training.surgery import is_wider, widened
 
 # Layers that each band has of its own.
 _BANDED = re.compile(r"(stem|heads\.\d+)\.convs\.(\d+)\.(weight|bias)")
@@ -83,7 +84,7 @@ def warm_start(model: nn.Module, path: Path) -> str:
     """
     stored = read(path)
     weights: dict[str, Tensor] = stored.get("average") or stored.get("model") or stored
-    own, begun = model.state_dict(), dict[str, Tensor]()
+    own, begun, grown = model.state_dict(), dict[str, Tensor](), ""
     origins: dict[str, str | None] | None = None
     if isinstance(model, TfswaUNet):
         if shape := stored.get("shape"):
@@ -95,6 +96,8 @@ def warm_start(model: nn.Module, path: Path) -> str:
             weights = kept_attentions(weights, old, model.config)
             weights, begun = deepened(weights, old, model)
         weights = real_parts(weights, model)
+        if shape and is_wider(old, model.config):
+            weights, grown = widened(weights, old, model.config, own), ", widened"
     fitting = {
         key: value
         for key, value in weights.items()
@@ -103,7 +106,7 @@ def warm_start(model: nn.Module, path: Path) -> str:
     if not fitting:
         raise InputError(f"{path}: no weight has the name and shape of one of this model's")
     model.load_state_dict(fitting | begun, strict=False)
-    said = f"warm start from {path}: {len(fitting)} of {len(own)} tensors"
+    said = f"warm start from {path}: {len(fitting)} of {len(own)} tensors{grown}"
     for title, keys in (("of another shape or not there", own), ("not in this model", weights)):
         if skipped := sorted(set(keys) - set(fitting)):
             few = ", ".join(skipped[:4]) + (", ..." if len(skipped) > 4 else "")

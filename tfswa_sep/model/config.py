@@ -211,6 +211,18 @@ PRESETS: dict[str, ModelConfig] = {
         tdfs=(32, 16, 0, 0),
         branches=("frequency", "window"),
     ),
+    # `small` with twice the features in every stage: 3.8 times the work, and it can begin as `small`
+    # (training/surgery.py).
+    "large": ModelConfig(
+        features="advance",
+        masks="signed",
+        dims=(64, 128, 192, 320),
+        convs=(1, 3, 4, 6),
+        tdfs=(64, 32, 0, 0),
+        branches=("frequency", "window"),
+        heads=8,
+        head_dim=64,
+    ),
     # The user's size: 15.4 M parameters, triple attention in all four stages.
     "reference": ModelConfig(
         features="advance", dims=(48, 96, 184, 320), convs=(2, 2, 2, 2), attentions=(1, 1, 2, 2), head_dim=64
