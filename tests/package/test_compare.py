@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tfswa_sep.cli import main as cli
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.compare import bootstrap, compare
 from tfswa_sep.evaluation.results import Evaluation, MethodScores, SongScore, StemScore
 
 
-def record(path: Path, sdrs: Sequence[float | None], data: str = "songs") -> Path:
+def record(path: Path, sdrs: Sequence[float | None], *, data: str = "songs", seconds: float = 1.0) -> Path:
     songs = tuple(
-        SongScore(f"song {index}", 1.0, None, False, {"vocals": StemScore({"sdr": value})}, {}, ())
+        SongScore(f"song {index}", seconds, None, False, {"vocals": StemScore({"sdr": value})}, {}, ())
         for index, value in enumerate(sdrs)
     )
     method = MethodScores("tool", "estimates", songs)
@@ -29,14 +30,14 @@ def test_the_pairs_are_what_counts(tmp_path: Path) -> None:
     noise = np.random.default_rng(1).normal(0, 0.2, 20)
     first = record(tmp_path / "a.json", list(base))
     better = record(tmp_path / "b.json", list(base + 0.5 + noise))
-    (found,) = compare([first, better])
+    (found,) = compare([first, better]).differences
     assert found.difference == pytest.approx(0.5 + noise.mean())
     assert found.low is not None and found.high is not None
     standard_error = noise.std() / np.sqrt(20)
     assert found.high - found.low == pytest.approx(2 * 1.96 * standard_error, rel=0.1)
     assert found.verdict == "tool (b.json) is better"
-    assert compare([first, better]) == [found]  # the draws are seeded
-    (none,) = compare([first, record(tmp_path / "c.json", list(base + noise - noise.mean()))])
+    assert compare([first, better]).differences == (found,)  # the draws are seeded
+    (none,) = compare([first, record(tmp_path / "c.json", list(base + noise - noise.mean()))]).differences
     assert none.verdict == "no difference shown"
 
 
@@ -48,10 +49,8 @@ def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     first = record(tmp_path / "a.json", [1.0, 2.0])
-    (few,) = compare([first, record(tmp_path / "b.json", [9.0, 9.0])])
+    (few,) = compare([first, record(tmp_path / "b.json", [9.0, 9.0])]).differences
     assert few.verdict == "fewer than 6 songs: say nothing"
-    with pytest.raises(UsageError, match="different data"):
-        compare([first, record(tmp_path / "c.json", [1.0], data="others")])
     with pytest.raises(UsageError, match=r"no stem has a 'sdr' from both .* nor may a perfect estimate"):
         compare([first, record(tmp_path / "perfect.json", [None, None])])
     with pytest.raises(UsageError, match="no song in common"):
@@ -61,3 +60,30 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     (tmp_path / "no.json").write_text("{}")
     with pytest.raises(InputError, match="no record of"):
         compare([first, tmp_path / "no.json"])
+
+
+def test_songs_are_matched_by_name_whatever_their_folder_is_called(tmp_path: Path) -> None:
+    first = record(tmp_path / "a.json", [1.0, 2.0])
+    same = compare([first, record(tmp_path / "b.json", [2.0, 3.0], data="copy of songs")])
+    assert [each.difference for each in same.differences] == [1.0] and not same.warnings
+    more = compare([first, record(tmp_path / "c.json", [2.0, 3.0, 4.0], data="others")])
+    assert more.differences[0].songs == 2
+    assert more.warnings == (
+        "different songs: 2 are in both records and are compared; 0 only in tool (a.json), "
+        "1 only in tool (c.json)",
+    )
+    (cut,) = compare([first, record(tmp_path / "d.json", [2.0, 3.0], seconds=7)]).warnings
+    assert "'song 0' lasts 1 s in tool (a.json) and 7 s in tool (d.json) (2 such songs)" in cut
+
+
+def test_a_table_that_is_piped_does_not_wrap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    paths = [record(tmp_path / f"a rather long name {side}.json", [1.0] * 6) for side in "ab"]
+    paths.append(record(tmp_path / "fewer.json", [2.0] * 5))
+    assert cli.run(["eval", "compare", *map(str, paths)]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("no difference shown") == 1
+    assert out.count("fewer than 6 songs: say nothing") == 1
+    assert err.startswith("tfswa-sep: note: different songs: 5 are in both records")

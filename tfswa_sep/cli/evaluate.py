@@ -14,16 +14,19 @@ import typer
 
 from tfswa_sep.cli.command_groups import RunFirst
 from tfswa_sep.cli.options import BackendName, Debug, Device, Json, Offline, Precision, Quiet, Threads
+from tfswa_sep.cli.terminal import say_error
 from tfswa_sep.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tfswa_sep.evaluation.methods import Method
     from tfswa_sep.evaluation.multitrack import Song
     from tfswa_sep.evaluation.results import Evaluation
     from tfswa_sep.evaluation.run import Progress
 
 MUSEVAL, FAST = "museval", "fast"  # as in evaluation/scoring.py, which is too heavy to load here
-FILE_WIDTH = 160  # characters, where a table goes to a file
+WIDEST = 10_000  # characters: no table has as many
 
 app = typer.Typer(
     cls=RunFirst, rich_markup_mode=None, epilog="All options for scoring: tfswa-sep eval run --help"
@@ -62,7 +65,9 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,...", help="museval: BSSEval v4, official and slow. fast: a quick relative."
+            metavar="NAME,...",
+            help="museval: BSSEval v4, official and slow. "
+            "fast: quick; its SIR and SAR differ from museval's by up to 0.7 dB.",
         ),
     ] = None,
     apart: Annotated[
@@ -101,8 +106,6 @@ def evaluate(
         raise UsageError("--estimates scores stems that are there: leave out --out")
     if resume and record is None and report is None:
         raise UsageError("--resume needs to know what to go on with: add --json FILE or --report FOLDER")
-
-    from rich.console import Console
 
     from tfswa_sep.evaluation.report.tables import song_table, summary_table
     from tfswa_sep.evaluation.results import BASELINE, read_evaluation
@@ -143,12 +146,11 @@ def evaluate(
         _write(report / "results.csv", found.to_csv())
         _write(report / "report.html", html_report(found))
     if not quiet:
-        console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
         for method in found.methods:
             if method.kind != BASELINE:
-                console.print(song_table(method, name))
+                _print_table(song_table(method, name))
         if len(found.methods) > 1 or len(found.metrics) > 1:
-            console.print(summary_table(found))
+            _print_table(summary_table(found))
 
 
 @app.command("compare")
@@ -165,22 +167,21 @@ def compare(
 ) -> None:
     """Say whether methods differ: paired differences over the songs, with a 95 % bootstrap interval.
 
-    All that the records hold is compared with the first method of the first one.
+    Every method in the records is compared with the first method of the first record. Songs are matched by name.
     """
     from tfswa_sep.evaluation.compare import compare as compare_records
 
     found = compare_records(records, metric=metric)
+    for warning in found.warnings:
+        say_error(f"note: {warning}")
     if as_json:
-        told = [{**asdict(difference), "verdict": difference.verdict} for difference in found]
-        print(json.dumps({"differences": told}, indent=2))
+        told = [{**asdict(difference), "verdict": difference.verdict} for difference in found.differences]
+        print(json.dumps({"differences": told, "warnings": found.warnings}, indent=2))
         return
-    from rich.console import Console
-
     from tfswa_sep.evaluation.report.tables import difference_table
 
-    console = Console()
-    for second in dict.fromkeys(difference.second for difference in found):
-        console.print(difference_table([each for each in found if each.second == second]))
+    for second in dict.fromkeys(difference.second for difference in found.differences):
+        _print_table(difference_table([each for each in found.differences if each.second == second]))
 
 
 @app.command("listen")
@@ -206,6 +207,17 @@ def listen(
 
     _write(out, listening_page(first, second, reference=reference, seconds=seconds, trials=trials))
     print(out)
+
+
+def _print_table(table: Table) -> None:
+    """Print a table on stdout: as wide as it needs to be where that is no terminal, so that no cell wraps."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(width=None if sys.stdout.isatty() else WIDEST)
+    if not sys.stdout.isatty():
+        console.width = Measurement.get(console, console.options, table).maximum
+    console.print(table)
 
 
 def _metrics(names: str | None) -> tuple[str, ...]:

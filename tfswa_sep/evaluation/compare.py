@@ -19,6 +19,7 @@ from tfswa_sep.evaluation.results import BASELINE, LABELS, Evaluation, MethodSco
 DRAWS = 10_000
 CONFIDENCE = 0.95
 SEED = 0
+SAME_SECONDS = 1.0  # two copies of a song differ in length by less: codecs pad by some milliseconds
 MIN_SONGS = 6  # with 5, all differences of one sign still happen by chance one time in 16
 
 
@@ -50,16 +51,28 @@ class Difference:
         return "no difference shown"
 
 
-def compare(records: Sequence[Path], *, metric: str | None = None) -> list[Difference]:
+@dataclass(frozen=True)
+class Comparison:
+    """All differences, and what one should know before believing them."""
+
+    differences: tuple[Difference, ...]
+    warnings: tuple[str, ...]
+
+
+def compare(records: Sequence[Path], *, metric: str | None = None) -> Comparison:
     """Every method of the records against the first one, stem by stem; baselines only where nothing else is.
 
-    metric: a name of results.LABELS; None: museval's SDR where all have it, else the global SDR.
-    Raises InputError for a file that is no record, UsageError where there is nothing to compare.
+    Songs are matched by name, whatever the folder that they were in is called.
+
+    Args:
+        records: Files that `tfswa-sep eval --json` wrote.
+        metric: A name of results.LABELS; None means museval's SDR where all have it, else the global SDR.
+
+    Raises:
+        InputError: A file is no record.
+        UsageError: There is nothing to compare.
     """
     evaluations = [read_evaluation(path) for path in records]
-    if len({evaluation.data for evaluation in evaluations}) > 1:
-        named = " and ".join(sorted({evaluation.data for evaluation in evaluations}))
-        raise UsageError(f"the records are of different data ({named}): nothing to compare song by song")
     methods = _methods(records, evaluations)
     if metric is None:
         official = all("museval_sdr" in method.metrics for method in methods)
@@ -84,7 +97,26 @@ def compare(records: Sequence[Path], *, metric: str | None = None) -> list[Diffe
                 "name another --metric"
             )
         raise UsageError("the records have no song in common: score both on the same songs")
-    return found
+    warnings = [warning for other in others for warning in _unlike(first, other)]
+    return Comparison(tuple(found), tuple(warnings))
+
+
+def _unlike(first: MethodScores, second: MethodScores) -> list[str]:
+    """What the two were not both scored on."""
+    one, two = ({song.song: song.seconds for song in method.songs} for method in (first, second))
+    common = one.keys() & two.keys()
+    lines = []
+    if one.keys() != two.keys():
+        lines.append(
+            f"different songs: {len(common)} are in both records and are compared; {len(one) - len(common)} "
+            f"only in {first.name}, {len(two) - len(common)} only in {second.name}"
+        )
+    if longer := sorted(song for song in common if abs(one[song] - two[song]) > SAME_SECONDS):
+        lines.append(
+            f"{longer[0]!r} lasts {one[longer[0]]:.0f} s in {first.name} and {two[longer[0]]:.0f} s in "
+            f"{second.name} ({len(longer)} such songs): are these the same recordings?"
+        )
+    return lines
 
 
 def _methods(records: Sequence[Path], evaluations: Sequence[Evaluation]) -> list[MethodScores]:
