@@ -26,7 +26,7 @@ from tfswa_sep.evaluation.methods import (
     OracleBaseline,
 )  # fmt: skip
 from tfswa_sep.evaluation.metrics import RunningScore, sdr, si_sdr
-from tfswa_sep.evaluation.multitrack import Feed, find_songs
+from tfswa_sep.evaluation.multitrack import Feed, find_songs, names_without
 from tfswa_sep.evaluation.report.html import html_report
 from tfswa_sep.evaluation.report.tables import song_table
 from tfswa_sep.evaluation.results import Evaluation, StemScore, read_evaluation
@@ -268,6 +268,39 @@ def test_another_rate_is_resampled_and_told(tmp_path: Path) -> None:
     assert "vocals.wav has 48000 Hz, resampled to 44100" in song.warnings
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
+def test_stem_mp4_files_are_songs_whose_mixture_is_the_sum(tmp_path: Path) -> None:
+    if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
+        pytest.skip("stempeg wants ffmpeg")
+    stempeg = pytest.importorskip("stempeg")
+    wrong = noise(9)  # the file's own mixture, which is not to be read
+    streams = np.stack([wrong, *(noise(i) for i in range(4))]).transpose(0, 2, 1)
+    for name in ("A - B", "Music Delta - C"):
+        stempeg.write_stems(str(tmp_path / f"{name}.stem.mp4"), streams, sample_rate=RATE)
+    record = tmp_path / "record.json"
+    words = ["eval", "--data", str(tmp_path), "--baselines", "--quiet", "--json", str(record)]
+    estimates = tmp_path / "found" / "A - B"
+    write_song(estimates, vocals=noise(3) * np.float32(0.5))
+    words += ["--estimates", str(estimates.parent), "--exclude", "Music Delta*"]
+    assert cli.run(words) == 0
+    found = read_evaluation(record)
+    assert found.data == f"{tmp_path.name} without Music Delta*"
+    assert all([song.song for song in method.songs] == ["A - B"] for method in found.methods)
+    mixture = next(method for method in found.methods if method.name == "mixture").songs[0]
+    # A stem of four of one level in their sum: an error of three stems, -4.8 dB.
+    for stem in ("vocals", "drums", "bass", "other"):
+        assert number(mixture.stems[stem], "sdr") == pytest.approx(-10 * np.log10(3), abs=0.2)
+
+
+def test_a_pattern_that_leaves_out_nothing_or_everything_is_an_error() -> None:
+    assert names_without(["a", "b"], None) == {"a", "b"}
+    assert names_without(["a", "b"], "a*") == {"b"}
+    with pytest.raises(UsageError, match="no song matches the pattern 'C' of songs to leave out"):
+        names_without(["a", "b"], "C")
+    with pytest.raises(UsageError, match="every song matches the pattern"):
+        names_without(["a", "b"], "*")
+
+
 def test_a_mixture_file_is_taken_and_an_estimate_of_another_length_is_named(tmp_path: Path) -> None:
     vocals, drums = noise(1), noise(2)
     mixture = np.float32(0.5) * (vocals + drums)
@@ -342,7 +375,7 @@ def test_what_cannot_be_scored_is_one_clear_line(tmp_path: Path) -> None:
         evaluate_estimates(tmp_path / "data", tmp_path, apart="Sodium")
     write_song(tmp_path / "same" / "same", vocals=noise(1))
     soundfile.write(tmp_path / "same" / "vocals.wav", noise(1).T, RATE)
-    with pytest.raises(InputError, match=r"two songs of .*same are in folders called 'same': rename one"):
+    with pytest.raises(InputError, match=r"two songs of .*same are called 'same': rename one"):
         find_songs(tmp_path / "same")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no stems in"):

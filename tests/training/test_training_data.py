@@ -227,6 +227,22 @@ def test_the_open_corpus_is_not_validated_on_stems_that_it_lacks(songs: Path) ->
     assert {name: read().shape for name, read in valid.items()} == {"a": (4, 2, RATE), "b": (4, 2, 2 * RATE)}
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
+def test_the_open_corpus_is_validated_on_stem_mp4_files(tmp_path: Path) -> None:
+    if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
+        pytest.skip("stempeg wants ffmpeg")
+    pytest.importorskip("stempeg")
+    folder = write_musdb(tmp_path, is_wav=False) / "train"
+    where = ["data.pools=x", f"data.valid={folder}", f"data.valid_exclude='{TRAINS[:4]}*'"]
+    valid = open_data(load_config(where).data, STEMS, seed=0).valid
+    assert list(valid) == [VALIDATES]
+    stems = valid[VALIDATES]()
+    assert stems.shape[:2] == (4, 2)
+    found = [pitch((wave.numpy().T * 32_767).astype(np.int16)) for wave in stems]
+    frequencies = {stem: 200 * 2**i for i, stem in enumerate(song_waves())}
+    assert found == pytest.approx([frequencies[stem] for stem in ("vocals", "drums", "bass", "other")], abs=2)
+
+
 def test_targets_are_any_sums(songs: Path, tmp_path: Path) -> None:
     data = opened(songs, tmp_path, "data.targets=[vocals, accompaniment]", f"data.valid={songs}")
     assert data.targets == ("vocals", "accompaniment") and data.adds_up

@@ -42,7 +42,10 @@ def _evaluation() -> None:
 def evaluate(
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Songs as FOLDER/<song>/<stem>.wav (or flac, ogg, opus, mp3)."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Songs as FOLDER/<song>/<stem>.wav (or flac, ogg, opus, mp3) or FOLDER/<song>.stem.mp4.",
+        ),
     ] = None,
     musdb: Annotated[
         Path | None,
@@ -72,6 +75,9 @@ def evaluate(
     ] = None,
     apart: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Songs to score but to leave out of the averages.")
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Songs to leave out, such as 'Music Delta*'.")
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes that score.")] = 1,
     out: Annotated[
@@ -111,7 +117,7 @@ def evaluate(
     from tfswa_sep.evaluation.results import BASELINE, read_evaluation
     from tfswa_sep.evaluation.run import evaluate as run
 
-    name, songs = _songs(data, musdb, subset)
+    name, songs = _songs(data, musdb, subset, exclude)
     methods = _methods(
         model,
         estimates,
@@ -227,15 +233,20 @@ def _metrics(names: str | None) -> tuple[str, ...]:
     return wanted
 
 
-def _songs(data: Path | None, musdb: Path | None, subset: str) -> tuple[str, list[Song]]:
+def _songs(data: Path | None, musdb: Path | None, subset: str, exclude: str | None) -> tuple[str, list[Song]]:
+    from tfswa_sep.evaluation.multitrack import find_songs, names_without
+
     if musdb is not None:
         from tfswa_sep.evaluation.musdb import find_musdb
 
-        return find_musdb(musdb, subset=subset)
-    from tfswa_sep.evaluation.multitrack import find_songs
-
-    assert data is not None
-    return data.resolve().name, find_songs(data)
+        name, songs = find_musdb(musdb, subset=subset)
+    else:
+        assert data is not None
+        name, songs = data.resolve().name, find_songs(data)
+    # Part of the name, so that records of different songs are not taken for the same ones.
+    name = name if exclude is None else f"{name} without {exclude}"
+    kept = names_without((song.name for song in songs), exclude)
+    return name, [song for song in songs if song.name in kept]
 
 
 def _methods(

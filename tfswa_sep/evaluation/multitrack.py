@@ -1,15 +1,18 @@
 """Songs as folders of true stems, and reading several files side by side.
 
     FOLDER/<song>/<stem>.<wav|flac|opus|ogg|mp3>      stems vocals, drums, bass, other
+    FOLDER/<song>.stem.mp4                            the same stems in one file, as MUSDB18 has them
 
-A stem without a file is silent. The mixture is `mixture.*` where it is there, else the sum of the stems.
+A stem without a file is silent. The mixture is `mixture.*` where it is there, else the sum of the stems; a
+`.stem.mp4`'s own mixture, which was encoded apart from its stems, is not used.
 Everything is read as stereo in blocks, so that memory does not grow with the song.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +20,12 @@ import soundfile
 
 from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.audio.resample import Samples
-from tfswa_sep.errors import InputError
+from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
 
 STEMS = (VOCALS, "drums", "bass", "other")
 MIXTURE = "mixture"
+PACKED_SUFFIX = ".stem.mp4"
 AUDIO_SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3")
 CHANNELS = 2  # mono files count as two equal channels
 BLOCK_SECONDS = 10  # read at a time
@@ -35,6 +39,7 @@ class Song:
     name: str
     files: dict[str, Path]  # stem or "mixture" -> file
     packed: Path | None = None  # the .stem.mp4 that musdb.unpack makes such files of
+    summed: bool = False  # the mixture is the sum of the stems even where a mixture is packed with them
 
     def truths(self, rate: int) -> dict[str, Feed]:
         """A feed for each of STEMS, the silent ones too."""
@@ -53,7 +58,7 @@ class Song:
 
 
 def find_songs(data: Path) -> list[Song]:
-    """The songs in the folders of `data`, and `data` itself if it is one.
+    """The songs in the folders of `data`, its `.stem.mp4` files, and `data` itself if it is a song.
 
     Raises InputError for none, and for two of one name: scores are kept by name.
     """
@@ -62,12 +67,36 @@ def find_songs(data: Path) -> list[Song]:
     folders = [data, *sorted(folder for folder in data.iterdir() if folder.is_dir())]
     songs = [Song(folder.resolve().name, stem_files(folder)) for folder in folders]
     songs = [song for song in songs if song.files.keys() & set(STEMS)]
+    songs += [
+        Song(path.name.removesuffix(PACKED_SUFFIX), {}, packed=path, summed=True)
+        for path in packed_songs(data)
+    ]
     if not songs:
-        raise InputError(f"no songs in {data}: expected folders with vocals.wav, drums.flac and the like")
+        raise InputError(
+            f"no songs in {data}: expected folders with vocals.wav, drums.flac and the like, or .stem.mp4 files"
+        )
     names = [song.name for song in songs]
     if repeated := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"two songs of {data} are in folders called {repeated.pop()!r}: rename one")
+        raise InputError(f"two songs of {data} are called {repeated.pop()!r}: rename one")
     return songs
+
+
+def packed_songs(folder: Path) -> list[Path]:
+    """The `.stem.mp4` files that lie directly in `folder`, sorted."""
+    return sorted(path for path in folder.glob(f"*{PACKED_SUFFIX}") if not path.name.startswith("."))
+
+
+def names_without(names: Iterable[str], pattern: str | None) -> set[str]:
+    """The names that do not match `pattern`, a glob (None: all of them).
+
+    Raises UsageError for a pattern that matches no song, or every one.
+    """
+    given = set(names)
+    kept = {name for name in given if pattern is None or not fnmatchcase(name, pattern)}
+    if pattern is not None and len(kept) in (0, len(given)):
+        which = "no song matches" if kept else "every song matches"
+        raise UsageError(f"{which} the pattern {pattern!r} of songs to leave out")
+    return kept
 
 
 def stem_files(folder: Path) -> dict[str, Path]:

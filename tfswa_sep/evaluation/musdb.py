@@ -15,7 +15,7 @@ import soundfile
 
 from tfswa_sep.errors import InputError
 from tfswa_sep.evaluation.extra import need
-from tfswa_sep.evaluation.multitrack import MIXTURE, Song, stem_files
+from tfswa_sep.evaluation.multitrack import MIXTURE, Song, packed_songs, stem_files
 
 STREAMS = (MIXTURE, "drums", "bass", "other", "vocals")  # in the order of a .stem.mp4
 
@@ -26,11 +26,12 @@ def find_musdb(root: Path, *, subset: str = "test") -> tuple[str, list[Song]]:
     Raises InputError where there are none, and UsageError without the packages for it.
     """
     folder = root / subset
-    packed = any(folder.glob("*.stem.mp4"))
+    packed = bool(packed_songs(folder))
     unpacked = any(folder.glob("*/mixture.wav"))
     if packed == unpacked:
         what = "both kinds of songs" if packed else "no songs"
-        raise InputError(f"{what} in {folder}: expected either <song>.stem.mp4 or <song>/mixture.wav")
+        hint = f"; score the files of {root} itself with --data" if packed_songs(root) else ""
+        raise InputError(f"{what} in {folder}: expected either <song>.stem.mp4 or <song>/mixture.wav{hint}")
     if unpacked:
         folders = sorted(path.parent for path in folder.glob("*/mixture.wav"))
         return f"MUSDB18-HQ {subset}", [Song(path.name, stem_files(path)) for path in folders]
@@ -56,4 +57,6 @@ def unpack(song: Song, folder: Path) -> Song:
     for (_, path), stream in zip(files.items(), streams, strict=True):
         whole = np.clip(np.round(stream * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
         soundfile.write(path, whole, round(rate), subtype="PCM_16")
+    if song.summed:
+        del files[MIXTURE]
     return Song(song.name, files)

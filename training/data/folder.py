@@ -1,9 +1,11 @@
-"""Plain folders of multitracks: one folder a song, and in it one file or one folder of files a stem.
+"""Plain folders of multitracks: one folder per song, and in it one file or one folder of files per stem.
 
     FOLDER/<song>/vocals.wav
     FOLDER/<song>/guitar/left.flac, right.flac      a stem that is the sum of its files, as in MoisesDB
+    FOLDER/<song>.stem.mp4                          drums, bass, other and vocals in one file, as in MUSDB18
 
-Stems may have any name, capitals are made small. `mixture.*` is left out: the mixture is the stems' sum.
+Stems may have any name, capitals are made small. `mixture.*` is left out, and so is the mixture of a
+`.stem.mp4`: the mixture is the stems' sum.
 """
 
 from __future__ import annotations
@@ -11,14 +13,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from tfswa_sep.errors import InputError
-from tfswa_sep.evaluation.multitrack import AUDIO_SUFFIXES, MIXTURE
+from tfswa_sep.evaluation.multitrack import AUDIO_SUFFIXES, MIXTURE, PACKED_SUFFIX, packed_songs
+from tfswa_sep.evaluation.musdb import STREAMS
 from training.data.tracks import Track
 
 
 def find_tracks(root: Path) -> tuple[list[Track], tuple[str, ...]]:
-    """The songs in the folders of `root`, and the names of all their stems.
+    """The songs in the folders of `root` and its `.stem.mp4` files, and the names of all their stems.
 
-    Raises InputError where there is none, and for two files of one stem.
+    Raises InputError where there is none, and for two files of one stem or two songs of one name.
     """
     if not root.is_dir():
         raise InputError(f"{root} is no folder of songs")
@@ -35,8 +38,17 @@ def find_tracks(root: Path) -> tuple[list[Track], tuple[str, ...]]:
             files[stem] = paths
         if files:
             tracks.append(Track(song.name, files))
+    for path in packed_songs(root):
+        streams = {stem: i for i, stem in enumerate(STREAMS) if stem != MIXTURE}
+        name = path.name.removesuffix(PACKED_SUFFIX)
+        if any(track.name == name for track in tracks):
+            raise InputError(f"two songs of {root} are called {name!r}: rename one")
+        tracks.append(Track(name, dict.fromkeys(streams, (path,)), streams))
     if not tracks:
-        raise InputError(f"no songs in {root}: expected folders with files such as vocals.wav and drums.flac")
+        raise InputError(
+            f"no songs in {root}: expected folders with files such as vocals.wav and drums.flac, or .stem.mp4"
+            " files"
+        )
     return tracks, tuple(sorted({stem for track in tracks for stem in track.files}))
 
 

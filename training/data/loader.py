@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tfswa_sep.errors import InputError
+from tfswa_sep.evaluation.multitrack import names_without
 from tfswa_sep.stems import parse_stems
 from training.data import folder, musdb
 from training.data.cache import CachedTrack, build_cache
@@ -101,7 +102,7 @@ def open_data(
         def draw(seconds: float) -> Examples:
             return Mixer(pools, replace(settings, seconds=seconds), seed=seed, device=device)
 
-        valid = _folder_songs(Path(config.valid), stems) if config.valid else {}
+        valid = _folder_songs(Path(config.valid), stems, config.valid_exclude) if config.valid else {}
     else:
         tracks, stems, held_out = _find(config, kind)
 
@@ -128,7 +129,8 @@ def _find(config: DictConfig, kind: str) -> tuple[list[CachedTrack], tuple[str, 
     elif kind == "folder":
         tracks, stems = folder.find_tracks(root)
         if config.valid:
-            held_out = _held_out(Path(config.valid), stems, why=f" that no song of {root} has")
+            why = f" that no song of {root} has"
+            held_out = _held_out(Path(config.valid), stems, config.valid_exclude, why=why)
     else:
         raise InputError(f"unknown data.kind {kind!r}: choose open, musdb18, musdb18hq or folder")
     build = config.build_workers
@@ -139,12 +141,14 @@ def _find(config: DictConfig, kind: str) -> tuple[list[CachedTrack], tuple[str, 
     )
 
 
-def _held_out(root: Path, stems: tuple[str, ...], *, why: str) -> list[Track]:
-    """The tracks of a folder to validate on.
+def _held_out(root: Path, stems: tuple[str, ...], exclude: str | None, *, why: str) -> list[Track]:
+    """The tracks of a folder to validate on, those whose names match the glob `exclude` left out.
 
     Raises InputError, which `why` ends, for a stem that is not one of `stems`: the mixture would lack it.
     """
     tracks, found = folder.find_tracks(root)
+    kept = names_without((track.name for track in tracks), exclude)
+    tracks = [track for track in tracks if track.name in kept]
     if unknown := sorted(set(found) - set(stems)):
         raise InputError(f"{root} has a stem {unknown[0]!r}{why}")
     return tracks
@@ -157,9 +161,9 @@ def _reader(track: CachedTrack) -> Callable[[], Tensor]:
     return read
 
 
-def _folder_songs(root: Path, stems: tuple[str, ...]) -> dict[str, Callable[[], Tensor]]:
+def _folder_songs(root: Path, stems: tuple[str, ...], exclude: str | None) -> dict[str, Callable[[], Tensor]]:
     """The songs of a folder, read when they are asked for. Raises InputError as `_held_out` does."""
-    tracks = _held_out(root, stems, why=f": the open corpus has {', '.join(stems)} alone")
+    tracks = _held_out(root, stems, exclude, why=f": the open corpus has {', '.join(stems)} alone")
 
     def reader(track: Track) -> Callable[[], Tensor]:
         return lambda: torch.from_numpy(decode(track, stems).transpose(1, 2, 0).astype(np.float32) / 32_768)
