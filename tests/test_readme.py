@@ -15,7 +15,7 @@ import typer.main
 
 import tfswa_sep
 from tfswa_sep import errors
-from tfswa_sep.cli import main as cli
+from tfswa_sep.cli import main
 from training.release.report import fill_in, means, scores_table, speed_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ def commands(program: str) -> list[list[str]]:
 @pytest.mark.parametrize("words", commands("tfswa-sep"), ids=shlex.join)
 def test_a_command_line_is_understood(words: list[str]) -> None:
     """Every option and command is parsed by the real parser; nothing is run."""
-    context = typer.main.get_command(cli.app).make_context("tfswa-sep", words[1:], resilient_parsing=False)
+    context = typer.main.get_command(main.app).make_context("tfswa-sep", words[1:], resilient_parsing=False)
     command = context.command
     rest = [*context._protected_args, *context.args]
     while rest and hasattr(command, "commands"):

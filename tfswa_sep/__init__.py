@@ -18,27 +18,26 @@ from typing import TYPE_CHECKING, Any
 from tfswa_sep.errors import TfswaError
 
 if TYPE_CHECKING:
-    from tfswa_sep.arrays import Stems
-    from tfswa_sep.separator import SeparationResult, Separator, load_model
-    from tfswa_sep.separator import separate_file as separate
+    from tfswa_sep.pipeline import SeparationResult
+    from tfswa_sep.separator import Separator, Stems, load_model, separate
 
 __version__ = "0.1.0"
 __all__ = ["SeparationResult", "Separator", "Stems", "TfswaError", "load_model", "separate"]
 
 _LAZY = {
-    "SeparationResult": "SeparationResult",
-    "Separator": "Separator",
-    "Stems": "Stems",
-    "load_model": "load_model",
-    "separate": "separate_file",
-}  # ours -> separator's
+    "SeparationResult": "tfswa_sep.pipeline",
+    "Separator": "tfswa_sep.separator",
+    "Stems": "tfswa_sep.separator",
+    "load_model": "tfswa_sep.separator",
+    "separate": "tfswa_sep.separator",
+}  # public name -> its module
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first asked for (PEP 562)."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module("tfswa_sep.separator"), _LAZY[name])
+    value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
 

@@ -22,10 +22,11 @@ from tfswa_sep.audio.decode import AudioReader, open_audio
 from tfswa_sep.audio.formats import AudioFormat, find_format
 from tfswa_sep.audio.resample import Samples
 from tfswa_sep.audio.stem_mp4 import EXTENSION, check_stem_file
+from tfswa_sep.audio.stem_paths import NAME_TEMPLATE, check_target, target_paths, track_name
 from tfswa_sep.audio.stem_writer import StemWriter, Written
 from tfswa_sep.errors import UsageError
 from tfswa_sep.inference.backend import Backend
-from tfswa_sep.stems import NAME_TEMPLATE, check_target, parse_stems, target_paths, track_name
+from tfswa_sep.inference.stem_matrix import parse_stems
 
 Progress = Callable[[float, float | None], None]  # (seconds done, seconds in all or None where unknown)
 # Blocks (c, n) at the model's rate, the (k, s) matrix of stems and the song's channels -> blocks (k, c, n)

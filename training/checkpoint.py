@@ -15,12 +15,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from tfswa_sep.audio.atomic_file import remove_abandoned, written_whole
+from tfswa_sep.constants import ACCOMPANIMENT, VOCALS
 from tfswa_sep.errors import InputError
 from tfswa_sep.inference.metadata import KEY
 from tfswa_sep.model.blocks import conv_sizes
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import TfswaUNet
-from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
 from training.surgery import is_wider, widened
 
 # Layers that each band has of its own.

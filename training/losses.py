@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfswa_sep.model.stft_torch import N_FFT, istft, stft
+from tfswa_sep.constants import N_FFT
+from tfswa_sep.model.stft_torch import istft, stft
 
 
 def weigh_terms(

@@ -14,8 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from tfswa_sep.constants import HOP, N_FFT
 from tfswa_sep.errors import UsageError
-from tfswa_sep.inference.stft_numpy import HOP, N_FFT
 from tfswa_sep.model.blocks import FrequencyLinear
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.stft_torch import stft

@@ -13,7 +13,7 @@ import pytest
 from model_server import BODY, COMMIT, SHA256, ModelServer, running_server
 
 from tfswa_sep import registry
-from tfswa_sep.cli import main as cli
+from tfswa_sep.cli import main
 from tfswa_sep.errors import ModelError
 from tfswa_sep.registry import addresses
 
@@ -141,17 +141,17 @@ def test_a_repository_is_pinned_to_the_commit_of_its_first_use(server: ModelServ
 
 def test_the_commands_on_what_is_here(server: ModelServer, capsys: pytest.CaptureFixture[str]) -> None:
     address = f"{server.url}/tiny.onnx"
-    assert cli.run(["models", "pull", "small", address]) == 0
+    assert main.run(["models", "pull", "small", address]) == 0
     assert f"onnx, sha256 {SHA256}" in capsys.readouterr().out
-    assert cli.run(["models", "info", address]) == 0
+    assert main.run(["models", "info", address]) == 0
     assert "here, and whole" in capsys.readouterr().out
-    assert cli.run(["models", "verify"]) == 0
+    assert main.run(["models", "verify"]) == 0
     assert capsys.readouterr().out.count("here, and whole") == 4
-    assert cli.run(["models", "rm", address]) == 0
-    assert cli.run(["models", "info", address, "--json", "--offline"]) == 0
+    assert main.run(["models", "rm", address]) == 0
+    assert main.run(["models", "info", address, "--json", "--offline"]) == 0
     (path, shown) = capsys.readouterr().out.split("\n", 1)
     assert not Path(path).exists() and json.loads(shown)["files"][0]["state"] == "not here yet"
-    assert cli.run(["models", "rm", "small"]) == 2
-    assert cli.run(["models", "path", address, "--offline"]) == 4
+    assert main.run(["models", "rm", "small"]) == 2
+    assert main.run(["models", "path", address, "--offline"]) == 4
     first, second = capsys.readouterr().err.splitlines()
     assert "was not downloaded" in first and "the network is off" in second

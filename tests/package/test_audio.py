@@ -12,7 +12,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from tfswa_sep.audio import decode as audio
+from tfswa_sep.audio import decode
 from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.errors import InputError
 
@@ -103,7 +103,7 @@ def test_missing_folder_empty_and_text_are_refused(tmp_path: Path) -> None:
 def test_playlists_are_refused_before_ffmpeg_sees_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audio, "FfmpegDecoder", lambda path: pytest.fail("ffmpeg was asked"))
+    monkeypatch.setattr(decode, "FfmpegDecoder", lambda path: pytest.fail("ffmpeg was asked"))
     hostile = tmp_path / "song.mp3"
     hostile.write_bytes(b"#EXTM3U\n#\x00\xff\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n")
     assert "text file" in refusal(hostile)
@@ -183,7 +183,7 @@ def test_truncated_mp3_is_refused(tmp_path: Path) -> None:
 def test_truncated_mp3_is_noticed_while_decoding_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some length headers do not say how many bytes there are: then the decoded length tells."""
     path = cut_file(write_mp3(tmp_path / "cut.mp3", loud_then_silent()), 0.9)
-    monkeypatch.setattr(audio, "read_length_header", lambda path: 0)
+    monkeypatch.setattr(decode, "missing_mp3_bytes", lambda path: 0)
     assert "its header announces 6.0 s" in refusal(path)
 
 
@@ -228,8 +228,8 @@ def test_video_without_sound_is_told(tmp_path: Path) -> None:
 def test_a_title_is_no_length(song: Song) -> None:
     wav = song("a.wav", 44_100)
     m4a = convert(wav, wav.with_suffix(".m4a"), "-metadata", "title=Duration: 99:59:59.00")
-    with open_audio(m4a) as audio:
-        assert audio.frames is not None and audio.frames < 50_000
+    with open_audio(m4a) as reader:
+        assert reader.frames is not None and reader.frames < 50_000
 
 
 @needs_ffmpeg

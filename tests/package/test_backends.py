@@ -17,11 +17,10 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from tfswa_sep import Separator, load_model, registry, separator
+from tfswa_sep import Separator, load_model, separator
 from tfswa_sep.errors import DeviceError, ModelError, UsageError
 from tfswa_sep.inference import backend as backends
-from tfswa_sep.inference import hardware as processor
-from tfswa_sep.inference import stft_numpy as spectrogram
+from tfswa_sep.inference import hardware, stft_numpy
 from tfswa_sep.inference.backend import load_backend
 from tfswa_sep.inference.metadata import parse_metadata
 from tfswa_sep.inference.onnx_backend import OnnxBackend
@@ -67,7 +66,7 @@ def test_onnx_mixes_before_the_inverse_transform(
 ) -> None:
     backend = OnnxBackend(onnx_model())
     inverted = []
-    original = spectrogram.add_frames
+    original = stft_numpy.add_frames
 
     def count(chunks: Any, shape: tuple[int, int, int], **options: Any) -> Any:
         inverted.append(shape[0])
@@ -316,16 +315,16 @@ def test_choosing_onnx_imports_no_torch(onnx_model: Build) -> None:
 
 
 def test_cores_are_counted() -> None:
-    assert 0 <= processor.count_cores() <= 4096
+    assert 0 <= hardware.count_cores() <= 4096
 
 
 def asked_anew() -> bool:
     """A processor does not change while a program runs, but here it does."""
-    processor._instructions.cache_clear()
+    hardware._instructions.cache_clear()
     try:
-        return processor.faster_on_bytes()
+        return hardware.faster_on_bytes()
     finally:
-        processor._instructions.cache_clear()
+        hardware._instructions.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -345,7 +344,7 @@ def test_bytes_are_taken_where_they_are_faster(
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{instructions}\nbugs\t: none\n")
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "cpuinfo")
     assert asked_anew() is faster
     (tmp_path / "cpuinfo").unlink()
     assert not asked_anew()
@@ -387,18 +386,16 @@ def test_windows_is_asked_about_its_processor(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_default_precision_is_the_fastest_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for faster, precision in ((True, "int8"), (False, "fp32")):
-        monkeypatch.setattr(registry, "faster_on_bytes", lambda faster=faster: faster)
+        monkeypatch.setattr(hardware, "faster_on_bytes", lambda faster=faster: faster)
         assert Separator(device="cpu").backend.precision == precision
-    monkeypatch.setattr(registry, "faster_on_bytes", lambda: True)
+    monkeypatch.setattr(hardware, "faster_on_bytes", lambda: True)
     assert Separator(device="cpu", precision="fp32").backend.precision == "fp32"
     # The ONNX Runtime for graphics cards computes no convolutions in 8 bits there.
     (tmp_path / "capi").mkdir()
     (tmp_path / "capi" / "libonnxruntime_providers_cuda.so").touch()
     found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
-    for device, precision in (("auto", "fp32"), ("cpu", "int8")):
-        files = registry.with_precision(registry.default_model(), "auto", device=device).files
-        assert files[0].precision == precision
+    assert [hardware.prefers_int8(device) for device in ("auto", "cpu", "cuda:1")] == [False, True, False]
 
 
 @pytest.mark.parametrize("load", [Separator, load_model])

@@ -16,7 +16,7 @@ from test_cli import SplitEvenly, files_in, write_song
 from tfswa_sep import registry, separator
 from tfswa_sep.audio import ffmpeg
 from tfswa_sep.batch import manifest
-from tfswa_sep.cli import main as cli
+from tfswa_sep.cli import main
 from tfswa_sep.registry.models_toml import ModelFile, unlisted_model
 
 
@@ -32,7 +32,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> list[dict[str, Any]]:
     """What the command says of each song."""
     capsys.readouterr()
-    assert cli.run([*words, "--json"]) == code
+    assert main.run([*words, "--json"]) == code
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -65,12 +65,12 @@ def test_no_stem_replaces_another_song(work: Path, capsys: pytest.CaptureFixture
     recording = write_song(work / "song_vocals.wav", seconds=0.3)
     before = recording.read_bytes()
     words = ["song.wav", "song_vocals.wav", "--name", "{track}_{stem}{ext}", "--stems", "vocals"]
-    assert cli.run(words) == 7
+    assert main.run(words) == 7
     assert recording.read_bytes() == before
     assert files_in(work) == {"song.wav", "song_vocals.wav", "song_vocals_vocals.wav"}
     (line,) = capsys.readouterr().err.splitlines()
     assert "a stem of song.wav would overwrite another song (song_vocals.wav): choose another --out" in line
-    assert cli.run([*words, "--shard", "1/2"]) == 5  # nor that of another machine
+    assert main.run([*words, "--shard", "1/2"]) == 5  # nor that of another machine
 
 
 @pytest.mark.skipif(ffmpeg.find_ffmpeg() is None, reason="needs ffmpeg")
@@ -79,7 +79,7 @@ def test_no_stem_file_replaces_a_song(work: Path) -> None:
     song.write_bytes((work / "song.wav").read_bytes())
     before = song.read_bytes()
     words = ["--name", "{track}.{stem}{ext}", "--stem-file", "--out", "."]
-    assert cli.run(["song.wav", "song.stem.mp4", *words]) == 7
+    assert main.run(["song.wav", "song.stem.mp4", *words]) == 7
     assert song.read_bytes() == before
 
 
@@ -87,7 +87,7 @@ def test_a_song_that_would_be_overwritten_does_not_end_the_batch(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_song(work / "vocals" / "vocals.wav")
-    assert cli.run(["vocals/vocals.wav", "song.wav", "--stems", "vocals"]) == 7
+    assert main.run(["vocals/vocals.wav", "song.wav", "--stems", "vocals"]) == 7
     assert files_in(work) == {"song.wav", "vocals/vocals.wav", "song/vocals.wav"}
     assert "would overwrite the song itself (vocals/vocals.wav)" in capsys.readouterr().err
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 import tfswa_sep
 from tfswa_sep import registry, separator
-from tfswa_sep.batch import workers as jobs
+from tfswa_sep.batch import workers
 from tfswa_sep.batch.plan import Outcome, PlannedSong, Work
-from tfswa_sep.cli import main as cli
+from tfswa_sep.cli import main
 from tfswa_sep.errors import InputError, OutputError
 
 STEMS = ("vocals", "drums", "bass", "other")
@@ -92,19 +92,19 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     "command", ["", "separate", "models", "models list", "models pull", "models verify", "eval", "doctor"]
 )
 def test_help_fits_a_terminal(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run([*command.split(), "--help"]) == 0
+    assert main.run([*command.split(), "--help"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"Usage: tfswa-sep {command}") and err == ""
     assert max(map(len, out.splitlines())) <= 80
 
 
 def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run([]) == 0
+    assert main.run([]) == 0
     assert "tfswa-sep song.mp3" in capsys.readouterr().out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["--version"]) == 0
+    assert main.run(["--version"]) == 0
     assert capsys.readouterr().out == f"tfswa-sep {tfswa_sep.__version__}\n"
 
 
@@ -133,7 +133,7 @@ def test_the_shell_completes_commands() -> None:
 def test_separate_writes_the_stems_that_were_asked_for(
     work: Path, arguments: list[str], written: set[str]
 ) -> None:
-    assert cli.run(arguments) == 0
+    assert main.run(arguments) == 0
     assert files_in(work) == {"song.wav", *written}
     for name in written:
         samples, rate = soundfile.read(work / name)
@@ -141,25 +141,25 @@ def test_separate_writes_the_stems_that_were_asked_for(
 
 
 def test_it_says_what_ran_and_what_it_wrote(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["song.wav", "--stems", "vocals,drums", "--verbose"]) == 0
+    assert main.run(["song.wav", "--stems", "vocals,drums", "--verbose"]) == 0
     out, err = capsys.readouterr()
     first, *paths, took = out.splitlines()
     assert first == "model small, backend onnx int8, device cpu"
     assert paths == ["song/vocals.wav", "song/drums.wav"] and took.startswith("0.5 s of music took ")
     assert err == ""
-    assert cli.run(["song.wav", "--quiet"]) == 0
+    assert main.run(["song.wav", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
 
 def test_json_is_one_object_a_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["song.wav", "--stems", "vocals", "--json"]) == 0
+    assert main.run(["song.wav", "--stems", "vocals", "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     song = json.loads(line)
     assert (song["song"], song["status"]) == ("song.wav", "done")
     assert song["files"] == {"vocals": "song/vocals.wav"} and song["seconds"] == 0.5
     assert (song["model"], song["backend"], song["device"]) == ("small", "onnx", "cpu")
     assert song["precision"] == "int8"
-    assert cli.run(["none.wav", "--json"]) == 3
+    assert main.run(["none.wav", "--json"]) == 3
     out, err = capsys.readouterr()
     assert json.loads(out)["error"] == {
         "kind": "InputError",
@@ -171,8 +171,8 @@ def test_json_is_one_object_a_line(work: Path, capsys: pytest.CaptureFixture[str
 
 def test_finished_stems_are_replaced_unless_forbidden(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["song.wav"], ["song.wav", "--overwrite"], ["song.wav", "--stems", "vocals"]):
-        assert cli.run(words) == 0
-    assert cli.run(["song.wav", "--no-overwrite"]) == OutputError.exit_code
+        assert main.run(words) == 0
+    assert main.run(["song.wav", "--no-overwrite"]) == OutputError.exit_code
 
 
 def test_finished_work_is_skipped_and_half_done_work_done_again(
@@ -181,7 +181,7 @@ def test_finished_work_is_skipped_and_half_done_work_done_again(
     stem, manifest = work / "song" / "bass.wav", work / "song" / ".song.tfswa-sep.json"
 
     def status(*words: str) -> str:
-        assert cli.run(["song.wav", "--json", *words]) == 0
+        assert main.run(["song.wav", "--json", *words]) == 0
         return str(json.loads(capsys.readouterr().out)["status"])
 
     assert [status(), status(), status("--no-overwrite"), status("--overwrite")] == [
@@ -200,7 +200,7 @@ def test_finished_work_is_skipped_and_half_done_work_done_again(
     assert precise == ["done", "skipped"]  # perhaps another model file
     write_song(work / "song.wav", seconds=0.6)
     assert status() == "done"  # another song
-    assert cli.run(["song.wav"]) == 0
+    assert main.run(["song.wav"]) == 0
     assert capsys.readouterr().out.startswith("song.wav was done before in the same way (--overwrite")
 
 
@@ -208,22 +208,22 @@ def test_folders_are_walked_and_mirrored(work: Path, capsys: pytest.CaptureFixtu
     for song in ("in/a.wav", "in/deep/er/a.wav", "in/deep/.hidden.wav"):
         write_song(work / song)
     (work / "in" / "notes.txt").write_text("no song")
-    assert cli.run(["in", "--stems", "bass", "-o", "out", "-q"]) == 0
+    assert main.run(["in", "--stems", "bass", "-o", "out", "-q"]) == 0
     assert files_in(work / "out") == {"a/bass.wav"}
     for _ in range(2):  # what lies in in/a and in/deep/er/a after the first run are no songs
-        assert cli.run(["in", "-r", "--stems", "bass", "-o", "in", "-q"]) == 0
+        assert main.run(["in", "-r", "--stems", "bass", "-o", "in", "-q"]) == 0
     assert files_in(work / "in") - {"a.wav", "deep/er/a.wav", "deep/.hidden.wav", "notes.txt"} == {
         "a/bass.wav",
         "deep/er/a/bass.wav",
     }
-    assert cli.run(["in/*.wav", "--stems", "bass", "-o", "globbed", "-q"]) == 0
+    assert main.run(["in/*.wav", "--stems", "bass", "-o", "globbed", "-q"]) == 0
     assert files_in(work / "globbed") == {"a/bass.wav"}
 
 
 def test_shards_take_every_song_once(work: Path) -> None:
     songs = [str(write_song(work / f"{name}.wav", seconds=0.1)) for name in "abcde"]
     for shard, expected in (("1/2", "ace"), ("2/2", "bd")):
-        assert cli.run([*songs, "--shard", shard, "--stems", "bass", "-o", shard[0], "-q"]) == 0
+        assert main.run([*songs, "--shard", shard, "--stems", "bass", "-o", shard[0], "-q"]) == 0
         assert files_in(work / shard[0]) == {f"{name}/bass.wav" for name in expected}
 
 
@@ -236,7 +236,7 @@ def test_songs_of_one_name_do_not_overwrite_each_other(
     songs = ["a/song.wav", "b/Song.flac", "c/song_2.wav", "song{x}.wav", "d/song{x}.wav", "a/../a/song.wav"]
     for song in songs[:-1]:
         write_song(work / song)
-    assert cli.run([*songs, "--stems", "vocals", "-o", "out"]) == 0
+    assert main.run([*songs, "--stems", "vocals", "-o", "out"]) == 0
     tracks = {"song", "Song_2", "song_2_2", "song{x}", "song{x}_2"}
     assert files_in(work / "out") == {f"{track}/vocals.wav" for track in tracks}
     notes = capsys.readouterr().err.splitlines()
@@ -246,7 +246,7 @@ def test_songs_of_one_name_do_not_overwrite_each_other(
 
 def test_one_bad_file_does_not_end_the_batch(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "text.mp3").write_text("no song at all\n")
-    assert cli.run(["text.mp3", "song.wav", "none.wav", "--stems", "vocals"]) == 7
+    assert main.run(["text.mp3", "song.wav", "none.wav", "--stems", "vocals"]) == 7
     assert files_in(work) == {"song.wav", "text.mp3", "song/vocals.wav"}
     out, err = capsys.readouterr()
     none, text = err.splitlines()
@@ -268,14 +268,14 @@ def test_a_song_that_failed_holds_no_samples() -> None:
                 raise InputError("outside") from error
 
     song = PlannedSong(Path("song.wav"), "song.wav", "song", Path())
-    outcome = jobs._separate(song, cast(Work, Fails()), None)
+    outcome = workers._separate(song, cast(Work, Fails()), None)
     assert isinstance(outcome.error, InputError) and "inside" in outcome.trace
     assert [samples() for samples in held] == [None]
 
 
 def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_song(work / "other.wav")
-    assert cli.run(["song.wav", "other.wav", "--stems", "piano"]) == 2
+    assert main.run(["song.wav", "other.wav", "--stems", "piano"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -313,7 +313,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (work / "empty.wav").touch()
     (work / "folder").mkdir()
     before = files_in(work)
-    assert cli.run(arguments) == code
+    assert main.run(arguments) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("tfswa-sep: ") and message in line
     assert files_in(work) == before and not (work / "song").exists()
@@ -343,14 +343,14 @@ def test_the_unexpected_is_one_line_too(
         raise error
 
     monkeypatch.setattr(separator.Separator, "separate_file", fail)
-    assert cli.run(["song.wav"]) == code
+    assert main.run(["song.wav"]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert files_in(work) == {"song.wav"}
 
 
 def test_debug_shows_where(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["text.mp3", "--debug"]) == 3
+    assert main.run(["text.mp3", "--debug"]) == 3
     err = capsys.readouterr().err
     assert err.startswith("Traceback") and err.endswith("tfswa-sep: no such file: text.mp3\n")
 
@@ -368,12 +368,12 @@ def test_what_is_wrong_from_the_start_is_told_before_anything_heavy_is_loaded(
 import sys
 from pathlib import Path
 from tfswa_sep import registry
-from tfswa_sep.cli import main as cli
+from tfswa_sep.cli import main
 if {code} == 4:
     registry.WEIGHTS = Path({str(work)!r})
 else:
     registry.fetch = lambda *_: Path()
-code = cli.run({[str(work / arguments[0]), *arguments[1:]]!r})
+code = main.run({[str(work / arguments[0]), *arguments[1:]]!r})
 print(code, sorted(set({HEAVY!r}) & sys.modules.keys()))
 """
     done = python("-c", script)
@@ -386,7 +386,7 @@ import sys, time
 sys.path.insert(0, {root!r})
 from tests.package.test_cli import SplitEvenly
 from tfswa_sep import registry, separator
-from tfswa_sep.cli import main as cli
+from tfswa_sep.cli import main
 class Slow(SplitEvenly):
     def __call__(self, segment, *, mix=None):
         print("working", file=sys.stderr, flush=True)
@@ -394,7 +394,7 @@ class Slow(SplitEvenly):
         return super().__call__(segment, mix=mix)
 registry.fetch = lambda *_: None
 separator.load_backend = lambda *_, **__: Slow()
-cli.main()
+main.main()
 """
 
 
@@ -441,19 +441,19 @@ def test_a_reader_that_stops_is_no_error(arguments: list[str]) -> None:
 
 
 def test_models_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["models"]) == 0
+    assert main.run(["models"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("small (the default)\n") and "vocals, drums, bass, other" in text
     assert max(map(len, text.splitlines())) <= 80
-    assert cli.run(["models", "list"]) == 0
+    assert main.run(["models", "list"]) == 0
     assert capsys.readouterr().out == text
-    assert cli.run(["models", "--json"]) == 0
+    assert main.run(["models", "--json"]) == 0
     small, *_ = json.loads(capsys.readouterr().out)["models"]
     assert small["name"] == "small" and small["files"][0]["backend"] == "onnx"
 
 
 def test_models_path_is_the_file_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["models", "path", "small"]) == 0
+    assert main.run(["models", "path", "small"]) == 0
     path = Path(capsys.readouterr().out.strip())
     assert path == registry.fetch(registry.default_model(), "onnx") and path.suffix == ".onnx"
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tfswa_sep import registry
-from tfswa_sep.cli import checkup as doctor
-from tfswa_sep.cli import main as cli
+from tfswa_sep.cli import diagnostics, main
 
 
 @pytest.mark.parametrize(
@@ -27,7 +26,7 @@ from tfswa_sep.cli import main as cli
 def test_the_right_torch_for_each_machine(
     platform: str, cuda: tuple[int, int] | None, index: str | None
 ) -> None:
-    line = doctor.torch_install_line(platform, cuda)
+    line = diagnostics.torch_install_line(platform, cuda)
     assert line.startswith(f"{sys.executable} -m pip install ")
     for package in ("torch", "einops", "safetensors"):
         assert f"'{package}>=" in line
@@ -35,12 +34,12 @@ def test_the_right_torch_for_each_machine(
 
 
 def test_an_old_driver_gets_no_line() -> None:
-    assert doctor.torch_install_line("linux", (11, 8)) == ""
+    assert diagnostics.torch_install_line("linux", (11, 8)) == ""
 
 
 def test_pipx_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "prefix", "/home/me/.local/pipx/venvs/tfswa-sep")
-    line = doctor.torch_install_line("linux", None)
+    line = diagnostics.torch_install_line("linux", None)
     assert line.startswith("pipx inject tfswa-sep ") and "--pip-args=--extra-index-url https" in line
 
 
@@ -51,16 +50,16 @@ def test_the_drivers_cuda_is_read_from_nvidia_smi(tmp_path: Path, monkeypatch: p
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert doctor._nvidia_cuda() == (12, 8)
+    assert diagnostics._nvidia_cuda() == (12, 8)
     program.write_text("#!/bin/sh\nexit 9\n")  # no driver
-    assert doctor._nvidia_cuda() is None
+    assert diagnostics._nvidia_cuda() is None
 
 
 def test_a_machine_without_ffmpeg_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tfswa_sep.audio.ffmpeg.find_ffmpeg", lambda: None)
     for platform, line in (("darwin", "brew install ffmpeg"), ("win32", "winget install ffmpeg")):
         monkeypatch.setattr(sys, "platform", platform)
-        assert doctor._ffmpeg().install == line
+        assert diagnostics._ffmpeg().install == line
 
 
 def test_a_folder_that_may_not_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,13 +67,13 @@ def test_a_folder_that_may_not_be_read_is_told(monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "exists", refuse)
-    found = doctor._folder("settings", Path("/root/.config"))
+    found = diagnostics._folder("settings", Path("/root/.config"))
     assert (found.right, found.text) == (False, "/root/.config: Permission denied")
 
 
 @pytest.mark.slow
 def test_the_doctor_examines_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["doctor", "--json"]) == 0
+    assert main.run(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     found = {finding["about"]: finding for finding in report["findings"]}
     assert report["works"] and found["backend onnx"]["right"] and found["backend torch"]["right"]
@@ -87,7 +86,7 @@ def test_a_machine_where_nothing_works_gets_the_errors_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(registry, "WEIGHTS", tmp_path)  # as if half of the package were missing
-    assert cli.run(["doctor"]) == 4
+    assert main.run(["doctor"]) == 4
     out = capsys.readouterr().out
     assert "NO  backend onnx" in out and "install tfswa-sep again" in out
     assert out.endswith("Separation does not work here.\n")

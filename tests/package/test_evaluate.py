@@ -16,7 +16,7 @@ import soxr
 from numpy.typing import NDArray
 from rich.console import Console
 
-from tfswa_sep.cli import main as cli
+from tfswa_sep.cli import main
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.methods import (
     FolderMethod,
@@ -282,7 +282,7 @@ def test_stem_mp4_files_are_songs_whose_mixture_is_the_sum(tmp_path: Path) -> No
     estimates = tmp_path / "found" / "A - B"
     write_song(estimates, vocals=noise(3) * np.float32(0.5))
     words += ["--estimates", str(estimates.parent), "--exclude", "Music Delta*"]
-    assert cli.run(words) == 0
+    assert main.run(words) == 0
     found = read_evaluation(record)
     assert found.data == f"{tmp_path.name} without Music Delta*"
     assert all([song.song for song in method.songs] == ["A - B"] for method in found.methods)
@@ -361,7 +361,7 @@ def test_a_record_that_cannot_be_written_is_one_clear_line(
     (tmp_path / "file").touch()
     for place, why in (("/", "it is a folder"), (".", "it is a folder"), ("file/a.json", "File exists")):
         words = ["eval", "--data", "song", "--estimates", "song", "--quiet", "--json", place]
-        assert cli.run(words) == 5
+        assert main.run(words) == 5
         assert capsys.readouterr().err == f"tfswa-sep: cannot write {place}: {why}\n"
 
 

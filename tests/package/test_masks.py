@@ -11,9 +11,10 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
-from tfswa_sep.inference.mask_apply import band_features, masked_frames
+from tfswa_sep.inference.features import band_features
+from tfswa_sep.inference.mask_apply import masked_frames
 from tfswa_sep.inference.stft_numpy import stft
-from tfswa_sep.model import mask_head as model_masks
+from tfswa_sep.model import mask_head
 from tfswa_sep.model.blocks import FrequencyLinear
 from tfswa_sep.model.config import Band, ModelConfig
 from tfswa_sep.model.unet import TfswaUNet
@@ -107,7 +108,7 @@ def test_features_graph_and_masks_are_the_networks(shape: str, frames: int) -> N
     mixture = torch.from_numpy(parts)
     with torch.inference_mode():
         wanted = network(mixture).numpy()
-        seen = model_masks.band_features(mixture[:, :, :256], config)
+        seen = mask_head.band_features(mixture[:, :, :256], config)
         bands = band_features(spectrum, config)
         masks = [band.numpy() for band in MaskNetwork(network)(*map(torch.from_numpy, bands))]
     for found, expected in zip(bands, seen, strict=True):
@@ -148,7 +149,7 @@ def test_training_can_hook_what_filters_were_added_to(masks: str) -> None:
         torch.zeros(1, 4, config.filter_parts(band), band.stop - band.start, 3, requires_grad=True)
         for band in bands
     ]
-    stems = model_masks.apply_masks(logits, filters, torch.ones(1, 4, config.bins + 1, 3), config)
+    stems = mask_head.apply_masks(logits, filters, torch.ones(1, 4, config.bins + 1, 3), config)
     assert not stems._is_view()  # a hook on one would be a segmentation fault, which no test survives
     stems.register_hook(lambda gradient: gradient)  # type: ignore[no-untyped-call]
     stems.sum().backward()  # type: ignore[no-untyped-call]

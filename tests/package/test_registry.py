@@ -65,7 +65,7 @@ def test_our_own_registry_lists_the_bundled_default_and_its_file_is_whole() -> N
                 assert registry.fetch(alone, file.backend).parent == registry.WEIGHTS
 
 
-def test_a_precision_chooses_among_a_models_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_precision_chooses_among_a_models_files() -> None:
     small = model_of("bundled:tiny.onnx")
     wide, torch = (replace(small.files[0], backend=b, precision="fp32") for b in ("onnx", "torch"))
     narrow = replace(wide, where="bundled:tiny.int8.onnx", precision="int8")
@@ -73,10 +73,9 @@ def test_a_precision_chooses_among_a_models_files(monkeypatch: pytest.MonkeyPatc
     assert registry.with_precision(model, "fp32").files == (wide, torch)
     assert registry.with_precision(model, "int8").files == (narrow,)
     for made_for_it, first in ((True, (narrow, wide, torch)), (False, (wide, torch, narrow))):
-        monkeypatch.setattr(registry, "faster_on_bytes", lambda made_for_it=made_for_it: made_for_it)
-        chosen = registry.with_precision(model, "auto")
-        assert chosen.files == first and registry.with_precision(chosen, "auto") == chosen
-        assert registry.with_precision(model, "auto", device="cuda:1").files == (wide, torch, narrow)
+        chosen = registry.with_precision(model, "auto", prefer_int8=made_for_it)
+        assert chosen.files == first
+        assert registry.with_precision(chosen, "auto", prefer_int8=made_for_it) == chosen
     with pytest.raises(ModelError, match=r"'tiny' has no int8 file: use --precision fp32"):
         registry.with_precision(replace(model, files=(wide,)), "int8")
     with pytest.raises(UsageError, match="unknown precision 'fp64': choose from auto, fp32, int8"):

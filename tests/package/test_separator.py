@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.errors import InputError, ModelError, OutputError, UsageError
 from tfswa_sep.inference.onnx_backend import OnnxBackend
-from tfswa_sep.separator import Separator, separate_file
+from tfswa_sep.separator import Separator, separate
 
 Samples = NDArray[np.float32]
 Noise = Callable[..., Samples]
@@ -43,7 +43,7 @@ def test_every_stem_is_exact_at_every_length(
     fake_backend: Fake, noise: Noise, song: Song, tmp_path: Path, length: int
 ) -> None:
     samples = noise(2, length, peak=1.2)  # louder than full scale, which floats hold
-    result = separate_file(song("a song.wav", samples), model=fake_backend(edges=99.0), out=tmp_path / "out")
+    result = separate(song("a song.wav", samples), model=fake_backend(edges=99.0), out=tmp_path / "out")
     assert sorted(result.files) == ["bass", "drums", "other", "vocals"]
     for stem, path in result.files.items():
         assert path == tmp_path / "out" / "a song" / f"{stem}.wav"
@@ -60,7 +60,7 @@ def test_rate_channels_and_length_are_the_songs(
     frames = rate // 2 + 7
     tone = np.sin(np.arange(frames) / rate * 2 * np.pi * 441).astype(np.float32) * 0.4
     samples = np.stack([tone, -0.5 * tone][:channels])
-    result = separate_file(song("a.flac", samples, rate, "PCM_24"), model=fake_backend(), out=tmp_path)
+    result = separate(song("a.flac", samples, rate, "PCM_24"), model=fake_backend(), out=tmp_path)
     for stem, path in result.files.items():
         got = read(path)
         assert soundfile.info(path).samplerate == rate and got.shape == (channels, frames)
@@ -71,7 +71,7 @@ def test_rate_channels_and_length_are_the_songs(
 def test_stems_are_chosen_and_summed(fake_backend: Fake, noise: Noise, song: Song, tmp_path: Path) -> None:
     path = song("a.wav", samples := noise(2, 20_000))
     backend = fake_backend()
-    result = separate_file(path, model=backend, out=tmp_path, stems="accompaniment,drums+bass,vocals")
+    result = separate(path, model=backend, out=tmp_path, stems="accompaniment,drums+bass,vocals")
     assert list(result.files) == ["accompaniment", "drums+bass", "vocals"]
     assert sorted(os.listdir(tmp_path / "a")) == ["accompaniment.wav", "drums+bass.wav", "vocals.wav"]
     for stem, file in result.files.items():
@@ -82,7 +82,7 @@ def test_real_network_sums_to_the_mixture(
     onnx_model: Callable[..., Path], noise: Noise, song: Song, tmp_path: Path
 ) -> None:
     path = song("a.wav", samples := noise(2, 30_000))
-    result = separate_file(path, model=onnx_model(), out=tmp_path, stems=["vocals", "accompaniment"])
+    result = separate(path, model=onnx_model(), out=tmp_path, stems=["vocals", "accompaniment"])
     assert (result.backend, result.device, result.model) == ("onnx", "cpu", "shares")
     total = read(result.files["vocals"]) + read(result.files["accompaniment"])
     np.testing.assert_allclose(total, samples, atol=1e-5)
@@ -91,10 +91,10 @@ def test_real_network_sums_to_the_mixture(
 def test_clipped_samples_are_counted_and_told(fake_backend: Fake, song: Song, tmp_path: Path) -> None:
     samples = np.zeros((2, 20_000), np.float32)
     samples[:, 100:103] = 3.0
-    result = separate_file(song("a.wav", samples), model=fake_backend(), out=tmp_path, bit_depth="16")
+    result = separate(song("a.wav", samples), model=fake_backend(), out=tmp_path, bit_depth="16")
     assert result.clipped == {"vocals": 6, "drums": 0, "bass": 0, "other": 0}
     assert len(result.warnings) == 1 and "vocals 6" in result.warnings[0]
-    result = separate_file(
+    result = separate(
         song("a.wav", samples), model=fake_backend(), out=tmp_path, audio_format="flac", rescale=True
     )
     assert not any(result.clipped.values())
@@ -105,7 +105,7 @@ def test_clipped_samples_are_counted_and_told(fake_backend: Fake, song: Song, tm
 
 def test_silence_gives_silent_stems_and_a_warning(fake_backend: Fake, song: Song, tmp_path: Path) -> None:
     backend = fake_backend(edges=0.3)
-    result = separate_file(song("a.wav", np.zeros((2, 30_000), np.float32)), model=backend, out=tmp_path)
+    result = separate(song("a.wav", np.zeros((2, 30_000), np.float32)), model=backend, out=tmp_path)
     assert all(not read(path).any() for path in result.files.values())
     assert backend.calls == 0
     assert len(result.warnings) == 1 and "silent" in result.warnings[0]
@@ -113,7 +113,7 @@ def test_silence_gives_silent_stems_and_a_warning(fake_backend: Fake, song: Song
 
 def test_rate_that_the_container_cannot_hold_is_told(fake_backend: Fake, song: Song, tmp_path: Path) -> None:
     path = song("a.wav", 65_537, 65_537)
-    result = separate_file(path, model=fake_backend(), out=tmp_path, audio_format="flac", stems="bass")
+    result = separate(path, model=fake_backend(), out=tmp_path, audio_format="flac", stems="bass")
     assert result.sample_rate == soundfile.info(result.files["bass"]).samplerate == 65_540
     assert soundfile.info(result.files["bass"]).frames == 65_540
     assert result.seconds == 1.0 and "65540 Hz" in result.warnings[0]
@@ -121,7 +121,7 @@ def test_rate_that_the_container_cannot_hold_is_told(fake_backend: Fake, song: S
 
 def test_progress_reaches_the_end(fake_backend: Fake, song: Song, tmp_path: Path) -> None:
     seen: list[tuple[float, float | None]] = []
-    separate_file(
+    separate(
         song("a.wav", 44_100), model=fake_backend(), out=tmp_path, on_progress=lambda *step: seen.append(step)
     )
     done = [step[0] for step in seen]
@@ -134,7 +134,7 @@ def test_nothing_is_left_behind_when_the_network_fails(
 ) -> None:
     backend = fake_backend(fail_at=3, failure=failure)
     with pytest.raises(failure):
-        separate_file(song("a.wav", 60_000), model=backend, out=tmp_path / "out" / "deep")
+        separate(song("a.wav", 60_000), model=backend, out=tmp_path / "out" / "deep")
     assert backend.calls in (3, 4)  # the next segment was on its way
     assert os.listdir(tmp_path) == ["songs"]
 
@@ -145,7 +145,7 @@ def test_nothing_is_left_behind_when_the_song_is_broken_at_its_end(
     samples = noise(2, 200_000)
     samples[0, -5] = np.nan
     with pytest.raises(InputError, match="sample 199995"):
-        separate_file(song("a.wav", samples), model=fake_backend(), out=tmp_path / "out")
+        separate(song("a.wav", samples), model=fake_backend(), out=tmp_path / "out")
     assert os.listdir(tmp_path) == ["songs"]
 
 
@@ -155,7 +155,7 @@ def test_unwritable_folder_is_told_before_the_network_runs(
     (tmp_path / "file").touch()
     backend = fake_backend()
     with pytest.raises(OutputError, match="cannot write"):
-        separate_file(song("a.wav", 20_000), model=backend, out=tmp_path / "file")
+        separate(song("a.wav", 20_000), model=backend, out=tmp_path / "file")
     assert backend.calls == 0
 
 
@@ -169,16 +169,16 @@ def test_wrong_use_writes_nothing(fake_backend: Fake, song: Song, tmp_path: Path
     )
     for options in wrong:
         with pytest.raises(UsageError):
-            separate_file(path, model=fake_backend(), out=tmp_path / "out", **options)
+            separate(path, model=fake_backend(), out=tmp_path / "out", **options)
     with pytest.raises(InputError):
-        separate_file(tmp_path / "missing.wav", model=fake_backend(), out=tmp_path / "out")
+        separate(tmp_path / "missing.wav", model=fake_backend(), out=tmp_path / "out")
     assert os.listdir(tmp_path) == ["songs"]
 
 
 def test_numbers_that_are_not_finite_are_not_written(fake_backend: Fake, song: Song, tmp_path: Path) -> None:
     backend = fake_backend(shares=(np.nan, 0.5, 0.25, 0.25))
     with pytest.raises(ModelError, match="not finite"):
-        separate_file(song("a.wav", 20_000), model=backend, out=tmp_path / "out")
+        separate(song("a.wav", 20_000), model=backend, out=tmp_path / "out")
     assert os.listdir(tmp_path) == ["songs"]
 
 
@@ -273,7 +273,7 @@ from pathlib import Path
 import numpy as np, soundfile
 sys.path.insert(0, sys.argv[3])
 from conftest import FakeBackend
-from tfswa_sep.separator import separate_file
+from tfswa_sep.separator import separate
 
 folder, minutes = sys.argv[1], int(sys.argv[2])
 minute = np.random.default_rng(0).uniform(-0.5, 0.5, 60 * 2000).astype(np.float32)
@@ -281,7 +281,7 @@ with soundfile.SoundFile(f"{folder}/song.wav", "w", 2000, 1, subtype="PCM_16") a
     for _ in range(minutes):
         file.write(minute)
 backend = FakeBackend(sample_rate=2500, segment_samples=65536, margin_samples=4096)
-result = separate_file(
+result = separate(
     f"{folder}/song.wav", model=backend, out=folder, stems="vocals,bass", bit_depth="16", rescale=True
 )
 assert all(soundfile.info(path).frames == minutes * 60 * 2000 for path in result.files.values())

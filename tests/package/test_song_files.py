@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.audio import tags
 from tfswa_sep.audio.decode import open_audio
-from tfswa_sep.separator import separate_file
+from tfswa_sep.separator import separate
 
 Samples = NDArray[np.float32]
 Song = Callable[..., Path]
@@ -58,7 +58,7 @@ def test_lossy_files_hold_the_stem(
     rate_out: int,
     channels: int,
 ) -> None:
-    result = separate_file(
+    result = separate(
         song("a.wav", tones(rate, channels=channels), rate),
         model=fake_backend(),
         out=tmp_path,
@@ -91,7 +91,7 @@ def test_the_bitrate_is_what_was_asked_for(
     red = np.cumsum(noise(2, 44_100 * 4, peak=0.01), axis=1) % 0.5  # something between a tone and noise
     path = song("a.wav", red.astype(np.float32))
     for bitrate in bitrates:
-        result = separate_file(
+        result = separate(
             path, model=fake_backend(), out=tmp_path, audio_format=kind, bitrate=bitrate, stems="vocals"
         )
         got = result.files["vocals"].stat().st_size * 8 / 4 / 1000
@@ -117,7 +117,7 @@ def test_exact_sum(
     subtype: str,
 ) -> None:
     path = song("a.wav", noise(channels, 50_001, peak=0.9), rate, subtype)
-    result = separate_file(
+    result = separate(
         path,
         model=fake_backend(shares=(0.4, 0.3, 0.1, 0.1)),  # which do not add up to one
         out=tmp_path,
@@ -140,7 +140,7 @@ def test_a_stem_file_is_read_back_by_musdb(fake_backend: Any, song: Song, tmp_pa
         warnings.simplefilter("ignore")
         musdb = pytest.importorskip("musdb")
     samples = tones(44_100, 1.0)
-    result = separate_file(
+    result = separate(
         song("a song.wav", samples),
         model=fake_backend(),
         out=tmp_path / "db" / "train",
@@ -167,7 +167,7 @@ def test_a_stem_file_has_the_songs_title(fake_backend: Any, tmp_path: Path) -> N
     with soundfile.SoundFile(tmp_path / "a.flac", "w", 44_100, 2) as file:
         file.title, file.artist = "Häuser", "Die 3"
         file.write(tones(44_100, 0.3).T)
-    result = separate_file(tmp_path / "a.flac", model=fake_backend(), out=tmp_path, stem_file=True)
+    result = separate(tmp_path / "a.flac", model=fake_backend(), out=tmp_path, stem_file=True)
     assert result.stem_file is not None
     assert tags.read_tags(result.stem_file) == {"title": "Häuser", "artist": "Die 3"}
 
@@ -187,7 +187,7 @@ def test_an_mp3_whose_only_tag_is_not_ascii(fake_backend: Any, tmp_path: Path) -
     with soundfile.SoundFile(tmp_path / "a.flac", "w", 44_100, 2) as file:
         file.title = "Häuser"
         file.write(tones(44_100, 0.3).T)
-    result = separate_file(
+    result = separate(
         tmp_path / "a.flac", model=fake_backend(), out=tmp_path, audio_format="mp3", stems="bass"
     )
     assert tags.read_tags(result.files["bass"]) == {"title": "Häuser (bass)"}
@@ -199,9 +199,7 @@ def test_names_that_are_no_text(fake_backend: Any, song: Song, tmp_path: Path, r
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     folder.mkdir()
     path = song("a.wav", tones(44_100, 0.3)).rename(folder / os.fsdecode(b"\xe9.wav"))
-    result = separate_file(
-        path, model=fake_backend(), out=folder / "out", rescale=rescale, audio_format="flac"
-    )
+    result = separate(path, model=fake_backend(), out=folder / "out", rescale=rescale, audio_format="flac")
     assert sorted(file.name for file in result.files["bass"].parent.iterdir() if file.suffix) == [
         "bass.flac", "drums.flac", "other.flac", "vocals.flac",
     ]  # fmt: skip
@@ -220,7 +218,7 @@ def test_tags_and_the_cover_are_copied(fake_backend: Any, tmp_path: Path, kind: 
     tagged = flac.FLAC(tmp_path / "a.flac")
     tagged.add_picture(picture)
     tagged.save()
-    result = separate_file(
+    result = separate(
         tmp_path / "a.flac", model=fake_backend(), out=tmp_path, audio_format=kind, stems="bass"
     )
     found = tags.read_tags(result.files["bass"])

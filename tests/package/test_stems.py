@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tfswa_sep.audio.stem_paths import folder_of, target_paths, track_name
 from tfswa_sep.errors import OutputError, UsageError
-from tfswa_sep.stems import folder_of, parse_stems, target_paths, track_name
+from tfswa_sep.inference.stem_matrix import parse_stems
 
 FOUR = ("vocals", "drums", "bass", "other")
 

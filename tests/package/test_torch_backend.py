@@ -17,8 +17,8 @@ pytest.importorskip("onnxscript")
 
 from tiny_model import TINY
 
-import tfswa_sep.inference.torch_backend as backend_module
 from tfswa_sep.errors import DeviceError, ModelError
+from tfswa_sep.inference import torch_backend
 from tfswa_sep.inference.torch_backend import MOST_AT_ONCE, TorchBackend, fitting
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.separator import Separator
@@ -53,7 +53,7 @@ def test_the_threads_are_shared_by_segments_at_once(model: Path) -> None:
 
 
 def test_where_cores_are_unknown_torch_knows_better(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_module, "count_cores", lambda: 0)
+    monkeypatch.setattr(torch_backend, "count_cores", lambda: 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     backend = TorchBackend(model, device="cpu")
     assert (backend.workers, backend._threads) == (3, 2)
@@ -84,7 +84,7 @@ def test_a_processor_computes_what_a_gpu_would(
 
 
 def test_norms_that_follow_a_convolution_are_part_of_it(model: Path) -> None:
-    network, _ = backend_module.load_network(model)
+    network, _ = torch_backend.load_network(model)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # of a network that has learnt something
             torch.nn.init.normal_(module.running_mean)
@@ -92,7 +92,7 @@ def test_norms_that_follow_a_convolution_are_part_of_it(model: Path) -> None:
                 torch.nn.init.uniform_(numbers, 0.5, 2.0)
     spectrum = torch.randn(1, 4, 1025, 8)
     expected = network.eval()(spectrum)
-    folded = backend_module._fold_following_norms(network)
+    folded = torch_backend._fold_following_norms(network)
     left = [name for name, module in folded.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert left and not any("hidden" in name or "layers" in name or "down" in name for name in left)
     torch.testing.assert_close(folded(spectrum), expected, atol=1e-5, rtol=1e-4)
@@ -207,7 +207,7 @@ def test_a_device_that_cannot_compute_is_told_at_once(model: Path, monkeypatch: 
     def fail(device: Any) -> None:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
 
-    monkeypatch.setattr(backend_module, "_try_out", fail)
+    monkeypatch.setattr(torch_backend, "_try_out", fail)
     with pytest.raises(
         DeviceError, match=r"cpu cannot be used \(CUDA error: no kernel .* more\): use --device"
     ):
@@ -223,7 +223,7 @@ def test_a_processor_gets_16_bits_where_it_multiplies_them(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-    assert backend_module._half_precision(torch.device("cpu")) == wanted
+    assert torch_backend._half_precision(torch.device("cpu")) == wanted
     assert pick_precision("auto", "cpu") == ("32-true" if wanted is None else "bf16-mixed")
 
 
@@ -232,7 +232,7 @@ def test_a_processor_gets_16_bits_where_it_multiplies_them(
 def test_16_bits_give_way_to_32(
     model: Path, monkeypatch: pytest.MonkeyPatch, breaks: bool, mix: NDArray[np.float32] | None
 ) -> None:
-    monkeypatch.setattr(backend_module, "_half_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr(torch_backend, "_half_precision", lambda device: torch.bfloat16)
     segments, backend = noise(1, 2, N), TorchBackend(model, precision="auto")
 
     def overflow(module: Any, inputs: Any, output: Any) -> Any:
@@ -252,7 +252,7 @@ def test_16_bits_give_way_to_32(
 
 
 def test_fp32_takes_no_16_bits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_module, "_half_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr(torch_backend, "_half_precision", lambda device: torch.bfloat16)
     segments = noise(1, 2, N)
     plain, asked = (
         Separator.from_checkpoint(model, backend="torch", precision=precision).backend(segments)

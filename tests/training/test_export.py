@@ -18,9 +18,10 @@ from tiny_model import TINY
 from torch import nn
 
 import tfswa_sep
+from tfswa_sep.constants import STEMS
 from tfswa_sep.inference.onnx_backend import OnnxBackend
 from tfswa_sep.inference.torch_backend import TorchBackend, load_network
-from tfswa_sep.model.config import STEMS, ModelConfig
+from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import TfswaUNet
 from training.release import export
 

@@ -21,8 +21,8 @@ pytest.importorskip("onnxscript")
 
 from tiny_model import TINY
 
+from tfswa_sep.constants import STEMS
 from tfswa_sep.errors import InputError
-from tfswa_sep.model.config import STEMS
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.registry import load_registry
 from training.release import publish

@@ -23,7 +23,8 @@ from omegaconf import DictConfig
 from tiny_model import TINY
 from torch import Tensor, nn
 
-from tfswa_sep.model.config import STEMS, ModelConfig
+from tfswa_sep.constants import STEMS
+from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.stft_torch import stft
 from training import checkpoint, losses, run, train, validate
 from training.configuration import load_config

@@ -20,12 +20,11 @@ import numpy as np
 import soundfile
 
 from tfswa_sep.audio.ffmpeg import FfmpegDecoder
-from tfswa_sep.audio.mp3 import read_length_header
-from tfswa_sep.audio.ogg import is_cut_short
 from tfswa_sep.audio.resample import Samples, resample
+from tfswa_sep.audio.truncation import is_ogg_cut_short, missing_mp3_bytes
+from tfswa_sep.constants import BLOCK_SAMPLES
 from tfswa_sep.errors import InputError, TruncatedError
 
-BLOCK = 65536  # samples decoded at once: 1.5 s at 44.1 kHz
 _SALVAGE_BLOCK = 1024  # of a song that may be cut: a decoder that fails loses the block it was at
 LOUDEST = 1e6  # +120 dB above full scale: no recording is, and its squares still fit a float
 RATES = (1_000, 768_000)  # samples a second that a song can have
@@ -73,7 +72,7 @@ class AudioReader:
         self._allow_truncated = allow_truncated
 
     def blocks(
-        self, rate: int | None = None, channels: int | None = None, block: int = BLOCK
+        self, rate: int | None = None, channels: int | None = None, block: int = BLOCK_SAMPLES
     ) -> Iterator[Samples]:
         """Yield the song as (channels, n) blocks at `rate` Hz; both default to the song's own.
 
@@ -203,7 +202,7 @@ class _SoundfileDecoder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._missing = 0  # bytes, as far as a header tells
-        missing = read_length_header(path)
+        missing = missing_mp3_bytes(path)
         self._file = _SoundFile(soundfile_name(path))
         if missing is None and self._file.format == "MP3":
             # Without a length header libsndfile guesses the length from the first frames and stops there,
@@ -218,7 +217,7 @@ class _SoundfileDecoder:
             self._missing = missing
         elif size and int(size[2]) < int(size[1]) < _STREAMED_BYTES:
             self._missing = int(size[1]) - int(size[2])
-        self._no_end = self._file.format == "OGG" and is_cut_short(path)
+        self._no_end = self._file.format == "OGG" and is_ogg_cut_short(path)
 
     def read(self, frames: int) -> Samples:
         try:

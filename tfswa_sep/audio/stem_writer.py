@@ -24,12 +24,13 @@ import numpy as np
 import soundfile
 
 from tfswa_sep.audio.atomic_file import TemporaryFile, remove_abandoned, sync_folder
-from tfswa_sep.audio.decode import BLOCK, soundfile_name
+from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.encode import Encoder, cannot_write
 from tfswa_sep.audio.formats import AudioFormat, find_format
 from tfswa_sep.audio.resample import Resampler, Samples
 from tfswa_sep.audio.stem_mp4 import write_stem_file
-from tfswa_sep.errors import OutputError
+from tfswa_sep.constants import BLOCK_SAMPLES
+from tfswa_sep.errors import InputError, OutputError
 
 WAV_BYTES = 4 * 10**9  # a WAV's 32-bit sizes end at 4.29 GB: RF64 from here on
 _RESAMPLER_TAIL = 64  # zeros that push the last samples out of a resampler, at the model's rate
@@ -189,7 +190,7 @@ class StemWriter:
                 self._open(stem, path, self._format)
             while True:
                 stems = {
-                    stem: source.read(BLOCK, dtype="float32", always_2d=True).T * np.float32(gain)
+                    stem: source.read(BLOCK_SAMPLES, dtype="float32", always_2d=True).T * np.float32(gain)
                     for stem, source in sources.items()
                 }
                 if not next(iter(stems.values())).size:
@@ -271,6 +272,49 @@ class StemWriter:
             with suppress(OSError):
                 folder.rmdir()
         self._encoders, self._files, self._floats, self._made_folders = {}, {}, [], []
+
+
+def write_stems(
+    stems: Mapping[str, Samples],
+    sample_rate: int,
+    folder: Path,
+    *,
+    audio_format: str = "wav",
+    bit_depth: str | None = None,
+    rescale: bool = False,
+    overwrite: bool = True,
+) -> dict[str, Path]:
+    """Write stems, (c, n) or (n,) each, to `folder`/<stem>.<extension>, all of them or none; returns the files.
+
+    sample_rate: Hz.
+    options: see separator.SaveOptions.
+    Raises InputError for stems that cannot be files side by side, UsageError for options that do not fit,
+    OutputError; then nothing is left behind.
+    """
+    encoding = find_format(audio_format, bit_depth)
+    if len({np.shape(samples) for samples in stems.values()}) != 1:
+        raise InputError("expected stems, all of one shape")
+    if odd := [name for name in stems if Path(name).name != name]:
+        raise InputError(f"a stem cannot be called {odd[0]!r}: that is no file's name")
+    parts = np.stack([np.atleast_2d(samples) for samples in stems.values()])  # (k, c, n)
+    if not np.isfinite(parts).all():
+        raise InputError("the stems hold numbers that are not finite")
+    frames = parts.shape[-1]
+    rate = encoding.nearest_rate(sample_rate)
+    frames_there = frames if rate == sample_rate else round(frames * rate / sample_rate)
+    with StemWriter(
+        {name: folder / f"{name}{encoding.extension}" for name in stems},
+        audio_format=encoding,
+        rate=rate,
+        model_rate=sample_rate,
+        channels=parts.shape[1],
+        frames=frames_there,
+        rescale=rescale,
+        overwrite=overwrite,
+    ) as writer:
+        for start in range(0, frames, BLOCK_SAMPLES):
+            writer.write(parts[..., start : start + BLOCK_SAMPLES])
+        return writer.commit(frames_there).files
 
 
 class _Mix:

@@ -96,7 +96,7 @@ class Work:
 
     def separate(self, song: PlannedSong, on_progress: Progress | None = None) -> Outcome:
         """Separate one song, unless that is done already. Raises what a song can fail with."""
-        from tfswa_sep.stems import folder_of, target_paths
+        from tfswa_sep.audio.stem_paths import folder_of, target_paths
 
         began = time.perf_counter()
         out, name = self.out / song.folder, self.options["name"]
@@ -151,7 +151,7 @@ def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
 
     Raises UsageError for several songs and a pattern without {track}.
     """
-    from tfswa_sep.stems import track_name
+    from tfswa_sep.audio.stem_paths import track_name
 
     planned: list[PlannedSong] = []
     taken: set[str] = set()

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import typer
 
-from tfswa_sep.cli.options import Debug, Json
+from tfswa_sep.cli.shared_options import Debug, Json
 
 
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
@@ -17,7 +17,7 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
     It separates a clip of 5 seconds with every backend, and gives the exact line that installs what is
     missing. The exit code is 0 if separation works.
     """
-    from tfswa_sep.cli.checkup import examine, works
+    from tfswa_sep.cli.diagnostics import examine, works
 
     findings = []
     for finding in examine():

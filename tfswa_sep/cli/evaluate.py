@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tfswa_sep.cli.command_groups import RunFirst
-from tfswa_sep.cli.options import BackendName, Debug, Device, Json, Offline, Precision, Quiet, Threads
+from tfswa_sep.cli.default_command import RunByDefault
+from tfswa_sep.cli.shared_options import BackendName, Debug, Device, Json, Offline, Precision, Quiet, Threads
 from tfswa_sep.cli.terminal import say_error
 from tfswa_sep.errors import OutputError, UsageError
 
@@ -29,7 +29,7 @@ MUSEVAL, FAST = "museval", "fast"  # as in evaluation/scoring.py, which is too h
 WIDEST = 10_000  # characters: no table has as many
 
 app = typer.Typer(
-    cls=RunFirst, rich_markup_mode=None, epilog="All options for scoring: tfswa-sep eval run --help"
+    cls=RunByDefault, rich_markup_mode=None, epilog="All options for scoring: tfswa-sep eval run --help"
 )
 
 

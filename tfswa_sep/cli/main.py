@@ -16,7 +16,7 @@ import typer.main
 
 import tfswa_sep
 from tfswa_sep.cli import doctor, evaluate, models, separate, terminal
-from tfswa_sep.cli.command_groups import SongsFirst
+from tfswa_sep.cli.default_command import SeparateByDefault
 from tfswa_sep.cli.terminal import PROGRAM
 
 EXAMPLES = f"""Examples:
@@ -33,7 +33,7 @@ EXAMPLES = f"""Examples:
 # Without rich's markup: its import takes 0.2 s, more than all the rest of --help.
 app = typer.Typer(
     name=PROGRAM,
-    cls=SongsFirst,
+    cls=SeparateByDefault,
     subcommand_metavar="SONG... | COMMAND",
     epilog=EXAMPLES + f"\nAll options: {PROGRAM} separate --help",
     rich_markup_mode=None,

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tfswa_sep.cli.command_groups import ListFirst
-from tfswa_sep.cli.options import Debug, Json, Offline, Precision
+from tfswa_sep.cli.default_command import ListByDefault
+from tfswa_sep.cli.shared_options import Debug, Json, Offline, Precision
 from tfswa_sep.errors import ModelError
 
 if TYPE_CHECKING:
     from tfswa_sep.registry import ModelFile, ModelInfo
 
-app = typer.Typer(cls=ListFirst, rich_markup_mode=None)
+app = typer.Typer(cls=ListByDefault, rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="A listed name, or an hf:// or https:// address.")]
 Names = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Listed names, or addresses.")]

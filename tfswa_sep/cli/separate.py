@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tfswa_sep.cli.options import BackendName, Debug, Device, Model, Offline, Precision, Quiet, Threads
+from tfswa_sep.cli.shared_options import BackendName, Debug, Device, Model, Offline, Precision, Quiet, Threads
 from tfswa_sep.cli.terminal import progress_bars
 from tfswa_sep.errors import BatchError, UsageError
 
@@ -104,16 +104,15 @@ def separate(
     loudness, and add up to the song. A stem is written whole or not at all.
     """
     from tfswa_sep import registry
-    from tfswa_sep.batch import inputs
-    from tfswa_sep.batch import plan as batch
-    from tfswa_sep.batch import workers as jobs
+    from tfswa_sep.batch import inputs, plan, workers
     from tfswa_sep.cli.separate_report import SeparateReport
+    from tfswa_sep.inference.hardware import prefers_int8
 
     commands = list(getattr(context.parent and context.parent.command, "commands", ()))
 
     def find_model() -> registry.ModelInfo:
         info = registry.find_model(model) if model else registry.default_model()
-        return registry.with_precision(info, precision, device=device)
+        return registry.with_precision(info, precision, prefer_int8=prefers_int8(device))
 
     info = find_model()
     # Damage is told before anything heavy loads; a download waits until the backend is chosen.
@@ -125,14 +124,14 @@ def separate(
     part, parts = _parse_shard(shard)
     found = inputs.find_songs(songs, recursive=recursive)
     if len(found) == 1 and str(found[0].path) != inputs.STDIN:
-        batch.check_song(found[0].path, commands)
-    planned = batch.plan_songs(found, name)[part - 1 :: parts]
-    work = batch.Work(
+        plan.check_song(found[0].path, commands)
+    planned = plan.plan_songs(found, name)[part - 1 :: parts]
+    work = plan.Work(
         model=info,
         backend=backend,
         device=device,
         precision=precision,
-        threads=threads or jobs.threads_each(min(at_once, len(planned))),
+        threads=threads or workers.threads_each(min(at_once, len(planned))),
         out=out,
         overwrite=overwrite,
         keep=frozenset(realpath(song.path) for song in found),
@@ -162,10 +161,10 @@ def separate(
             if bars:
                 bars.update(label(song), done, total)
 
-        outcomes = jobs.run_songs(
+        outcomes = workers.run_songs(
             planned,
             work,
-            check=lambda song: batch.check_song(song.path, commands),
+            check=lambda song: plan.check_song(song.path, commands),
             jobs=at_once,
             on_progress=show,
         )

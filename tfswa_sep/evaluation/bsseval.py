@@ -17,8 +17,8 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa_sep.constants import ACCOMPANIMENT, VOCALS
 from tfswa_sep.evaluation.extra import need
-from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
 
 Signals = Mapping[str, NDArray[np.float64]]  # stem -> (n, c)
 Frames = dict[str, NDArray[np.float64]]  # metric -> (frames,)

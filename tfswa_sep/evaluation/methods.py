@@ -12,22 +12,20 @@ import numpy as np
 import soundfile
 
 from tfswa_sep import registry
+from tfswa_sep.constants import ACCOMPANIMENT, MODEL_CHANNELS, SAMPLE_RATE, STEMS, VOCALS
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.metrics import Samples
 from tfswa_sep.evaluation.multitrack import (
     BLOCK_SECONDS,
-    CHANNELS,
-    SAMPLE_RATE,
-    STEMS,
     Feed,
     Song,
     stem_files,
 )  # fmt: skip
 from tfswa_sep.evaluation.results import BASELINE, MethodScores
 from tfswa_sep.inference.backend import Backend
+from tfswa_sep.inference.hardware import prefers_int8
 from tfswa_sep.inference.stft_numpy import istft, stft
 from tfswa_sep.separator import Separator
-from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
 
 Progress = Callable[[float], None]  # seconds of the song that are done
 
@@ -70,7 +68,7 @@ class ModelMethod:
         """`out`: keep the stems there, as <song>/<stem>.wav."""
         info = registry.find_model(model) if isinstance(model, str | Path) else model
         if isinstance(info, registry.ModelInfo):
-            info = registry.with_precision(info, precision, device=device)
+            info = registry.with_precision(info, precision, prefer_int8=prefers_int8(device))
         self._separator = Separator(
             info, backend=backend, device=device, precision=precision, threads=threads
         )
@@ -209,7 +207,7 @@ class OracleBaseline:
         truths, mixed = song.truths(self.rate), Feed([mixture], self.rate)
         files = {stem: [folder / f"{stem}.wav"] for stem in (*STEMS, ACCOMPANIMENT)}
         writers = {
-            stem: soundfile.SoundFile(path, "w", self.rate, CHANNELS, subtype="FLOAT", format="WAV")
+            stem: soundfile.SoundFile(path, "w", self.rate, MODEL_CHANNELS, subtype="FLOAT", format="WAV")
             for stem, (path,) in files.items()
         }
         written = 0

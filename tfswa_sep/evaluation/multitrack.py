@@ -20,16 +20,13 @@ import soundfile
 
 from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.audio.resample import Samples
+from tfswa_sep.constants import ACCOMPANIMENT, MODEL_CHANNELS, SAMPLE_RATE, STEMS
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
 
-STEMS = (VOCALS, "drums", "bass", "other")
 MIXTURE = "mixture"
 PACKED_SUFFIX = ".stem.mp4"
 AUDIO_SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3")
-CHANNELS = 2  # mono files count as two equal channels
 BLOCK_SECONDS = 10  # read at a time
-SAMPLE_RATE = 44_100  # Hz, at which songs are compared
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Song:
         """Write the mixture as a 32-bit float WAV, which holds sums above full scale; returns its frames."""
         stems = [self.files[stem] for stem in STEMS if stem in self.files]
         feed, written = Feed([self.files[MIXTURE]] if MIXTURE in self.files else stems, rate), 0
-        with soundfile.SoundFile(path, "w", rate, CHANNELS, subtype="FLOAT", format="WAV") as target:
+        with soundfile.SoundFile(path, "w", rate, MODEL_CHANNELS, subtype="FLOAT", format="WAV") as target:
             while not feed.ended:
                 block = feed.take(BLOCK_SECONDS * rate)[:, : feed.frames - written]
                 target.write(block.T)
@@ -128,8 +125,8 @@ class Feed:
         self._sources = [_Source(path, rate) for path in paths]
 
     def take(self, frames: int) -> Samples:
-        """The next samples, (CHANNELS, frames). Raises InputError as `audio.open_audio` does."""
-        total = np.zeros((CHANNELS, frames), dtype=np.float32)
+        """The next samples, (MODEL_CHANNELS, frames). Raises InputError as `audio.open_audio` does."""
+        total = np.zeros((MODEL_CHANNELS, frames), dtype=np.float32)
         for source in self._sources:
             total += source.take(frames)
         return total
@@ -158,7 +155,7 @@ class _Source:
         self.frames = 0
         self.ended = False
         self._blocks = _blocks(path, rate)
-        self._held = np.zeros((CHANNELS, 0), dtype=np.float32)
+        self._held = np.zeros((MODEL_CHANNELS, 0), dtype=np.float32)
 
     def take(self, frames: int) -> Samples:
         pieces, held = [self._held], self._held.shape[1]
@@ -177,4 +174,4 @@ class _Source:
 
 def _blocks(path: Path, rate: int) -> Iterator[Samples]:
     with open_audio(path) as reader:
-        yield from reader.blocks(rate, CHANNELS)
+        yield from reader.blocks(rate, MODEL_CHANNELS)

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep.audio.decode import open_audio
+from tfswa_sep.constants import ACCOMPANIMENT, STEMS, VOCALS
 from tfswa_sep.evaluation import bsseval
 from tfswa_sep.evaluation.metrics import RunningScore
-from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, STEMS, Feed, Song
+from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, Feed, Song
 from tfswa_sep.evaluation.results import FrameStatistics, StemScore
-from tfswa_sep.stems import ACCOMPANIMENT, VOCALS
 
 MUSEVAL, FAST = "museval", "fast"  # what can be asked for besides global SDR, SI-SDR, kept and leaked
 

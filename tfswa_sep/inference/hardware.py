@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import re
@@ -47,6 +48,22 @@ def share_threads(threads: int) -> int:
     if not threads:
         return 2
     return max(range(1, MOST_WORKERS + 1), key=lambda workers: (threads // workers * workers, workers))
+
+
+def prefers_int8(device: str = "auto") -> bool:
+    """Whether the int8 file of a model is the faster one on `device`: on a CPU that is made for it."""
+    return (device == "cpu" or (device == "auto" and not _onnx_uses_cards())) and faster_on_bytes()
+
+
+def _onnx_uses_cards() -> bool:
+    """Whether the ONNX Runtime that is installed is the one for Nvidia's cards.
+
+    It takes one where it finds it, and computes no convolutions in 8 bits there. Its files are looked at:
+    importlib.metadata, which knows packages' names, is needed for nothing else and takes 38 ms to load.
+    """
+    spec = importlib.util.find_spec("onnxruntime")
+    folders = (spec and spec.submodule_search_locations) or []
+    return any(any(Path(folder, "capi").glob("*onnxruntime_providers_cuda*")) for folder in folders)
 
 
 def faster_on_bytes() -> bool:

@@ -1,11 +1,7 @@
-"""What lies between spectrogram and network, in NumPy: the features it sees, and its masks put to use.
-
-The twin of `tfswa_sep.model.mask_head` in PyTorch, which trains the network. All this is no part of the ONNX
-graph: there every step streams the whole map through memory, here a tile stays in the core's own cache (the
-graph took 0.59 s a segment on one core with it and 0.35 s without, and it takes 0.09 s here, measured).
+"""The network's masks and filters put to use, in NumPy; the twin of `tfswa_sep.model.mask_head` in PyTorch.
 
 Axis letters: b batch, s stem of the model, k stem asked for, c channel, f bins, t frames; n samples,
-p bins of a token.
+p bins of a token, m some of the frames.
 """
 
 from __future__ import annotations
@@ -16,22 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.inference.stft_numpy import add_frames, stft
-from tfswa_sep.model.config import (
-    COMPRESSION,
-    HIGHEST_LOGIT,
-    MASK_FLOOR,
-    POWER_FLOOR,
-    SHARE_FLOOR,
-    Band,
-    ModelConfig,
+from tfswa_sep.inference.features import (
+    BINS_AT_ONCE,
+    FRAMES_AT_ONCE,
+    Floats,
+    Spectrum,
+    band_features,
+    phase_turns,
 )
-
-Floats = NDArray[np.float32]
-Spectrum = NDArray[np.complex64]
-
-_FRAMES_AT_ONCE = 64
-_BINS_AT_ONCE = 128
+from tfswa_sep.inference.stft_numpy import add_frames, stft
+from tfswa_sep.model.config import HIGHEST_LOGIT, MASK_FLOOR, SHARE_FLOOR, Band, ModelConfig
 
 
 def separate_with(
@@ -39,7 +29,7 @@ def separate_with(
 ) -> Floats:
     """Separate (b, c, n) into (b, s, c, n), or into (b, k, c, n) with a (k, s) mix; see backends.Backend.
 
-    network: features of the bands, see `band_features`, to what it makes of them, see `masked_waves`.
+    network: features of the bands, see `features.band_features`, to what it makes of them, see `masked_waves`.
     """
     spectrum = stft(segment, n_fft=config.n_fft, hop=config.hop)
     masks = network(band_features(spectrum, config))
@@ -60,83 +50,10 @@ def _last_is_the_rest(config: ModelConfig, mix: Floats | None) -> bool:
     return whole and config.mixture_consistent and len(config.stems) > 1
 
 
-def band_features(spectrum: Spectrum, config: ModelConfig) -> list[Floats]:
-    """What the network sees: the features of `model.masks.band_features`, an array a band.
-
-    spectrum: (b, c, f, t) of `spectrogram.stft`.  Returns (b, features, bins of the band, t) each.
-    """
-    b, _, _, t = spectrum.shape
-    bands = [
-        np.empty((b, config.feature_count(band), band.stop - band.start, t), np.float32)
-        for band in config.bands
-    ]
-    for item, start in np.ndindex(b, -(-t // _FRAMES_AT_ONCE)):
-        frames = slice(start * _FRAMES_AT_ONCE, (start + 1) * _FRAMES_AT_ONCE)
-        for band, target in zip(config.bands, bands, strict=True):
-            for low in range(band.start, band.stop, _BINS_AT_ONCE):
-                bins = slice(low, min(low + _BINS_AT_ONCE, band.stop))
-                rows = slice(bins.start - band.start, bins.stop - band.start)
-                _features(spectrum[item, :, bins, frames], target[item, :, rows, frames], config)
-    if config.features == "advance":
-        for band, target in zip(config.bands, bands, strict=True):
-            if config.sees_phases(band):
-                _advance(spectrum[:, :, band.start : band.stop], target, band, config)
-    return bands
-
-
-def _features(tile: Spectrum, target: Floats, config: ModelConfig) -> None:
-    """Fill `target` (features, f, t) from `tile` (c, f, t), which lies in memory as (c, t, f).
-
-    With magnitudes at the end, and in front of them with what `complex` puts there.
-    """
-    c, f, t = tile.shape
-    stereo = config.features != "magnitude" and c == 2
-    count = c + 2 if stereo else c
-    real, imaginary = np.empty((2, count, t, f), np.float32)
-    real[:c], imaginary[:c] = tile.real.swapaxes(1, 2), tile.imag.swapaxes(1, 2)
-    if stereo:  # the middle and the side of the picture
-        for part in (real, imaginary):
-            np.add(part[0], part[1], out=part[2])
-            np.subtract(part[0], part[1], out=part[3])
-            part[2:] *= np.float32(0.5)
-    power = real * real
-    power += np.square(imaginary)
-    power += np.float32(POWER_FLOOR)
-    magnitude = np.log(power)
-    magnitude *= np.float32(COMPRESSION / 2)
-    np.exp(magnitude, out=magnitude)
-    turned = target.swapaxes(1, 2)  # (features, t, f)
-    turned[-count:] = magnitude
-    if config.features == "complex":
-        scale = magnitude[:c] / np.sqrt(power[:c])
-        turned[:c] = np.multiply(real[:c], scale, out=real[:c])
-        turned[c : 2 * c] = np.multiply(imaginary[:c], scale, out=imaginary[:c])
-
-
-def _advance(spectrum: Spectrum, target: Floats, band: Band, config: ModelConfig) -> None:
-    """Fill the first features of a band, (b, features, f, t), with how far phases went on in a frame."""
-    c = config.channels
-    before = np.zeros_like(spectrum)
-    before[..., 1:] = spectrum[..., :-1] * _turns(band, config, frames=1)[:, None]
-    size = np.sqrt(np.square(np.abs(spectrum)) + np.float32(POWER_FLOOR))
-    scale = target[:, 2 * c : 3 * c] / size
-    scale[..., 1:] /= size[..., :-1]  # one after the other: the product of both could overflow
-    advance = spectrum * np.conj(before, out=before)
-    np.multiply(advance.real, scale, out=target[:, :c])
-    np.multiply(advance.imag, scale, out=target[:, c : 2 * c])
-
-
-def _turns(band: Band, config: ModelConfig, *, frames: int) -> Spectrum:
-    """By how much tones in the middles of bins turn in some frames, (f,), as complex numbers of size one."""
-    turns = np.arange(band.start, band.stop) * frames * config.hop % config.n_fft
-    phases: Spectrum = np.exp(2j * np.pi / config.n_fft * turns).astype(np.complex64)
-    return phases
-
-
 def masked_frames(
     bands: Sequence[Floats], spectrum: Spectrum, config: ModelConfig, mix: Floats | int
 ) -> Iterator[Spectrum]:
-    """The stems' spectra of one item of a batch, some frames at a time: see `spectrogram.add_frames`.
+    """The stems' spectra of one item of a batch, some frames at a time: see `stft_numpy.add_frames`.
 
     bands: the network's output, (s * parts * p, tokens, t) each.  spectrum: (c, f, t) of the mixture.
     mix: a (k, s) matrix applied to the stems, or k for the first k of them as they are.
@@ -145,14 +62,14 @@ def masked_frames(
     c, f, t = spectrum.shape
     stems = mix if isinstance(mix, int) else len(mix)
     make_mask = _MASKS[config.masks]
-    buffer = np.empty((stems, c, _FRAMES_AT_ONCE, f), np.complex64)
+    buffer = np.empty((stems, c, FRAMES_AT_ONCE, f), np.complex64)
     taps = [_neighbours(spectrum, band, config) if band.taps else None for band in config.bands]
-    for start in range(0, t, _FRAMES_AT_ONCE):
-        frames = slice(start, min(start + _FRAMES_AT_ONCE, t))
+    for start in range(0, t, FRAMES_AT_ONCE):
+        frames = slice(start, min(start + FRAMES_AT_ONCE, t))
         mixture = spectrum[:, :, frames].swapaxes(1, 2)  # (c, m, f), as it lies in memory
         chunk = buffer[:, :, : frames.stop - start]
         for band, values, near in zip(config.bands, bands, taps, strict=True):
-            step = max(_BINS_AT_ONCE // band.stride, 1)
+            step = max(BINS_AT_ONCE // band.stride, 1)
             parts = values.reshape(len(config.stems), -1, *values.shape[1:])
             for token in range(0, band.tokens, step):
                 tile = parts[:, :, token : token + step, frames]
@@ -194,7 +111,7 @@ def _neighbours(spectrum: Spectrum, band: Band, config: ModelConfig) -> Spectrum
     c, _, t = spectrum.shape
     near = np.empty((band.taps, c, t, band.stop - band.start), np.complex64)
     for i, frames in enumerate(near):
-        np.multiply(around[:, i : i + t], _turns(band, config, frames=reach - i), out=frames)
+        np.multiply(around[:, i : i + t], phase_turns(band, config, frames=reach - i), out=frames)
     return near
 
 

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-N_FFT = 2048  # samples a frame: 46 ms at 44.1 kHz
-HOP = 512  # samples between frames: 12 ms at 44.1 kHz
+from tfswa_sep.constants import HOP, N_FFT
 
 _FRAMES_AT_ONCE = 128  # of a channel: they stay in the core's own cache
 

@@ -21,8 +21,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from tfswa_sep.errors import DeviceError, ModelError
+from tfswa_sep.inference.features import Floats
 from tfswa_sep.inference.hardware import count_cores, share_threads
-from tfswa_sep.inference.mask_apply import Floats, separate_with
+from tfswa_sep.inference.mask_apply import separate_with
 from tfswa_sep.inference.metadata import KEY, ModelMetadata, contradicts, parse_metadata
 from tfswa_sep.inference.overlap_add import overlap_add, plan_segments
 from tfswa_sep.model.config import ModelConfig

@@ -12,7 +12,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-STEMS = ("vocals", "drums", "bass", "other")
+from tfswa_sep.constants import HOP, MODEL_CHANNELS, N_FFT, SAMPLE_RATE, STEMS
+
 BRANCHES = ("time", "frequency", "window")  # TSA, FSA, SW-MSA
 
 COMPRESSION = 0.3  # exponent of the magnitudes that the network sees; quiet partials stay visible
@@ -42,10 +43,10 @@ class ModelConfig:
     """Everything that decides the shape of a TFSWA-UNet; stored as JSON beside the weights."""
 
     stems: tuple[str, ...] = STEMS
-    channels: int = 2  # audio channels
-    sample_rate: int = 44_100  # Hz
-    n_fft: int = 2048  # samples
-    hop: int = 512  # samples
+    channels: int = MODEL_CHANNELS  # audio channels
+    sample_rate: int = SAMPLE_RATE  # Hz
+    n_fft: int = N_FFT  # samples
+    hop: int = HOP  # samples
     segment_samples: int = 196_096  # what inference feeds at once: 384 frames, 4.4 s
     margin_samples: int = 4_096  # context thrown away at each side of a segment; twice that scored no better
     # The stem: bands of its own weights ("bands"), or equal sub-bands stacked as features ("stack").

@@ -10,8 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-N_FFT = 2048  # samples
-HOP = 512  # samples
+from tfswa_sep.constants import HOP, N_FFT
 
 
 def stft(x: Tensor, *, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:

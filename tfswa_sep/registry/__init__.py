@@ -14,13 +14,11 @@ Nothing heavy is imported here, so that an unknown model or a damaged file is to
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from tfswa_sep.errors import ModelError, UsageError
-from tfswa_sep.inference.hardware import faster_on_bytes
 from tfswa_sep.registry import addresses, download
 from tfswa_sep.registry.folders import cache_folder, config_folder, hub_cache_folder
 from tfswa_sep.registry.integrity import SUFFIXES, damage, digest, wrong_head
@@ -93,38 +91,25 @@ def default_model() -> ModelInfo:
     return next(iter(load_registry().values()))
 
 
-def with_precision(info: ModelInfo, precision: str, *, device: str = "auto") -> ModelInfo:
+def with_precision(info: ModelInfo, precision: str, *, prefer_int8: bool = False) -> ModelInfo:
     """The model with those of its files alone that compute in `precision`.
 
-    precision: "fp32", "int8", or "auto": all files, those in int8 first where a processor computes that is
-    made for them, else last. The backend is chosen afterwards, and takes the first of its own.
+    precision: "fp32", "int8", or "auto": all files, those in int8 first if `prefer_int8`, else last. The
+    backend is chosen afterwards, and takes the first of its own.
     A file whose precision nobody recorded is taken for whatever was asked for.
     Raises UsageError for another precision, ModelError for one that the model has no file for.
     """
     if precision not in ("auto", *PRECISIONS):
         raise UsageError(f"unknown precision {precision!r}: choose from auto, {', '.join(PRECISIONS)}")
     if precision == "auto":
-        on_processor = device == "cpu" or (device == "auto" and not _onnx_uses_cards())
-        bytes_first = on_processor and faster_on_bytes()
         return replace(
-            info, files=tuple(sorted(info.files, key=lambda file: (file.precision == "int8") != bytes_first))
+            info, files=tuple(sorted(info.files, key=lambda file: (file.precision == "int8") != prefer_int8))
         )
     files = tuple(file for file in info.files if file.precision in ("", precision))
     if not files:
         offered = {file.precision for file in info.files}
         raise ModelError(f"model {info.name!r} has no {precision} file: use --precision {min(offered)}")
     return replace(info, files=files)
-
-
-def _onnx_uses_cards() -> bool:
-    """Whether the ONNX Runtime that is installed is the one for Nvidia's cards.
-
-    It takes one where it finds it, and computes no convolutions in 8 bits there. Its files are looked at:
-    importlib.metadata, which knows packages' names, is needed for nothing else and takes 38 ms to load.
-    """
-    spec = importlib.util.find_spec("onnxruntime")
-    folders = (spec and spec.submodule_search_locations) or []
-    return any(any(Path(folder, "capi").glob("*onnxruntime_providers_cuda*")) for folder in folders)
 
 
 def fetch(info: ModelInfo, backend: str) -> Path:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from tfswa_sep.constants import HOP, MODEL_CHANNELS, N_FFT, STEMS
 from tfswa_sep.errors import TfswaError
 from tfswa_sep.evaluation.methods import Estimates, Method, ModelMethod, OracleBaseline
 from tfswa_sep.evaluation.metrics import SILENCE_RMS, decibels
-from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, CHANNELS, STEMS, Feed, Song, find_songs
-from tfswa_sep.inference.stft_numpy import HOP, N_FFT, stft
+from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, Feed, Song, find_songs
+from tfswa_sep.inference.stft_numpy import stft
 
 EDGES = (0, 100, 200, 400, 800, 1600, 3200, 6400, np.inf)  # Hz
 
@@ -63,7 +64,7 @@ def song_errors(song: Song, methods: Sequence[Method]) -> dict[str, tuple[Energi
                 loudness += float(np.square(true).sum(dtype=np.float64))
                 power += band_energies(true, rate)
                 errors += [band_energies(feed.take(size) - true, rate) for feed in feeds]
-            if loudness > CHANNELS * frames * SILENCE_RMS**2:
+            if loudness > MODEL_CHANNELS * frames * SILENCE_RMS**2:
                 energies[stem] = power, errors
     return energies
 

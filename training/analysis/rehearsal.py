@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tfswa_sep.model.stft_torch import HOP, N_FFT, istft, stft
+from tfswa_sep.constants import HOP, N_FFT
+from tfswa_sep.model.stft_torch import istft, stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import losses
 from training.checkpoint import Average

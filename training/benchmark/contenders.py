@@ -16,9 +16,9 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tfswa_sep.evaluation.multitrack import SAMPLE_RATE, find_songs
-from tfswa_sep.model.config import STEMS
-from tfswa_sep.stems import parse_stems
+from tfswa_sep.constants import SAMPLE_RATE, STEMS
+from tfswa_sep.evaluation.multitrack import find_songs
+from tfswa_sep.inference.stem_matrix import parse_stems
 from training.benchmark.measure import measure
 
 _FIRST_SAMPLE = Path(__file__).with_name("first_sample.py")

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tfswa_sep import Separator
-from tfswa_sep.inference import mask_apply as masks
+from tfswa_sep.inference import mask_apply
 from tfswa_sep.inference.onnx_backend import OnnxBackend
 from training.benchmark.__main__ import make_song
 
@@ -53,7 +53,7 @@ def profile(song: Path, out: Path, *, model: str | None = None, precision: str =
     _ = separator.backend  # loaded before the clock starts
     with ExitStack() as replaced:
         for name, step in STEPS.items():
-            place = OnnxBackend if name == "_run" else masks
+            place = OnnxBackend if name == "_run" else mask_apply
             replaced.enter_context(patch.object(place, name, timed(getattr(place, name), step)))
         began = time.process_time()
         separator.separate_file(song, out=out)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tfswa_sep.errors import InputError
 from tfswa_sep.evaluation.multitrack import names_without
-from tfswa_sep.stems import parse_stems
+from tfswa_sep.inference.stem_matrix import parse_stems
 from training.data import folder, musdb
 from training.data.cache import CachedTrack, build_cache
 from training.data.chunks import SongChunks

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from tfswa_sep.inference.mask_apply import band_features
+from tfswa_sep.inference.features import band_features
 from tfswa_sep.inference.stft_numpy import stft
 from tfswa_sep.model.attention import QueryKeyValue
 from tfswa_sep.model.blocks import DynamicFusion, FrequencyLinear, TfswaBlock

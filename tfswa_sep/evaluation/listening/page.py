@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from tfswa_sep.constants import SAMPLE_RATE
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.extra import need
 from tfswa_sep.evaluation.metrics import Samples
-from tfswa_sep.evaluation.multitrack import AUDIO_SUFFIXES, BLOCK_SECONDS, SAMPLE_RATE, Feed
+from tfswa_sep.evaluation.multitrack import AUDIO_SUFFIXES, BLOCK_SECONDS, Feed
 
 SHORTEST = 0.4  # s: loudness is measured in blocks of that length
 QUIETEST = -60.0  # LUFS: below it there is nothing to hear

@@ -164,13 +164,18 @@ def _try_backend(backend: str) -> Finding:
     try:
         import numpy as np
 
+        from tfswa_sep.constants import MODEL_CHANNELS, SAMPLE_RATE
         from tfswa_sep.separator import Separator
 
         separator = Separator(backend=backend)
-        clip = np.random.default_rng(0).uniform(-0.1, 0.1, (2, CLIP_SECONDS * 44_100)).astype(np.float32)
-        separator.separate(clip, 44_100)
+        clip = (
+            np.random.default_rng(0)
+            .uniform(-0.1, 0.1, (MODEL_CHANNELS, CLIP_SECONDS * SAMPLE_RATE))
+            .astype(np.float32)
+        )
+        separator.separate(clip, SAMPLE_RATE)
         began = time.perf_counter()
-        separator.separate(clip, 44_100)
+        separator.separate(clip, SAMPLE_RATE)
         spent = time.perf_counter() - began
     except TfswaError as error:
         return Finding(about=about, right=False, text=str(error), exit_code=error.exit_code)

@@ -7,7 +7,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 
-class SongsFirst(TyperGroup):
+class SeparateByDefault(TyperGroup):
     """A group whose command may be left out: what begins with a song or an option for it means `separate`."""
 
     fallback = "separate"
@@ -22,13 +22,13 @@ class SongsFirst(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-class RunFirst(SongsFirst):
+class RunByDefault(SeparateByDefault):
     """A group of which `run` is meant where no other command is named."""
 
     fallback = alone = "run"
 
 
-class ListFirst(SongsFirst):
+class ListByDefault(SeparateByDefault):
     """A group of which `list` is meant where nothing is said."""
 
     fallback = alone = "list"
