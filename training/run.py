@@ -24,7 +24,7 @@ from training import checkpoint, losses
 from training.checkpoint import Average
 from training.configuration import model_shape
 from training.data.augment import Augmentation, lowpass
-from training.data.loader import Batch, load_batches, open_data, seconds_of
+from training.data.loader import Batch, load_batches, open_data, seconds_of, whole_seconds
 from training.distributed import cut_like, gather, launch, settle, synchronise_norms
 from training.optimizer import make_optimizer, restore
 from training.pretrain import MaskedSpectrogram
@@ -119,12 +119,22 @@ class Run:
         """Seconds of training, those before a resume included."""
         return self.seconds + time.monotonic() - self.begun
 
+    @property
+    def rounded(self) -> str:
+        """What is to be said of an example's length that the network would have to pad, else nothing."""
+        wanted = seconds_of(self.config.data)
+        found = whole_seconds(wanted, self.shape)
+        if found == wanted:
+            return ""
+        multiple = self.shape.frame_multiple
+        return f"examples are {found:.4f} s in place of {wanted:g}: whole multiples of {multiple} frames"
+
     def batches(self) -> Iterator[Batch]:
         """This process's share of the batches of the steps that are left, on the device."""
         share, device = self.settings.batch_size * self.settings.accumulate, self.fabric.device
         for phase in phases(self.settings, start=self.done, seconds=seconds_of(self.config.data)):
             for mixture, stems, known in load_batches(
-                self.data.draw(phase.seconds),
+                self.data.draw(whole_seconds(phase.seconds, self.shape)),
                 phase.steps,
                 count=share,
                 first=self.fabric.global_rank * share,

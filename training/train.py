@@ -28,8 +28,8 @@ def train(config: DictConfig) -> Path:
     with Journal(
         run.out, done=run.done, total=settings.steps, every=settings.log_every, leads=leads
     ) as journal:
-        if run.said:
-            journal.say(run.said)
+        for line in filter(None, (run.said, run.rounded)):
+            journal.say(line)
         for batch in run.batches():
             numbers = run.step(batch)
             journal.step(run.done, numbers, seconds=run.spent)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("hydra")
 
 from tfswa_sep.errors import UsageError
 from tfswa_sep.model.config import PRESETS
+from tfswa_sep.model.stft_torch import stft
 from training.configuration import CONFIGS, load_config, model_shape, run_command
+from training.data.loader import seconds_of, whole_seconds
 from training.mixing.settings import MixSettings
 
 POOLS = "data.pools=x"
@@ -43,7 +45,24 @@ def test_what_is_missing_is_named() -> None:
         load_config([])
     with pytest.raises(UsageError, match=r"data\.root is missing"):
         load_config(["data=musdb18"])
-    assert load_config(["data=musdb18"], needs_data=False).data.seconds == 6
+    assert load_config(["data=musdb18"], needs_data=False).data.seconds == 5.944
+
+
+@pytest.mark.parametrize("data", ["open", "folder", "musdb18", "musdb18hq"])
+@pytest.mark.parametrize("training", [path.stem for path in (CONFIGS / "training").glob("*.yaml")])
+def test_no_config_takes_examples_that_the_network_has_to_pad(data: str, training: str) -> None:
+    config = load_config([f"data={data}", f"training={training}"], needs_data=False)
+    seconds = seconds_of(config.data)
+    assert 2.9 < seconds < (3 if training == "paper" or data == "open" else 6)
+    for shape in PRESETS.values():
+        assert whole_seconds(seconds, shape) == seconds
+        for other in (0.01, 3, 6.0, 11.7):
+            found = whole_seconds(other, shape)
+            frames = stft(torch.zeros(1, 1, round(found * shape.sample_rate))).shape[-1]
+            assert frames % shape.frame_multiple == 0
+            assert whole_seconds(found, shape) == found
+            if other > 1:
+                assert abs(found - other) <= shape.frame_multiple * shape.hop / shape.sample_rate / 2
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from tfswa_sep.model.stft_torch import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
 from training.losses import waveform_l1
 
-SECONDS = 6.0  # of stereo that --memory trains on
+SECONDS = 5.944  # of stereo that --memory trains on: 512 frames
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from tfswa_sep.model.unet import TfswaUNet
 from training import losses
 from training.checkpoint import Average
 from training.configuration import model_shape
-from training.data.loader import seconds_of
+from training.data.loader import seconds_of, whole_seconds
 from training.distributed import on_cuda, pick_precision, settle
 from training.optimizer import make_optimizer
 
@@ -60,7 +60,7 @@ class Rehearsal:
         self.device, self.settings = torch.device("cuda" if cuda else "cpu"), settings
         settle(self.device, fused_attention=settings.fused_attention)
         self.dtype = PRECISIONS[pick_precision(settings.precision, settings.accelerator)]
-        self.seconds = seconds_of(config.data)  # of an example
+        self.seconds = whole_seconds(seconds_of(config.data), shape)  # of an example
         wanted = config.model.checkpointing if checkpointing is None else checkpointing
         with self.device:
             self.model = TfswaUNet(shape, checkpointing=wanted)
