@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -53,6 +55,33 @@ def test_swap_and_sign_by_hand() -> None:
     x = noise()
     assert torch.equal(augment.swap_channels(x, p=1.0, generator=seeded()), x[:, :, [1, 0]])
     assert torch.equal(augment.flip_sign(x, p=1.0, generator=seeded()), -x)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_what_mixes_channels_is_one_matrix_of_the_same_draws(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stems, known = noise(8)[:, :, :channels], torch.ones(8, 3)
+    kinds = ("gain", "pan", "swap", "sign")
+    settings = config("data.augment.remix.p=0", *(f"data.augment.{kind}.p=0.5" for kind in kinds))
+    x, generator = torch.cat([stems, torch.zeros_like(stems[:, :1])], dim=1), seeded()
+    x = augment.gain(x, p=0.5, decibels=settings.gain.decibels, generator=generator)
+    x = augment.pan(x, p=0.5, generator=generator)
+    x = augment.swap_channels(x, p=0.5, generator=generator)
+    x = augment.flip_sign(x, p=0.5, generator=generator)
+    for name in ("gain", "pan", "swap_channels", "flip_sign"):  # none of them sees the waves themselves
+        monkeypatch.setattr(augment, name, _small_only(getattr(augment, name)))
+    mixture, found, _ = Augmentation(settings)((stems.sum(dim=1), stems, known), generator=seeded())
+    torch.testing.assert_close(found, x[:, :-1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mixture, x.sum(dim=1), rtol=1e-5, atol=1e-6)
+
+
+def _small_only(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def checked(x: Tensor, **settings: Any) -> Tensor:
+        assert x.shape[-1] <= 2
+        return change(x, **settings)
+
+    return checked
 
 
 def test_remix_takes_every_stem_once_and_leaves_the_rest() -> None:

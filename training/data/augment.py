@@ -49,10 +49,12 @@ class Augmentation:
         # Known stems and the rest of the mixture: (b, s + 1, c, n)
         x = torch.cat([stems, (mixture - stems.sum(dim=1))[:, None]], dim=1)
         x = remix(x, p=settings.remix.p, generator=generator)
-        x = gain(x, p=settings.gain.p, decibels=settings.gain.decibels, generator=generator)
-        x = pan(x, p=settings.pan.p, generator=generator)
-        x = swap_channels(x, p=settings.swap.p, generator=generator)
-        x = flip_sign(x, p=settings.sign.p, generator=generator)
+        # What these four make of the unit matrix they make of every sample: one pass over the waves, not four.
+        matrix = torch.eye(x.shape[2]).to(x).expand(*x.shape[:3], -1)
+        matrix = gain(matrix, p=settings.gain.p, decibels=settings.gain.decibels, generator=generator)
+        matrix = pan(matrix, p=settings.pan.p, generator=generator)
+        matrix = swap_channels(matrix, p=settings.swap.p, generator=generator)
+        x = flip_sign(matrix, p=settings.sign.p, generator=generator) @ x
         x, known = mixup(x, known, p=settings.mixup.p, alpha=settings.mixup.alpha, generator=generator)
         x = stretch_time(x, p=settings.stretch.p, most=settings.stretch.most, generator=generator)
         x = shift_pitch(x, p=settings.pitch.p, semitones=settings.pitch.semitones, generator=generator)
@@ -101,12 +103,12 @@ def remix(x: Tensor, *, p: float, generator: torch.Generator) -> Tensor:
     b, s = x.shape[:2]
     if b < 2 or not p:
         return x
-    own = torch.arange(b, device=x.device)
-    columns = []
+    source = torch.arange(b)[:, None].repeat(1, s)  # the example that each stem comes from
     for i in range(s - 1):
-        order = torch.randperm(b, generator=generator).to(x.device)
-        columns.append(x[torch.where(_chosen((), p, generator, x), order, own), i])
-    return torch.stack([*columns, x[:, -1]], dim=1)
+        order = torch.randperm(b, generator=generator)
+        if torch.rand((), generator=generator) < p:
+            source[:, i] = order
+    return x[source.to(x.device), torch.arange(s, device=x.device)]
 
 
 def mixup(
