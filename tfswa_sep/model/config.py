@@ -53,7 +53,7 @@ class ModelConfig:
     stem: Literal["bands", "stack"] = "bands"
     # Finest, and with filters, up to 1.4 kHz, where most of what separation gets wrong lies; the longest up
     # to 340 Hz, where a window of the STFT is too short to tell one tone from its neighbour
-    # (experiments/README.md).
+    # (experiments/011-finer-bands.md, 013-nine-frame-filters.md).
     bands: tuple[Band, ...] = (
         Band(start=0, stop=16, stride=1, taps=9),
         Band(start=16, stop=64, stride=1, taps=3),
@@ -62,7 +62,7 @@ class ModelConfig:
         Band(start=384, stop=1024, stride=20),
     )
     # What the stem sees beside magnitudes: complex values, the advance of phases in bands that have filters
-    # (elsewhere trained networks do not heed phases: experiments/README.md), or nothing.
+    # (elsewhere trained networks ignore them: experiments/012-filters-tdf.md), or nothing.
     features: Literal["complex", "advance", "magnitude"] = "complex"
     # What a bin is multiplied by: a complex number of at most one, a real one between -1 and 1 ("signed"), or
     # a gain between 0 and 1 ("real"). The latter two are half the values, and cheaper.
@@ -204,7 +204,7 @@ def _uniform_bands(count: int, *, stride: int) -> tuple[Band, ...]:
 
 PRESETS: dict[str, ModelConfig] = {
     # Cheap by design: non-uniform bands, dense 3x3 convolutions, most of them and attention where the map is
-    # small. Without TSA, because with it real songs are separated worse (experiments/README.md).
+    # small. Without TSA, with which real songs are separated worse (experiments/007-attentions.md).
     "small": ModelConfig(
         features="advance",
         masks="signed",

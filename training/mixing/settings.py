@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 class MixSettings:
     """How mixtures are drawn. Levels in dB of full scale, pitches in semitones, the rest probabilities.
 
-    Defaults are what trials of some hundred steps favour (experiments/README.md). One with limiter, coder
-    and all manners of voices fell behind one without: they are off here, and a long training may want them.
+    The defaults won short paired runs (experiments/005-whole-songs.md). Limiter, codec and most vocal
+    effects are off, since a run with them fell behind (003-softmax-gains.md); a long training may want them.
     """
 
     seconds: float = 2.9606  # 256 frames; of 3 s there are 259, which the network pads to 288

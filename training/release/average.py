@@ -1,7 +1,7 @@
 """The average of two checkpoints: `python -m training.release.average LAST.ckpt OTHER.ckpt --out AVERAGE.ckpt`.
 
 Of one run, or where the one began with the other: then the average often separates better than either
-(Wortsman et al., arXiv:2203.05482). Most releases since step 4,800 were made so (experiments/README.md).
+(Wortsman et al., arXiv:2203.05482). See experiments/006-weight-averaging.md.
 `python -m training.release.export AVERAGE.ckpt` takes the result.
 """
 
