@@ -61,21 +61,24 @@ class Journal:
         if self._writer:
             for name, value in scores.items():
                 self._writer.add_scalar(f"valid/{name}", value, done)
-            gains = {name: value for name, value in scores.items() if " " not in name}
-            self.say(f"step {done} dB above the mixture: {rounded(gains)}")
-            for end in (" kept", " leaked"):
+            shown = [
+                f"{name} {scores[name]:.2f} ({scores[name + ' low']:.2f} to {scores[name + ' high']:.2f})"
+                for name in scores
+                if f"{name} low" in scores
+            ]
+            self.say(f"step {done} SDR: {', '.join(shown)}")
+            for end, label in ((" median", "median of frames"), (" kept", "kept"), (" leaked", "leaked")):
                 found = {name.removesuffix(end): x for name, x in scores.items() if name.endswith(end)}
-                self.say(f"step {done}{end}: {rounded(found)}")
+                self.say(f"step {done} {label}: {rounded(found)}")
 
     def examples(self, done: int, validation: Validation, network: nn.Module) -> None:
         """What the network makes of the first songs: to hear, and as spectrograms beside the truth."""
         if not self._writer:
             return
-        for song in list(validation.songs)[:EXAMPLES]:
+        for song in validation.songs[:EXAMPLES]:
             estimates = validation.separate(network, song).cpu()
-            for name, estimate, truth in zip(
-                validation.targets, estimates, validation.songs[song][1], strict=True
-            ):
+            _, truths = validation.excerpt(song)
+            for name, estimate, truth in zip(validation.targets, estimates, truths, strict=True):
                 mono = estimate.mean(dim=0).clamp(-1, 1)[None]
                 self._writer.add_audio(f"{song}/{name}", mono, done, sample_rate=SAMPLE_RATE)
                 picture = torch.cat([spectrogram(estimate), spectrogram(truth)], dim=1)

@@ -112,7 +112,8 @@ class Run:
         restore(self.optimizer.optimizer, stored["optimizer"])
         self.fabric.strategy.precision.load_state_dict(stored["precision"])
         self.done, self.seconds = stored["step"], stored["seconds"]
-        self.best, self.stale = stored["best"], stored["stale"]
+        if stored.get("judged_on") == self.judged_on:  # scores of other songs cannot be compared
+            self.best, self.stale = stored["best"], stored["stale"]
 
     @property
     def spent(self) -> float:
@@ -210,6 +211,12 @@ class Run:
             seconds=self.config.data.valid_seconds,
         )
 
+    @property
+    def judged_on(self) -> str:
+        """What `best` is a score of."""
+        seconds = self.config.data.get("valid_seconds")
+        return f"mean SDR, excerpts of {seconds} s of {', '.join(sorted(self.data.valid))}"
+
     def judge(self, scores: dict[str, float]) -> bool:
         """Whether these scores are the best so far; counts the validations that were not."""
         better = scores.get("mean", -math.inf) > self.best
@@ -227,6 +234,7 @@ class Run:
             "step": self.done,
             "seconds": self.spent,
             "best": self.best,
+            "judged_on": self.judged_on,
             "stale": self.stale,
             "scores": scores,
             "shape": self.shape.to_json(),

@@ -41,6 +41,43 @@ def test_the_pairs_are_what_counts(tmp_path: Path) -> None:
     assert none.verdict == "no difference shown"
 
 
+def stems_record(path: Path, **songs: tuple[float | None, ...]) -> Path:
+    """Scores of vocals, drums and accompaniment, by song; None where a song lacks the stem."""
+    names = ("vocals", "drums", "accompaniment")
+    scores = tuple(
+        SongScore(
+            song, 1.0, None, False,
+            {stem: StemScore({"sdr": sdr}) for stem, sdr in zip(names, sdrs, strict=True) if sdr is not None},
+            {}, (),
+        )
+        for song, sdrs in songs.items()
+    )  # fmt: skip
+    method = MethodScores("tool", "estimates", scores)
+    path.write_text(Evaluation("songs", (), (method,), "c", "d", "m", {}).to_json())
+    return path
+
+
+def test_the_mean_of_the_stems_is_compared_too(tmp_path: Path) -> None:
+    """The accompaniment is no stem of its own, and a song counts for the stems that it has."""
+    first = stems_record(tmp_path / "a.json", one=(1, 2, 3), two=(1, None, 3), three=(1, None, 3))
+    second = stems_record(tmp_path / "b.json", one=(2, 4, 90), two=(1, None, 90), three=(2.5, None, 3))
+    found = {each.stem: each for each in compare([first, second]).differences}
+    assert list(found) == ["vocals", "drums", "accompaniment", "mean"]
+    vocals, drums, _, mean = found.values()
+    assert (vocals.difference, drums.difference) == pytest.approx((2.5 / 3, 2))
+    assert mean.difference == pytest.approx((2.5 / 3 + 2) / 2)
+    assert (mean.mean_first, mean.mean_second) == pytest.approx((1.5, (5.5 / 3 + 4) / 2))
+    assert (mean.songs, mean.second_better_in) == (3, 2)
+    assert mean.low is not None and mean.high is not None and mean.low < mean.difference < mean.high
+    singles = [record(tmp_path / f"{n}.json", [float(n)]) for n in (1, 2)]
+    assert "mean" not in {each.stem for each in compare(singles).differences}
+
+
+def test_a_song_without_any_number_does_not_count() -> None:
+    values = np.random.default_rng(0).normal(0, 1, (10, 2))
+    assert bootstrap(np.concatenate([values, np.full((3, 2), np.nan)])) == bootstrap(values)
+
+
 def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(7)
     hits = sum(low < 1 < high for low, high in (bootstrap(rng.normal(1, 2, 40)) for _ in range(100)))

@@ -292,6 +292,17 @@ def test_stem_mp4_files_are_songs_whose_mixture_is_the_sum(tmp_path: Path) -> No
         assert number(mixture.stems[stem], "sdr") == pytest.approx(-10 * np.log10(3), abs=0.2)
 
 
+def test_the_score_of_a_song_is_the_median_of_whole_seconds(tmp_path: Path) -> None:
+    """Errors of half, a tenth and a hundredth of the stem in the three seconds; half a second more is none."""
+    vocals = noise(1, seconds=3.5)
+    scale = np.repeat([0.5, 0.1, 0.01, 1.0], RATE)[: vocals.shape[1]].astype(np.float32)
+    write_song(tmp_path / "data" / "song", vocals=vocals, drums=noise(2, seconds=3.5))
+    write_song(tmp_path / "found" / "song", vocals=vocals * (1 - scale))
+    found = evaluate_estimates(tmp_path / "data", tmp_path / "found")
+    score = found.methods[0].songs[0].stems["vocals"]
+    assert number(score, "frame_sdr") == pytest.approx(20, abs=0.01)
+
+
 def test_a_pattern_that_leaves_out_nothing_or_everything_is_an_error() -> None:
     assert names_without(["a", "b"], None) == {"a", "b"}
     assert names_without(["a", "b"], "a*") == {"b"}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from rich.console import Console
 from rich.table import Table
 
 from tfswa_sep.evaluation.report.html import html_report
-from tfswa_sep.evaluation.report.tables import song_table, summary_table
+from tfswa_sep.evaluation.report.tables import score_table, song_table, summary_table
 from tfswa_sep.evaluation.results import Evaluation, MethodScores, SongScore, StemScore
 
 STEMS = ("vocals", "drums", "bass", "other")
@@ -48,3 +50,15 @@ def test_fast_ratios_are_never_shown_without_their_error() -> None:
     ):
         assert "differ from those of museval and mir_eval by up to 0.7 dB" in " ".join(text.split())
     assert "by up to 0.7 dB" not in html_report(made_up(songs=1))
+
+
+def test_scores_are_shown_with_how_sure_they_are() -> None:
+    text = printed(score_table(made_up(songs=40, methods=("ours", "theirs"), metrics=("sdr", "frame_sdr"))))
+    # 40 draws with a deviation of 2 dB: about 0.6 dB to either side, half of that for the mean of four stems
+    rows = re.findall(r"ours │ 40 │ (\S+) │ (\S+) to (\S+) │ (\S+)", text)
+    assert len(rows) == 5
+    for number, row in enumerate(rows):
+        mean, low, high, median = map(float, row)
+        assert mean - low == pytest.approx(0.62 if number < 4 else 0.31, abs=0.2)
+        assert low < mean < high and abs(median - 6) < 1
+    assert text.count("mean │ ours") == text.count("mean │ theirs") == 1

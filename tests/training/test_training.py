@@ -248,10 +248,14 @@ def test_a_run_is_validated_and_keeps_its_best(pools: Path, tmp_path: Path, tiny
     where = (f"data.valid={tmp_path / 'valid'}", "data.valid_seconds=0.3")
     config = settings(pools, tmp_path / "run", *where, "training.steps=1", f"training.loss.domain={domain}")
     last = torch.load(train.train(config), weights_only=True)
-    assert set(gains(last["scores"])) == {*STEMS, "mean"} and last["best"] == last["scores"]["mean"]
-    shares = {f"{stem} {share}" for stem in STEMS for share in ("kept", "leaked")}
-    assert set(last["scores"]) - {*STEMS, "mean"} == shares
+    assert set(sdrs(last["scores"])) == {*STEMS, "mean"} and last["best"] == last["scores"]["mean"]
+    beside = {f"{stem} {share}" for stem in STEMS for share in ("kept", "leaked")}
+    beside |= {f"{name} {number}" for name in (*STEMS, "mean") for number in ("low", "high", "median")}
+    assert set(last["scores"]) - {*STEMS, "mean"} == beside
     assert math.isfinite(last["best"])
+    assert run.Run(config).best == last["best"]
+    config.data.valid_seconds = 0.2
+    assert run.Run(config).best == -math.inf  # scores of other excerpts cannot be compared
     best = torch.load(tmp_path / "run/best.ckpt", weights_only=True)
     assert best["step"] == 1 and "optimizer" not in best and best["shape"] == last["shape"]
     assert ModelConfig.from_json(json.loads(json.dumps(best["shape"]))) == TINY
@@ -286,9 +290,9 @@ def song_stems(*, vocals: bool = True) -> Tensor:
     return stems
 
 
-def gains(scores: dict[str, float]) -> dict[str, float]:
-    """Without what is kept and what leaks."""
-    return {name: value for name, value in scores.items() if not name.endswith((" kept", " leaked"))}
+def sdrs(scores: dict[str, float]) -> dict[str, float]:
+    """The mean SDRs alone."""
+    return {name: value for name, value in scores.items() if " " not in name}
 
 
 def validation(*songs: Tensor, matrix: Tensor | None = None) -> validate.Validation:
@@ -299,10 +303,13 @@ def validation(*songs: Tensor, matrix: Tensor | None = None) -> validate.Validat
 
 def test_validation_scores_where_every_stem_sounds() -> None:
     chosen = validation(song_stems())
-    assert chosen.songs["0"][1].abs().amax(dim=(1, 2)).min() > 0.19  # the vocals sing in what was chosen
-    scores = gains(chosen.score(HalfEach(4)))
-    # A stem is x, the mixture 4x, the estimate 2x: errors of x (0 dB) and, for the mixture, of 3x (-9.54 dB).
-    assert scores == pytest.approx(dict.fromkeys([*STEMS, "mean"], 20 * math.log10(3)), abs=0.01)
+    mixture, targets = chosen.excerpt("0")
+    assert targets.abs().amax(dim=(1, 2)).min() > 0.19  # the vocals sing in what was chosen
+    assert torch.equal(mixture, targets.sum(dim=0))
+    scores = chosen.score(HalfEach(4))
+    # A stem is x, the mixture 4x, the estimate 2x: an error of x.
+    assert sdrs(scores) == pytest.approx(dict.fromkeys([*STEMS, "mean"], 0.0), abs=0.01)
+    assert scores["mean median"] == pytest.approx(0.0, abs=0.01)
 
 
 def test_what_is_kept_and_what_leaks_is_told_apart() -> None:
@@ -317,13 +324,17 @@ def test_what_is_kept_and_what_leaks_is_told_apart() -> None:
 
 def test_a_stem_that_a_song_lacks_is_not_scored() -> None:
     scores = validation(song_stems(), song_stems(vocals=False)).score(HalfEach(4))
-    assert scores["vocals"] == pytest.approx(20 * math.log10(3), abs=0.01)
-    # x of 3x, guessed at 1.5x: -20 log10(0.5) against -20 log10(2)
-    assert scores["drums"] == pytest.approx((20 * math.log10(3) + 20 * math.log10(4)) / 2, abs=0.01)
+    assert scores["vocals"] == pytest.approx(0, abs=0.01)
+    # x of 3x, guessed at 1.5x: an error of 0.5x
+    assert scores["drums"] == pytest.approx(20 * math.log10(2) / 2, abs=0.01)
+    assert scores["mean"] == pytest.approx(3 * scores["drums"] / 4, abs=0.01)
+    assert scores["vocals low"] == scores["vocals high"] == pytest.approx(scores["vocals"])  # of one song
+    assert scores["drums low"] == pytest.approx(0, abs=0.01)
+    assert scores["drums high"] == pytest.approx(20 * math.log10(2), abs=0.01)
 
 
 def test_what_is_the_whole_mixture_of_a_song_is_not_scored() -> None:
-    """Its gain would be minus the 100 dB and more of the mixture itself, and drown every other song's."""
+    """Its SDR would say how well the network copies, not how well it separates."""
     alone = song_stems() * torch.tensor([0.0, 1, 0, 0])[:, None, None]
     scores, expected = (
         validation(*songs).score(HalfEach(4)) for songs in ((song_stems(), alone), (song_stems(),))
@@ -333,6 +344,6 @@ def test_what_is_the_whole_mixture_of_a_song_is_not_scored() -> None:
 
 def test_sums_of_stems_are_scored() -> None:
     matrix = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]])
-    scores = gains(validation(song_stems(), matrix=matrix).score(HalfEach(2)))
+    scores = sdrs(validation(song_stems(), matrix=matrix).score(HalfEach(2)))
     # 2x of 4x, guessed at 2x: no error but rounding
     assert set(scores) == {"vocals", "drums", "mean"} and scores["mean"] > 40

@@ -113,7 +113,7 @@ def evaluate(
     if resume and record is None and report is None:
         raise UsageError("--resume needs to know what to go on with: add --json FILE or --report FOLDER")
 
-    from tfswa_sep.evaluation.report.tables import song_table, summary_table
+    from tfswa_sep.evaluation.report.tables import score_table, song_table, summary_table
     from tfswa_sep.evaluation.results import BASELINE, read_evaluation
     from tfswa_sep.evaluation.run import evaluate as run
 
@@ -157,6 +157,7 @@ def evaluate(
                 _print_table(song_table(method, name))
         if len(found.methods) > 1 or len(found.metrics) > 1:
             _print_table(summary_table(found))
+        _print_table(score_table(found))
 
 
 @app.command("compare")

@@ -1,7 +1,7 @@
 """Are two methods different, or is it noise? Paired differences over the songs that both have scored.
 
 The interval is the percentile bootstrap of the mean difference (Efron and Tibshirani 1993, chapter 13): songs
-are drawn with replacement, whole songs with both of their numbers, and the middle 95 % of the means kept.
+are drawn with replacement, whole songs with all of their numbers, and the middle 95 % of the means kept.
 With few songs such an interval is too narrow, so a difference is claimed only from MIN_SONGS on.
 """
 
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tfswa_sep.constants import ACCOMPANIMENT
 from tfswa_sep.errors import UsageError
 from tfswa_sep.evaluation.results import BASELINE, LABELS, Evaluation, MethodScores, read_evaluation
 
@@ -20,6 +22,7 @@ DRAWS = 10_000
 CONFIDENCE = 0.95
 SEED = 0
 SAME_SECONDS = 1.0  # two copies of a song differ in length by less: codecs pad by some milliseconds
+MEAN = "mean"  # what is said of all stems together, the accompaniment apart
 MIN_SONGS = 6  # with 5, all differences of one sign still happen by chance one time in 16
 
 
@@ -27,7 +30,7 @@ MIN_SONGS = 6  # with 5, all differences of one sign still happen by chance one 
 class Difference:
     """One stem: how much better the second method is."""
 
-    stem: str
+    stem: str  # or MEAN: the mean over the stems of what is said of each
     metric: str
     first: str  # name of the method
     second: str
@@ -60,8 +63,9 @@ class Comparison:
 
 
 def compare(records: Sequence[Path], *, metric: str | None = None) -> Comparison:
-    """Every method of the records against the first one, stem by stem; baselines only where nothing else is.
+    """Every method of the records against the first one, stem by stem and in the mean of the stems.
 
+    Baselines are compared only where there is nothing else.
     Songs are matched by name, whatever the folder that they were in is called.
 
     Args:
@@ -81,12 +85,12 @@ def compare(records: Sequence[Path], *, metric: str | None = None) -> Comparison
         known = sorted({name for method in methods for name in method.metrics})
         raise UsageError(f"no record has {metric!r}: choose from {', '.join(known)}")
     first, *others = methods
-    found = [
-        difference
-        for other in others
-        for stem in first.stems
-        if (difference := _difference(first, other, stem, metric)) is not None
-    ]
+    found = []
+    for other in others:
+        alone = {stem: _difference(first, other, [stem], metric) for stem in first.stems}
+        shared = [stem for stem, each in alone.items() if each is not None and stem != ACCOMPANIMENT]
+        together = _difference(first, other, shared, metric) if len(shared) > 1 else None
+        found += [each for each in (*alone.values(), together) if each is not None]
     if not found:
         scored, *others_scored = (
             {song.song for song in method.songs if not song.apart} for method in methods
@@ -131,34 +135,52 @@ def _methods(records: Sequence[Path], evaluations: Sequence[Evaluation]) -> list
     return methods
 
 
-def _difference(first: MethodScores, second: MethodScores, stem: str, metric: str) -> Difference | None:
-    one, two = first.values(stem, metric), second.values(stem, metric)
-    songs = sorted(one.keys() & two.keys())
+def _difference(
+    first: MethodScores, second: MethodScores, stems: Sequence[str], metric: str
+) -> Difference | None:
+    """What is said of one stem, or of several in the mean; None where no song has it from both methods."""
+    songs = sorted({song.song for song in first.songs} & {song.song for song in second.songs})
     if not songs:
         return None
-    pairs = np.array([(one[song], two[song]) for song in songs])
-    gaps = pairs[:, 1] - pairs[:, 0]
-    low, high = bootstrap(gaps) if len(songs) > 1 else (None, None)
-    means = pairs.mean(axis=0)
+    one, two = first.matrix(stems, metric, songs), second.matrix(stems, metric, songs)
+    scored = ~np.isnan(two - one).all(axis=1)
+    one, two = one[scored], two[scored]
+    gaps = two - one
+    if not len(gaps):
+        return None
+    low, high = bootstrap(gaps) if len(gaps) > 1 else (None, None)
     return Difference(
-        stem=stem,
+        stem=stems[0] if len(stems) == 1 else MEAN,
         metric=metric,
         first=first.name,
         second=second.name,
-        songs=len(songs),
-        mean_first=float(means[0]),
-        mean_second=float(means[1]),
-        difference=float(gaps.mean()),
+        songs=len(gaps),
+        mean_first=mean_of_stems(np.where(np.isnan(gaps), np.nan, one)),
+        mean_second=mean_of_stems(np.where(np.isnan(gaps), np.nan, two)),
+        difference=mean_of_stems(gaps),
         low=low,
         high=high,
-        second_better_in=int((gaps > 0).sum()),
+        second_better_in=int((np.nanmean(gaps, axis=1) > 0).sum()),
     )
 
 
-def bootstrap(differences: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, float]:
-    """The confidence interval of the mean of `differences`, (songs,)."""
-    rng = np.random.default_rng(SEED)
-    draws = rng.integers(0, len(differences), (DRAWS, len(differences)))
+def mean_of_stems(values: NDArray[np.float64]) -> float:
+    """The mean over the stems of each stem's mean over the songs that have it; `values` as in `bootstrap`."""
+    return float(np.mean(np.nanmean(values.reshape(len(values), -1), axis=0)))
+
+
+def bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The confidence interval of `mean_of_stems`.
+
+    values: (songs,) or (songs, stems); NaN where a song lacks a stem.
+    """
+    table = values.reshape(len(values), -1)
+    table = table[~np.isnan(table).all(axis=1)]
+    defined = ~np.isnan(table)
+    songs = len(table)
+    counts = np.random.default_rng(SEED).multinomial(songs, [1 / songs] * songs, DRAWS).astype(float)
+    with np.errstate(invalid="ignore"):  # a stem that none of the drawn songs has
+        means = (counts @ np.where(defined, table, 0)) / (counts @ defined)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(differences[draws].mean(axis=1), (tail, 1 - tail))
+    low, high = np.quantile(np.nanmean(means, axis=1), (tail, 1 - tail))
     return float(low), float(high)

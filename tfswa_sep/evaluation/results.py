@@ -26,6 +26,7 @@ from tfswa_sep.errors import InputError
 
 LABELS = {  # name in the record -> how people call it; everything in dB but kept and leaked
     "sdr": "SDR",
+    "frame_sdr": "SDR 1 s",
     "mixture_sdr": "mixture",
     "gain": "gain",
     "si_sdr": "SI-SDR",
@@ -128,6 +129,11 @@ class MethodScores:
             if not song.apart and stem in song.stems
         }
         return {song: value for song, value in found.items() if value is not None}
+
+    def matrix(self, stems: Sequence[str], metric: str, songs: Sequence[str]) -> NDArray[np.float64]:
+        """(songs, stems), NaN where a song has no such number."""
+        columns = [self.values(stem, metric) for stem in stems]
+        return np.array([[column.get(song, np.nan) for column in columns] for song in songs])
 
     def mean(self, stem: str) -> tuple[StemScore | None, int]:
         """(mean score of `stem`, how many songs it is over): what the challenges report."""

@@ -48,7 +48,7 @@ def score(task: Task) -> Scored:
     the whole mixture: it is left out, and so is told.
     Raises InputError for a file that cannot be read, UsageError where a metric's package is missing.
     """
-    running, warnings = _global_scores(task)
+    running, ratios_of_frames, warnings = _global_scores(task)
     numbers: dict[str, dict[str, float | None]] = {}
     skipped: dict[str, str] = {}
     for stem, (of_estimate, of_mixture) in running.items():
@@ -62,6 +62,7 @@ def score(task: Task) -> Scored:
             kept, leaked = of_estimate.shares()
             numbers[stem] = {
                 "sdr": of_estimate.sdr(),
+                "frame_sdr": FrameStatistics.of(ratios_of_frames[stem]).median,
                 "mixture_sdr": of_mixture.sdr(),
                 "gain": of_estimate.sdr() - of_mixture.sdr(),
                 "si_sdr": of_estimate.si_sdr(),
@@ -87,12 +88,16 @@ def score(task: Task) -> Scored:
 
 def _global_scores(
     task: Task,
-) -> tuple[dict[str, tuple[RunningScore, RunningScore]], tuple[str, ...]]:
-    """({stem: (of the estimate, of the mixture taken for it)}, what is odd about the files)."""
+) -> tuple[dict[str, tuple[RunningScore, RunningScore]], dict[str, NDArray[np.float64]], tuple[str, ...]]:
+    """({stem: (of the estimate, of the mixture taken for it)}, {stem: SDR of frames of 1 s}, oddities).
+
+    The frames are museval's, but need nothing of the other stems: silence there leaves them out of museval's.
+    """
     truths = task.song.truths(task.rate)
     estimates = {stem: Feed(list(paths), task.rate) for stem, paths in task.estimates.items()}
     mixture = Feed([task.mixture], task.rate)
     running = {stem: (RunningScore(), RunningScore()) for stem in estimates}
+    frames: dict[str, list[NDArray[np.float64]]] = {stem: [] for stem in estimates}
     for start in range(0, task.frames, BLOCK_SECONDS * task.rate):
         size = min(BLOCK_SECONDS * task.rate, task.frames - start)
         blocks = {stem: feed.take(size) for stem, feed in truths.items()}
@@ -101,8 +106,12 @@ def _global_scores(
         blocks[ACCOMPANIMENT] = everything - blocks[VOCALS]
         for stem, (of_estimate, of_mixture) in running.items():
             rest = everything - blocks[stem]
-            of_estimate.add(blocks[stem], rest, estimates[stem].take(size))
+            estimate = estimates[stem].take(size)
+            of_estimate.add(blocks[stem], rest, estimate)
             of_mixture.add(blocks[stem], rest, mixed)
+            if size >= task.rate or start == 0:  # blocks are whole frames; a rest at the end is none
+                true = bsseval.as_musdb_reads(blocks[stem].T.astype(np.float64))
+                frames[stem].append(bsseval.frame_sdr(true, estimate.T.astype(np.float64), task.rate))
     warnings = [
         f"{stem} has {feed.frames} frames, the mixture {task.frames}"
         for stem, feed in estimates.items()
@@ -118,7 +127,8 @@ def _global_scores(
             with open_audio(path) as reader:
                 if reader.sample_rate != task.rate:
                     warnings.append(f"{path.name} has {reader.sample_rate} Hz, resampled to {task.rate}")
-    return running, tuple(dict.fromkeys(warnings))
+    found = {stem: np.concatenate(series) if series else np.empty(0) for stem, series in frames.items()}
+    return running, found, tuple(dict.fromkeys(warnings))
 
 
 def _whole_signals(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from rich.table import Table
 
+from tfswa_sep.constants import ACCOMPANIMENT
 from tfswa_sep.evaluation.bsseval import FAST_SECONDS
-from tfswa_sep.evaluation.compare import Difference
+from tfswa_sep.evaluation.compare import MEAN, Difference, bootstrap, mean_of_stems
 from tfswa_sep.evaluation.results import BASELINE, LABELS, Evaluation, MethodScores, StemScore
 
-DETAILS = {"mixture_sdr", "gain", "kept", "leaked"}  # only in the table of one method
+DETAILS = {"frame_sdr", "mixture_sdr", "gain", "kept", "leaked"}  # only in the table of one method
 PLACES = {"kept": 2, "leaked": 3}  # decimals; two for all that is in dB
 
 FAST_NOTE = (
@@ -69,6 +71,46 @@ def summary_table(evaluation: Evaluation) -> Table:
     return table
 
 
+def score_table(evaluation: Evaluation) -> Table:
+    """One line per stem and method, and the mean of the stems: mean SDR and how sure it is, median of frames."""
+    table = Table(title=f"{evaluation.data}, SDR in dB")
+    for name in ("stem", "method", "songs", "mean", "95 % interval", "median of frames"):
+        table.add_column(name, justify="left" if name in ("stem", "method") else "right")
+    stems = list(dict.fromkeys(stem for method in evaluation.methods for stem in method.stems))
+    for stem in stems:
+        for method in evaluation.methods:
+            if stem in method.stems:
+                _add_score(table, stem, method, [stem])
+        table.add_section()
+    for method in evaluation.methods:
+        several = [stem for stem in method.stems if stem != ACCOMPANIMENT]
+        if len(several) > 1:
+            _add_score(table, MEAN, method, several)
+    table.caption = (
+        "Bootstrap over songs. Median of frames: over the songs, of each song's median over frames of 1 s."
+    )
+    return table
+
+
+def _add_score(table: Table, label: str, method: MethodScores, stems: Sequence[str]) -> None:
+    values = method.matrix(stems, "sdr", [song.song for song in method.songs])
+    values = values[~np.isnan(values).all(axis=1)]
+    if not len(values):
+        return
+    low, high = bootstrap(values)
+    medians = [score["frame_sdr"] for stem in stems if (score := method.median(stem)[0]) is not None]
+    known = [median for median in medians if median is not None]
+    table.add_row(
+        label,
+        method.name,
+        str(len(values)),
+        f"{mean_of_stems(values):.2f}",
+        f"{low:.2f} to {high:.2f}" if len(values) > 1 else "-",
+        f"{np.mean(known):.2f}" if len(known) == len(stems) else "-",
+        style="bold" if label == MEAN else None,
+    )
+
+
 def differences(evaluation: Evaluation) -> list[str]:
     """How far the quick numbers are from museval's in this very run, if it has both."""
     lines = []
@@ -111,8 +153,11 @@ def difference_table(differences: Sequence[Difference]) -> Table:
             f"{each.low:+.2f} to {each.high:+.2f}" if known else "-",
             f"{each.second_better_in} of {each.songs}",
             each.verdict,
+            style="bold" if each.stem == MEAN else None,
         )
     table.caption = "Means over the songs that both have scored; paired bootstrap over songs."
+    if any(each.stem == MEAN for each in differences) and len(differences) > 3:
+        table.caption += f" {MEAN}: of the stems, accompaniment apart."
     return table
 
 
