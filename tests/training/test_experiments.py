@@ -41,7 +41,7 @@ def test_links_and_modules_exist(document: Path) -> None:
     text = document.read_text("utf-8")
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (document.parent / target).exists(), target
-    for module in re.findall(r"python -m (training[\w.]*)", text):
+    for module in re.findall(r"python\s-m\s(training[\w.]*)", text):
         assert importlib.util.find_spec(module) is not None, module
 
 
