@@ -43,18 +43,18 @@ class FakeBackend:
     failure: type[BaseException] = RuntimeError
 
     def __call__(
-        self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
+        self, segments: NDArray[np.float32], *, stem_matrix: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """(b, c, n) to (b, k, c, n)."""
-        assert segment.dtype == np.float32 and segment.shape[1:] == (self.channels, self.segment_samples)
+        assert segments.dtype == np.float32 and segments.shape[1:] == (self.channels, self.segment_samples)
         self.calls += 1
         if self.calls == self.fail_at:
             raise self.failure("asked to fail")
-        stems = segment[:, None] * np.array(self.shares, np.float32)[:, None, None]
+        stems = segments[:, None] * np.array(self.shares, np.float32)[:, None, None]
         if self.edges is not None and self.margin_samples:
             stems[..., : self.margin_samples] = self.edges
             stems[..., -self.margin_samples :] = self.edges
-        return stems if mix is None else np.einsum("ks,bscn->bkcn", mix, stems)
+        return stems if stem_matrix is None else np.einsum("ks,bscn->bkcn", stem_matrix, stems)
 
 
 @pytest.fixture

@@ -11,3 +11,5 @@ BLOCK_SAMPLES = 65_536  # samples decoded, resampled and encoded at once: 1.5 s 
 VOCALS = "vocals"
 STEMS = (VOCALS, "drums", "bass", "other")
 ACCOMPANIMENT = "accompaniment"  # everything but the vocals
+
+NAME_TEMPLATE = "{track}/{stem}{ext}"  # of a stem's path

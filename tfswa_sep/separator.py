@@ -1,4 +1,4 @@
-"""A model, and what goes through it: an array, or a song's blocks on their way into files (song_files.py).
+"""The Python API: a model that is chosen, fetched and loaded once, and separates songs.
 
 Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples.
 """
@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep import registry
 from tfswa_sep.audio.decode import LOUDEST, RATES
+from tfswa_sep.audio.formats import find_format
 from tfswa_sep.audio.resample import Samples, resample
 from tfswa_sep.audio.stem_writer import write_stems
 from tfswa_sep.constants import BLOCK_SAMPLES, MODEL_CHANNELS
-from tfswa_sep.errors import InputError, ModelError, UsageError
-from tfswa_sep.inference.backend import Backend, load_backend
+from tfswa_sep.errors import DeviceError, InputError
+from tfswa_sep.inference.backend import Backend, can_fall_back, choose_backend, load_backend
 from tfswa_sep.inference.hardware import prefers_int8
-from tfswa_sep.inference.overlap_add import overlap_add, plan_segments
+from tfswa_sep.inference.separate_blocks import separate_blocks
 from tfswa_sep.inference.stem_matrix import parse_stems
-from tfswa_sep.pipeline import FileOptions, Progress, SeparationResult, separate_song
+from tfswa_sep.options import OutputOptions, Runtime, take_fields
+from tfswa_sep.pipeline import Progress, SeparationResult, separate_song
 
 
 class Stems(dict[str, Samples]):
@@ -42,53 +44,45 @@ class Stems(dict[str, Samples]):
         return int(next(iter(self.values())).shape[-1])
 
 
-class SaveOptions(TypedDict, total=False):
-    """How stems become files."""
-
-    audio_format: str  # "wav" (the default) or "flac"
-    bit_depth: str | None  # "32f" (wav), "24" or "16"; None for 32f in wav and 24 in flac
-    rescale: bool  # bring too loud stems under full scale by one common gain
-    overwrite: bool  # False refuses to replace files that are there
-
-
 class Separator:
     """A model that separates songs; it is loaded on first use and may be used from several threads.
 
-    model: a registered name, an hf:// or https:// address, a model file's path, a ModelInfo, a loaded
-    Backend, or None for the default.
-    backend: "auto", "onnx" or "torch".  device: "auto", "cpu", "cuda", "cuda:N", "mps" or "coreml".
-    precision: "fp32", "int8", or "auto" for the fastest here: see registry.with_precision, hardware.prefers_int8.
-    threads: CPU threads, None for one a physical core.
-    batch_size: segments a call (PyTorch: 16 at most), None for as many as the device is best with.
-    Raises UsageError for a batch size below 1.
+    Args:
+        model: A registered name, an hf:// or https:// address, a model file's path, a ModelInfo, a loaded
+            Backend, or None for the default.
+        runtime: What computes, and where.
+        **choices: Fields of Runtime, such as threads=4, in place of those of `runtime`.
+
+    Raises:
+        UsageError: A choice makes no sense.
     """
 
     def __init__(
         self,
         model: str | Path | registry.ModelInfo | Backend | None = None,
         *,
-        backend: str = "auto",
-        device: str = "auto",
-        precision: str = "auto",
-        threads: int | None = None,
-        batch_size: int | None = None,
+        runtime: Runtime = Runtime(),
+        **choices: Any,
     ) -> None:
         self._model = model
-        self._choice = (backend, device, precision, threads)
-        if batch_size is not None and batch_size < 1:
-            raise UsageError(f"a batch of {batch_size} segments cannot be computed: give 1 or more")
-        self._batch_size = batch_size
+        self._runtime = replace(runtime, **choices)
         self._lock = threading.Lock()
         self._loaded: Backend | None = None
         self._name = ""
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, **options: Any) -> Separator:
-        """The separator of a model file, .onnx or .safetensors, loaded at once; options as of the class.
+    def from_checkpoint(cls, path: str | Path, **choices: Any) -> Separator:
+        """The separator of a model file, .onnx or .safetensors, loaded at once.
 
-        Raises ModelError for a file that is not there, damaged or no model of ours; DeviceError.
+        Args:
+            path: The file.
+            **choices: As of the class.
+
+        Raises:
+            ModelError: The file is not there, damaged or no model of ours.
+            DeviceError: The device is missing.
         """
-        separator = cls(registry.find_model(os.path.abspath(os.path.expanduser(path))), **options)
+        separator = cls(registry.find_model(os.path.abspath(os.path.expanduser(path))), **choices)
         _ = separator.backend
         return separator
 
@@ -106,7 +100,6 @@ class Separator:
         return self.backend.stems
 
     def _load(self) -> tuple[str, Backend]:
-        backend, device, precision, threads = self._choice
         if self._model is None:
             info = registry.default_model()
         elif isinstance(self._model, (str, Path)):
@@ -115,11 +108,11 @@ class Separator:
             info = self._model
         else:
             return self._model.name, self._model
-        info = registry.with_precision(info, precision, prefer_int8=prefers_int8(device))
-        loaded = load_backend(
-            info, registry.fetch, backend=backend, device=device, precision=precision, threads=threads
+        runtime = self._runtime
+        prefer_int8 = prefers_int8(runtime.device)
+        return info.name, _load_model(
+            registry.with_precision(info, runtime.precision, prefer_int8=prefer_int8), runtime
         )
-        return info.name, loaded
 
     def separate(
         self,
@@ -131,19 +124,26 @@ class Separator:
     ) -> Stems:
         """Separate samples in memory.
 
-        audio: (c, n) with c 1 or 2, or (n,), at full scale +-1.  rate: Hz.
-        stems: see stems.parse_stems, None for all.
-        on_progress: called after each piece, in this thread, with the seconds done and in all.
-        Returns stem -> float32 array of the same shape and rate.
-        Raises InputError for another shape or samples that are no numbers, UsageError for an unknown stem.
+        Args:
+            audio: (c, n) with c 1 or 2, or (n,), at full scale +-1.
+            rate: Hz.
+            stems: See OutputOptions; None for all.
+            on_progress: Called after each piece, in this thread, with the seconds done and in all.
+
+        Returns:
+            Stem -> float32 array of the same shape and rate.
+
+        Raises:
+            InputError: Another shape, or samples that are no numbers.
+            UsageError: An unknown stem.
         """
         samples = np.atleast_2d(_as_floats(audio))
         frames = samples.shape[-1]
         if samples.ndim != 2 or len(samples) not in (1, 2) or not frames:
             raise InputError(f"expected samples of shape (1 or 2 channels, n > 0), got {np.shape(audio)}")
-        cut = (samples[:, start : start + BLOCK_SAMPLES] for start in range(0, frames, BLOCK_SAMPLES))
+        blocks = (samples[:, start : start + BLOCK_SAMPLES] for start in range(0, frames, BLOCK_SAMPLES))
         parts, done = [], 0
-        for part in self._stream(cut, rate, stems=stems, batch_size=self._batch_size):
+        for part in self._stream(blocks, rate, stems=stems, batch_size=self._runtime.batch_size):
             parts.append(part)
             done += part.samples
             if on_progress and part.samples:
@@ -155,13 +155,20 @@ class Separator:
     ) -> Iterator[Stems]:
         """Separate samples that come block by block, such as a recording under way; memory does not grow.
 
-        blocks: (c, n) each, c 1 or 2 and the same for all, any n, at full scale +-1.  rate: Hz.
-        Yields blocks of stems, each stem (c, m): the first when `backend.workers + 1` segments of the model
-        have come in, since that many are computed side by side. In all they have as many samples as went in.
-        Raises as `separate` does, when the block in question is reached.
+        Args:
+            blocks: (c, n) each, c 1 or 2 and the same for all, any n, at full scale +-1.
+            rate: Hz.
+            stems: See OutputOptions; None for all.
+
+        Yields:
+            Blocks of stems, each stem (c, m): the first when `backend.workers + 1` segments of the model have
+            come in, since that many are computed side by side. In all they have as many samples as went in.
+
+        Raises:
+            TfswaError: As `separate` does, when the block in question is reached.
         """
         # Who waits for a recording is not to wait for a GPU's whole batch of it, a minute and more.
-        return self._stream(blocks, rate, stems=stems, batch_size=self._batch_size or 1)
+        return self._stream(blocks, rate, stems=stems, batch_size=self._runtime.batch_size or 1)
 
     def _stream(
         self,
@@ -171,89 +178,134 @@ class Separator:
         stems: str | Sequence[str] | None,
         batch_size: int | None,
     ) -> Iterator[Stems]:
-        names, mix = parse_stems(stems, self.stems)
-        separate = partial(self._separate_blocks, mix=mix, batch_size=batch_size)
-        return _stream_stems(blocks, rate, names, separate, model_rate=self.backend.sample_rate)
+        model = self.backend
+        names, stem_matrix = parse_stems(stems, model.stems)
+        return _stream_stems(model, blocks, rate, names, stem_matrix, batch_size=batch_size)
 
-    def save(self, stems: Stems, folder: str | Path, **options: Unpack[SaveOptions]) -> dict[str, Path]:
-        """Write stems to `folder`/<stem>.<extension>, all of them or none: see SaveOptions."""
-        return write_stems(stems, stems.sample_rate, Path(folder), **options)
+    def save(
+        self,
+        stems: Stems,
+        folder: str | Path,
+        *,
+        audio_format: str = "wav",
+        bit_depth: str | None = None,
+        bitrate: int | None = None,
+        rescale: bool = False,
+        overwrite: bool = True,
+    ) -> dict[str, Path]:
+        """Write stems to `folder`/<stem>.<extension>, all of them or none; for the options see OutputOptions.
+
+        Returns:
+            Stem -> file.
+
+        Raises:
+            InputError: The stems cannot be files side by side.
+            UsageError: The options do not fit together.
+            OutputError: A file cannot be written; nothing is left behind then.
+        """
+        return write_stems(
+            stems,
+            stems.sample_rate,
+            Path(folder),
+            audio_format=find_format(audio_format, bit_depth, bitrate),
+            rescale=rescale,
+            overwrite=overwrite,
+        )
 
     def separate_file(
-        self, path: str | Path, *, on_progress: Progress | None = None, **options: Unpack[FileOptions]
+        self,
+        path: str | Path,
+        options: OutputOptions = OutputOptions(),
+        *,
+        track: str | None = None,
+        keep: Collection[str] = (),
+        on_progress: Progress | None = None,
+        **choices: Any,
     ) -> SeparationResult:
         """Separate a song into files with its own sample rate, channels and length, all of them or none.
 
-        on_progress: called after each piece, in this thread.  options: see song_files.FileOptions.
-        Raises InputError, UsageError, ModelError, DeviceError or OutputError; then nothing is left behind.
+        Args:
+            path: The song.
+            options: How it is read and its stems are written.
+            track: What the song is called in its stems' paths; None for its file's name.
+            keep: Real paths of files that are never replaced, such as the other songs of a batch.
+            on_progress: Called after each piece, in this thread, with the seconds done and in all.
+            **choices: Fields of OutputOptions, such as out="stems", in place of those of `options`.
+
+        Raises:
+            TfswaError: InputError, UsageError, ModelError, DeviceError or OutputError; nothing is left behind.
         """
         model = self.backend
-        separate = partial(self._separate_blocks, batch_size=self._batch_size)
-        return separate_song(path, model, separate, model_name=self._name, on_progress=on_progress, **options)
-
-    def _separate_blocks(
-        self,
-        blocks: Iterable[Samples],
-        mix: NDArray[np.float32],
-        channels: int,
-        *,
-        batch_size: int | None,
-    ) -> Iterator[Samples]:
-        """Blocks (c, n) at the model's rate to stems (k, channels, n); a mono song's two become one again.
-
-        batch_size: segments computed at once, None for as many as the device is best with.
-        """
-        model = self.backend
-        plan = plan_segments(segment=model.segment_samples, margin=model.margin_samples)
-        all_stems = np.array_equal(mix, np.eye(len(model.stems)))  # then there is nothing to mix
-
-        def run(segments: Samples) -> Samples:
-            if (
-                not segments.any()
-            ):  # silence has silent stems, whatever a network's biases say, and costs nothing
-                return np.zeros((len(segments), len(mix), *segments.shape[1:]), np.float32)
-            return model(segments, mix=None if all_stems else mix)
-
-        size = batch_size or model.batch_size
-        workers = max(1, model.workers // size)  # of `size` segments each, computed at once
-        for block in overlap_add(blocks, run, plan, batch_size=size, workers=workers):
-            if not np.isfinite(block.sum()):
-                raise ModelError(
-                    "the network gave numbers that are not finite: try --backend onnx or --device cpu"
-                )
-            yield block.mean(axis=1, keepdims=True) if channels == 1 else block
+        return separate_song(
+            path,
+            model,
+            replace(options, **choices),
+            model_name=self._name,
+            track=track,
+            keep=keep,
+            batch_size=self._runtime.batch_size,
+            on_progress=on_progress,
+        )
 
 
 def separate(
     path: str | Path,
     *,
     model: str | Path | registry.ModelInfo | Backend | Separator | None = None,
-    backend: str = "auto",
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
+    track: str | None = None,
+    keep: Collection[str] = (),
     on_progress: Progress | None = None,
-    **options: Unpack[FileOptions],
+    **choices: Any,
 ) -> SeparationResult:
-    """Separate one song into files: see Separator and Separator.separate_file.
+    """Separate one song into files.
 
     For several songs give one Separator as the model: it is loaded once.
+
+    Args:
+        path: The song.
+        model: As of Separator.
+        track: As of Separator.separate_file; so are `keep` and `on_progress`.
+        keep: See there.
+        on_progress: See there.
+        **choices: Fields of Runtime and of OutputOptions, such as threads=4, out="stems".
     """
+    runtime = take_fields(Runtime, choices)
     if not isinstance(model, Separator):
-        model = Separator(model, backend=backend, device=device, precision=precision, threads=threads)
-    return model.separate_file(path, on_progress=on_progress, **options)
+        model = Separator(model, **runtime)
+    return model.separate_file(path, track=track, keep=keep, on_progress=on_progress, **choices)
 
 
-def load_model(
-    model: str | Path | registry.ModelInfo | None = None,
-    *,
-    backend: str = "auto",
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
+def load_model(model: str | Path | registry.ModelInfo | None = None, **choices: Any) -> Backend:
+    """The loaded network itself: segments (b, c, n) to stems (b, s, c, n); see inference.backend.Backend.
+
+    Args:
+        model: As of Separator.
+        **choices: Fields of Runtime.
+    """
+    return Separator(model, **choices).backend
+
+
+def _load_model(info: registry.ModelInfo, runtime: Runtime) -> Backend:
+    """Load a model on the fastest backend that is there, or on the one that was named."""
+    offered = [file.backend for file in info.files]
+    chosen = choose_backend(offered, runtime)
+    try:
+        return _load_file(info, chosen, runtime)
+    except DeviceError as error:
+        if not can_fall_back(offered, runtime, chosen):
+            raise
+        why = str(error).rpartition(":")[0]  # without the advice
+    return _load_file(
+        info, "onnx", replace(runtime, device="cpu"), notes=[f"{why}, so the processor did the work"]
+    )
+
+
+def _load_file(
+    info: registry.ModelInfo, backend: str, runtime: Runtime, *, notes: Sequence[str] = ()
 ) -> Backend:
-    """The loaded network itself: segments (b, c, n) to stems (b, s, c, n); see backends.Backend."""
-    return Separator(model, backend=backend, device=device, precision=precision, threads=threads).backend
+    path = registry.fetch(info, backend)  # before anything heavy is imported: a damaged file fails at once
+    precision = next(file.precision for file in info.files if file.backend == backend)
+    return load_backend(backend, path, runtime, precision=precision, notes=notes)
 
 
 def _as_floats(samples: NDArray[np.floating]) -> Samples:
@@ -265,17 +317,15 @@ def _as_floats(samples: NDArray[np.floating]) -> Samples:
 
 
 def _stream_stems(
+    model: Backend,
     blocks: Iterable[NDArray[np.floating]],
     rate: int,
     names: Sequence[str],
-    separate: Callable[..., Iterator[Samples]],
+    stem_matrix: NDArray[np.float32],
     *,
-    model_rate: int,
+    batch_size: int | None,
 ) -> Iterator[Stems]:
-    """Blocks (c, n) at `rate` in Hz to blocks of the stems `names`, each (c, m): see Separator.stream.
-
-    separate: blocks at `model_rate`, with the model's channels, and channels=c, to stems (k, c, m).
-    """
+    """Blocks (c, n) at `rate` in Hz to blocks of the stems `names`, each (c, m): see Separator.stream."""
     if not RATES[0] <= rate <= RATES[1]:
         raise InputError(f"{rate} samples a second is no rate for music")
     incoming = (_as_floats(block) for block in blocks)
@@ -296,9 +346,10 @@ def _stream_stems(
             taken += block.shape[1]
             yield np.repeat(block, MODEL_CHANNELS // channels, axis=0)
 
-    separated = separate(resample(checked(), rate, model_rate), channels=channels)
+    mixture = resample(checked(), rate, model.sample_rate)
+    separated = separate_blocks(model, mixture, stem_matrix, mono=channels == 1, batch_size=batch_size)
     flat = (block.reshape(-1, block.shape[-1]) for block in separated)  # (k * c, n)
-    for back in resample(flat, model_rate, rate):
+    for back in resample(flat, model.sample_rate, rate):
         kept = back[:, : taken - given]
         given += kept.shape[1]
         yield Stems(dict(zip(names, kept.reshape(len(names), channels, -1), strict=True)), sample_rate=rate)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,26 +18,26 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from tfswa_sep import Separator, load_model, separator
+from tfswa_sep import Separator, load_model, registry, separator
 from tfswa_sep.errors import DeviceError, ModelError, UsageError
 from tfswa_sep.inference import backend as backends
 from tfswa_sep.inference import hardware, stft_numpy
-from tfswa_sep.inference.backend import load_backend
 from tfswa_sep.inference.metadata import parse_metadata
 from tfswa_sep.inference.onnx_backend import OnnxBackend
+from tfswa_sep.options import Runtime
 
 Noise = Callable[..., NDArray[np.float32]]
 Build = Callable[..., Path]
 SHARES = (0.5, 0.25, 0.125, 0.125)
 
 
-def model(*offered: str, precision: str = "") -> Any:
-    files = [SimpleNamespace(backend=backend, precision=precision) for backend in offered]
-    return SimpleNamespace(name="shares", files=files)
-
-
-def load(path: Path, *offered: str, **options: Any) -> Any:
-    return load_backend(model(*(offered or ("onnx",))), lambda info, backend: path, **options)
+def load(path: Path, *offered: str, precision: str = "", **choices: Any) -> Any:
+    """Load `path`, which a model is said to have for each of the backends `offered`."""
+    files = [
+        registry.ModelFile(backend, str(path), "", 0, precision=precision) for backend in offered or ("onnx",)
+    ]
+    info = replace(registry.default_model(), name="shares", files=tuple(files))
+    return Separator(info, **choices).backend
 
 
 def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
@@ -75,9 +76,9 @@ def test_onnx_mixes_before_the_inverse_transform(
     monkeypatch.setattr("tfswa_sep.inference.mask_apply.add_frames", count)
     segments = noise(2, 8192).reshape(1, 2, 8192)
     mix = np.array([[0, 1, 1, 1]], np.float32)
-    np.testing.assert_allclose(backend(segments, mix=mix), segments[:, None] * 0.5, atol=1e-6)
+    np.testing.assert_allclose(backend(segments, stem_matrix=mix), segments[:, None] * 0.5, atol=1e-6)
     mix = np.array([[0, 0, 1, 0], [1, 0, 0, 0]], np.float32)
-    np.testing.assert_allclose(backend(segments, mix=mix)[:, 0], segments * 0.125, atol=1e-6)
+    np.testing.assert_allclose(backend(segments, stem_matrix=mix)[:, 0], segments * 0.125, atol=1e-6)
     assert inverted == [2, 4]  # channels
 
 
@@ -177,17 +178,18 @@ def test_unknown_choices_are_usage_errors(onnx_model: Build) -> None:
 
 
 def test_missing_file_for_a_backend_is_told(onnx_model: Build) -> None:
-    with pytest.raises(ModelError, match="'shares' has no torch file: use --backend onnx"):
+    with pytest.raises(ModelError, match="'shares' has no file for the torch backend, only for onnx"):
         load(onnx_model(), backend="torch")
-    with pytest.raises(ModelError, match="'shares' has no torch file in int8: use --backend onnx"):
-        load_backend(model("onnx", precision="int8"), lambda info, backend: onnx_model(), backend="torch")
+    with pytest.raises(ModelError, match="'shares' has no file for the torch backend, only for onnx int8"):
+        load(onnx_model(), precision="int8", backend="torch")
 
 
 @pytest.mark.parametrize("gone", ["torch", "safetensors", "einops"])  # torch alone may be there
 def test_missing_package_is_told_with_its_install_line(
     onnx_model: Build, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == gone else object())
+    found = SimpleNamespace(submodule_search_locations=[])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == gone else found)
     with pytest.raises(DeviceError, match=rf'needs the package {gone}: pip install "tfswa-sep\[torch\]"'):
         load(onnx_model(), "onnx", "torch", backend="torch")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -299,13 +301,12 @@ def test_auto_takes_the_fastest(
 ) -> None:
     monkeypatch.setattr(backends, "_has_gpu", lambda: gpu)
     monkeypatch.setattr(backends, "_missing", lambda backend: None)
-    assert backends._choose_backend(model(*offered), device) == expected
+    assert backends.choose_backend(offered, Runtime(device=device)) == expected
 
 
 def test_choosing_onnx_imports_no_torch(onnx_model: Build) -> None:
     code = (
-        "import sys; from types import SimpleNamespace as N; from tfswa_sep.inference.backend import load_backend; "
-        "load_backend(N(name='m', files=[N(backend='onnx', precision='')]), lambda *_: sys.argv[1]); "
+        "import sys; from tfswa_sep import Separator; Separator(sys.argv[1]).backend; "
         "print('torch' in sys.modules)"
     )
     done = subprocess.run(
@@ -401,7 +402,9 @@ def test_the_default_precision_is_the_fastest_here(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("load", [Separator, load_model])
 def test_what_is_not_told_is_auto(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(separator, "load_backend", lambda *_, precision, **__: seen.append(precision))
+    monkeypatch.setattr(
+        separator, "load_backend", lambda backend, path, runtime, **_: seen.append(runtime.precision)
+    )
     found = load()
     if isinstance(found, Separator):
         _ = found.backend

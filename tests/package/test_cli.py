@@ -39,10 +39,10 @@ class SplitEvenly:
     workers, batch_size, notes = 1, 1, ()
 
     def __call__(
-        self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
+        self, segments: NDArray[np.float32], *, stem_matrix: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        stems = np.repeat(segment[:, None] / 4, len(STEMS), axis=1)
-        mixed = stems if mix is None else np.einsum("ks,bscn->bkcn", mix, stems)
+        stems = np.repeat(segments[:, None] / 4, len(STEMS), axis=1)
+        mixed = stems if stem_matrix is None else np.einsum("ks,bscn->bkcn", stem_matrix, stems)
         return mixed.astype(np.float32, copy=False)
 
 
@@ -388,10 +388,10 @@ from tests.package.test_cli import SplitEvenly
 from tfswa_sep import registry, separator
 from tfswa_sep.cli import main
 class Slow(SplitEvenly):
-    def __call__(self, segment, *, mix=None):
+    def __call__(self, segments, *, stem_matrix=None):
         print("working", file=sys.stderr, flush=True)
         time.sleep(0.2)
-        return super().__call__(segment, mix=mix)
+        return super().__call__(segments, stem_matrix=stem_matrix)
 registry.fetch = lambda *_: None
 separator.load_backend = lambda *_, **__: Slow()
 main.main()

@@ -75,9 +75,9 @@ class FixedGains:
     sample_rate, channels, segment_samples, margin_samples = RATE, 2, 20_480, 2_048
     gains = np.array([0.4, 0.3, 0.2, 0.1], dtype=np.float32)
 
-    def __call__(self, segment: Samples, *, mix: Samples | None = None) -> Samples:
-        gains = self.gains if mix is None else mix @ self.gains
-        return np.asarray(gains[None, :, None, None] * segment[:, None])
+    def __call__(self, segments: Samples, *, stem_matrix: Samples | None = None) -> Samples:
+        gains = self.gains if stem_matrix is None else stem_matrix @ self.gains
+        return np.asarray(gains[None, :, None, None] * segments[:, None])
 
 
 def test_sdr_is_the_ratio_of_energies() -> None:

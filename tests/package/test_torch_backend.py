@@ -77,10 +77,10 @@ def test_a_processor_computes_what_a_gpu_would(
 ) -> None:
     """Around the network it computes with NumPy. The network may be of 16 bits, all else is not."""
     backend, segments = TorchBackend(model, device="cpu"), noise(2, 2, N)
-    wanted = backend._compute_there(segments, mix, half)
+    wanted = backend._compute_on_device(segments, mix, half)
     tolerance = 1e-5 if half is None else 5e-4  # a feature's last digit may tip 16 bits
     np.testing.assert_allclose(backend._compute(segments, mix, half), wanted, atol=tolerance)
-    assert (np.abs(wanted - backend(segments, mix=mix)).max() > 1e-4) == (half is not None)
+    assert (np.abs(wanted - backend(segments, stem_matrix=mix)).max() > 1e-4) == (half is not None)
 
 
 def test_norms_that_follow_a_convolution_are_part_of_it(model: Path) -> None:
@@ -124,13 +124,13 @@ def limit_memory(backend: TorchBackend, samples: int) -> list[tuple[int, int]]:
 def test_less_memory_means_fewer_segments_at_once(model: Path) -> None:
     segments = noise(5, 2, N)
     mix = np.array([[0, 1, 1, 1]], np.float32)
-    expected, mixed = TorchBackend(model)(segments), TorchBackend(model)(segments, mix=mix)
+    expected, mixed = TorchBackend(model)(segments), TorchBackend(model)(segments, stem_matrix=mix)
     backend = TorchBackend(model)
     assert not backend.notes
     tried = limit_memory(backend, 2 * N)
     np.testing.assert_allclose(backend(segments), expected, atol=1e-5)
     assert [b for b, _ in tried] == [5, 2, 2, 1]
-    np.testing.assert_allclose(backend(segments, mix=mix), mixed, atol=1e-5)
+    np.testing.assert_allclose(backend(segments, stem_matrix=mix), mixed, atol=1e-5)
     assert [b for b, _ in tried[4:]] == [2, 2, 1]  # what was learnt stays
     assert backend.notes == ("memory of cpu ran out, so it got less at once: segments of 0.4 s, at most 2",)
 
@@ -150,7 +150,7 @@ def test_still_less_means_shorter_segments(model: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(backend, "_compute", compute)
     np.testing.assert_allclose(backend(segments), segments[:, None] * SHARES[:, None, None], atol=1e-6)
     mix = np.array([[1, 0, 0, 1]], np.float32)
-    np.testing.assert_allclose(backend(segments, mix=mix), segments[:, None] * 0.625, atol=1e-6)
+    np.testing.assert_allclose(backend(segments, stem_matrix=mix), segments[:, None] * 0.625, atol=1e-6)
     assert lengths[:2] == [2 * N, N] and max(lengths[2:]) < N
     assert backend.notes == ("memory of cpu ran out, so it got less at once: segments of 0.2 s, at most 1",)
 
@@ -239,7 +239,7 @@ def test_16_bits_give_way_to_32(
         return output * float("inf") if breaks and torch.is_autocast_enabled("cpu") else output
 
     backend._network.stem.register_forward_hook(overflow)
-    expected, found = TorchBackend(model)(segments, mix=mix), backend(segments, mix=mix)
+    expected, found = TorchBackend(model)(segments, stem_matrix=mix), backend(segments, stem_matrix=mix)
     error = np.abs(found - expected).max()
     if breaks:
         assert error == 0

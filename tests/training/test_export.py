@@ -138,8 +138,8 @@ def test_backends_agree_on_music(exported: Path) -> None:
     assert np.abs(one - other).max() < 1e-3
     assert np.abs(one).max() > 0.1  # of full scale: there is something to agree on
     mix = np.array([[0, 1, 1, 1]], np.float32)
-    assert np.abs(onnx(segments, mix=mix) - pytorch(segments, mix=mix)).max() < 1e-3
-    np.testing.assert_allclose(pytorch(segments, mix=mix)[:, 0], other[:, 1:].sum(axis=1), atol=1e-5)
+    assert np.abs(onnx(segments, stem_matrix=mix) - pytorch(segments, stem_matrix=mix)).max() < 1e-3
+    np.testing.assert_allclose(pytorch(segments, stem_matrix=mix)[:, 0], other[:, 1:].sum(axis=1), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import string
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from tfswa_sep.constants import NAME_TEMPLATE
 from tfswa_sep.errors import OutputError, UsageError
 
-NAME_TEMPLATE = "{track}/{stem}{ext}"
 _FIELDS = ("track", "stem", "ext")
 _LONGEST_TRACK = 200  # bytes; file systems end at 255, and a stem's name may stand behind it
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}

@@ -4,7 +4,7 @@ Every stem goes to a hidden temporary file in its target's folder and is renamed
 After an error or an interruption no temporary file stays, nor an empty folder that was made for it.
 
 With `rescale` the stems are kept as floats first; if any is above full scale, one common gain lowers all of
-them. With `mix` one stem takes up what rounding, clipping and resampling did to the others.
+them. With `mixture` one stem takes up what rounding, clipping and resampling did to the others.
 
 Each stem is encoded by a thread of its own, while the next block is computed: to encode a song's stems as MP3
 takes longer than to separate it.
@@ -51,8 +51,8 @@ class StemWriter:
     paths: stem -> target, in the blocks' order.  rate, model_rate: Hz.
     frames: samples a channel that will come, at `rate`, or None where unknown: chooses RF64 for large files
     and checks the disk's free space in advance.
-    mix: the song as (c, n) blocks at `rate`: the stem `remainder` becomes what the others leave of it.
-    stem_file: where all stems go once more as one file, see stem_file.py.
+    mixture: the song as (c, n) blocks at `rate`: the stem `remainder` becomes what the others leave of it.
+    stem_file: where all stems go once more as one file, see stem_mp4.py.
     tags: title, artist and so on, by libsndfile's names; a stem's title has its name behind it.
     cover: a picture's file.
     Entering makes the folders and opens the temporary files. Leaving without `commit` removes both.
@@ -70,7 +70,7 @@ class StemWriter:
         frames: int | None = None,
         rescale: bool = False,
         overwrite: bool = True,
-        mix: Iterator[Samples] | None = None,
+        mixture: Iterator[Samples] | None = None,
         remainder: str = "",
         stem_file: Path | None = None,
         tags: Mapping[str, str] | None = None,
@@ -83,7 +83,7 @@ class StemWriter:
         self._rescale = rescale
         self._overwrite = overwrite
         self._frames = frames
-        self._mix = _Mix(mix, channels) if mix else None
+        self._mixture = _Mix(mixture, channels) if mixture else None
         self._remainder = remainder
         self._stem_file = stem_file
         self._tags = dict(tags or {})
@@ -147,10 +147,10 @@ class StemWriter:
         self._abandon()  # after a commit nothing is left to remove but the floats that were rescaled
 
     def _put(self, stems: dict[str, Samples]) -> None:
-        if self._mix:
+        if self._mixture:
             steps = self._format.steps
             grid = np.float32(steps or 2**23)  # that of floats, so that sums are exact there too
-            rest = self._mix.take(next(iter(stems.values())).shape[1]).astype(np.float64)
+            rest = self._mixture.take(next(iter(stems.values())).shape[1]).astype(np.float64)
             if steps:  # on the grid of the integers every sum is exact
                 rest = np.rint(rest * steps) / steps
             for stem, samples in stems.items():
@@ -279,19 +279,15 @@ def write_stems(
     sample_rate: int,
     folder: Path,
     *,
-    audio_format: str = "wav",
-    bit_depth: str | None = None,
+    audio_format: AudioFormat,
     rescale: bool = False,
     overwrite: bool = True,
 ) -> dict[str, Path]:
     """Write stems, (c, n) or (n,) each, to `folder`/<stem>.<extension>, all of them or none; returns the files.
 
     sample_rate: Hz.
-    options: see separator.SaveOptions.
-    Raises InputError for stems that cannot be files side by side, UsageError for options that do not fit,
-    OutputError; then nothing is left behind.
+    Raises InputError for stems that cannot be files side by side, OutputError; then nothing is left behind.
     """
-    encoding = find_format(audio_format, bit_depth)
     if len({np.shape(samples) for samples in stems.values()}) != 1:
         raise InputError("expected stems, all of one shape")
     if odd := [name for name in stems if Path(name).name != name]:
@@ -300,11 +296,11 @@ def write_stems(
     if not np.isfinite(parts).all():
         raise InputError("the stems hold numbers that are not finite")
     frames = parts.shape[-1]
-    rate = encoding.nearest_rate(sample_rate)
+    rate = audio_format.nearest_rate(sample_rate)
     frames_there = frames if rate == sample_rate else round(frames * rate / sample_rate)
     with StemWriter(
-        {name: folder / f"{name}{encoding.extension}" for name in stems},
-        audio_format=encoding,
+        {name: folder / f"{name}{audio_format.extension}" for name in stems},
+        audio_format=audio_format,
         rate=rate,
         model_rate=sample_rate,
         channels=parts.shape[1],

@@ -6,13 +6,14 @@ import difflib
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfswa_sep.batch import manifest
 from tfswa_sep.batch.inputs import STDIN, STDIN_NAME, FoundSong, unique
 from tfswa_sep.errors import InputError, TfswaError, UsageError
+from tfswa_sep.options import OutputOptions, Runtime
 
 if TYPE_CHECKING:
     from tfswa_sep.pipeline import Progress, SeparationResult
@@ -64,13 +65,9 @@ class Work:
     """How each song of a batch is separated. Can be sent to another process."""
 
     model: ModelInfo
-    backend: str
-    device: str
-    precision: str
-    threads: int | None
-    out: Path
+    runtime: Runtime
+    options: OutputOptions
     overwrite: bool | None  # None: what is finished is left alone, anything else replaced
-    options: Mapping[str, Any]  # of song_files.separate_song, but for out, track, overwrite and keep
     keep: frozenset[str] = frozenset()  # real paths of all songs: no stem of another may replace one
     loaded: list[Separator] = field(default_factory=list, compare=False)  # filled on first use
 
@@ -83,15 +80,7 @@ class Work:
         if not self.loaded:
             from tfswa_sep.separator import Separator
 
-            self.loaded.append(
-                Separator(
-                    self.model,
-                    backend=self.backend,
-                    device=self.device,
-                    precision=self.precision,
-                    threads=self.threads,
-                )
-            )
+            self.loaded.append(Separator(self.model, runtime=self.runtime))
         return self.loaded[0]
 
     def separate(self, song: PlannedSong, on_progress: Progress | None = None) -> Outcome:
@@ -99,7 +88,7 @@ class Work:
         from tfswa_sep.audio.stem_paths import folder_of, target_paths
 
         began = time.perf_counter()
-        out, name = self.out / song.folder, self.options["name"]
+        out, name = Path(self.options.out) / song.folder, self.options.name
         target_paths(song.path, (), out=out, extension="", template=name)  # a wrong template is told first
         record = manifest.manifest_path(out / folder_of(name, song.track), song.track)
         try:
@@ -108,12 +97,10 @@ class Work:
                 return Outcome(song, "skipped", result)
             written = self.separator.separate_file(
                 song.path,
-                out=out,
+                replace(self.options, out=out, overwrite=self.overwrite is not False),
                 track=song.track,
-                overwrite=self.overwrite is not False,
                 keep=self.keep,
                 on_progress=on_progress,
-                **self.options,
             )
         except TfswaError as error:
             raise type(error)(str(error).replace(str(song.path), song.name)) from error
@@ -132,7 +119,9 @@ class Work:
 
         check_file(song.path)  # a pipe would be waited for without end
         try:
-            options = {**self.options, "precision": self.precision}
+            options = {**asdict(self.options), "precision": self.runtime.precision}
+            for unimportant in ("out", "overwrite"):
+                del options[unimportant]
             return manifest.describe_work(song.path, self.model, options)
         except OSError as error:
             raise InputError(f"{song.path} cannot be read: {error.strerror or error}") from None

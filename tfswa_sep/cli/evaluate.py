@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tfswa_sep.cli.default_command import RunByDefault
-from tfswa_sep.cli.shared_options import BackendName, Debug, Device, Json, Offline, Precision, Quiet, Threads
+from tfswa_sep.cli.shared_options import Debug, Json, Offline, Quiet, with_options
 from tfswa_sep.cli.terminal import say_error
 from tfswa_sep.errors import OutputError, UsageError
+from tfswa_sep.options import Runtime
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +40,7 @@ def _evaluation() -> None:
 
 
 @app.command("run")
+@with_options
 def evaluate(
     data: Annotated[
         Path | None,
@@ -93,10 +95,7 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an earlier run with this record or report stopped.")
     ] = False,
-    backend: BackendName = "auto",
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    threads: Threads = None,
+    runtime: Runtime = Runtime(precision="fp32"),
     offline: Offline = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -124,10 +123,7 @@ def evaluate(
         baselines,
         songs,
         out=out,
-        backend=backend,
-        device=device,
-        precision=precision,
-        threads=threads,
+        runtime=runtime,
     )
     files = ([record] if record else []) + ([report / "results.json"] if report else [])
     earlier = next((read_evaluation(file) for file in files if resume and file.exists()), None)
@@ -257,7 +253,7 @@ def _methods(
     songs: list[Song],
     *,
     out: Path | None,
-    **options: Any,
+    runtime: Runtime,
 ) -> list[Method]:
     """The models and folders that were named, else the default model; then the baselines."""
     from tfswa_sep import registry
@@ -269,7 +265,7 @@ def _methods(
     found: list[Method] = []
     for info in known:
         place = out / info.name if out is not None and len(known) > 1 else out
-        found.append(ModelMethod(info, out=place, **options))
+        found.append(ModelMethod(info, out=place, runtime=runtime))
     folders = [folder.resolve() for folder in estimates or []]
     for folder in folders:
         alone = sum(other.name == folder.name for other in folders) == 1

@@ -25,6 +25,7 @@ from tfswa_sep.evaluation.results import BASELINE, MethodScores
 from tfswa_sep.inference.backend import Backend
 from tfswa_sep.inference.hardware import prefers_int8
 from tfswa_sep.inference.stft_numpy import istft, stft
+from tfswa_sep.options import OutputOptions, Runtime
 from tfswa_sep.separator import Separator
 
 Progress = Callable[[float], None]  # seconds of the song that are done
@@ -59,20 +60,16 @@ class ModelMethod:
         self,
         model: str | Path | registry.ModelInfo | Backend,
         *,
-        backend: str = "auto",
-        device: str = "auto",
-        precision: str = "fp32",
-        threads: int | None = None,
+        runtime: Runtime = Runtime(precision="fp32"),
         out: Path | None = None,
     ) -> None:
         """`out`: keep the stems there, as <song>/<stem>.wav."""
         info = registry.find_model(model) if isinstance(model, str | Path) else model
         if isinstance(info, registry.ModelInfo):
-            info = registry.with_precision(info, precision, prefer_int8=prefers_int8(device))
-        self._separator = Separator(
-            info, backend=backend, device=device, precision=precision, threads=threads
-        )
-        self._threads, self.out = threads, out
+            prefer_int8 = prefers_int8(runtime.device)
+            info = registry.with_precision(info, runtime.precision, prefer_int8=prefer_int8)
+        self._separator = Separator(info, runtime=runtime)
+        self._threads, self.out = runtime.threads, out
         loaded = self._separator.backend
         if unknown := [stem for stem in loaded.stems if stem not in STEMS]:
             raise UsageError(f"the model separates {unknown[0]}; only {', '.join(STEMS)} can be scored")
@@ -107,9 +104,11 @@ class ModelMethod:
         started = time.perf_counter()
         result = self._separator.separate_file(
             mixture,
-            out=folder if self.out is None else self.out / song.name,
-            stems=self._stems,
-            name="{stem}{ext}",
+            OutputOptions(
+                out=folder if self.out is None else self.out / song.name,
+                stems=self._stems,
+                name="{stem}{ext}",
+            ),
             on_progress=lambda done, _: on_progress(done),
         )
         spent = time.perf_counter() - started

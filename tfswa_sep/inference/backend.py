@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.errors import DeviceError, ModelError, UsageError
+from tfswa_sep.errors import DeviceError
+from tfswa_sep.options import Runtime
 
-BACKENDS = ("auto", "onnx", "torch")
 _ONLY = {"mps": "torch", "coreml": "onnx"}  # the backend that knows a device
-_DEVICE = re.compile(r"auto|cpu|mps|coreml|cuda(:\d{1,3})?")
 _INSTALL = {  # what a backend needs, and what brings it
     "onnx": (("onnxruntime",), "pip install onnxruntime"),
     "torch": (("torch", "safetensors", "einops"), 'pip install "tfswa-sep[torch]"'),
@@ -86,110 +84,76 @@ class Backend(Protocol):
         ...
 
     def __call__(
-        self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
+        self, segments: NDArray[np.float32], *, stem_matrix: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """Separate segments (b, c, n) into stems (b, s, c, n), float32 at full scale +-1.
 
-        mix: a (k, s) matrix applied to the stems' spectra before the inverse transform; the result is then
+        stem_matrix: (k, s), applied to the stems' spectra before the inverse transform; the result is then
         (b, k, c, n). One stem of four costs one inverse transform, not four; so does the sum of three.
         Raises ModelError if the network fails, DeviceError if memory runs out.
         """
         ...
 
 
-class _ModelFile(Protocol):
-    @property
-    def backend(self) -> str: ...
-    @property
-    def precision(self) -> str: ...
+def choose_backend(offered: Sequence[str], runtime: Runtime) -> str:
+    """The fastest backend that is there, or the one that was named; see options.Runtime.
 
+    Args:
+        offered: The backends that the model has files for.
+        runtime: What was asked for.
 
-class _Model(Protocol):
-    """What is needed of registry.ModelInfo: this package does not import the registry."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def files(self) -> Sequence[_ModelFile]: ...
-
-
-ModelT = TypeVar("ModelT", bound=_Model)
-
-
-def load_backend(
-    info: ModelT,
-    fetch: Callable[[ModelT, str], Path],
-    *,
-    backend: str = "auto",
-    device: str = "auto",
-    precision: str = "fp32",
-    threads: int | None = None,
-) -> Backend:
-    """Load a model with the fastest backend that is there, or with the one named.
-
-    fetch: registry.fetch, gives the verified local file of the model for a backend.
-    backend: "onnx", "torch", or "auto": torch if there is a GPU (CUDA or MPS) and a torch file, else onnx.
-    device: "auto", "cpu", "cuda", "cuda:N", "mps" (torch) or "coreml" (onnx); where both are "auto" and the
-    GPU cannot be used, the CPU is, and the backend's notes say so.
-    precision: "auto" lets torch compute in 16 bits where that is faster; the file decides for onnx.
-    threads: CPU threads, None for one a physical core.
-    Raises UsageError for an unknown backend, DeviceError if its package or the device is missing, ModelError
-    if the model has no file for it or the file is damaged.
+    Raises:
+        DeviceError: The backend's package is missing, or the backend cannot use the device.
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"unknown backend '{backend}': choose from {', '.join(BACKENDS)}")
-    if not _DEVICE.fullmatch(device):
-        raise UsageError(f"unknown device '{device}': choose from auto, cpu, cuda, cuda:N, mps, coreml")
-    if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads cannot compute: give 1 or more")
-    if backend != "auto":
-        return _load(info, fetch, backend, device=device, precision=precision, threads=threads)
-    chosen = _choose_backend(info, device)
-    try:
-        return _load(info, fetch, chosen, device=device, precision=precision, threads=threads)
-    except DeviceError as error:
-        other = any(file.backend == "onnx" for file in info.files) and not _missing("onnx")
-        if device != "auto" or chosen != "torch" or not other:
-            raise
-        why = str(error).rpartition(":")[0]  # without the advice
-    loaded = _load(info, fetch, "onnx", device="cpu", precision=precision, threads=threads)
-    cast(Any, loaded).notes = (f"{why}, so the processor did the work",)
-    return loaded
-
-
-def _load(
-    info: ModelT,
-    fetch: Callable[[ModelT, str], Path],
-    backend: str,
-    *,
-    device: str,
-    precision: str,
-    threads: int | None,
-) -> Backend:
-    """A backend by its name; see load_backend."""
-    offered = dict.fromkeys(file.backend for file in info.files)  # each once
-    if backend not in offered:
-        precisions = " or ".join(sorted({file.precision for file in info.files if file.precision}))
-        kind = f"{backend} file in {precisions}" if precisions else f"{backend} file"
-        raise ModelError(f"model '{info.name}' has no {kind}: use --backend {' or '.join(offered) or 'auto'}")
-    if package := _missing(backend):
+    backend, device = runtime.backend, runtime.device
+    if backend == "auto":
+        backend = _fastest(offered, device)
+    if backend in offered and (package := _missing(backend)):  # else the missing file is what to report
         raise DeviceError(f"the {backend} backend needs the package {package}: {_INSTALL[backend][1]}")
     if device in _ONLY and _ONLY[device] != backend:
         raise DeviceError(f"the {backend} backend cannot use {device}: use --backend {_ONLY[device]}")
-    path = fetch(info, backend)  # before the heavy import: a damaged file is known at once
+    return backend
+
+
+def load_backend(
+    backend: str,
+    path: Path,
+    runtime: Runtime,
+    *,
+    precision: str = "",
+    notes: Sequence[str] = (),
+) -> Backend:
+    """Load a model's file.
+
+    Args:
+        backend: "onnx" or "torch".
+        path: The file.
+        runtime: Device, precision (of torch) and threads.
+        precision: Of an ONNX file's numbers, as far as it is on record.
+        notes: What the user should know of the choice, one line each.
+
+    Raises:
+        DeviceError: The device is missing or cannot compute.
+        ModelError: The file is damaged.
+    """
     if backend == "onnx":
         from tfswa_sep.inference.onnx_backend import OnnxBackend
 
-        recorded = next(file.precision for file in info.files if file.backend == backend)
-        return OnnxBackend(path, device=device, threads=threads, precision=recorded)
-    loaded: Backend = importlib.import_module("tfswa_sep.inference.torch_backend").TorchBackend(
-        path, device=device, precision=precision, threads=threads
-    )
-    return loaded
+        return OnnxBackend(
+            path, device=runtime.device, threads=runtime.threads, precision=precision, notes=notes
+        )
+    from tfswa_sep.inference.torch_backend import TorchBackend
+
+    return TorchBackend(path, device=runtime.device, precision=runtime.precision, threads=runtime.threads)
 
 
-def _choose_backend(info: _Model, device: str) -> str:
-    offered = [file.backend for file in info.files]
+def can_fall_back(offered: Sequence[str], runtime: Runtime, failed: str) -> bool:
+    """Whether ONNX on the CPU may do the work of a GPU that nobody asked for by name and that failed."""
+    chosen_freely = runtime.backend == runtime.device == "auto"
+    return chosen_freely and failed == "torch" and "onnx" in offered and not _missing("onnx")
+
+
+def _fastest(offered: Sequence[str], device: str) -> str:
     if "onnx" not in offered and offered:
         return offered[0]
     if "torch" not in offered or device in ("cpu", "coreml"):

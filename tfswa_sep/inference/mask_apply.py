@@ -6,7 +6,7 @@ p bins of a token, m some of the frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,50 +17,61 @@ from tfswa_sep.inference.features import (
     FRAMES_AT_ONCE,
     Floats,
     Spectrum,
-    band_features,
     phase_turns,
 )
-from tfswa_sep.inference.stft_numpy import add_frames, stft
+from tfswa_sep.inference.stft_numpy import add_frames
 from tfswa_sep.model.config import HIGHEST_LOGIT, MASK_FLOOR, SHARE_FLOOR, Band, ModelConfig
 
 
-def separate_with(
-    network: Callable[[list[Floats]], list[Floats]], segment: Floats, config: ModelConfig, mix: Floats | None
+def apply_masks(
+    masks: Sequence[Floats],
+    spectrum: Spectrum,
+    mixture: Floats,
+    config: ModelConfig,
+    stem_matrix: Floats | None = None,
 ) -> Floats:
-    """Separate (b, c, n) into (b, s, c, n), or into (b, k, c, n) with a (k, s) mix; see backends.Backend.
+    """What the network made of `features.band_features`, as waveforms.
 
-    network: features of the bands, see `features.band_features`, to what it makes of them, see `masked_waves`.
+    Args:
+        masks: The network's output, (b, s * parts * p, tokens, t) per band.
+        spectrum: (b, c, f, t) of the mixture.
+        mixture: (b, c, n).
+        config: Of the model.
+        stem_matrix: (k, s), the stems asked for as sums of the model's; None for the model's own.
+
+    Returns:
+        (b, s, c, n), or (b, k, c, n) with a matrix.
     """
-    spectrum = stft(segment, n_fft=config.n_fft, hop=config.hop)
-    masks = network(band_features(spectrum, config))
-    rest = _last_is_the_rest(config, mix)
-    wanted: Floats | int = len(config.stems) - rest if mix is None else mix[: len(mix) - rest]
+    rest = _last_is_the_rest(config, stem_matrix)
+    wanted: Floats | int = (
+        len(config.stems) - rest if stem_matrix is None else stem_matrix[: len(stem_matrix) - rest]
+    )
     stems = wanted if isinstance(wanted, int) else len(wanted)
-    b, c, n = segment.shape
+    b, c, n = mixture.shape
     waves = np.empty((b, stems + rest, c, n), np.float32)
     masked_waves(masks, spectrum, config, wanted, out=waves[:, :stems])
     if rest:
-        np.subtract(segment, waves[:, :stems].sum(axis=1), out=waves[:, -1])
+        np.subtract(mixture, waves[:, :stems].sum(axis=1), out=waves[:, -1])
     return waves
 
 
-def _last_is_the_rest(config: ModelConfig, mix: Floats | None) -> bool:
+def _last_is_the_rest(config: ModelConfig, stem_matrix: Floats | None) -> bool:
     """Whether the last stem asked for is what the others leave of the song: it needs no transform."""
-    whole = mix is None or (len(mix) > 1 and bool((mix.sum(axis=0) == 1).all()))
+    whole = stem_matrix is None or (len(stem_matrix) > 1 and bool((stem_matrix.sum(axis=0) == 1).all()))
     return whole and config.mixture_consistent and len(config.stems) > 1
 
 
 def masked_frames(
-    bands: Sequence[Floats], spectrum: Spectrum, config: ModelConfig, mix: Floats | int
+    bands: Sequence[Floats], spectrum: Spectrum, config: ModelConfig, stem_matrix: Floats | int
 ) -> Iterator[Spectrum]:
     """The stems' spectra of one item of a batch, some frames at a time: see `stft_numpy.add_frames`.
 
     bands: the network's output, (s * parts * p, tokens, t) each.  spectrum: (c, f, t) of the mixture.
-    mix: a (k, s) matrix applied to the stems, or k for the first k of them as they are.
+    stem_matrix: a (k, s) matrix applied to the stems, or k for the first k of them as they are.
     Yields (k * c, m, f), written over each time.
     """
     c, f, t = spectrum.shape
-    stems = mix if isinstance(mix, int) else len(mix)
+    stems = stem_matrix if isinstance(stem_matrix, int) else len(stem_matrix)
     make_mask = _MASKS[config.masks]
     buffer = np.empty((stems, c, FRAMES_AT_ONCE, f), np.complex64)
     taps = [_neighbours(spectrum, band, config) if band.taps else None for band in config.bands]
@@ -73,12 +84,12 @@ def masked_frames(
             parts = values.reshape(len(config.stems), -1, *values.shape[1:])
             for token in range(0, band.tokens, step):
                 tile = parts[:, :, token : token + step, frames]
-                mask = make_mask(tile[:, : config.mask_parts * band.stride], band, config, mix)
+                mask = make_mask(tile[:, : config.mask_parts * band.stride], band, config, stem_matrix)
                 low = band.start + token * band.stride
                 high = low + mask.shape[-1]
                 np.multiply(mask, mixture[:, :, low:high], out=chunk[..., low:high])
                 if near is not None:
-                    for tap, neighbour in zip(_filters(tile, band, config, mix), near, strict=True):
+                    for tap, neighbour in zip(_filters(tile, band, config, stem_matrix), near, strict=True):
                         tap *= neighbour[:, frames, low - band.start : high - band.start]
                         chunk[..., low:high] += tap
                 if high == config.bins:  # Nyquist's bin goes with its neighbour
@@ -87,17 +98,17 @@ def masked_frames(
 
 
 def masked_waves(
-    bands: Sequence[Floats], spectrum: Spectrum, config: ModelConfig, mix: Floats | int, out: Floats
+    bands: Sequence[Floats], spectrum: Spectrum, config: ModelConfig, stem_matrix: Floats | int, out: Floats
 ) -> None:
     """Fill `out`, of which each item is contiguous, with the stems (b, k, c, n) of a batch.
 
     bands: the network's output, (b, s * parts * p, tokens, t) each.  spectrum: (b, c, f, t) of the mixture.
-    mix: see `masked_frames`.
+    stem_matrix: see `masked_frames`.
     """
     _, k, c, n = out.shape
     shape = (k * c, *spectrum.shape[2:])
     for item, waves in enumerate(out):
-        chunks = masked_frames([band[item] for band in bands], spectrum[item], config, mix)
+        chunks = masked_frames([band[item] for band in bands], spectrum[item], config, stem_matrix)
         add_frames(chunks, shape, n_fft=config.n_fft, hop=config.hop, out=waves.reshape(k * c, n))
 
 
@@ -115,7 +126,9 @@ def _neighbours(spectrum: Spectrum, band: Band, config: ModelConfig) -> Spectrum
     return near
 
 
-def _filters(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Iterator[Spectrum]:
+def _filters(
+    values: Floats, band: Band, config: ModelConfig, stem_matrix: Floats | int
+) -> Iterator[Spectrum]:
     """A tile of the network's output, (s, parts * p, tokens, t), as the filters' taps, (k, c, t, f) each."""
     s, _, tokens, t = values.shape
     c, p = config.channels, band.stride
@@ -124,11 +137,13 @@ def _filters(values: Floats, band: Band, config: ModelConfig, mix: Floats | int)
         tap = np.clip(taps[:, :, i], -1, 1)
         if config.mixture_consistent:
             tap -= tap.mean(axis=0)
-        real, imaginary = _mixed(tap, mix).transpose(2, 0, 1, 5, 4, 3).reshape(2, -1, c, t, tokens * p)
+        real, imaginary = (
+            _summed(tap, stem_matrix).transpose(2, 0, 1, 5, 4, 3).reshape(2, -1, c, t, tokens * p)
+        )
         yield real + 1j * imaginary
 
 
-def _real_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Floats:
+def _real_mask(values: Floats, band: Band, config: ModelConfig, stem_matrix: Floats | int) -> Floats:
     """A tile of the network's output, (s, c * p, tokens, t), as gains (k, c, t, f)."""
     gains = np.clip(values, -HIGHEST_LOGIT, HIGHEST_LOGIT)
     if config.mixture_consistent:  # a softmax over the stems
@@ -141,10 +156,10 @@ def _real_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | in
         gains += 1
         np.reciprocal(gains, out=gains)
         share = np.ones_like(gains[0])
-    return _by_frames(np.multiply, _mixed(gains, mix), share, channels=config.channels)
+    return _by_frames(np.multiply, _summed(gains, stem_matrix), share, channels=config.channels)
 
 
-def _signed_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Floats:
+def _signed_mask(values: Floats, band: Band, config: ModelConfig, stem_matrix: Floats | int) -> Floats:
     """A tile of the network's output, (s, c * p, tokens, t), as numbers (k, c, t, f) between -1 and 1."""
     gains = np.tanh(values)
     share = np.zeros_like(gains)
@@ -152,7 +167,9 @@ def _signed_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | 
         np.abs(gains, out=share)
         share += np.float32(SHARE_FLOOR)
         share *= (1 - gains.sum(axis=0)) / share.sum(axis=0)
-    return _by_frames(np.add, _mixed(gains, mix), _mixed(share, mix), channels=config.channels)
+    return _by_frames(
+        np.add, _summed(gains, stem_matrix), _summed(share, stem_matrix), channels=config.channels
+    )
 
 
 def _by_frames(combine: np.ufunc, one: Floats, other: Floats, *, channels: int) -> Floats:
@@ -165,7 +182,7 @@ def _by_frames(combine: np.ufunc, one: Floats, other: Floats, *, channels: int) 
     return turned.reshape(k, channels, t, -1)
 
 
-def _complex_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats | int) -> Spectrum:
+def _complex_mask(values: Floats, band: Band, config: ModelConfig, stem_matrix: Floats | int) -> Spectrum:
     """A tile of the network's output, (s, c * 2 * p, tokens, t), as masks (k, c, t, f)."""
     s, _, tokens, t = values.shape
     c, p = config.channels, band.stride
@@ -188,12 +205,14 @@ def _complex_mask(values: Floats, band: Band, config: ModelConfig, mix: Floats |
         imaginary -= bounded * imaginary.sum(axis=0)
     mask = np.empty(real.shape, np.complex64)
     mask.real, mask.imag = real, imaginary
-    return _mixed(mask, mix).swapaxes(2, 3)
+    return _summed(mask, stem_matrix).swapaxes(2, 3)
 
 
 _MASKS = {"complex": _complex_mask, "signed": _signed_mask, "real": _real_mask}
 
 
-def _mixed(masks: NDArray[Any], mix: Floats | int) -> NDArray[Any]:
+def _summed(masks: NDArray[Any], stem_matrix: Floats | int) -> NDArray[Any]:
     """Masks (s, ...) of the model's stems as those (k, ...) of the stems asked for."""
-    return masks[:mix] if isinstance(mix, int) else np.asarray(np.einsum("ks,s...->k...", mix, masks))
+    if isinstance(stem_matrix, int):
+        return masks[:stem_matrix]
+    return np.asarray(np.einsum("ks,s...->k...", stem_matrix, masks))

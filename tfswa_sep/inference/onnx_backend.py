@@ -6,6 +6,7 @@ Axis letters: b batch, s stem of the model, k stem asked for, c channel, n sampl
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from tfswa_sep.errors import DeviceError, ModelError
+from tfswa_sep.inference.features import band_features
 from tfswa_sep.inference.hardware import count_cores, share_threads
-from tfswa_sep.inference.mask_apply import separate_with
+from tfswa_sep.inference.mask_apply import apply_masks
 from tfswa_sep.inference.metadata import KEY, ModelMetadata, contradicts, parse_metadata
+from tfswa_sep.inference.stft_numpy import stft
 from tfswa_sep.model.config import ModelConfig
 
 _NAMES = {"cuda": "CUDA", "coreml": "Core ML"}  # of devices other than the CPU
@@ -26,26 +29,33 @@ _FATAL_ONLY = 4  # ONNX Runtime's log severity: its errors come as exceptions, n
 
 
 class OnnxBackend:
-    """A model in an ONNX file; see backends.Backend.
+    """A model in an ONNX file; see backend.Backend.
 
     The graph maps features_0, ... (b, features, bins of the band, t), an input a band, to masks_0, ...
-    (b, s * parts * bins of a token, tokens, t), float32; the segment length gives t. See masks.py.
+    (b, s * parts * bins of a token, tokens, t), float32; the segment length gives t. See features.py and mask_apply.py.
 
     Each of `workers` segments at once gets its share of the threads: a segment on one core of its own took
     less than one after the other on two (0.27 s a segment against 0.36 s, measured).
     device: "auto", "cpu", "cuda", "cuda:N" or "coreml", which run the network; "auto" takes CUDA if it works.
     precision: of the file's numbers, as far as it is on record.
+    notes: what the user should know of how it came to be chosen, one line each.
     Raises ModelError if the file is damaged or no model of tfswa-sep, DeviceError if the device is not there.
     """
 
     name = "onnx"
     batch_size = 1
-    notes: tuple[str, ...] = ()
 
     def __init__(
-        self, path: Path, *, device: str = "auto", threads: int | None = None, precision: str = ""
+        self,
+        path: Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: str = "",
+        notes: Sequence[str] = (),
     ) -> None:
         self._path = path
+        self.notes = tuple(notes)
         self.precision = precision
         providers = _providers(device)
         options = onnxruntime.SessionOptions()
@@ -80,11 +90,13 @@ class OnnxBackend:
         self._check_shapes()
 
     def __call__(
-        self, segment: NDArray[np.float32], *, mix: NDArray[np.float32] | None = None
+        self, segments: NDArray[np.float32], *, stem_matrix: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """Separate (b, c, n) into (b, s, c, n), or into (b, k, c, n) with a (k, s) mix; see Backend."""
+        """Separate (b, c, n) into (b, s, c, n), or into (b, k, c, n) with a (k, s) matrix; see Backend."""
         try:
-            return separate_with(self._run, segment, self._config, mix)
+            spectrum = stft(segments, n_fft=self._config.n_fft, hop=self._config.hop)
+            masks = self._run(band_features(spectrum, self._config))
+            return apply_masks(masks, spectrum, segments, self._config, stem_matrix)
         except Exception as error:  # as above
             if "alloc" in str(error).lower() or isinstance(error, MemoryError):
                 raise DeviceError("memory ran out while separating: close other programs") from None

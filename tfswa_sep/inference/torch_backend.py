@@ -21,13 +21,14 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from tfswa_sep.errors import DeviceError, ModelError
-from tfswa_sep.inference.features import Floats
+from tfswa_sep.inference.features import Floats, band_features
 from tfswa_sep.inference.hardware import count_cores, share_threads
-from tfswa_sep.inference.mask_apply import separate_with
+from tfswa_sep.inference.mask_apply import apply_masks
 from tfswa_sep.inference.metadata import KEY, ModelMetadata, contradicts, parse_metadata
 from tfswa_sep.inference.overlap_add import overlap_add, plan_segments
+from tfswa_sep.inference.stft_numpy import stft
+from tfswa_sep.model import stft_torch
 from tfswa_sep.model.config import ModelConfig
-from tfswa_sep.model.stft_torch import istft, stft
 from tfswa_sep.model.unet import TfswaUNet
 
 MOST_AT_ONCE = 16  # segments: more fill any GPU, and make the first stem wait
@@ -37,7 +38,7 @@ _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class TorchBackend:
-    """A model in a safetensors file; see backends.Backend.
+    """A model in a safetensors file; see backend.Backend.
 
     precision: "auto" computes in bfloat16 or float16 where the device is faster with them, else "fp32".
     threads: of the CPU; each of `workers` calls at once gets its share: on two cores 3 minutes took 0.77 of
@@ -107,50 +108,55 @@ class TorchBackend:
             )
         return tuple(found)
 
-    def __call__(self, segment: Floats, *, mix: Floats | None = None) -> Floats:
-        """Separate (b, c, n) into (b, s, c, n), or into (b, k, c, n) with a (k, s) mix; see Backend."""
-        if len(segment) > self._most:
-            parts = [segment[i : i + self._most] for i in range(0, len(segment), self._most)]
-            return np.concatenate([self(part, mix=mix) for part in parts])
-        if segment.shape[-1] > self._longest:
+    def __call__(self, segments: Floats, *, stem_matrix: Floats | None = None) -> Floats:
+        """Separate (b, c, n) into (b, s, c, n), or into (b, k, c, n) with a (k, s) matrix; see Backend."""
+        if len(segments) > self._most:
+            parts = [segments[i : i + self._most] for i in range(0, len(segments), self._most)]
+            return np.concatenate([self(part, stem_matrix=stem_matrix) for part in parts])
+        if segments.shape[-1] > self._longest:
             plan = plan_segments(segment=self._longest, margin=self.margin_samples)
-            run = partial(self, mix=mix)
-            return np.stack([np.concatenate([*overlap_add([item], run, plan)], axis=-1) for item in segment])
+            run = partial(self, stem_matrix=stem_matrix)
+            return np.stack([np.concatenate([*overlap_add([item], run, plan)], axis=-1) for item in segments])
         try:
-            return self._separate(segment, mix)
+            return self._separate(segments, stem_matrix)
         except (RuntimeError, ValueError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise ModelError(f"{self._path} cannot be run ({_reason(error)}): fetch it again") from None
-        self._ask_for_less(*segment.shape[::2])  # not in the handler, whose traceback holds the memory
-        return self(segment, mix=mix)
+        self._ask_for_less(*segments.shape[::2])  # not in the handler, whose traceback holds the memory
+        return self(segments, stem_matrix=stem_matrix)
 
-    def _separate(self, segment: Floats, mix: Floats | None) -> Floats:
-        waves = self._compute(segment, mix, self._half)
+    def _separate(self, segments: Floats, stem_matrix: Floats | None) -> Floats:
+        waves = self._compute(segments, stem_matrix, self._half)
         if self._half is not None and not np.isfinite(waves.sum()):
             self._redone += 1
-            waves = self._compute(segment, mix, None)
+            waves = self._compute(segments, stem_matrix, None)
         return waves
 
-    def _compute(self, segment: Floats, mix: Floats | None, half: torch.dtype | None) -> Floats:
+    def _compute(self, segments: Floats, stem_matrix: Floats | None, half: torch.dtype | None) -> Floats:
         if self._device.type == "cpu":
             # What lies around the network in NumPy, a tile after the other: a segment takes 0.88 of the time
             # that torch's operations on whole maps took, with 16 bits 0.80 (measured).
-            return separate_with(partial(self._raw_masks, half=half), segment, self._network.config, mix)
-        return self._compute_there(segment, mix, half)
+            config = self._network.config
+            spectrum = stft(segments, n_fft=config.n_fft, hop=config.hop)
+            masks = self._raw_masks(band_features(spectrum, config), half=half)
+            return apply_masks(masks, spectrum, segments, config, stem_matrix)
+        return self._compute_on_device(segments, stem_matrix, half)
 
-    def _compute_there(self, segment: Floats, mix: Floats | None, half: torch.dtype | None) -> Floats:
+    def _compute_on_device(
+        self, segments: Floats, stem_matrix: Floats | None, half: torch.dtype | None
+    ) -> Floats:
         """All of it on the device, so that only waves travel."""
         n_fft, hop = self.metadata.n_fft, self.metadata.hop
         with torch.inference_mode(), _current(self._device):
-            mixture = torch.from_numpy(np.ascontiguousarray(segment)).to(self._device)
-            spectrum = stft(mixture, n_fft=n_fft, hop=hop)
+            mixture = torch.from_numpy(np.ascontiguousarray(segments)).to(self._device)
+            spectrum = stft_torch.stft(mixture, n_fft=n_fft, hop=hop)
             # The network alone: transforms and sums of stems take no 16 bits.
             with torch.autocast(self._device.type, dtype=half, enabled=half is not None):
                 stems = self._network(spectrum)
             stems = stems.float()
-            if mix is not None:
-                stems = torch.einsum("ks,bs...->bk...", torch.from_numpy(mix).to(self._device), stems)
-            waves = istft(stems, n_fft=n_fft, hop=hop, length=segment.shape[-1])
+            if stem_matrix is not None:
+                stems = torch.einsum("ks,bs...->bk...", torch.from_numpy(stem_matrix).to(self._device), stems)
+            waves = stft_torch.istft(stems, n_fft=n_fft, hop=hop, length=segments.shape[-1])
             return waves.cpu().numpy()
 
     def _raw_masks(self, bands: list[Floats], *, half: torch.dtype | None) -> list[Floats]:

@@ -20,15 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from tfswa_sep import Separator
-from tfswa_sep.inference import mask_apply
-from tfswa_sep.inference.onnx_backend import OnnxBackend
+from tfswa_sep.inference import onnx_backend
 from training.benchmark.__main__ import make_song
 
 STEPS = {
     "stft": "STFT",
     "band_features": "features",
     "_run": "network",
-    "masked_waves": "masks and inverse STFT",
+    "apply_masks": "masks and inverse STFT",
 }
 
 
@@ -53,7 +52,7 @@ def profile(song: Path, out: Path, *, model: str | None = None, precision: str =
     _ = separator.backend  # loaded before the clock starts
     with ExitStack() as replaced:
         for name, step in STEPS.items():
-            place = OnnxBackend if name == "_run" else mask_apply
+            place = onnx_backend.OnnxBackend if name == "_run" else onnx_backend
             replaced.enter_context(patch.object(place, name, timed(getattr(place, name), step)))
         began = time.process_time()
         separator.separate_file(song, out=out)

@@ -31,8 +31,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tfswa_sep.inference.mask_apply import separate_with
+from tfswa_sep.inference.features import band_features
+from tfswa_sep.inference.mask_apply import apply_masks
 from tfswa_sep.inference.metadata import KEY
+from tfswa_sep.inference.stft_numpy import stft
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.stft_torch import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
@@ -150,11 +152,10 @@ def write_sample(network: TfswaUNet, song: NDArray[np.float32], folder: Path) ->
 
 def _separate(run: Run, mixture: NDArray[np.float32], config: ModelConfig) -> NDArray[np.float32]:
     """(b, c, n) to stems (b, s, c, n), with all but the network in NumPy."""
-
-    def network(bands: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        return [masks.numpy() for masks in run(*map(torch.from_numpy, bands))]
-
-    return separate_with(network, mixture, config, None)
+    spectrum = stft(mixture, n_fft=config.n_fft, hop=config.hop)
+    features = band_features(spectrum, config)
+    masks = [masks.numpy() for masks in run(*map(torch.from_numpy, features))]
+    return apply_masks(masks, spectrum, mixture, config)
 
 
 def _middle(

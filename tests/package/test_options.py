@@ -1,0 +1,71 @@
+"""What can be chosen for a separation: one object each for the runtime and for the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+import tfswa_sep
+from tfswa_sep.cli.main import app
+from tfswa_sep.cli.shared_options import with_options
+from tfswa_sep.errors import UsageError
+from tfswa_sep.options import OutputOptions, Runtime
+
+
+@pytest.mark.parametrize("kind", (Runtime, OutputOptions))
+def test_every_field_is_documented(kind: type[Any]) -> None:
+    assert kind.__doc__ is not None
+    for field in fields(kind):
+        assert f"        {field.name}: " in kind.__doc__
+
+
+@pytest.mark.parametrize(
+    "choice", ({"backend": "tensorflow"}, {"device": "tpu"}, {"threads": 0}, {"batch_size": 0})
+)
+def test_a_choice_that_makes_no_sense_fails_before_a_model_is_loaded(choice: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Runtime(**choice)
+    with pytest.raises(UsageError):
+        tfswa_sep.Separator("no such model", **choice)
+
+
+def test_one_object_or_keywords(
+    fake_backend: Callable[..., Any], song: Callable[..., Path], tmp_path: Path
+) -> None:
+    separator, path = tfswa_sep.Separator(fake_backend()), song("a.wav", 20_000)
+    chosen = OutputOptions(out=tmp_path / "one", stems="vocals", audio_format="flac")
+    one = separator.separate_file(path, chosen)
+    two = separator.separate_file(path, chosen, out=tmp_path / "two", bit_depth="16")
+    three = tfswa_sep.separate(path, model=fake_backend(), out=tmp_path / "three", stems="vocals", threads=1)
+    assert [result.files["vocals"].suffix for result in (one, two, three)] == [".flac", ".flac", ".wav"]
+    assert two.files["vocals"].parent.parent == tmp_path / "two"
+    with pytest.raises(TypeError, match="audio_formt"):
+        separator.separate_file(path, audio_formt="flac")
+
+
+def test_the_commands_offer_the_fields_as_options() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    separate = {parameter.name for parameter in commands["separate"].params}
+    exempt = {"batch_size"}
+    assert {field.name for kind in (Runtime, OutputOptions) for field in fields(kind)} - exempt <= separate
+    run = {parameter.name: parameter.default for parameter in commands["eval"].commands["run"].params}
+    assert run["precision"] == "fp32" and run["backend"] == "auto"
+
+
+def test_a_command_gets_its_options_as_one_object() -> None:
+    seen: list[Runtime] = []
+    small = typer.Typer()
+
+    @small.command()
+    @with_options
+    def command(runtime: Runtime = Runtime(precision="fp32")) -> None:
+        seen.append(runtime)
+
+    done = CliRunner().invoke(small, ["--threads", "2", "--device", "cpu"])
+    assert done.exit_code == 0 and seen == [Runtime(precision="fp32", threads=2, device="cpu")]

@@ -1,0 +1,91 @@
+"""What can be chosen for a separation, documented once: for the command, the Python API, batches and evaluation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tfswa_sep.constants import NAME_TEMPLATE
+from tfswa_sep.errors import UsageError
+
+BACKENDS = ("auto", "onnx", "torch")
+_DEVICE = re.compile(r"auto|cpu|mps|coreml|cuda(:\d{1,3})?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What computes, and where.
+
+    Attributes:
+        backend: "onnx", "torch", or "auto": torch if there is a GPU (CUDA or MPS) and the model has a file for
+            torch, else onnx.
+        device: "auto", "cpu", "cuda", "cuda:N", "mps" (torch) or "coreml" (onnx). Where both backend and device
+            are "auto" and the GPU cannot be used, the CPU is, and the backend's notes say so.
+        precision: "fp32", "int8" (onnx), or "auto", the fastest here: int8 on CPUs made for it, 16 bits with
+            torch where the device is faster with them.
+        threads: CPU threads; None for one per physical core.
+        batch_size: Segments per call (torch: 16 at most); None for as many as suit the device best.
+
+    Raises:
+        UsageError: An unknown backend or device, or a number below 1.
+    """
+
+    backend: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise UsageError(f"unknown backend '{self.backend}': choose from {', '.join(BACKENDS)}")
+        if not _DEVICE.fullmatch(self.device):
+            raise UsageError(
+                f"unknown device '{self.device}': choose from auto, cpu, cuda, cuda:N, mps, coreml"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"{self.threads} threads cannot compute: give 1 or more")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"a batch of {self.batch_size} segments cannot be computed: give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """How a song is read, and its stems are written.
+
+    Attributes:
+        stems: Names, "accompaniment", and sums such as "drums+bass", separated by commas or as a list; None for
+            all of the model's.
+        out: The folder.
+        name: Template of the files' paths in it, of {track}, {stem} and {ext} (".wav").
+        audio_format: "wav", "flac", "mp3", "ogg", "opus" or "m4a".
+        bit_depth: "32f" (wav), "24" or "16"; None for 32f in wav and 24 in flac.
+        bitrate: kbit/s of mp3, ogg, opus and m4a; None for a high one.
+        rescale: Bring stems that are too loud under full scale by one common gain, where files would clip.
+        exact_sum: The last stem becomes what the others leave of the song, so that all add up to it exactly.
+        stem_file: Also write all stems as one Native Instruments file, SONG.stem.mp4.
+        downmix: Mix more than two channels down to stereo.
+        allow_truncated: Take what there is of a song that is cut short.
+        overwrite: Replace files of an earlier run; False refuses to.
+    """
+
+    stems: str | Sequence[str] | None = None
+    out: str | Path = "."
+    name: str = NAME_TEMPLATE
+    audio_format: str = "wav"
+    bit_depth: str | None = None
+    bitrate: int | None = None
+    rescale: bool = False
+    exact_sum: bool = False
+    stem_file: bool = False
+    downmix: bool = False
+    allow_truncated: bool = False
+    overwrite: bool = True
+
+
+def take_fields(kind: type[Any], values: dict[str, Any]) -> Mapping[str, Any]:
+    """Remove from `values` those that are fields of the dataclass `kind`, and return them."""
+    return {field.name: values.pop(field.name) for field in fields(kind) if field.name in values}
