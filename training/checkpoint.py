@@ -20,11 +20,11 @@ from tfswa_sep.errors import InputError
 from tfswa_sep.inference.metadata import KEY
 from tfswa_sep.model.blocks import conv_sizes
 from tfswa_sep.model.config import ModelConfig
-from tfswa_sep.model.unet import TfswaUNet
+from tfswa_sep.model.unet import TfswaUNet, with_current_names
 from training.surgery import is_wider, widened
 
 # Layers that each band has of its own.
-_BANDED = re.compile(r"(stem|heads\.\d+)\.convs\.(\d+)\.(weight|bias)")
+_BANDED = re.compile(r"(split|heads\.\d+)\.convs\.(\d+)\.(weight|bias)")
 
 
 class Average:
@@ -59,9 +59,12 @@ def read(path: Path) -> dict[str, Any]:
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads((file.metadata() or {}).get(KEY, "{}"))
                 weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no mapping)
-            return {"average": weights, "shape": metadata.get("config")}
+            return {"average": with_current_names(weights), "shape": metadata.get("config")}
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return content
+        parts: dict[str, Any] = {
+            part: with_current_names(content[part]) for part in ("model", "average") if part in content
+        }
+        return {**with_current_names(content), **parts}
     except Exception as error:  # torch and safetensors each have many kinds
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} cannot be read as a checkpoint: {words}") from error
@@ -190,7 +193,7 @@ def real_parts(weights: dict[str, Any], model: TfswaUNet) -> dict[str, Any]:
     found = dict(weights)
     for key, value in weights.items():
         match, wanted = _BANDED.fullmatch(key), own.get(key)
-        if match is None or match[1] == "stem" or wanted is None:
+        if match is None or match[1] == "split" or wanted is None:
             continue
         rows = 2 * c * model.config.bands[int(match[2])].stride  # of masks; those of filters follow
         if 2 * (len(value) - len(wanted)) == rows and value.shape[1:] == wanted.shape[1:]:
@@ -202,19 +205,19 @@ def real_parts(weights: dict[str, Any], model: TfswaUNet) -> dict[str, Any]:
 def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
     """The weights of a model `old` whose stem and heads fit the bands of `new`, as nearly as they can.
 
-    A new band learns from the old one in which its first bin lies. Its stem sums over a token's bins what the
+    A new band learns from the old one in which its first bin lies. Its input layer sums over a token's bins what the
     old one did, so that it answers to an even spectrum alike; its heads give a bin the mask of its place in
     the token. What mixes all rows (TDF) is left out where these are of other bins. They stay as they are
     where the bands are alike or stacked, and are left out where strides do not divide: they could have the
     shape of others.
     """
-    if old.bands == new.bands or "stack" in (old.stem, new.stem):
+    if old.bands == new.bands or "stack" in (old.split, new.split):
         return weights
     starts, begins = old.token_starts, new.token_starts
     found = {
         key: value
         for key, value in weights.items()
-        if key != "stem.frequency"
+        if key != "split.frequency"
         and not _BANDED.fullmatch(key)
         and not (starts != begins and ".tdf." in key)
     }
@@ -233,9 +236,9 @@ def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dic
             if origin != int(band):
                 continue
             part = value
-            if before == "stem" and kind == "weight":  # (d, features, bins of a token, 3)
+            if before == "split" and kind == "weight":  # (d, features, bins of a token, 3)
                 part = _resized(value, dim=2, sizes=(was, now)) * (was / now)
-            elif before != "stem":  # (parts * bins of a token, ...)
+            elif before != "split":  # (parts * bins of a token, ...)
                 part = _resized(value.view(-1, was, *value.shape[1:]), dim=1, sizes=(was, now))
                 taps = (old.bands[origin].taps, new.bands[place].taps)
                 filters = _respanned(part[old.mask_parts :], channels=old.channels, taps=taps)
@@ -243,19 +246,19 @@ def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dic
             found[f"{before}.convs.{place}.{kind}"] = part
     centres = [band.start + (i + 0.5) * band.stride for band in new.bands for i in range(band.tokens)]
     nearest = torch.searchsorted(torch.tensor(starts), torch.tensor(centres), right=True) - 1
-    found["stem.frequency"] = weights["stem.frequency"][:, :, nearest]
+    found["split.frequency"] = weights["split.frequency"][:, :, nearest]
     return found
 
 
 def rephased(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
-    """The weights of a model `old`, of which the stem's bands see phases as in `new`.
+    """The weights of a model `old`, of which the bands see phases as in `new`.
 
-    Where these are seen in another form, or were not seen, they are not heeded at first. Stacked stems are
+    Where these are seen in another form, or were not seen, they are not heeded at first. Stacked bands are
     left as they are.
     """
     found, count = dict(weights), new.magnitudes
     for place, band in enumerate(new.bands):
-        key, features = f"stem.convs.{place}.weight", new.feature_count(band)
+        key, features = f"split.convs.{place}.weight", new.feature_count(band)
         value = weights.get(key)  # (d, features, bins of a token, 3), the magnitudes last
         if value is None or old.magnitudes != count:
             continue

@@ -199,7 +199,7 @@ def test_good_weights_are_loaded(weights: dict[str, Any], tmp_path: Path) -> Non
         {"bands": None},
         {"head_dim": 1 << 50},
         {"stems": ["vocals"] * 100_000},
-        {"stem": "hash"},
+        {"split": "hash"},
         {"n_fft": 512},
         {"unknown": 1},
     ],

@@ -63,7 +63,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "stacked magnitudes": {
         "stems": ("vocals",),
-        "stem": "stack",
+        "split": "stack",
         "features": "magnitude",
         "masks": "real",
         "bands": tuple(Band(start=64 * i, stop=64 * (i + 1), stride=1) for i in range(4)),

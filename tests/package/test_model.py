@@ -140,12 +140,12 @@ def test_masks_are_bounded_without_the_consistency() -> None:
     assert magnitude.max() <= 2**0.5 + 1e-5
 
 
-@pytest.mark.parametrize("stem", ["bands", "stack"])
-def test_heads_side_by_side_are_the_heads_one_by_one(stem: Literal["bands", "stack"]) -> None:
+@pytest.mark.parametrize("split", ["bands", "stack"])
+def test_heads_side_by_side_are_the_heads_one_by_one(split: Literal["bands", "stack"]) -> None:
     """Values, gradients, and what batch norms keep; the weights stay those of the heads."""
     bands = tuple(Band(start=i * 16, stop=(i + 1) * 16, stride=1) for i in range(4))
-    bands = bands if stem == "stack" else TINY.bands
-    shape = dataclasses.replace(TINY, stem=stem, attentions=(0, 0), bands=bands)
+    bands = bands if split == "stack" else TINY.bands
+    shape = dataclasses.replace(TINY, split=split, attentions=(0, 0), bands=bands)
     network = TfswaUNet(shape).train()
     for head in network.heads:
         nn.init.normal_(head.hidden[1].weight)  # type: ignore[union-attr, index]
@@ -329,7 +329,7 @@ def test_configuration_that_cannot_be_built_is_refused(change: dict[str, object]
         *(({"tdfs": [hidden, 0, 0, 0]}, "numbers of rows") for hidden in (-1, 1.5, "8")),
         ({"masks": "weird"}, "unknown masks"),
         ({"features": "weird"}, "unknown features"),
-        ({"stem": "stack", "bands": [{"start": 0, "stop": 1024, "stride": 8}]}, "one bin a token"),
+        ({"split": "stack", "bands": [{"start": 0, "stop": 1024, "stride": 8}]}, "one bin a token"),
     ],
 )  # fmt: skip
 def test_configuration_says_what_cannot_be_built(change: dict[str, object], said: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +17,13 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_model import TINY
 
 from tfswa_sep.errors import DeviceError, ModelError
 from tfswa_sep.inference import torch_backend
+from tfswa_sep.inference.metadata import KEY
 from tfswa_sep.inference.torch_backend import MOST_AT_ONCE, TorchBackend, fitting
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.separator import Separator
@@ -45,7 +50,7 @@ def test_the_threads_are_shared_by_segments_at_once(model: Path) -> None:
     before, used = torch.get_num_threads(), []
     for threads in (1, 2, 6):
         backend = TorchBackend(model, device="cpu", threads=threads)
-        backend._network.stem.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))
+        backend._network.split.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))
         backend(noise(1, 2, N))
         assert backend.workers * used[-1] == threads
         assert torch.get_num_threads() == before  # the caller's own work keeps its threads
@@ -117,7 +122,7 @@ def limit_memory(backend: TorchBackend, samples: int) -> list[tuple[int, int]]:
         if b * (t - 1) * TINY.hop > samples:
             torch.empty(1 << 55, dtype=torch.uint8)
 
-    backend._network.stem.register_forward_pre_hook(allocate)
+    backend._network.split.register_forward_pre_hook(allocate)
     return tried
 
 
@@ -238,7 +243,7 @@ def test_16_bits_give_way_to_32(
     def overflow(module: Any, inputs: Any, output: Any) -> Any:
         return output * float("inf") if breaks and torch.is_autocast_enabled("cpu") else output
 
-    backend._network.stem.register_forward_hook(overflow)
+    backend._network.split.register_forward_hook(overflow)
     expected, found = TorchBackend(model)(segments, stem_matrix=mix), backend(segments, stem_matrix=mix)
     error = np.abs(found - expected).max()
     if breaks:
@@ -277,3 +282,17 @@ def test_a_gpu_gives_the_same_stems(model: Path) -> None:
     expected = TorchBackend(model, device="cpu")(segments)
     np.testing.assert_allclose(TorchBackend(model, device="cuda")(segments), expected, atol=2e-3)
     assert np.abs(backend(segments) - expected).max() < 0.05
+
+
+def test_a_file_from_when_the_input_layer_was_called_the_stem(model: Path, tmp_path: Path) -> None:
+    """Its configuration and the names of its weights are of that time."""
+    with safe_open(model, framework="pt") as file:
+        told = json.loads(file.metadata()[KEY])
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    assert told["config"]["split"] == "bands" and "split.norm.weight" in weights
+    told["config"]["stem"] = told["config"].pop("split")
+    older = {re.sub(r"^split\.", "stem.", key): value for key, value in weights.items()}
+    save_file(older, path := tmp_path / "old.safetensors", metadata={KEY: json.dumps(told)})
+    loaded = torch_backend.load_network(path)[0].state_dict()
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in weights.items())

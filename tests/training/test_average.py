@@ -21,7 +21,7 @@ from training.release.export import load_checkpoint
 def save(path: Path, *, seed: int, step: int, config: ModelConfig = TINY) -> TfswaUNet:
     torch.manual_seed(seed)
     network = TfswaUNet(config)
-    network.stem.norm.num_batches_tracked.fill_(step)  # type: ignore[union-attr]
+    network.split.norm.num_batches_tracked.fill_(step)  # type: ignore[union-attr]
     checkpoint.save(path, {"average": network.state_dict(), "shape": config.to_json(), "step": step})
     return network
 
@@ -36,9 +36,9 @@ def test_shares_add_up_and_counts_stay(tmp_path: Path) -> None:
     network, found = load_checkpoint(tmp_path / "average.ckpt")  # as the export reads it
     assert found["step"] == 200 and network.config == TINY
     weights = network.state_dict()
-    assert weights["stem.norm.num_batches_tracked"] == 200
-    assert not torch.equal(first["stem.convs.0.weight"], second["stem.convs.0.weight"])
-    for key in ("stem.convs.0.weight", "heads.3.convs.1.bias", "stem.norm.running_mean"):
+    assert weights["split.norm.num_batches_tracked"] == 200
+    assert not torch.equal(first["split.convs.0.weight"], second["split.convs.0.weight"])
+    for key in ("split.convs.0.weight", "heads.3.convs.1.bias", "split.norm.running_mean"):
         torch.testing.assert_close(weights[key], 0.25 * first[key] + 0.75 * second[key])
 
 

@@ -40,8 +40,8 @@ def test_modules_add_up(costs: dict[str, describe.ModuleCost], parent: str) -> N
 def test_flops_are_those_that_a_hand_counts(costs: dict[str, describe.ModuleCost]) -> None:
     frames, seconds = 384, 196_096 / 44_100
     # a multiply-add is two; 8 features in, 32 out, a kernel of 1 bin by 3 frames, 16 tokens
-    stem = 2 * (8 * 1 * 3) * 32 * 16 * frames / seconds
-    assert costs["stem.convs.0"].flops == pytest.approx(stem)
+    split = 2 * (8 * 1 * 3) * 32 * 16 * frames / seconds
+    assert costs["split.convs.0"].flops == pytest.approx(split)
     # the third stage: 160 tokens and 384 frames halved twice, 96 features;
     # four linear layers' worth of 96 by 96, then (along frequency) queries by keys and weights by values
     tokens, frames, dim = 40, 96, 96
@@ -53,7 +53,7 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     describe.main(["small", "--depth", "1"])
     lines = capsys.readouterr().out.splitlines()
     names = [line.strip("│ ").split()[0] for line in lines if line.startswith("│")]
-    assert names == ["stem", "encoder", "decoder", "down", "up", "heads", "Total"]
+    assert names == ["split", "encoder", "decoder", "down", "up", "heads", "Total"]
     parameters = [int(line.split("│")[2].replace(",", "")) for line in lines if line.startswith("│")]
     assert sum(parameters[:-1]) == parameters[-1] > 2_400_000
     assert "multiply-add counts as two" in "".join(lines)

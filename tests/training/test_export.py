@@ -84,7 +84,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
             module.running_var = 0.5 + torch.rand(module.num_features)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
-    nn.init.normal_(network.stem.frequency)  # type: ignore[arg-type]
+    nn.init.normal_(network.split.frequency)  # type: ignore[arg-type]
     state = {"shape": TINY.to_json(), "average": network.state_dict(), "step": 1}
     torch.save(state, folder / "last.ckpt")
     command = ["export", str(folder / "last.ckpt"), "--name", "tiny", "--out", str(folder), "--torch"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch.nn import functional
 
 import tfswa_sep
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.model.config import PRESETS, Band
+from tfswa_sep.model.config import PRESETS, Band, ModelConfig
 from tfswa_sep.model.stft_torch import stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import checkpoint, losses, train
@@ -159,7 +160,9 @@ def test_a_warm_start_takes_what_fits(songs: Path, tmp_path: Path, tiny: None) -
         songs, tmp_path / "two", "data.targets=[vocals, accompaniment]",
         f"training.warm_start={tmp_path / 'first/last.ckpt'}",
     )  # fmt: skip
-    assert same({"x": first.average.state["stem.frequency"]}, {"x": two.model.state_dict()["stem.frequency"]})
+    assert same(
+        {"x": first.average.state["split.frequency"]}, {"x": two.model.state_dict()["split.frequency"]}
+    )
     assert "warm start from" in two.said
     assert two.said.endswith("heads by name: vocals; from a part: accompaniment (from drums)")
     with pytest.raises(InputError, match="no weight has the name"):
@@ -167,6 +170,18 @@ def test_a_warm_start_takes_what_fits(songs: Path, tmp_path: Path, tiny: None) -
     (tmp_path / "bad.ckpt").write_text("no checkpoint")
     with pytest.raises(InputError, match=r"bad\.ckpt cannot be read"):
         checkpoint.warm_start(first.model, tmp_path / "bad.ckpt")
+
+
+def test_a_checkpoint_from_when_the_input_layer_was_called_the_stem_is_read(tmp_path: Path) -> None:
+    weights = TfswaUNet(TINY).state_dict()
+    older = {re.sub(r"^split\.", "stem.", key): value for key, value in weights.items()}
+    shape = {"stem" if key == "split" else key: value for key, value in TINY.to_json().items()}
+    torch.save({"average": older, "model": older, "shape": shape, "step": 3}, tmp_path / "old.ckpt")
+    found = checkpoint.read(tmp_path / "old.ckpt")
+    assert found["average"].keys() == found["model"].keys() == weights.keys() and found["step"] == 3
+    assert ModelConfig.from_json(found["shape"]) == TINY
+    torch.save(older, tmp_path / "plain.ckpt")
+    assert checkpoint.read(tmp_path / "plain.ckpt").keys() == weights.keys()
 
 
 def test_a_warm_start_maps_heads_by_the_names_of_stems(tmp_path: Path) -> None:
@@ -231,7 +246,7 @@ def test_a_warm_start_with_other_bands_hears_and_answers_as_before() -> None:
     new = dataclasses.replace(TINY, bands=(*finer, Band(start=128, stop=1024, stride=112)))
     before = TfswaUNet(TINY).state_dict()
     starts = torch.cat([torch.arange(0, 128, 8), torch.arange(128, 1024, 56)]).float()
-    before["stem.frequency"] = starts.view(1, 1, -1, 1).repeat(1, TINY.dims[0], 1, 1)
+    before["split.frequency"] = starts.view(1, 1, -1, 1).repeat(1, TINY.dims[0], 1, 1)
     after = checkpoint.rebanded(before, TINY, new)
     TfswaUNet(new).load_state_dict(after)  # all of its names and shapes
     even, hidden = (
@@ -241,7 +256,7 @@ def test_a_warm_start_with_other_bands_hears_and_answers_as_before() -> None:
     for place, (origin, was, now) in enumerate([(0, 8, 4), (0, 8, 8), (1, 56, 112)]):
         heard, answered = [], []
         for weights, band, stride in ((before, origin, was), (after, place, now)):
-            layer = [weights[f"stem.convs.{band}.{kind}"] for kind in ("weight", "bias")]
+            layer = [weights[f"split.convs.{band}.{kind}"] for kind in ("weight", "bias")]
             heard.append(functional.conv2d(even.expand(-1, -1, stride, -1), *layer))
             layer = [weights[f"heads.2.convs.{band}.{kind}"] for kind in ("weight", "bias")]
             masks = functional.conv2d(hidden, *layer).view(-1, min(was, now), stride // min(was, now))
@@ -249,7 +264,7 @@ def test_a_warm_start_with_other_bands_hears_and_answers_as_before() -> None:
         torch.testing.assert_close(heard[1], heard[0])
         torch.testing.assert_close(answered[1], answered[0])
     begun = [band.start + i * band.stride for band in new.bands for i in range(band.tokens)]
-    learnt = after["stem.frequency"][0, 0, :, 0].tolist()
+    learnt = after["split.frequency"][0, 0, :, 0].tolist()
     assert learnt[:-8] == [start // 8 * 8 for start in begun[:-8]]
     assert learnt[-8:] == [start + 56 for start in begun[-8:]]  # a token's centre lies in the second of two
 
@@ -346,10 +361,10 @@ def test_a_warm_start_with_filters_and_tdfs_separates_as_without(tmp_path: Path)
     other = TfswaUNet(dataclasses.replace(TINY, bands=bands, features="advance")).eval()
     checkpoint.warm_start(other, tmp_path / "old.ckpt")
     for band, count in enumerate([8, 4]):  # the second has no filters, and sees no phases
-        stem, known = (network.stem.convs[band].weight for network in (other, new))  # type: ignore[union-attr, index]
-        assert stem.shape[1] == count
-        assert not stem[:, :-4].any()
-        torch.testing.assert_close(stem[:, -4:], known[:, -4:])
+        seen, known = (network.split.convs[band].weight for network in (other, new))  # type: ignore[union-attr, index]
+        assert seen.shape[1] == count
+        assert not seen[:, :-4].any()
+        torch.testing.assert_close(seen[:, -4:], known[:, -4:])
 
 
 @pytest.mark.parametrize("left", [("time", "window"), ("frequency", "window"), ("time", "frequency")])
@@ -507,10 +522,10 @@ def test_hidden_patches_alone_are_predicted(songs: Path, tmp_path: Path, tiny: N
         numbers = run.step(batch)
     assert math.isfinite(numbers["loss"])
     assert same(heads, run.model.heads.state_dict())
-    assert not torch.equal(before["stem.frequency"], weights(run)["stem.frequency"])
+    assert not torch.equal(before["split.frequency"], weights(run)["split.frequency"])
     run.save({}, best=False)
     after = run_of(songs, tmp_path / "after", f"training.warm_start={tmp_path / 'last.ckpt'}")
-    assert torch.equal(after.model.state_dict()["stem.frequency"], run.average.state["stem.frequency"])
+    assert torch.equal(after.model.state_dict()["split.frequency"], run.average.state["split.frequency"])
     hidden = hide(torch.zeros(2, 8, 1024, 64), generator=torch.Generator().manual_seed(0))
     assert 0.3 < hidden.float().mean() < 0.5
     patches = hidden.float().view(2, 1, 32, 32, 4, 16)

@@ -229,7 +229,7 @@ def test_a_killed_run_resumes_to_the_exact_step(
             if not (torch.equal(value, other[key]) if isinstance(value, Tensor) else value == other[key])
         ]
         assert different == []
-    assert not torch.equal(middle["model"]["stem.convs.0.weight"], whole["model"]["stem.convs.0.weight"])
+    assert not torch.equal(middle["model"]["split.convs.0.weight"], whole["model"]["split.convs.0.weight"])
     assert not list((tmp_path / "parts").glob(".*"))  # no temporary file is left
 
 

@@ -29,7 +29,7 @@ from tfswa_sep.inference.overlap_add import overlap_add, plan_segments
 from tfswa_sep.inference.stft_numpy import stft
 from tfswa_sep.model import stft_torch
 from tfswa_sep.model.config import ModelConfig
-from tfswa_sep.model.unet import TfswaUNet
+from tfswa_sep.model.unet import TfswaUNet, with_current_names
 
 MOST_AT_ONCE = 16  # segments: more fill any GPU, and make the first stem wait
 # What torch, CUDA's libraries, Metal and C++ say when memory runs out, in lower case.
@@ -247,9 +247,9 @@ def load_network(path: Path) -> tuple[TfswaUNet, ModelMetadata]:
             metadata = parse_metadata((file.metadata() or {}).get(KEY), file=str(path))
             config = ModelConfig.from_json(metadata.config)
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            if not _fits(config, metadata, shapes):
+            if not _fits(config, metadata, with_current_names(shapes)):
                 raise ModelError(f"{path} is damaged: its weights do not fit the model that it describes")
-            weights = {key: file.get_tensor(key) for key in shapes}
+            weights = with_current_names({key: file.get_tensor(key) for key in shapes})
     except ModelError:
         raise
     except Exception as error:  # what a hostile configuration makes torch raise can be anything

@@ -3,7 +3,7 @@
 Axis letters, here and in every module of this package:
 
     b batch   s stem   c audio channel   n samples
-    f frequency (bins, or tokens after the stem)   t frames   d features   h heads
+    f frequency (bins, or tokens after the split)   t frames   d features   h heads
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ HIGHEST_LOGIT = 40.0  # logits of real masks are cut off there: their exponentia
 MASK_FLOOR = 1e-6  # added to a mask's squared size, so that its root has a slope at zero
 SHARE_FLOOR = 1e-3  # what every stem gets at least of what the masks leave over
 
+_OLD_NAMES = {"stem": "split"}  # fields of older files, from when the input layer was called the stem
+
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """A run of STFT bins that the stem folds into tokens of `stride` bins each."""
+    """A run of STFT bins that the input layer folds into tokens of `stride` bins each."""
 
     start: int  # first bin
     stop: int  # one past the last bin
@@ -49,8 +51,8 @@ class ModelConfig:
     hop: int = HOP  # samples
     segment_samples: int = 196_096  # what inference feeds at once: 384 frames, 4.4 s
     margin_samples: int = 4_096  # context thrown away at each side of a segment; twice that scored no better
-    # The stem: bands of its own weights ("bands"), or equal sub-bands stacked as features ("stack").
-    stem: Literal["bands", "stack"] = "bands"
+    # The input layer: bands with weights of their own ("bands"), or equal sub-bands stacked as features ("stack").
+    split: Literal["bands", "stack"] = "bands"
     # Finest, and with filters, up to 1.4 kHz, where most of what separation gets wrong lies; the longest up
     # to 340 Hz, where a window of the STFT is too short to tell one tone from its neighbour
     # (experiments/011-finer-bands.md, 013-nine-frame-filters.md).
@@ -61,7 +63,7 @@ class ModelConfig:
         Band(start=128, stop=384, stride=8),
         Band(start=384, stop=1024, stride=20),
     )
-    # What the stem sees beside magnitudes: complex values, the advance of phases in bands that have filters
+    # What the network sees beside magnitudes: complex values, the advance of phases in bands that have filters
     # (elsewhere trained networks ignore them: experiments/012-filters-tdf.md), or nothing.
     features: Literal["complex", "advance", "magnitude"] = "complex"
     # What a bin is multiplied by: a complex number of at most one, a real one between -1 and 1 ("signed"), or
@@ -83,16 +85,16 @@ class ModelConfig:
     mixture_consistent: bool = True
 
     def sees_phases(self, band: Band) -> bool:
-        """Whether the stem sees phases of a band; see `model.masks.band_features`."""
+        """Whether the network sees phases of a band; see `mask_head.band_features`."""
         return self.features == "complex" or (self.features == "advance" and band.taps > 0)
 
     @property
     def magnitudes(self) -> int:
-        """Magnitudes of a bin that the stem sees: of the channels, of their middle and of their side."""
+        """Magnitudes of a bin that the network sees: of the channels, of their middle and of their side."""
         return self.channels + (2 if self.features != "magnitude" and self.channels == 2 else 0)
 
     def feature_count(self, band: Band) -> int:
-        """Features of a bin that the stem sees; see `model.masks.band_features`."""
+        """Features of a bin that the network sees; see `mask_head.band_features`."""
         return self.magnitudes + (2 * self.channels if self.sees_phases(band) else 0)
 
     @property
@@ -115,7 +117,7 @@ class ModelConfig:
 
     @property
     def tokens(self) -> int:
-        """Frequency tokens after the stem."""
+        """Frequency tokens after the split."""
         return sum(band.tokens for band in self.bands)
 
     @property
@@ -126,7 +128,7 @@ class ModelConfig:
     @property
     def rows(self) -> int:
         """Rows of the first stage's map."""
-        return self.bands[0].tokens if self.stem == "stack" else self.tokens
+        return self.bands[0].tokens if self.split == "stack" else self.tokens
 
     @property
     def frame_multiple(self) -> int:
@@ -144,6 +146,7 @@ class ModelConfig:
         Raises:
             ValueError: a field is unknown or of the wrong kind.
         """
+        data = {_OLD_NAMES.get(key, key): value for key, value in data.items()}
         known = {field.name for field in dataclasses.fields(ModelConfig)}
         if unknown := sorted(set(data) - known):
             raise ValueError(f"unknown model setting {unknown[0]!r}")
@@ -181,9 +184,9 @@ class ModelConfig:
             raise ValueError("a band must hold a whole number of tokens")
         if not all(isinstance(band.taps, int) and band.taps in (0, *range(1, 16, 2)) for band in self.bands):
             raise ValueError("a band's filter must span an odd number of frames, at most 15")
-        if self.stem == "stack" and any(band.stride != 1 for band in self.bands):
+        if self.split == "stack" and any(band.stride != 1 for band in self.bands):
             raise ValueError("stacked sub-bands must have one bin a token")
-        if self.stem == "stack" and len({band.tokens for band in self.bands}) != 1:
+        if self.split == "stack" and len({band.tokens for band in self.bands}) != 1:
             raise ValueError("stacked sub-bands must be of one size")
         rows = self.rows
         if rows % 2 ** (stages - 1):
@@ -232,7 +235,7 @@ PRESETS: dict[str, ModelConfig] = {
     # the bottleneck only, one model a stem.
     "paper": ModelConfig(
         stems=("vocals",),
-        stem="stack",
+        split="stack",
         features="magnitude",
         masks="real",
         bands=_uniform_bands(4, stride=1),

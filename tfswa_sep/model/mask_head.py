@@ -25,7 +25,7 @@ from tfswa_sep.model.config import (
 
 
 def band_features(mixture: Tensor, config: ModelConfig) -> list[Tensor]:
-    """What the stem sees of the mixture, a tensor a band.
+    """What the network sees of the mixture, a tensor a band.
 
     (b, 2c, bins, t) -> (b, features, bins of the band, t) each. Magnitudes |X|^0.3 of every channel and,
     unless they are all, for two channels also of their half sum and half difference (where a voice sits is a

@@ -2,7 +2,7 @@
 
             mixture (b, 2c, bins, t)
                 │ features          compressed magnitudes, and phases of low bins
-                │ stem              bands of bins -> tokens
+                │ split             bands of bins -> tokens
     ┌── stage 1 ┤
     │   down    ▼
     │┌─ stage 2 ┤                   strides of two along frequency and time
@@ -20,9 +20,10 @@ c1 im), so that an exported graph holds no complex number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -50,7 +51,12 @@ def _statistics_kept(stage: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
 
 
-class BandStem(nn.Module):
+def with_current_names(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict, also of a file from when the input layer was called the stem, by today's names."""
+    return {re.sub(r"(^|\.)stem\.", r"\1split.", key): value for key, value in weights.items()}
+
+
+class BandSplit(nn.Module):
     """Bands of bins -> tokens, each band with a convolution of its own, and an embedding of the frequency."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -72,7 +78,7 @@ class BandStem(nn.Module):
         return torch.relu(self.norm(torch.cat(parts, dim=2)) + self.frequency)
 
 
-class StackStem(nn.Module):
+class StackedBands(nn.Module):
     """Equal sub-bands stacked as features, all seen by one convolution."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -91,7 +97,7 @@ class StemHead(nn.Module):
 
     def __init__(self, config: ModelConfig, outputs: int) -> None:
         super().__init__()
-        self.bands, self.stacked = config.bands, config.stem == "stack"
+        self.bands, self.stacked = config.bands, config.split == "stack"
         hidden = config.head_dim
         self.hidden = nn.Sequential(
             nn.Conv2d(config.dims[0], hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
@@ -178,7 +184,7 @@ class TfswaUNet(nn.Module):
         config.check()
         self.config, self.checkpointing = config, checkpointing
         dims, last = config.dims, len(config.dims) - 1
-        self.stem = (BandStem if config.stem == "bands" else StackStem)(config)
+        self.split = (BandSplit if config.split == "bands" else StackedBands)(config)
 
         def stages(shift_first: bool) -> nn.ModuleList:
             return nn.ModuleList(Stage(config, i, shift_first=shift_first) for i in range(len(dims)))
@@ -232,7 +238,7 @@ class TfswaUNet(nn.Module):
         t = bands[0].shape[3]
         if missing := -t % self.config.frame_multiple:
             bands = [functional.pad(x, (0, missing)) for x in bands]
-        x = self.stem(bands)
+        x = self.split(bands)
         skips = []
         for stage, down in zip(self.encoder, [*self.down, None], strict=True):
             x = self._run(stage, x)

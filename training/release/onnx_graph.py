@@ -20,7 +20,7 @@ from tfswa_sep.inference.stft_numpy import stft
 from tfswa_sep.model.attention import QueryKeyValue
 from tfswa_sep.model.blocks import DynamicFusion, FrequencyLinear, TfswaBlock
 from tfswa_sep.model.config import ModelConfig
-from tfswa_sep.model.unet import BandStem, StemHead, TfswaUNet, Upsample
+from tfswa_sep.model.unet import BandSplit, StemHead, TfswaUNet, Upsample
 
 
 def features_of(mixture: NDArray[np.float32], config: ModelConfig) -> list[Tensor]:
@@ -59,7 +59,7 @@ class MaskNetwork(nn.Module):
         x = self.network.trunk(list(bands))
         masks, start = [], 0
         for band, output in zip(self.config.bands, self.outputs, strict=True):
-            rows = x if self.config.stem == "stack" else x[:, :, start : start + band.tokens]
+            rows = x if self.config.split == "stack" else x[:, :, start : start + band.tokens]
             masks.append(output(torch.relu(self.hidden(rows))))
             start += band.tokens
         return tuple(masks)
@@ -109,8 +109,8 @@ class _Apart(nn.Module):
 
 
 def fold_norms(module: nn.Module) -> None:
-    """Take the batch norms out of a stem, an upsampling or a TFSWA block; its output stays the same."""
-    if isinstance(module, BandStem):
+    """Take the batch norms out of an input layer, an upsampling or a TFSWA block; its output stays the same."""
+    if isinstance(module, BandSplit):
         module.convs = nn.ModuleList(_fold_after(c, module.norm) for c in module.convs)
         module.norm = nn.Identity()  # type: ignore[assignment]
     elif isinstance(module, Upsample):
