@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from hashlib import sha256
 from pathlib import Path
@@ -108,13 +107,6 @@ def test_export_writes_files_that_the_backends_read(exported: Path) -> None:
     assert str(ROOT).encode() not in (exported / "tiny.onnx").read_bytes()  # no path of who exported it
 
 
-@pytest.mark.parametrize("stems", [("vocals", "drums+bass"), ("vocals", "accompaniment")])
-def test_a_network_of_sums_is_exported_and_read(tmp_path: Path, stems: tuple[str, ...]) -> None:
-    network = TfswaUNet(dataclasses.replace(TINY, stems=stems, mixture_consistent=False)).eval()
-    export.export_safetensors(network, tmp_path / "sums.safetensors", name="sums")
-    assert TorchBackend(tmp_path / "sums.safetensors").stems == stems
-
-
 @pytest.mark.slow
 def test_export_notices_a_graph_that_differs(exported: Path) -> None:
     network = load_network(exported / "tiny.safetensors")[0].eval()
@@ -161,3 +153,24 @@ def test_the_bundled_files_agree_on_music() -> None:
     one, other = onnx(segment), pytorch(segment)
     assert np.abs(one - other).max() < 1e-3
     assert np.abs(one).max() > 0.1
+
+
+def test_an_export_lies_beside_its_checkpoint_unless_told_otherwise(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fake(network: TfswaUNet, path: Path, *, name: str) -> float:
+        path.write_text(name)
+        return 0.0
+
+    monkeypatch.setattr(export, "export_onnx", fake)
+    before = {path: sha256(path.read_bytes()).hexdigest() for path in WEIGHTS.iterdir() if path.is_file()}
+    checkpoint = tmp_path / "last.ckpt"
+    checkpoint.write_bytes((exported / "last.ckpt").read_bytes())
+    monkeypatch.setattr("sys.argv", ["export", str(checkpoint)])
+    export.main()
+    assert (tmp_path / "small.onnx").read_text() == "small"
+    assert before == {path: sha256(path.read_bytes()).hexdigest() for path in before}
+    monkeypatch.setattr("sys.argv", ["export", str(checkpoint), "--registry", "models.toml"])
+    with pytest.raises(SystemExit):
+        export.main()
+    assert "add --out tfswa_sep/weights" in capsys.readouterr().err

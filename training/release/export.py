@@ -1,10 +1,10 @@
-"""A checkpoint becomes a product: `python -m training.release.export CHECKPOINT --torch --registry models.toml`.
+"""A checkpoint becomes a product: `python -m training.release.export CHECKPOINT --torch`.
 
 Writes NAME.onnx (features in, masks out; see training/release/onnx_graph.py; any batch, but the frames of one segment:
-training/release/programs.py leaves them open, and has other formats) to --out, else tfswa_sep/weights, and
+training/release/programs.py leaves them open, and has other formats) beside the checkpoint or to --out, and
 compares its stems with torch's on noise shaped like music. With --torch also writes NAME.safetensors, which
-the torch backend reads. With --registry brings the entry's sizes and hashes in models.toml up to date: a
-bundled file that differs from them is refused.
+the torch backend reads. `--out tfswa_sep/weights --registry models.toml` replaces the bundled weights: it brings
+the entry's sizes and hashes in models.toml up to date, and a bundled file that differs from them is refused.
 """
 
 from __future__ import annotations
@@ -191,12 +191,14 @@ def main() -> None:
         help="random weights, to measure speed and size",
     )
     parser.add_argument("--name", help="of the model, else that of the preset, else small")
-    parser.add_argument("--out", type=Path, help="else tfswa_sep/weights, or exported for --untrained")
+    parser.add_argument("--out", type=Path, help="folder, else the checkpoint's, or exported for --untrained")
     parser.add_argument("--frames", type=int, help="frames of a segment, else as the checkpoint says")
     parser.add_argument("--margin", type=int, help="samples thrown away at a segment's sides")
     parser.add_argument("--registry", type=Path, help="a models.toml whose hashes are brought up to date")
     parser.add_argument("--torch", action="store_true", help="also write NAME.safetensors")
     options = parser.parse_args()
+    if options.registry and not options.out:
+        parser.error("--registry describes bundled files: add --out tfswa_sep/weights")
     if options.untrained:
         torch.manual_seed(0)
         network, step = TfswaUNet(PRESETS[options.untrained]).eval(), 0
@@ -211,7 +213,7 @@ def main() -> None:
         margin_samples=config.margin_samples if options.margin is None else options.margin,
     )
     round_to_half(network)
-    out = options.out or Path("exported" if options.untrained else "tfswa_sep/weights")
+    out = options.out or (Path("exported") if options.untrained else options.checkpoint.parent)
     out.mkdir(parents=True, exist_ok=True)
     files = {"onnx": out / f"{name}.onnx"}
     difference = export_onnx(network, files["onnx"], name=name)
