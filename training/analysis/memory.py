@@ -1,4 +1,6 @@
-"""The memory that a configuration needs: `python -m training.analysis.memory model=reference [--measure]`.
+"""The memory that a configuration needs: `python -m training.analysis.memory data=musdb18hq model=reference`.
+
+`data` decides how long an example is.
 
 The estimate runs two training steps on tensors that have shapes but no numbers, and adds up what is alive at
 once. With --measure the steps are run for real, and torch's own statistics (CUDA) or its profiler (CPU) say
@@ -21,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from training.analysis.rehearsal import NoNumbers, rehearse
 from training.configuration import run_command
+from training.data.loader import seconds_of
 
 
 class LiveBytes(NoNumbers):  # type: ignore[no-untyped-call]
@@ -80,7 +83,10 @@ def measure_peak(config: DictConfig, *, checkpointing: bool | None = None) -> in
 def report(config: DictConfig, *, measure: bool) -> None:
     """Print the estimate without and with gradient checkpointing, and what it saves."""
     training = config.training
-    print(f"{config.model.preset}, batches of {training.batch_size}, precision {training.precision}")
+    print(
+        f"{config.model.preset}, batches of {training.batch_size} examples of {seconds_of(config.data):g} s,"
+        f" precision {training.precision}"
+    )
     peaks = {}
     for checkpointing in (False, True):
         peaks[checkpointing] = estimate_peak(config, checkpointing=checkpointing)

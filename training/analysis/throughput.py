@@ -1,4 +1,4 @@
-"""How fast a configuration trains: `python -m training.analysis.throughput model=reference training=h100`.
+"""How fast a configuration trains: `python -m training.analysis.throughput data=musdb18hq model=reference`.
 
 Prints examples a second, model FLOPs utilization, and the hours that the configuration's steps take: measured
 here, projected for GPUs that are not here. For little memory: training.batch_size=1 training.accumulate=16.
