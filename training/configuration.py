@@ -23,6 +23,7 @@ from tfswa_sep.cli.terminal import say_error
 from tfswa_sep.errors import TfswaError, UsageError
 from tfswa_sep.model.config import PRESETS, ModelConfig
 from training.mixing.settings import MixSettings
+from training.stop import Stopped
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 # Beside the files there, and the only place where these defaults stand.
@@ -79,6 +80,8 @@ def run_command(command: Callable[[DictConfig], Any], *, about: str | None, need
             print(OmegaConf.to_yaml(config))
             return 0
         command(config)
+    except Stopped as stopped:
+        return stopped.exit_code
     except (TfswaError, ValueError) as error:
         say_error(str(error))
         return error.exit_code if isinstance(error, TfswaError) else UsageError.exit_code
@@ -90,11 +93,31 @@ def run_command(command: Callable[[DictConfig], Any], *, about: str | None, need
 
 def _check_name(name: str, known: list[str], kind: str) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        # A key of the right name at the wrong place is nearer than any spelling.
-        near = [key for key in known if key.split(".")[-1] == name.split(".")[-1]][:1] or near
-        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(sorted(known)[:12])}"
+        near = _nearest(name, known)
+        hint = f"did you mean {near!r}?" if near else f"there is {', '.join(sorted(known)[:12])}"
         raise UsageError(f"unknown {kind} {name!r}: {hint}")
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+    """What `name` was meant to be: the right key at the wrong place, an abbreviation, or one misspelt.
+
+    Of the latter two those under the same parent come first: training.lr is training.learning_rate.
+    """
+    parent, _, leaf = name.rpartition(".")
+    leaves = {key: key.rpartition(".")[2] for key in known}
+    siblings = {key: word for key, word in leaves.items() if key.rpartition(".")[0] == parent}
+    for key, word in leaves.items():
+        if word == leaf:
+            return key
+    for keys in (siblings, leaves):
+        for key, word in keys.items():
+            if "_" in word and "".join(part[0] for part in word.split("_") if part) == leaf:
+                return key
+    near = difflib.get_close_matches(leaf, siblings.values(), n=1, cutoff=0.6)
+    if near:
+        return next(key for key, word in siblings.items() if word == near[0])
+    others = [key for key in known if key != parent]
+    return next(iter(difflib.get_close_matches(name, others, n=1, cutoff=0.6)), None)
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

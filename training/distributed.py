@@ -1,4 +1,4 @@
-"""Several processes, one a GPU or, for tests, one a core; `torchrun` starts them (see CLUSTER.md)."""
+"""Several processes, one per GPU or, for tests, per core; `torchrun` or `srun` starts them (see CLUSTER.md)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision, Precision
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning_fabric.strategies.strategy import Strategy
@@ -41,8 +45,9 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         count = x.numel() // x.shape[1] * distributed.get_world_size()
-        mean: Tensor = _mean_of_all(x.mean(dim=(0, 2, 3)))
-        centred = x - mean[:, None, None]
+        wide = x.float()  # statistics in bf16 would be too coarse; torch's own batch norm does the same
+        mean: Tensor = _mean_of_all(wide.mean(dim=(0, 2, 3)))
+        centred = wide - mean[:, None, None]
         variance: Tensor = _mean_of_all(centred.square().mean(dim=(0, 2, 3)))
         with torch.no_grad():
             share = self.momentum or 0.0
@@ -50,7 +55,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * count / (count - 1), share)  # type: ignore[union-attr]
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def _mean_of_all(x: Tensor) -> Tensor:
@@ -88,8 +93,7 @@ def launch(settings: Any) -> Fabric:
     """The Fabric of a run. Raises UsageError for a precision or strategy that is unknown or does not fit."""
     precision = pick_precision(settings.precision, settings.accelerator)
     cuda = on_cuda(settings.accelerator)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
-    world = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_WORLD_SIZE" in os.environ else 1
+    here, machines, environment = _started()
     if precision not in ("32-true", "bf16-mixed", "16-mixed"):
         raise UsageError(
             f"unknown training.precision {precision!r}: choose auto, 32-true, bf16-mixed, 16-mixed"
@@ -102,12 +106,33 @@ def launch(settings: Any) -> Fabric:
     fabric = Fabric(
         accelerator=settings.accelerator,
         devices=here,
-        num_nodes=max(world // here, 1),
-        strategy=_strategy(settings, precision, world=world),
-        plugins=[plugin],
+        num_nodes=machines,
+        strategy=_strategy(settings, precision, world=here * machines),
+        plugins=[plugin, environment],
     )
     fabric.launch()
     return fabric
+
+
+def _started() -> tuple[int, int, ClusterEnvironment]:
+    """Processes per machine, machines, and how they find each other: torchrun or srun started them, or nobody.
+
+    Raises UsageError for tasks of srun that are not spread evenly, or not said to be.
+    """
+    if "LOCAL_WORLD_SIZE" in os.environ:  # first, as torchrun may run under srun
+        here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return here, max(world // here, 1), TorchElasticEnvironment()
+    # Of the step, which srun alone sets: the tasks of a job are in its script's environment, too.
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        tasks, machines = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"])
+        here = int(os.environ.get("SLURM_NTASKS_PER_NODE", 0))
+        if here * machines != tasks:
+            raise UsageError(
+                f"srun started {tasks} tasks on {machines} nodes: give it --nodes and --ntasks-per-node, the"
+                " latter the number of GPUs of a node"
+            )
+        return here, machines, SLURMEnvironment(auto_requeue=False)
+    return 1, 1, LightningEnvironment()
 
 
 def _strategy(settings: Any, precision: str, *, world: int) -> Strategy | str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -24,7 +25,14 @@ from training import checkpoint, losses
 from training.checkpoint import Average
 from training.configuration import model_shape
 from training.data.augment import Augmentation, lowpass
-from training.data.loader import Batch, load_batches, open_data, seconds_of, whole_seconds
+from training.data.loader import (
+    Batch,
+    TrainingData,
+    load_batches,
+    open_data,
+    seconds_of,
+    whole_seconds,
+)
 from training.distributed import cut_like, gather, launch, settle, synchronise_norms
 from training.optimizer import make_optimizer, restore
 from training.pretrain import MaskedSpectrogram
@@ -32,55 +40,100 @@ from training.schedule import learning_rate, phases
 from training.validate import Validation
 
 
+def start_processes(config: DictConfig) -> Fabric:
+    """Find the other processes of a run, if it has any, and set what each of them needs set once."""
+    settings = config.training
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    fabric = launch(settings)
+    settle(fabric.device, fused_attention=settings.fused_attention)
+    fabric.seed_everything(config.seed, verbose=False)
+    return fabric
+
+
+def open_songs(config: DictConfig, fabric: Fabric) -> tuple[TrainingData, ModelConfig]:
+    """The songs to learn from, and the shape of the network for their targets.
+
+    Raises UsageError for a transform that the losses do not have.
+    """
+    preset = model_shape(config.model)
+    if (preset.n_fft, preset.hop) != (N_FFT, HOP):  # losses and validation transform with these, too
+        raise UsageError(
+            f"n_fft {preset.n_fft} and hop {preset.hop} cannot be trained, only {N_FFT} and {HOP}:"
+            " leave model.changes.n_fft and model.changes.hop out"
+        )
+    with fabric.rank_zero_first():  # one process decodes the songs, the others find them
+        device = "cpu" if config.training.workers else fabric.device
+        data = open_data(config.data, preset.stems, seed=config.seed, device=device)
+    consistent = preset.mixture_consistent and data.adds_up
+    return data, dataclasses.replace(preset, stems=data.targets, mixture_consistent=consistent)
+
+
+def build_network(shape: ModelConfig, config: DictConfig) -> TfswaUNet:
+    """A network with fresh weights, laid out and compiled as the configuration says."""
+    model = TfswaUNet(shape, checkpointing=config.model.checkpointing)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.training.compile_masks:  # a minute once; their many small steps then cost a third (measured)
+        model.mask = torch.compile(model.mask)  # type: ignore[method-assign]
+        losses.spectral_terms = torch.compile(losses.spectral_terms)
+        for module in model.modules():
+            if isinstance(module, FrequencyLinear):
+                module.compile()
+    return model
+
+
+def find_checkpoint(config: DictConfig, shape: ModelConfig) -> dict[str, Any] | None:
+    """The checkpoint that a run goes on from, if there is one and it shall.
+
+    Raises UsageError where it is of another model, or was trained for something else.
+    """
+    path = Path(config.out) / "last.ckpt"
+    if not (config.training.resume and path.exists()):
+        return None
+    stored = checkpoint.read(path)
+    different = checkpoint.differences(ModelConfig.from_json(stored["shape"]), shape)
+    trained = json.loads(stored["config"])["training"].get("objective", "separate")
+    if trained != config.training.objective:
+        different.append("training.objective")
+    if different:
+        raise UsageError(
+            f"{path} is of a run with another {', '.join(different)}: choose another out=..., or"
+            " training.resume=false to begin anew in its place"
+        )
+    return stored
+
+
+def warm_up(model: TfswaUNet, config: DictConfig, *, resumed: bool) -> str:
+    """Take over what fits of `training.warm_start`, unless the run is resumed; returns what to say of it."""
+    path = config.training.warm_start
+    if not path:
+        return ""
+    if resumed:
+        return f"goes on from {Path(config.out) / 'last.ckpt'}: training.warm_start={path} is not read"
+    return checkpoint.warm_start(model, Path(path))
+
+
 class Run:
     """Model, optimizer and data of a configuration, at the step where the last checkpoint left them.
 
+    fabric: that of `start_processes`, where it was called before.
     Raises UsageError where that checkpoint is of another model or objective, and for a transform (n_fft, hop)
     that the losses do not have.
     """
 
-    def __init__(self, config: DictConfig) -> None:
+    def __init__(self, config: DictConfig, *, fabric: Fabric | None = None) -> None:
         settings = self.settings = config.training
-        self.config, self.out = config, Path(config.out)
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        self.fabric = launch(settings)
-        settle(self.fabric.device, fused_attention=settings.fused_attention)
-        self.fabric.seed_everything(config.seed, verbose=False)
-        preset = model_shape(config.model)
-        if (preset.n_fft, preset.hop) != (N_FFT, HOP):  # losses and validation transform with these, too
-            raise UsageError(
-                f"n_fft {preset.n_fft} and hop {preset.hop} cannot be trained, only {N_FFT} and {HOP}:"
-                " leave model.changes.n_fft and model.changes.hop out"
-            )
-        with self.fabric.rank_zero_first():  # one process decodes the songs, the others find them
-            device = "cpu" if settings.workers else self.fabric.device
-            self.data = open_data(config.data, preset.stems, seed=config.seed, device=device)
-        consistent = preset.mixture_consistent and self.data.adds_up
-        self.shape = dataclasses.replace(preset, stems=self.data.targets, mixture_consistent=consistent)
+        if settings.objective not in ("separate", "masked"):
+            raise UsageError(f"unknown training.objective {settings.objective!r}: choose separate or masked")
+        self.config, self.out, self.masked = config, Path(config.out), settings.objective == "masked"
+        self.fabric = fabric or start_processes(config)
+        self.data, self.shape = open_songs(config, self.fabric)
         self.matrix = self.data.matrix.to(self.fabric.device)
         self.augment = Augmentation(config.data.get("augment"))
-        self.model = TfswaUNet(self.shape, checkpointing=config.model.checkpointing)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if settings.compile_masks:  # a minute once; their many small steps then cost a third (measured)
-            self.model.mask = torch.compile(self.model.mask)  # type: ignore[method-assign]
-            losses.spectral_terms = torch.compile(losses.spectral_terms)
-            for module in self.model.modules():
-                if isinstance(module, FrequencyLinear):
-                    module.compile()
-        self.masked = settings.objective == "masked"
-        if settings.objective not in ("separate", "masked"):
-            raise ValueError(f"unknown training.objective {settings.objective!r}: choose separate or masked")
+        self.model = build_network(self.shape, config)
+        stored = find_checkpoint(config, self.shape)
+        self.said = warm_up(self.model, config, resumed=stored is not None)  # for a person
         trained: nn.Module = MaskedSpectrogram(self.model) if self.masked else self.model
-        last = self.out / "last.ckpt"
-        stored = checkpoint.read(last) if settings.resume and last.exists() else None
-        self.said = ""  # about the warm start
-        if stored:
-            self._check_resumed(stored, last)
-        if settings.warm_start and stored:
-            self.said = f"goes on from {last}: training.warm_start={settings.warm_start} is not read"
-        elif settings.warm_start:
-            self.said = checkpoint.warm_start(self.model, Path(settings.warm_start))
         self.wrapped = self.fabric.setup_module(synchronise_norms(trained, self.fabric))
         self.trained = self.wrapped.module
         self.optimizer: Any = self.fabric.setup_optimizers(make_optimizer(self.trained, settings))
@@ -92,18 +145,6 @@ class Run:
             self._restore(stored)
         self.begun = time.monotonic()
 
-    def _check_resumed(self, stored: dict[str, Any], path: Path) -> None:
-        """Raise UsageError where a checkpoint is of another model, or was trained for something else."""
-        different = checkpoint.differences(ModelConfig.from_json(stored["shape"]), self.shape)
-        trained = json.loads(stored["config"])["training"].get("objective", "separate")
-        if trained != self.settings.objective:
-            different.append("training.objective")
-        if different:
-            raise UsageError(
-                f"{path} is of a run with another {', '.join(different)}: choose another out=..., or"
-                " training.resume=false to begin anew in its place"
-            )
-
     def _restore(self, stored: dict[str, Any]) -> None:
         for own, part in ((self.trained.state_dict(), "model"), (self.average.state, "average")):
             stored[part] = {key: cut_like(value, own[key]) for key, value in stored[part].items()}
@@ -114,6 +155,12 @@ class Run:
         self.done, self.seconds = stored["step"], stored["seconds"]
         if stored.get("judged_on") == self.judged_on:  # scores of other songs cannot be compared
             self.best, self.stale = stored["best"], stored["stale"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or patience ended before them."""
+        patience = self.settings.patience
+        return self.done >= self.settings.steps or bool(patience and self.stale >= patience)
 
     @property
     def spent(self) -> float:

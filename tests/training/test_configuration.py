@@ -25,6 +25,9 @@ POOLS = "data.pools=x"
     [
         ("training.stepz=3", r"unknown setting 'training\.stepz': did you mean 'training\.steps'\?"),
         ("steps=3", r"did you mean 'training\.steps'\?"),
+        ("training.lr=3", r"did you mean 'training\.learning_rate'\?"),
+        ("training.decai=3", r"did you mean 'training\.decay'\?"),
+        ("lr=3", r"did you mean 'training\.learning_rate'\?"),
         ("+training.foo=3", r"unknown setting 'training\.foo'"),
         ("training=debgu", "unknown config for training 'debgu': did you mean 'debug'?"),
         ("data=musdb", "unknown config for data 'musdb': did you mean 'musdb18"),

@@ -121,7 +121,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(musdb: Path, tmp_path: Path
     whole = losses(tmp_path / "whole")
     assert sorted(whole) == list(range(1, 9))
     first, second = sorted(np.random.default_rng().choice(range(3, 8), size=2, replace=False).tolist())
-    parts = [sys.executable, str(ROOT / "tests/train_tiny.py"), json.dumps([words(tmp_path / "parts")])]
+    parts = [
+        sys.executable,
+        str(ROOT / "tests/train_tiny.py"),
+        json.dumps([words(tmp_path / "parts")]),
+    ]
     for kill_at in (first, second, None):
         run(parts, kill_at=kill_at)
     assert losses(tmp_path / "parts") == whole, f"killed at {first} and {second}"

@@ -17,9 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tfswa_sep.errors import InputError, UsageError
+from tfswa_sep.errors import InputError
 from tfswa_sep.evaluation.multitrack import names_without
-from tfswa_sep.inference.metadata import is_stem_name
 from tfswa_sep.inference.stem_matrix import parse_stems
 from tfswa_sep.model.config import ModelConfig
 from training.data import folder, musdb
@@ -28,6 +27,7 @@ from training.data.chunks import SongChunks
 from training.data.tracks import Track, decode
 from training.mixing.mixer import STEMS, Mixer
 from training.mixing.settings import MixSettings
+from training.stop import ignore_stop_signals
 
 Batch = tuple[Tensor, Tensor, Tensor]  # mixtures (b, c, n), stems (b, s, c, n), which are known (b, s)
 
@@ -69,6 +69,7 @@ def load_batches(
         sampler=steps,
         num_workers=workers,
         prefetch_factor=3 if workers else None,
+        worker_init_fn=ignore_stop_signals,
         pin_memory=bool(workers) and torch.cuda.is_available(),
     )
 
@@ -113,16 +114,6 @@ def open_data(
 
         valid = {track.name: _reader(track) for track in held_out}
     names, matrix = parse_stems(list(config.get("targets") or targets), stems)
-    if unusable := [name for name in names if not is_stem_name(name)]:
-        raise UsageError(
-            f"{unusable[0]!r} cannot be a stem of a model: data.targets may hold small letters, digits, - and _,"
-            " sums with +, 48 characters at most"
-        )
-    matrix = matrix[:, :-1] + matrix[:, -1:]  # a song is the sum of its stems
-    if empty := [name for name, row in zip(names, matrix, strict=True) if not row.any()]:
-        raise UsageError(
-            f"the songs hold nothing of {empty[0]!r}, one of data.targets: {', '.join(stems)} alone"
-        )
     return TrainingData(targets=names, matrix=torch.from_numpy(matrix), draw=draw, valid=valid)
 
 

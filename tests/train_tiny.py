@@ -12,9 +12,13 @@ from tiny_model import TINY
 
 from tfswa_sep.model.config import PRESETS
 from training.configuration import load_config
+from training.stop import Stopped
 from training.train import train
 
 if __name__ == "__main__":
     PRESETS["small"] = TINY
-    for words in json.loads(sys.argv[1]):
-        train(load_config(words))
+    try:
+        for words in json.loads(sys.argv[1]):
+            train(load_config(words))
+    except Stopped as stopped:  # as `run_command` does
+        sys.exit(stopped.exit_code)
