@@ -28,6 +28,8 @@ class Runtime:
             torch where the device is faster with them.
         threads: CPU threads; None for one per physical core.
         batch_size: Segments per call (torch: 16 at most); None for as many as suit the device best.
+        shifts: Passes over the song, each cut into segments at another offset; the stems are their mean. N passes
+            take N times as long.
 
     Raises:
         UsageError: An unknown backend or device, or a number below 1.
@@ -38,6 +40,7 @@ class Runtime:
     precision: str = "auto"
     threads: int | None = None
     batch_size: int | None = None
+    shifts: int = 1
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -50,6 +53,8 @@ class Runtime:
             raise UsageError(f"{self.threads} threads cannot compute: give 1 or more")
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"a batch of {self.batch_size} segments cannot be computed: give 1 or more")
+        if self.shifts < 1:
+            raise UsageError(f"{self.shifts} shifts leave nothing to compute: give 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,7 @@ def separate_song(
     track: str | None = None,
     keep: Collection[str] = (),
     batch_size: int | None = None,
+    shifts: int = 1,
     on_progress: Progress | None = None,
 ) -> SeparationResult:
     """Separate a song into files with its own sample rate, channels and length, all of them or none.
@@ -69,6 +70,7 @@ def separate_song(
         track: What the song is called in its stems' paths; None for its file's name.
         keep: Real paths of files that are never replaced, such as the other songs of a batch.
         batch_size: Segments per call; None for as many as suit the device best.
+        shifts: See Runtime.
         on_progress: Called after each block, in this thread.
 
     Raises:
@@ -123,7 +125,7 @@ def separate_song(
         with writer:
             done = 0
             for stems in separate_blocks(
-                model, blocks, stem_matrix, mono=song.channels == 1, batch_size=batch_size
+                model, blocks, stem_matrix, mono=song.channels == 1, batch_size=batch_size, shifts=shifts
             ):
                 writer.write(stems)
                 done += stems.shape[-1]

@@ -162,7 +162,8 @@ class Separator:
 
         Yields:
             Blocks of stems, each stem (c, m): the first when `backend.workers + 1` segments of the model have
-            come in, since that many are computed side by side. In all they have as many samples as went in.
+            come in, since that many are computed side by side, or one more with shifts. In all they have as many
+            samples as went in.
 
         Raises:
             TfswaError: As `separate` does, when the block in question is reached.
@@ -180,7 +181,9 @@ class Separator:
     ) -> Iterator[Stems]:
         model = self.backend
         names, stem_matrix = parse_stems(stems, model.stems)
-        return _stream_stems(model, blocks, rate, names, stem_matrix, batch_size=batch_size)
+        return _stream_stems(
+            model, blocks, rate, names, stem_matrix, batch_size=batch_size, shifts=self._runtime.shifts
+        )
 
     def save(
         self,
@@ -244,6 +247,7 @@ class Separator:
             track=track,
             keep=keep,
             batch_size=self._runtime.batch_size,
+            shifts=self._runtime.shifts,
             on_progress=on_progress,
         )
 
@@ -324,6 +328,7 @@ def _stream_stems(
     stem_matrix: NDArray[np.float32],
     *,
     batch_size: int | None,
+    shifts: int,
 ) -> Iterator[Stems]:
     """Blocks (c, n) at `rate` in Hz to blocks of the stems `names`, each (c, m): see Separator.stream."""
     if not RATES[0] <= rate <= RATES[1]:
@@ -347,7 +352,9 @@ def _stream_stems(
             yield np.repeat(block, MODEL_CHANNELS // channels, axis=0)
 
     mixture = resample(checked(), rate, model.sample_rate)
-    separated = separate_blocks(model, mixture, stem_matrix, mono=channels == 1, batch_size=batch_size)
+    separated = separate_blocks(
+        model, mixture, stem_matrix, mono=channels == 1, batch_size=batch_size, shifts=shifts
+    )
     flat = (block.reshape(-1, block.shape[-1]) for block in separated)  # (k * c, n)
     for back in resample(flat, model.sample_rate, rate):
         kept = back[:, : taken - given]

@@ -26,7 +26,7 @@ def test_every_field_is_documented(kind: type[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "choice", ({"backend": "tensorflow"}, {"device": "tpu"}, {"threads": 0}, {"batch_size": 0})
+    "choice", ({"backend": "tensorflow"}, {"device": "tpu"}, {"threads": 0}, {"batch_size": 0}, {"shifts": 0})
 )
 def test_a_choice_that_makes_no_sense_fails_before_a_model_is_loaded(choice: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

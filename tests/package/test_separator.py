@@ -267,6 +267,76 @@ def test_a_batch_is_all_that_is_computed_at_once(
         assert len(threads) == workers
 
 
+def shares_of(backend: Any, samples: Samples, rate: int = 44_100, **choices: Any) -> Samples:
+    """What Separator makes of `samples`, over the fake's share of the vocals."""
+    vocals = Separator(backend, **choices).separate(samples, rate)["vocals"]
+    return np.asarray(vocals / SHARES["vocals"], np.float32)
+
+
+@pytest.mark.parametrize("samples", (1, 3000, 8192, 60_001))
+@pytest.mark.parametrize("shifts", (2, 3))
+def test_shifted_passes_are_aligned_to_the_sample(
+    fake_backend: Fake, noise: Noise, samples: int, shifts: int
+) -> None:
+    song = noise(2, samples)
+    for workers in (1, 3):
+        found = shares_of(fake_backend(workers=workers), song, shifts=shifts)
+        np.testing.assert_allclose(found, song, atol=1e-6)
+    assert shares_of(fake_backend(), song[0], 48_000, shifts=shifts).shape == song[0].shape
+
+
+def test_shifts_are_the_mean_of_passes_at_other_offsets(fake_backend: Fake, noise: Noise) -> None:
+    """A network that is wrong in a different place of each segment is less wrong in the mean."""
+
+    class Uneven(fake_backend):  # type: ignore[misc, valid-type]
+        def __call__(self, segments: Samples, **words: Any) -> Samples:
+            wave = np.sin(np.arange(segments.shape[-1]) * 12 * np.pi / segments.shape[-1])
+            return np.asarray(super().__call__(segments, **words) * (1 + wave), np.float32)
+
+    song = noise(2, 60_000)
+    errors = []
+    for shifts in (1, 4):
+        found = shares_of(Uneven(), song, shifts=shifts)
+        assert np.array_equal(
+            found, shares_of(Uneven(), song, shifts=shifts)
+        )  # the offsets are always the same
+        errors.append(float(np.square(found - song).mean()))
+    assert errors[1] < errors[0] / 2
+
+
+def test_shifts_need_no_more_of_a_recording_than_a_segment(
+    fake_backend: Fake, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They read side by side, so that memory does not grow, and compute no more at once than one pass does."""
+    backend, came, at_once, most = fake_backend(workers=2), 0, 0, 0
+    compute, lock = type(backend).__call__, threading.Lock()
+
+    def watched(self: Any, segment: Samples, **words: Any) -> Any:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.002)
+        found = compute(self, segment, **words)
+        with lock:
+            at_once -= 1
+        return found
+
+    monkeypatch.setattr(type(backend), "__call__", watched)
+
+    def record() -> Iterator[Samples]:
+        nonlocal came
+        for _ in range(60):
+            came += 1
+            yield noise(2, 4096)
+
+    given = 0
+    for stems in Separator(backend, shifts=3).stream(record(), 44_100):
+        given += stems.samples
+        assert came * 4096 - given <= 6 * 8192
+    assert given == 60 * 4096 and most == 2
+
+
 MEMORY = """
 import re, sys
 from pathlib import Path

@@ -119,7 +119,11 @@ class Work:
 
         check_file(song.path)  # a pipe would be waited for without end
         try:
-            options = {**asdict(self.options), "precision": self.runtime.precision}
+            options = {
+                **asdict(self.options),
+                "precision": self.runtime.precision,
+                "shifts": self.runtime.shifts,
+            }
             for unimportant in ("out", "overwrite"):
                 del options[unimportant]
             return manifest.describe_work(song.path, self.model, options)

@@ -57,6 +57,12 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
     "threads": Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processor cores to use [default: all].")
     ],
+    "shifts": Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Average N passes at different offsets: slightly better, N times slower."
+        ),
+    ],
     "stems": Annotated[
         str | None,
         typer.Option(

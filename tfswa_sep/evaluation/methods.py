@@ -79,7 +79,7 @@ class ModelMethod:
             if isinstance(info, registry.ModelInfo)
             else None
         )
-        self._name = info.name
+        self._name = info.name if runtime.shifts == 1 else f"{info.name}, {runtime.shifts} shifts"
 
     @property
     def rate(self) -> int:

@@ -5,7 +5,9 @@ Axis letters: b batch, s stem of the model, k stem asked for, c channel, n sampl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, pairwise, tee
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ def separate_blocks(
     *,
     mono: bool = False,
     batch_size: int | None = None,
+    shifts: int = 1,
 ) -> Iterator[Samples]:
     """Separate a stream of blocks; only a few segments are in memory, however long it is.
 
@@ -31,6 +34,7 @@ def separate_blocks(
         stem_matrix: (k, s), the stems asked for as sums of the model's.
         mono: Both channels are copies of a mono song, so the stems get one channel too.
         batch_size: Segments per call; None for as many as suit the device best.
+        shifts: Passes, each with its segments elsewhere, whose mean the stems are.
 
     Yields:
         (k, c, n), in all as many samples as came in.
@@ -49,9 +53,62 @@ def separate_blocks(
 
     size = batch_size or model.batch_size
     workers = max(1, model.workers // size)  # each computes `size` segments at once
-    for block in overlap_add(blocks, separate, plan, batch_size=size, workers=workers):
+    at_once = threading.Semaphore(workers)  # passes read ahead side by side, but share the device
+
+    def separate_in_turn(segments: Samples) -> Samples:
+        with at_once:
+            return separate(segments)
+
+    process = separate if shifts == 1 else separate_in_turn
+    passes = [
+        _dropped(overlap_add(_delayed(copy, offset), process, plan, batch_size=size, workers=workers), offset)
+        for copy, offset in zip(tee(blocks, shifts), _offsets(shifts, plan.step), strict=True)
+    ]
+    for block in passes[0] if shifts == 1 else _mean(passes):
         if not np.isfinite(block.sum()):
             raise ModelError(
                 "the network gave numbers that are not finite: try --backend onnx or --device cpu"
             )
         yield block.mean(axis=1, keepdims=True) if mono else block
+
+
+def _offsets(shifts: int, step: int) -> list[int]:
+    """By how many samples each pass is late: none for the first, then one at random from each part of `step`.
+
+    The same for every song, so that a run can be repeated to the bit.
+    """
+    rng = np.random.default_rng(0)
+    bounds = [step * i // shifts for i in range(shifts + 1)]
+    return [0, *(int(rng.integers(low, high)) for low, high in pairwise(bounds[1:]))]
+
+
+def _delayed(blocks: Iterator[Samples], samples: int) -> Iterator[Samples]:
+    """The stream (c, n) behind `samples` of silence; nothing before an empty one."""
+    first = next(blocks, None)
+    if first is not None:
+        yield np.zeros((len(first), samples), np.float32)
+        yield from chain([first], blocks)
+
+
+def _dropped(blocks: Iterable[Samples], samples: int) -> Iterator[Samples]:
+    """The stream (..., n) without its first `samples`."""
+    for block in blocks:
+        skipped = min(samples, block.shape[-1])
+        samples -= skipped
+        if skipped < block.shape[-1]:
+            yield block[..., skipped:]
+
+
+def _mean(streams: Sequence[Iterator[Samples]]) -> Iterator[Samples]:
+    """The mean of streams (..., n) of one length in all, cut into blocks of different lengths."""
+    held: list[Samples | None] = [None] * len(streams)
+    while True:
+        for i, stream in enumerate(streams):
+            if held[i] is None:
+                held[i] = next(stream, None)
+        blocks = [block for block in held if block is not None]
+        if len(blocks) < len(streams):
+            return
+        n = min(block.shape[-1] for block in blocks)
+        yield np.mean([block[..., :n] for block in blocks], axis=0, dtype=np.float32)
+        held = [block[..., n:] if block.shape[-1] > n else None for block in blocks]
