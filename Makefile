@@ -33,6 +33,7 @@ lint: .venv-dev/.done
 	.venv-dev/bin/ruff check
 	.venv-dev/bin/ruff format --check
 	.venv-dev/bin/mypy
+	.venv-dev/bin/lint-imports
 
 test-audio: .venv-audio/.done
 	.venv-audio/bin/python -m pytest -m torchaudio tests/package/test_torchaudio.py tests/training/test_augment.py

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 from model_server import BODY, COMMIT, SHA256
+from platformdirs.api import PlatformDirsABC
+from platformdirs.macos import MacOS
+from platformdirs.unix import Unix
 
 from tfswa_sep import registry
 from tfswa_sep.errors import ModelError, OutputError, UsageError
-from tfswa_sep.registry import ModelFile, ModelInfo, addresses
+from tfswa_sep.registry import ModelFile, ModelInfo, addresses, folders
 from tfswa_sep.registry.models_toml import is_allowed_url
 
 ENTRY = f"""
@@ -242,20 +245,21 @@ def test_a_broken_list_of_the_users_own_names_itself(config: Path) -> None:
 @pytest.mark.parametrize(
     ("platform", "cache", "config"),
     [
-        ("linux", ".cache/tfswa-sep", ".config/tfswa-sep"),
-        ("darwin", "Library/Caches/tfswa-sep", "Library/Application Support/tfswa-sep"),
-        ("win32", "AppData/Local/tfswa-sep", "AppData/Roaming/tfswa-sep"),
+        (Unix, ".cache/tfswa-sep", ".config/tfswa-sep"),
+        (MacOS, "Library/Caches/tfswa-sep", "Library/Application Support/tfswa-sep"),
     ],
 )
 def test_folders_are_the_platforms(
-    platform: str, cache: str, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    platform: type[PlatformDirsABC], cache: str, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in (
-        "TFSWA_CACHE", "TFSWA_CONFIG", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "LOCALAPPDATA", "APPDATA",
+        "TFSWA_CACHE", "TFSWA_CONFIG", "XDG_CACHE_HOME", "XDG_CONFIG_HOME",
     ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("sys.platform", platform)
+    ours = folders._PLATFORM
+    theirs = platform(ours.appname, ours.appauthor, roaming=ours.roaming, opinion=ours.opinion)
+    monkeypatch.setattr(folders, "_PLATFORM", theirs)
     assert registry.cache_folder() == tmp_path / cache
     assert registry.config_folder() == tmp_path / config
     monkeypatch.setenv("TFSWA_CACHE", str(tmp_path / "mine"))

@@ -81,6 +81,20 @@ def written_whole(target: Path) -> Iterator[Path]:
         temporary.remove()
 
 
+def write_text(target: Path, text: str) -> None:
+    """Write a whole text file through to the disk, in UTF-8, over one that is there; or leave all as it was.
+
+    Raises OSError.
+    """
+    with (
+        written_whole(target) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def remove_abandoned(folder: Path) -> None:
     """Remove temporary files in `folder` whose writer was killed."""
     for path in folder.glob(_PATTERN):

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from tfswa_sep.audio.ffmpeg import find_ffmpeg
+from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
 from tfswa_sep.audio.formats import AudioFormat
 from tfswa_sep.audio.resample import Samples, interleave
 from tfswa_sep.audio.tags import write_cover, write_mp3_text
@@ -195,7 +195,7 @@ class _Ffmpeg:
     ) -> None:
         program = find_ffmpeg()
         assert program is not None  # find_format has seen to it
-        command = [program, "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
+        command = [program, "-nostdin", "-hide_banner", "-loglevel", "level+error", "-y"]
         command += ["-f", "f32le", "-ar", str(rate), "-ac", str(channels), "-i", "pipe:0"]
         for name, text in tags.items():
             command += ["-metadata", f"{'track' if name == 'tracknumber' else name}={text}"]
@@ -237,8 +237,7 @@ class _Ffmpeg:
     def _failure(self) -> OSError:
         self._process.wait()
         self._messages.seek(0)
-        lines = self._messages.read().decode("utf-8", errors="replace").splitlines()
-        return OSError(0, lines[-1].split(": ")[-1] if lines else "ffmpeg gave no reason")
+        return OSError(0, last_error(self._messages.read()))
 
 
 def cannot_write(path: Path, error: Exception) -> OutputError:

@@ -62,9 +62,7 @@ class FfmpegDecoder:
             self.close()
             if "matches no streams" in messages:
                 raise InputError(f"{path} has no sound track: choose another file")
-            raise InputError(
-                f"{path} is not audio that can be read ({_last_error(messages)}): check the file"
-            )
+            raise InputError(f"{path} is not audio that can be read ({last_error(messages)}): check the file")
         self._output.read(int.from_bytes(header[4:8], "big") - 24)
         self.sample_rate = int.from_bytes(header[16:20], "big")
         self.channels = int.from_bytes(header[20:24], "big")
@@ -91,7 +89,7 @@ class FfmpegDecoder:
         if failed or (cut and _errors(messages)):
             raise TruncatedError(
                 f"{self._path} is cut short or damaged after {decoded / self.sample_rate:.1f} s "
-                f"({_last_error(messages)}): "
+                f"({last_error(messages)}): "
                 "copy or download it again, or take what is there with --allow-truncated"
             )
 
@@ -125,14 +123,15 @@ def find_ffmpeg() -> str | None:
         return None
 
 
+def last_error(messages: str | bytes) -> str:
+    """The reason in the last error of an ffmpeg that ran with `-loglevel level+...`."""
+    errors = _errors(messages if isinstance(messages, str) else messages.decode("utf-8", errors="replace"))
+    return errors[-1].split(": ")[-1].strip() if errors else "ffmpeg gave no reason"
+
+
 def _errors(messages: str) -> list[str]:
     return [
         line.split("] ", line.count("] "))[-1]
         for line in messages.splitlines()
         if "[error]" in line or "[fatal]" in line
     ]
-
-
-def _last_error(messages: str) -> str:
-    errors = _errors(messages)
-    return errors[-1].split(": ")[-1].strip() if errors else "ffmpeg gave no reason"

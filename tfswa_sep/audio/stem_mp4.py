@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from tfswa_sep.audio.ffmpeg import INSTALL, find_ffmpeg
+from tfswa_sep.audio.ffmpeg import INSTALL, find_ffmpeg, last_error
 from tfswa_sep.errors import UsageError
 
 ORDER = {"drums": "#009E73", "bass": "#D55E00", "other": "#CC79A7", "vocals": "#56B4E9"}  # and their colours
@@ -54,7 +54,7 @@ def write_stem_file(path: Path, stems: Mapping[str, Path], rate: int, *, title: 
     """
     program = find_ffmpeg()
     assert program is not None  # check_stem_file has seen to it
-    command = [program, "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
+    command = [program, "-nostdin", "-hide_banner", "-loglevel", "level+error", "-y"]
     for stem in ORDER:
         command += ["-protocol_whitelist", "file", "-i", f"file:{stems[stem].resolve()}"]
     command += ["-filter_complex", f"amix=inputs={len(ORDER)}:normalize=0[mix]", "-map", "[mix]"]
@@ -76,8 +76,7 @@ def write_stem_file(path: Path, stems: Mapping[str, Path], rate: int, *, title: 
     command += ["-f", "mp4", f"file:{path.resolve()}"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
-        lines = done.stderr.decode("utf-8", errors="replace").splitlines()
-        raise OSError(0, lines[-1].split(": ")[-1] if lines else "ffmpeg gave no reason")
+        raise OSError(0, last_error(done.stderr))
     described = {
         "mastering_dsp": _NO_MASTERING,
         "stems": [{"name": stem.capitalize(), "color": color} for stem, color in ORDER.items()],

@@ -27,6 +27,7 @@ from tfswa_sep.audio.atomic_file import TemporaryFile, remove_abandoned, sync_fo
 from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.encode import Encoder, cannot_write
 from tfswa_sep.audio.formats import AudioFormat, find_format
+from tfswa_sep.audio.reblock import BlockReader, fit_length
 from tfswa_sep.audio.resample import Resampler, Samples
 from tfswa_sep.audio.stem_mp4 import write_stem_file
 from tfswa_sep.constants import BLOCK_SAMPLES
@@ -83,7 +84,7 @@ class StemWriter:
         self._rescale = rescale
         self._overwrite = overwrite
         self._frames = frames
-        self._mixture = _Mix(mixture, channels) if mixture else None
+        self._mixture = BlockReader(mixture, channels) if mixture else None
         self._remainder = remainder
         self._stem_file = stem_file
         self._tags = dict(tags or {})
@@ -123,7 +124,7 @@ class StemWriter:
         self._wait()
         missing = frames - next(iter(self._encoders.values())).frames
         ends = {stem: resampler.flush(_RESAMPLER_TAIL) for stem, resampler in self._resamplers.items()}
-        self._put({stem: _fit(end, missing) for stem, end in ends.items()})
+        self._put({stem: fit_length(end, missing) for stem, end in ends.items()})
         self._close_encoders()
         gain = self._encode_rescaled() if self._rescale else 1.0
         targets = dict(self._paths)
@@ -150,7 +151,7 @@ class StemWriter:
         if self._mixture:
             steps = self._format.steps
             grid = np.float32(steps or 2**23)  # that of floats, so that sums are exact there too
-            rest = self._mixture.take(next(iter(stems.values())).shape[1]).astype(np.float64)
+            rest = self._mixture.read(next(iter(stems.values())).shape[1]).astype(np.float64)
             if steps:  # on the grid of the integers every sum is exact
                 rest = np.rint(rest * steps) / steps
             for stem, samples in stems.items():
@@ -311,27 +312,3 @@ def write_stems(
         for start in range(0, frames, BLOCK_SAMPLES):
             writer.write(parts[..., start : start + BLOCK_SAMPLES])
         return writer.commit(frames_there).files
-
-
-class _Mix:
-    """The song's blocks, handed out in other lengths."""
-
-    def __init__(self, blocks: Iterator[Samples], channels: int) -> None:
-        self._blocks = blocks
-        self._held: Samples = np.zeros((channels, 0), np.float32)
-
-    def take(self, frames: int) -> Samples:
-        """The next (c, frames) samples; zeros behind the song's end."""
-        parts = [self._held]
-        length = self._held.shape[1]
-        while length < frames and (block := next(self._blocks, None)) is not None:
-            parts.append(block)
-            length += block.shape[1]
-        joined = np.concatenate(parts, axis=1)
-        self._held = joined[:, frames:]
-        return _fit(joined, frames)
-
-
-def _fit(samples: Samples, frames: int) -> Samples:
-    """(c, n) cut off or filled up with zeros to (c, frames)."""
-    return np.pad(samples[:, :frames], ((0, 0), (0, max(0, frames - samples.shape[1]))))

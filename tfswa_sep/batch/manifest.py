@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tfswa_sep.audio.atomic_file import written_whole
+from tfswa_sep.audio.atomic_file import write_text
 from tfswa_sep.errors import OutputError
 from tfswa_sep.registry import ModelFile, ModelInfo, digest, local_path
 
@@ -57,13 +57,7 @@ def write_manifest(
             if output not in outputs
         }
         document = {**work, "outputs": marks, "earlier": earlier, "result": result}
-        with (
-            written_whole(path) as temporary,
-            temporary.open("w", encoding="utf-8", errors="surrogateescape") as file,
-        ):
-            json.dump(document, file, indent=1, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
+        write_text(path, json.dumps(document, indent=1, ensure_ascii=False))
     except OSError as error:
         raise OutputError(f"cannot write {path} ({error.strerror or error}): the stems are there") from None
 

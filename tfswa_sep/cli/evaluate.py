@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -306,14 +306,12 @@ def _shown(*, songs: int, shown: bool) -> Iterator[tuple[Progress | None, Callab
 
 def _write(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
-    part = path.parent / f".{path.name}.part"  # with_name raises for / and .
+    from tfswa_sep.audio.atomic_file import write_text
+
     try:
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        write_text(path, text)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise OutputError(f"cannot write {path}: {error.strerror}") from error

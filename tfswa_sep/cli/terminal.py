@@ -108,13 +108,6 @@ def one_line(text: str) -> str:
 
 
 @contextmanager
-def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[float, float | None], None] | None]:
-    """One bar; yields its on_progress(seconds done, in all), or None where nothing is drawn."""
-    with progress_bars(shown=shown) as bars:
-        yield (lambda done, total: bars.update(label, done, total)) if bars else None
-
-
-@contextmanager
 def progress_bars(*, shown: bool) -> Iterator[ProgressBars | None]:
     """Bars with the time left on stderr; None if not `shown` or where stderr is no terminal."""
     if not shown or not sys.stderr.isatty():

@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 
 from tfswa_sep.audio.decode import open_audio
+from tfswa_sep.audio.reblock import BlockReader
 from tfswa_sep.audio.resample import Samples
 from tfswa_sep.constants import ACCOMPANIMENT, MODEL_CHANNELS, SAMPLE_RATE, STEMS
 from tfswa_sep.errors import InputError, UsageError
@@ -122,13 +123,13 @@ class Feed:
     """The sum of some files (of none: silence) as stereo blocks of an asked size; silence after the end."""
 
     def __init__(self, paths: list[Path], rate: int) -> None:
-        self._sources = [_Source(path, rate) for path in paths]
+        self._sources = [BlockReader(_blocks(path, rate), MODEL_CHANNELS) for path in paths]
 
     def take(self, frames: int) -> Samples:
         """The next samples, (MODEL_CHANNELS, frames). Raises InputError as `audio.open_audio` does."""
         total = np.zeros((MODEL_CHANNELS, frames), dtype=np.float32)
         for source in self._sources:
-            total += source.take(frames)
+            total += source.read(frames)
         return total
 
     @property
@@ -146,30 +147,6 @@ class Feed:
         while not self.ended:
             self.take(BLOCK_SECONDS * SAMPLE_RATE)
         return self.frames
-
-
-class _Source:
-    """One file of a feed."""
-
-    def __init__(self, path: Path, rate: int) -> None:
-        self.frames = 0
-        self.ended = False
-        self._blocks = _blocks(path, rate)
-        self._held = np.zeros((MODEL_CHANNELS, 0), dtype=np.float32)
-
-    def take(self, frames: int) -> Samples:
-        pieces, held = [self._held], self._held.shape[1]
-        while held < frames and not self.ended:
-            block = next(self._blocks, None)
-            if block is None:
-                self.ended = True
-            else:
-                pieces.append(block)
-                held += block.shape[1]
-                self.frames += block.shape[1]
-        joined = np.concatenate(pieces, axis=1)
-        self._held = joined[:, frames:]
-        return np.pad(joined[:, :frames], ((0, 0), (0, max(0, frames - held))))
 
 
 def _blocks(path: Path, rate: int) -> Iterator[Samples]:

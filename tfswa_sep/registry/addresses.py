@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tfswa_sep.audio.atomic_file import write_text
 from tfswa_sep.errors import ModelError, OutputError
 from tfswa_sep.registry import download, folders, integrity
 from tfswa_sep.registry.models_toml import ModelFile, ModelInfo, is_allowed_url, suffix_of, unlisted_model
@@ -169,9 +170,7 @@ def _changing_pins() -> Iterator[dict[str, tuple[ModelFile, ...]]]:
             yield pins
             if pins != before:
                 document = {address: [_as_pin(file) for file in files] for address, files in pins.items()}
-                temporary = path.with_suffix(f".{os.getpid()}.tmp")
-                temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-                temporary.replace(path)
+                write_text(path, json.dumps(document, indent=2) + "\n")
     except OSError as error:
         raise OutputError(
             f"cannot record models in {path}: {error.strerror}; set TFSWA_CONFIG to another folder"

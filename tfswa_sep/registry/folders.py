@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 
+from platformdirs import PlatformDirs
+
+# Not in a subfolder "Cache", nor apart on machines that a Windows profile roams to.
+_PLATFORM = PlatformDirs("tfswa-sep", appauthor=False, opinion=False, roaming=True)
 _YES = {"1", "on", "yes", "true"}  # what huggingface_hub takes for yes
 
 
@@ -14,7 +17,7 @@ def cache_folder() -> Path:
     """Where downloads are kept: TFSWA_CACHE, else tfswa-sep in the platform's folder for caches."""
     if chosen := os.environ.get("TFSWA_CACHE"):
         return Path(os.path.expanduser(chosen))  # a Path raises for users that are not there
-    return _of_platform(mac="Caches", windows=("LOCALAPPDATA", "Local"), others=("XDG_CACHE_HOME", ".cache"))
+    return _of_user("user_cache_dir", homeless=Path(tempfile.gettempdir(), ".cache"))
 
 
 def hub_cache_folder() -> Path:
@@ -34,12 +37,8 @@ def config_folder() -> Path:
     """Where the user's models.toml and pins are: TFSWA_CONFIG, else tfswa-sep in the folder for settings."""
     if chosen := os.environ.get("TFSWA_CONFIG"):
         return Path(os.path.expanduser(chosen))
-    return _of_platform(
-        mac="Application Support",
-        windows=("APPDATA", "Roaming"),
-        others=("XDG_CONFIG_HOME", ".config"),
-        homeless=os.devnull,  # no settings: where all may write, they would be anybody's
-    )
+    # Without a home no settings: where all may write, they would be anybody's.
+    return _of_user("user_config_dir", homeless=Path(os.devnull))
 
 
 def is_offline() -> bool:
@@ -47,20 +46,10 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in _YES
 
 
-def _of_platform(
-    *, mac: str, windows: tuple[str, str], others: tuple[str, str], homeless: str | None = None
-) -> Path:
-    """tfswa-sep in the platform's folder: an environment variable that names it, and where it is without.
-
-    homeless: for a user without a home folder, as in some containers; None: the folder for temporary files.
-    """
-    home = Path(os.path.expanduser("~"))  # Path.home raises where there is none
-    if home == Path("~"):
-        home = Path(homeless or tempfile.gettempdir())
-    if sys.platform == "darwin":
-        base = home / "Library" / mac
-    elif sys.platform == "win32":
-        base = Path(os.environ.get(windows[0]) or home / "AppData" / windows[1])
-    else:
-        base = Path(os.environ.get(others[0]) or home / others[1])
-    return base / "tfswa-sep"
+def _of_user(kind: str, *, homeless: Path) -> Path:
+    """A folder of the platform's, or one in `homeless` for a user without a home, as in some containers."""
+    try:
+        folder: str = getattr(_PLATFORM, kind)
+    except RuntimeError:
+        folder = "~"
+    return homeless / "tfswa-sep" if folder.startswith("~") else Path(folder)

@@ -1,0 +1,39 @@
+"""A stream of blocks, read in lengths of the reader's choice. Axis letters: c channel, n samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from tfswa_sep.audio.resample import Samples
+
+
+class BlockReader:
+    """Reads a stream of (c, n) blocks; behind its end there is silence."""
+
+    def __init__(self, blocks: Iterable[Samples], channels: int) -> None:
+        self.frames = 0  # that have come in so far; of the whole stream once it has ended
+        self.ended = False
+        self._blocks = iter(blocks)
+        self._held: Samples = np.zeros((channels, 0), np.float32)
+
+    def read(self, frames: int) -> Samples:
+        """The next (c, frames) samples."""
+        parts, length = [self._held], self._held.shape[1]
+        while length < frames and not self.ended:
+            block = next(self._blocks, None)
+            if block is None:
+                self.ended = True
+            else:
+                parts.append(block)
+                length += block.shape[1]
+                self.frames += block.shape[1]
+        joined = np.concatenate(parts, axis=1)
+        self._held = joined[:, frames:]
+        return fit_length(joined, frames)
+
+
+def fit_length(samples: Samples, frames: int) -> Samples:
+    """(c, n) cut off, or filled up with zeros, to (c, frames)."""
+    return np.pad(samples[:, :frames], ((0, 0), (0, max(0, frames - samples.shape[1]))))
