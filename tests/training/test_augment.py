@@ -86,8 +86,8 @@ def _small_only(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def test_remix_takes_every_stem_once_and_leaves_the_rest() -> None:
     x = noise(8)
-    y = augment.remix(x, p=1.0, generator=seeded())
-    assert torch.equal(y[:, -1], x[:, -1])
+    y, known = augment.remix(x, torch.ones(8, 2), p=1.0, generator=seeded())
+    assert torch.equal(y[:, -1], x[:, -1]) and known.all()
     for stem in (0, 1):
         assert sorted(y[:, stem, 0, 0].tolist()) == sorted(x[:, stem, 0, 0].tolist())
         assert not torch.equal(y[:, stem], x[:, stem])
@@ -95,6 +95,12 @@ def test_remix_takes_every_stem_once_and_leaves_the_rest() -> None:
         [x[:, stem, 0, 0].tolist().index(value) for value in y[:, stem, 0, 0].tolist()] for stem in (0, 1)
     ]
     assert orders[0] != orders[1]
+    known = torch.ones(8, 2)
+    known[3, 1] = 0  # it may lie in the other stem: unknown in both mixtures that have a part of that song
+    mixed = augment.remix(x, known, p=1.0, generator=seeded())[1]
+    places = [3, *(order.index(3) for order in orders)]
+    assert (mixed[:, 0] == 1).all()
+    assert {i for i in range(8) if not mixed[i, 1]} == set(places)
 
 
 def test_mixup_by_hand() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,7 +170,61 @@ def test_a_file_that_cannot_be_read_is_named(songs: Path, tmp_path: Path) -> Non
 def cached(tmp_path: Path, samples: NDArray[np.int16]) -> cache.CachedTrack:
     np.save(tmp_path / "x.npy", samples)
     stems = tuple("abcd"[: samples.shape[1]])
-    return cache.CachedTrack("x", stems, tmp_path / "x.npy", cache._activity(samples))
+    return cache.CachedTrack("x", stems, tmp_path / "x.npy", cache._activity(samples), (True,) * len(stems))
+
+
+def test_a_stem_without_a_file_is_unknown_and_a_silent_file_is_silence(tmp_path: Path) -> None:
+    for song, names in (("a", ("vocals", "drums", "guitar")), ("b", ("vocals", "drums"))):
+        (tmp_path / song).mkdir()
+        for stem in names:
+            wave = np.zeros((RATE, 2)) if stem == "drums" else tone(300)
+            soundfile.write(tmp_path / song / f"{stem}.wav", wave, RATE)
+    tracks, stems = folder.find_tracks(tmp_path)
+    cached = cache.build_cache(tracks, stems, tmp_path / "cache", workers=1)
+    assert stems == ("drums", "guitar", "vocals")
+    for track, known in zip(cached, ([1, 1, 1], [1, 0, 1]), strict=True):
+        chunks = SongChunks([track], seconds=0.2)
+        assert chunks.example(np.random.default_rng(0))[2].tolist() == known
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
+def test_a_final_model_trains_on_all_songs_of_musdb(songs: Path, tmp_path: Path) -> None:
+    if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
+        pytest.skip("musdb wants ffmpeg")
+    pytest.importorskip("musdb")
+    root = write_musdb(tmp_path / "musdb", is_wav=True)
+    options = [
+        "data=musdb18hq",
+        f"data.root={root}",
+        f"data.cache={tmp_path / 'cache'}",
+        "data.build_workers=1",
+    ]
+
+    def opened(*more: str) -> tuple[set[str], set[str]]:
+        data = open_data(load_config([*options, *more]).data, STEMS, seed=0)
+        drawn: Any = data.draw(0.2)
+        return {track.name for track, _ in drawn._tracks}, set(data.valid)
+
+    assert opened() == ({TRAINS}, {VALIDATES})
+    assert opened("data.split=all") == ({TRAINS, VALIDATES}, set())
+    mine = tmp_path / "mine"
+    (mine / "song").mkdir(parents=True)
+    soundfile.write(mine / "song/vocals.wav", tone(300), RATE)
+    assert opened("data.split=all", f"data.valid={mine}") == ({TRAINS, VALIDATES}, {"song"})
+    with pytest.raises(InputError, match=r"unknown data\.split 'none': choose official or all"):
+        opened("data.split=none")
+
+
+def test_targets_that_no_model_can_have_are_told_at_once(tmp_path: Path) -> None:
+    for stem in ("lead vocals", "drums"):
+        (tmp_path / "songs/a").mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / f"songs/a/{stem}.wav", tone(300), RATE)
+    config = load_config(
+        ["data=folder", f"data.root={tmp_path / 'songs'}", f"data.cache={tmp_path / 'cache'}"]
+    ).data
+    with pytest.raises(UsageError, match="'lead vocals' cannot be a stem of a model"):
+        open_data(config, ("lead vocals",), seed=0)
+    assert open_data(config, ("drums",), seed=0).targets == ("drums",)
 
 
 def test_chunks_hold_something(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Augmentation:
         mixture, stems, known = batch
         # Known stems and the rest of the mixture: (b, s + 1, c, n)
         x = torch.cat([stems, (mixture - stems.sum(dim=1))[:, None]], dim=1)
-        x = remix(x, p=settings.remix.p, generator=generator)
+        x, known = remix(x, known, p=settings.remix.p, generator=generator)
         # What these four make of the unit matrix they make of every sample: one pass over the waves, not four.
         matrix = torch.eye(x.shape[2]).to(x).expand(*x.shape[:3], -1)
         matrix = gain(matrix, p=settings.gain.p, decibels=settings.gain.decibels, generator=generator)
@@ -95,20 +95,24 @@ def flip_sign(x: Tensor, *, p: float, generator: torch.Generator) -> Tensor:
     return torch.where(_chosen(x.shape[:2], p, generator, x)[:, :, None, None], -x, x)
 
 
-def remix(x: Tensor, *, p: float, generator: torch.Generator) -> Tensor:
-    """Stems change places with those of other examples, each stem by an order of its own. x (b, s, c, n)
+def remix(x: Tensor, known: Tensor, *, p: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Stems change places with those of other examples, each stem by an order of its own.
 
-    The last one, the unknown rest, stays: its mixture's unknown stems are in it.
+    The last one, the unknown rest, stays: its mixture's unknown stems are in it. Afterwards a stem is known
+    where all examples knew it that something came from: an unknown one may lie in any of their other stems.
+
+    x (b, s + 1, c, n), known (b, s)
     """
     b, s = x.shape[:2]
     if b < 2 or not p:
-        return x
+        return x, known
     source = torch.arange(b)[:, None].repeat(1, s)  # the example that each stem comes from
     for i in range(s - 1):
         order = torch.randperm(b, generator=generator)
         if torch.rand((), generator=generator) < p:
             source[:, i] = order
-    return x[source.to(x.device), torch.arange(s, device=x.device)]
+    source = source.to(x.device)
+    return x[source, torch.arange(s, device=x.device)], known[source].amin(dim=1)
 
 
 def mixup(

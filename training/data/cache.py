@@ -39,6 +39,7 @@ class CachedTrack:
     stems: tuple[str, ...]
     path: Path
     active: NDArray[np.bool_]  # (blocks, s): which stems sound in a block of half a second
+    known: tuple[bool, ...]  # (s,): whether there is a file of the stem, be it silent
 
     @property
     def samples(self) -> NDArray[np.int16]:
@@ -78,7 +79,9 @@ def open_track(name: str, folder: Path) -> CachedTrack:
     """A song that `build_cache` has written."""
     known = json.loads((folder / f"{name}.json").read_text())
     active = np.array([[flag == "1" for flag in flags] for flags in known["active"]], np.bool_).T
-    return CachedTrack(name, tuple(known["stems"]), folder / f"{name}.npy", active)
+    stems = tuple(known["stems"])
+    has_file = tuple(stem in known["files"] for stem in stems)
+    return CachedTrack(name, stems, folder / f"{name}.npy", active, has_file)
 
 
 def _is_whole(track: Track, stems: tuple[str, ...], folder: Path) -> bool:

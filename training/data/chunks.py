@@ -34,7 +34,10 @@ class SongChunks:
         self._shares = lengths / lengths.sum()
 
     def example(self, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
-        """One mixture (c, n), its stems (s, c, n), and which of them are known (s,): all."""
+        """One mixture (c, n), its stems (s, c, n), and which of them are known (s,).
+
+        A stem without a file is not known: the song may lack it, or hold it in another stem.
+        """
         track, samples = self._tracks[int(rng.choice(len(self._tracks), p=self._shares))]
         last = len(samples) - self.length
         start = int(rng.integers(last + 1))
@@ -46,4 +49,4 @@ class SongChunks:
                 start = min(max(block * ACTIVITY_BLOCK + ACTIVITY_BLOCK // 2 - place, 0), last)
         chunk = samples[start : start + self.length].astype(np.float32) / np.float32(32_768)
         waves = np.ascontiguousarray(chunk.transpose(1, 2, 0))
-        return waves.sum(axis=0), waves, np.ones(len(waves), np.float32)
+        return waves.sum(axis=0), waves, np.array(track.known, np.float32)

@@ -4,8 +4,9 @@
     FOLDER/<song>/guitar/left.flac, right.flac      a stem that is the sum of its files, as in MoisesDB
     FOLDER/<song>.stem.mp4                          drums, bass, other and vocals in one file, as in MUSDB18
 
-Stems may have any name, capitals are made small. `mixture.*` is left out, and so is the mixture of a
-`.stem.mp4`: the mixture is the stems' sum.
+Stems may have any name, capitals are made small. A stem that another song has a file of, but this one has not,
+is unknown here: nothing is learnt about it from this song, nor about a sum that it is in. A silent file says
+that it is silent. `mixture.*` is left out, and so is the mixture of a `.stem.mp4`: the mixture is the stems' sum.
 """
 
 from __future__ import annotations

@@ -138,8 +138,17 @@ def _find(config: DictConfig, kind: str) -> tuple[list[CachedTrack], tuple[str, 
     root, cache = Path(config.root), Path(config.cache)
     held_out: list[Track] = []
     if kind in ("musdb18", "musdb18hq"):
+        if config.split not in ("official", "all"):
+            raise InputError(f"unknown data.split {config.split!r}: choose official or all")
         tracks, stems = musdb.find_tracks(root, "train", is_wav=kind == "musdb18hq")
-        held_out, _ = musdb.find_tracks(root, "valid", is_wav=kind == "musdb18hq")
+        official, _ = musdb.find_tracks(root, "valid", is_wav=kind == "musdb18hq")
+        if config.valid:
+            why = f" that {root} has not"
+            held_out = _held_out(Path(config.valid), stems, config.valid_exclude, why=why)
+        elif config.split == "official":
+            held_out = official
+        if config.split == "all":
+            tracks = [*tracks, *official]
     elif kind == "folder":
         tracks, stems = folder.find_tracks(root)
         if config.valid:

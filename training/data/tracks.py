@@ -33,7 +33,7 @@ class Track:
 
 
 def decode(track: Track, stems: tuple[str, ...]) -> NDArray[np.int16]:
-    """(n, s, 2) at 44.1 kHz; a stem without a file is silent, a shorter one ends in silence.
+    """(n, s, 2) at 44.1 kHz; a stem without a file is zeros, a shorter one ends in silence.
 
     A track with a stem above full scale is turned down as a whole, so that its stems keep their balance.
     Raises InputError for a file that cannot be read.
