@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep import registry
-from tfswa_sep.audio.decode import LOUDEST, RATES
+from tfswa_sep.audio.decode import MAX_PEAK, SAMPLE_RATES
 from tfswa_sep.audio.formats import find_format
 from tfswa_sep.audio.resample import Samples, resample
 from tfswa_sep.audio.stem_writer import write_stems
@@ -331,7 +331,7 @@ def _stream_stems(
     shifts: int,
 ) -> Iterator[Stems]:
     """Blocks (c, n) at `rate` in Hz to blocks of the stems `names`, each (c, m): see Separator.stream."""
-    if not RATES[0] <= rate <= RATES[1]:
+    if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
         raise InputError(f"{rate} samples a second is no rate for music")
     incoming = (_as_floats(block) for block in blocks)
     first = next(incoming, None)
@@ -346,7 +346,7 @@ def _stream_stems(
         for block in chain([first], incoming):
             if block.ndim != 2 or len(block) != channels:
                 raise InputError(f"expected a block of {channels} channels, got the shape {block.shape}")
-            if block.size and not np.abs(block).max() <= LOUDEST:  # False for NaN too
+            if block.size and not np.abs(block).max() <= MAX_PEAK:  # False for NaN too
                 raise InputError("the samples hold numbers that are not finite, or no sound")
             taken += block.shape[1]
             yield np.repeat(block, MODEL_CHANNELS // channels, axis=0)

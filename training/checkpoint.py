@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tfswa_sep.audio.atomic_file import remove_abandoned, written_whole
+from tfswa_sep.audio.atomic_file import atomic_write, remove_abandoned
 from tfswa_sep.constants import ACCOMPANIMENT, VOCALS
 from tfswa_sep.errors import InputError
 from tfswa_sep.inference.metadata import KEY
@@ -48,7 +48,7 @@ class Average:
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all."""
     remove_abandoned(path.parent)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save(state, temporary)
 
 

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tfswa_sep.cli.terminal import say_error
+from tfswa_sep.cli.terminal import print_error
 from tfswa_sep.errors import TfswaError, UsageError
 from tfswa_sep.model.config import PRESETS, ModelConfig
 from training.mixing.settings import MixSettings
@@ -83,10 +83,10 @@ def run_command(command: Callable[[DictConfig], Any], *, about: str | None, need
     except Stopped as stopped:
         return stopped.exit_code
     except (TfswaError, ValueError) as error:
-        say_error(str(error))
+        print_error(str(error))
         return error.exit_code if isinstance(error, TfswaError) else UsageError.exit_code
     except KeyboardInterrupt:
-        say_error("interrupted; the same command goes on from the last checkpoint")
+        print_error("interrupted; the same command goes on from the last checkpoint")
         return 130
     return 0
 

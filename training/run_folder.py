@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 import tfswa_sep
-from tfswa_sep.audio.atomic_file import written_whole
+from tfswa_sep.audio.atomic_file import atomic_write
 from tfswa_sep.errors import OutputError, TfswaError, UsageError
 from tfswa_sep.evaluation.provenance import machine
 
@@ -79,9 +79,9 @@ def record_start(out: Path, config: DictConfig, *, step: int, fabric: Fabric) ->
         "device": _device(fabric.device),
         "processes": fabric.world_size,
     })  # fmt: skip
-    with written_whole(written) as temporary:
+    with atomic_write(written) as temporary:
         OmegaConf.save(config, temporary, resolve=True)
-    with written_whole(record) as temporary:
+    with atomic_write(record) as temporary:
         temporary.write_text(json.dumps(starts, indent=2) + "\n")
 
 

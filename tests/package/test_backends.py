@@ -323,7 +323,7 @@ def asked_anew() -> bool:
     """A processor does not change while a program runs, but here it does."""
     hardware._instructions.cache_clear()
     try:
-        return hardware.faster_on_bytes()
+        return hardware.faster_in_int8()
     finally:
         hardware._instructions.cache_clear()
 
@@ -387,9 +387,9 @@ def test_windows_is_asked_about_its_processor(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_default_precision_is_the_fastest_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for faster, precision in ((True, "int8"), (False, "fp32")):
-        monkeypatch.setattr(hardware, "faster_on_bytes", lambda faster=faster: faster)
+        monkeypatch.setattr(hardware, "faster_in_int8", lambda faster=faster: faster)
         assert Separator(device="cpu").backend.precision == precision
-    monkeypatch.setattr(hardware, "faster_on_bytes", lambda: True)
+    monkeypatch.setattr(hardware, "faster_in_int8", lambda: True)
     assert Separator(device="cpu", precision="fp32").backend.precision == "fp32"
     # The ONNX Runtime for graphics cards computes no convolutions in 8 bits there.
     (tmp_path / "capi").mkdir()

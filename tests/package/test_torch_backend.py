@@ -24,7 +24,7 @@ from tiny_model import TINY
 from tfswa_sep.errors import DeviceError, ModelError
 from tfswa_sep.inference import torch_backend
 from tfswa_sep.inference.metadata import KEY
-from tfswa_sep.inference.torch_backend import MOST_AT_ONCE, TorchBackend, fitting
+from tfswa_sep.inference.torch_backend import MAX_BATCH_SIZE, TorchBackend, fitting
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.separator import Separator
 from training.distributed import pick_precision
@@ -212,7 +212,7 @@ def test_a_device_that_cannot_compute_is_told_at_once(model: Path, monkeypatch: 
     def fail(device: Any) -> None:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
 
-    monkeypatch.setattr(torch_backend, "_try_out", fail)
+    monkeypatch.setattr(torch_backend, "_probe", fail)
     with pytest.raises(
         DeviceError, match=r"cpu cannot be used \(CUDA error: no kernel .* more\): use --device"
     ):
@@ -270,15 +270,15 @@ def test_fp32_takes_no_16_bits(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_batch_fits_into_free_memory(model: Path) -> None:
     assert fitting(1000, 100) == 8
     assert fitting(100, 1000) == 1
-    assert fitting(1 << 40, 1) == MOST_AT_ONCE == fitting(1 << 40, 0)
+    assert fitting(1 << 40, 1) == MAX_BATCH_SIZE == fitting(1 << 40, 0)
     assert TorchBackend(model, device="cpu").batch_size == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_same_stems(model: Path) -> None:
     backend = TorchBackend(model, device="cuda", precision="auto")
-    assert backend.batch_size == MOST_AT_ONCE
-    segments = noise(MOST_AT_ONCE, 2, N)
+    assert backend.batch_size == MAX_BATCH_SIZE
+    segments = noise(MAX_BATCH_SIZE, 2, N)
     expected = TorchBackend(model, device="cpu")(segments)
     np.testing.assert_allclose(TorchBackend(model, device="cuda")(segments), expected, atol=2e-3)
     assert np.abs(backend(segments) - expected).max() < 0.05

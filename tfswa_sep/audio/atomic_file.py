@@ -20,7 +20,7 @@ if sys.platform != "win32":
 _PATTERN = ".tfswa-sep-*.tmp"
 
 
-class TemporaryFile:
+class AtomicFile:
     """An empty hidden file in `folder`, until it is put in place or removed. Raises OSError."""
 
     def __init__(self, folder: Path) -> None:
@@ -28,19 +28,19 @@ class TemporaryFile:
             self.path = folder / _PATTERN.replace("*", secrets.token_hex(6))
             self._handle: int | None = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
             if sys.platform == "win32":
-                self._let_go()  # there an open file cannot be renamed
+                self._unlock()  # there an open file cannot be renamed
                 return
             with suppress(OSError):  # a file system may have no locks; then nothing is ever cleaned up there
                 fcntl.flock(self._handle, fcntl.LOCK_EX)
             if self.path.exists():
                 return
-            self._let_go()  # before it was locked, another run took it for a killed one's
+            self._unlock()  # before it was locked, another run took it for a killed one's
 
-    def put_in_place(self, target: Path, *, overwrite: bool = True) -> None:
+    def commit(self, target: Path, *, overwrite: bool = True) -> None:
         """Give the file its name, over a file of an earlier run, or raise FileExistsError for one."""
         if overwrite or not self._linked(target):
             os.replace(self.path, target)
-        self._let_go()
+        self._unlock()
 
     def _linked(self, target: Path) -> bool:
         """Have the file its name without replacing another's, however late that came; False: it cannot be."""
@@ -59,24 +59,24 @@ class TemporaryFile:
         """Remove the file if it is still there."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
-        self._let_go()
+        self._unlock()
 
-    def _let_go(self) -> None:
+    def _unlock(self) -> None:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """A path to write to, which becomes `target` at the end; an error before that leaves all as it was.
 
     Raises OSError.
     """
-    temporary = TemporaryFile(target.parent)
+    temporary = AtomicFile(target.parent)
     try:
         yield temporary.path
-        temporary.put_in_place(target)
+        temporary.commit(target)
     finally:
         temporary.remove()
 
@@ -87,7 +87,7 @@ def write_text(target: Path, text: str) -> None:
     Raises OSError.
     """
     with (
-        written_whole(target) as temporary,
+        atomic_write(target) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape") as file,
     ):
         file.write(text)

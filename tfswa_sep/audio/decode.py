@@ -26,15 +26,15 @@ from tfswa_sep.constants import BLOCK_SAMPLES
 from tfswa_sep.errors import InputError, TruncatedError
 
 _SALVAGE_BLOCK = 1024  # of a song that may be cut: a decoder that fails loses the block it was at
-LOUDEST = 1e6  # +120 dB above full scale: no recording is, and its squares still fit a float
-RATES = (1_000, 768_000)  # samples a second that a song can have
+MAX_PEAK = 1e6  # +120 dB above full scale: no recording is, and its squares still fit a float
+SAMPLE_RATES = (1_000, 768_000)  # samples a second that a song can have
 _CUT_TOLERANCE = 0.1  # seconds that may be missing: encoders' delay and padding are counted differently
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile says 2^63 - 1 for a stream of unknown length
 # A WAV's data size from here on, or 0, stands for "written as a stream, unknown".
 _STREAMED_BYTES = 0x7FFF_0000
 # What libsndfile says of a size that is larger than the file, in wav, aiff and au.
 _DATA_SIZE = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_MEND = "copy or download it again, or take what is there with --allow-truncated"
+_ADVICE = "copy or download it again, or take what is there with --allow-truncated"
 
 
 class Decoder(Protocol):
@@ -110,9 +110,9 @@ class AudioReader:
     def _check(self, samples: Samples) -> None:
         peak = float(np.abs(samples).max())
         self.peak = max(self.peak, peak)
-        if peak <= LOUDEST:  # False for NaN too
+        if peak <= MAX_PEAK:  # False for NaN too
             return
-        frame, channel = np.argwhere(~(np.abs(samples) <= LOUDEST))[0]
+        frame, channel = np.argwhere(~(np.abs(samples) <= MAX_PEAK))[0]
         raise InputError(
             f"{self.path}: sample {self.decoded + frame} of channel {channel + 1} "
             f"({(self.decoded + frame) / self.sample_rate:.3f} s) is {samples[frame, channel]:g}, "
@@ -152,7 +152,7 @@ def open_audio(path: str | Path, *, downmix: bool = False, allow_truncated: bool
                 )
             decoder.close()
             decoder = FfmpegDecoder(path, channels=2)
-        if not RATES[0] <= decoder.sample_rate <= RATES[1]:
+        if not SAMPLE_RATES[0] <= decoder.sample_rate <= SAMPLE_RATES[1]:
             raise InputError(
                 f"{path} has {decoder.sample_rate} samples a second, which no song has: export it again"
             )
@@ -224,7 +224,7 @@ class _SoundfileDecoder:
             samples: Samples = self._file.read(frames, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             reason = str(error).removeprefix("Error : ").rstrip(".")
-            raise TruncatedError(f"{self._path} is damaged ({reason}): {_MEND}") from None
+            raise TruncatedError(f"{self._path} is damaged ({reason}): {_ADVICE}") from None
         return samples
 
     def check_whole(self, decoded: int) -> None:
@@ -237,7 +237,7 @@ class _SoundfileDecoder:
             announced, found = self.frames / self.sample_rate, decoded / self.sample_rate
             how = f"its header announces {announced:.1f} s, {found:.1f} s are there"
         if how:
-            raise TruncatedError(f"{self._path} is cut short ({how}): {_MEND}")
+            raise TruncatedError(f"{self._path} is cut short ({how}): {_ADVICE}")
 
     def close(self) -> None:
         self._file.close()

@@ -26,7 +26,7 @@ _CUT_SECONDS = 1.0  # a container's duration may be this much longer than its so
 
 
 class FfmpegDecoder:
-    """A song decoded by an ffmpeg process, at its own rate; see audio.Decoder.
+    """A song decoded by an ffmpeg process, at its own rate; see decode.Decoder.
 
     channels: how many to mix the song to, None for its own.
     Raises InputError if there is no ffmpeg, or ffmpeg finds no sound.

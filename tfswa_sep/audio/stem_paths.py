@@ -76,7 +76,7 @@ def check_target(path: Path, song: Path, keep: Collection[str]) -> None:
         raise OutputError(f"a stem of {song} would overwrite {what} ({path}): choose another --out or --name")
 
 
-def folder_of(template: str, track: str) -> Path:
+def song_folder(template: str, track: str) -> Path:
     """The folder that all stems of a song lie in or below, whatever the format they are written in."""
     parts = Path(template).parts[:-1]
     differing = [index for index, part in enumerate(parts) if "{stem}" in part or "{ext}" in part]

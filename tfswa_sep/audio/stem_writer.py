@@ -23,7 +23,7 @@ from types import TracebackType
 import numpy as np
 import soundfile
 
-from tfswa_sep.audio.atomic_file import TemporaryFile, remove_abandoned, sync_folder
+from tfswa_sep.audio.atomic_file import AtomicFile, remove_abandoned, sync_folder
 from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.encode import Encoder, cannot_write
 from tfswa_sep.audio.formats import AudioFormat, find_format
@@ -92,8 +92,8 @@ class StemWriter:
         self._resamplers = {stem: Resampler(model_rate, rate, channels) for stem in paths}
         self._made_folders: list[Path] = []
         self._encoders: dict[str, Encoder] = {}
-        self._files: dict[str, TemporaryFile] = {}  # stem -> the file that will be it
-        self._floats: list[TemporaryFile] = []  # what rescale reads
+        self._files: dict[str, AtomicFile] = {}  # stem -> the file that will be it
+        self._floats: list[AtomicFile] = []  # what rescale reads
         self._threads = ThreadPoolExecutor(len(self._paths), thread_name_prefix="encode")
         self._encoding: list[Future[None]] = []  # of the latest block, a stem each
 
@@ -133,7 +133,7 @@ class StemWriter:
             targets["stem file"] = self._stem_file
         for stem, path in targets.items():
             try:
-                self._files[stem].put_in_place(path, overwrite=self._overwrite)
+                self._files[stem].commit(path, overwrite=self._overwrite)
             except OSError as error:
                 raise cannot_write(path, error) from None
         for folder in {path.parent for path in targets.values()}:
@@ -204,7 +204,7 @@ class StemWriter:
 
     def _open(self, stem: str, target: Path, audio_format: AudioFormat) -> None:
         try:
-            self._files[stem] = temporary = TemporaryFile(target.parent)
+            self._files[stem] = temporary = AtomicFile(target.parent)
         except OSError as error:
             raise cannot_write(target, error) from None
         # Where the length is unknown a song of many hours cannot be excluded.
@@ -222,10 +222,10 @@ class StemWriter:
             cover=self._cover,
         )
 
-    def _join(self) -> TemporaryFile:
+    def _join(self) -> AtomicFile:
         assert self._stem_file is not None
         try:
-            self._files["stem file"] = joined = TemporaryFile(self._stem_file.parent)
+            self._files["stem file"] = joined = AtomicFile(self._stem_file.parent)
             files = {stem: self._files[stem].path for stem in self._paths}
             write_stem_file(joined.path, files, self._rate, title=self._tags.get("title"))
         except OSError as error:

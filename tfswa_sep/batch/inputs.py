@@ -50,7 +50,7 @@ def find_songs(arguments: Sequence[str], *, recursive: bool) -> list[FoundSong]:
                 raise InputError(f"{path} is a folder without songs: name another one{hint}")
             found += songs
         elif argument != STDIN and not os.path.lexists(path) and glob.has_magic(argument):
-            songs = _that_fit(argument, recursive=recursive)
+            songs = _matching(argument, recursive=recursive)
             if not songs:
                 raise InputError(
                     f"no file fits the pattern {argument}, or lies in a folder that does: "
@@ -67,7 +67,7 @@ def _file(name: str) -> Path:
     return path.absolute() if str(path) == STDIN else path  # of ./- a Path would drop the dot
 
 
-def _that_fit(pattern: str, *, recursive: bool) -> list[FoundSong]:
+def _matching(pattern: str, *, recursive: bool) -> list[FoundSong]:
     found: list[FoundSong] = []
     for path in sorted(_file(match) for match in glob.glob(pattern, recursive=True)):
         if path.is_dir():
@@ -104,7 +104,7 @@ def _looks_like_a_song(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() + " " in _EXTENSIONS
 
 
-def keep_stdin(folder: Path) -> Path:
+def save_stdin(folder: Path) -> Path:
     """Copy what comes on the standard input to a file in `folder`: decoders go back and forth in it.
 
     Raises InputError if nothing comes, and OutputError if the disk is full.

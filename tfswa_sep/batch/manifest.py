@@ -50,10 +50,10 @@ def write_manifest(
     What earlier runs with other options made, and is still there, stays on record: outputs_in tells of it.
     """
     try:
-        marks = {os.path.relpath(output, path.parent): _mark(output) for output in outputs}
+        marks = {os.path.relpath(output, path.parent): _fingerprint(output) for output in outputs}
         earlier = {
             os.path.relpath(output, path.parent): mark
-            for output, mark in _still_there(path).items()
+            for output, mark in _existing_outputs(path).items()
             if output not in outputs
         }
         document = {**work, "outputs": marks, "earlier": earlier, "result": result}
@@ -69,7 +69,7 @@ def finished_work(path: Path, work: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     outputs = _outputs(path, document)
     try:
-        whole = outputs and all(_mark(output) == known for output, known in outputs.items())
+        whole = outputs and all(_fingerprint(output) == known for output, known in outputs.items())
     except OSError:
         return None
     result = document.get("result")
@@ -84,12 +84,12 @@ def has_stems_of_another_song(path: Path, work: Mapping[str, Any]) -> bool:
     """Whether stems are there that were made of another song, or of this one before it was changed."""
     song = _read(path).get("song")
     another = isinstance(song, dict) and song.get("sha256") != work["song"]["sha256"]
-    return another and bool(_still_there(path))
+    return another and bool(_existing_outputs(path))
 
 
 def outputs_in(folder: Path) -> set[Path]:
     """The stems that manifests in this folder tell of: they are no songs to separate."""
-    return {output for path in folder.glob(f".*{_SUFFIX}") for output in _still_there(path)}
+    return {output for path in folder.glob(f".*{_SUFFIX}") for output in _existing_outputs(path)}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -100,13 +100,13 @@ def _read(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _mark(output: Path) -> list[int]:
+def _fingerprint(output: Path) -> list[int]:
     """What a file loses when it is changed: its size in bytes, its time in ns. Raises OSError."""
     status = output.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
-def _still_there(path: Path) -> dict[Path, Any]:
+def _existing_outputs(path: Path) -> dict[Path, Any]:
     document = _read(path)
     known = _outputs(path, document, "earlier") | _outputs(path, document)
     return {output: mark for output, mark in known.items() if os.path.exists(output)}

@@ -85,12 +85,12 @@ class Work:
 
     def separate(self, song: PlannedSong, on_progress: Progress | None = None) -> Outcome:
         """Separate one song, unless that is done already. Raises what a song can fail with."""
-        from tfswa_sep.audio.stem_paths import folder_of, target_paths
+        from tfswa_sep.audio.stem_paths import song_folder, target_paths
 
         began = time.perf_counter()
         out, name = Path(self.options.out) / song.folder, self.options.name
         target_paths(song.path, (), out=out, extension="", template=name)  # a wrong template is told first
-        record = manifest.manifest_path(out / folder_of(name, song.track), song.track)
+        record = manifest.manifest_path(out / song_folder(name, song.track), song.track)
         try:
             work = self._describe(song)
             if not self.overwrite and (result := manifest.finished_work(record, work)):
@@ -153,7 +153,7 @@ def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
         if name == STDIN:
             name, plain = STDIN_NAME, "stdin"
         track, number = plain, 1
-        while (key := _as_file_systems_see_it(song.folder / track)) in taken:
+        while (key := _file_system_key(song.folder / track)) in taken:
             number += 1
             track = f"{plain}_{number}"
         taken.add(key)
@@ -165,7 +165,7 @@ def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
     return planned
 
 
-def _as_file_systems_see_it(path: Path) -> str:
+def _file_system_key(path: Path) -> str:
     """Those of macOS and Windows take a and A, or the two ways to write an accent, for one name."""
     return unicodedata.normalize("NFC", str(path).casefold())
 

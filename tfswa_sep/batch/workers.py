@@ -20,11 +20,11 @@ from tfswa_sep.inference.hardware import count_cores
 
 # (song, seconds done, seconds in all or None where unknown)
 SongProgress = Callable[[PlannedSong, float, float | None], None]
-EVERY_SONG_WOULD_MEET = (UsageError, ModelError, DeviceError, MemoryError)
+FATAL_ERRORS = (UsageError, ModelError, DeviceError, MemoryError)
 _PATIENCE = 10.0  # seconds that a process has to remove its temporary files
 
 
-def threads_each(jobs: int) -> int | None:
+def threads_per_job(jobs: int) -> int | None:
     """How many threads a job should compute with so that all fit the machine; None: the backend decides."""
     return max(1, (count_cores() or os.cpu_count() or 1) // jobs) if jobs > 1 else None
 
@@ -50,14 +50,20 @@ def run_songs(
         except TfswaError as error:
             yield Outcome(song, "failed", error=error)
     several = min(jobs, len(ready)) > 1
-    outcomes = _there(ready, work, jobs, on_progress) if several else _here(ready, work, on_progress)
+    outcomes = (
+        _run_in_processes(ready, work, jobs, on_progress)
+        if several
+        else _run_serially(ready, work, on_progress)
+    )
     for outcome in outcomes:
-        if isinstance(outcome.error, EVERY_SONG_WOULD_MEET):
+        if isinstance(outcome.error, FATAL_ERRORS):
             raise outcome.error
         yield outcome
 
 
-def _here(songs: Sequence[PlannedSong], work: Work, on_progress: SongProgress | None) -> Iterator[Outcome]:
+def _run_serially(
+    songs: Sequence[PlannedSong], work: Work, on_progress: SongProgress | None
+) -> Iterator[Outcome]:
     for song in songs:
         yield _separate(song, work, on_progress)
 
@@ -77,7 +83,7 @@ def _separate(song: PlannedSong, work: Work, on_progress: SongProgress | None) -
         return Outcome(song, "failed", error=error, trace=trace)
 
 
-def _there(
+def _run_in_processes(
     songs: Sequence[PlannedSong], work: Work, jobs: int, on_progress: SongProgress | None
 ) -> Iterator[Outcome]:
     waiting = list(reversed(songs))
@@ -96,7 +102,7 @@ def _there(
                 except (EOFError, ConnectionError):
                     process.join()
                     del busy[ready]
-                    yield Outcome(song, "failed", error=_died(song, process.exitcode))
+                    yield Outcome(song, "failed", error=_crash_error(song, process.exitcode))
                     if waiting:
                         process, ready = _start(work)
                 else:
@@ -123,7 +129,7 @@ def _start(work: Work) -> tuple[SpawnProcess, Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-    with _interrupts_ignored():  # and so in the new process: Ctrl-C is for this one, which ends the others
+    with _ignoring_interrupts():  # and so in the new process: Ctrl-C is for this one, which ends the others
         process.start()
     theirs.close()
     return process, ours
@@ -152,13 +158,13 @@ def _leave(signal_number: int, frame: object) -> None:
     raise SystemExit(128 + signal_number)
 
 
-def _died(song: PlannedSong, code: int | None) -> TfswaError:
+def _crash_error(song: PlannedSong, code: int | None) -> TfswaError:
     how = f"was killed by signal {-code}" if code and code < 0 else f"ended with code {code}"
     return TfswaError(f"{song.name}: the process that separated it {how}: try again with fewer --jobs")
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def _ignoring_interrupts() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

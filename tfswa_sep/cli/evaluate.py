@@ -14,7 +14,7 @@ import typer
 
 from tfswa_sep.cli.default_command import RunByDefault
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Quiet, with_options
-from tfswa_sep.cli.terminal import say_error
+from tfswa_sep.cli.terminal import print_error
 from tfswa_sep.errors import OutputError, UsageError
 from tfswa_sep.options import Runtime
 
@@ -39,62 +39,76 @@ def _evaluation() -> None:
     """Score stems against the true ones, by number and by ear."""
 
 
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Songs as FOLDER/<song>/<stem>.wav (or flac, ogg, opus, mp3) or FOLDER/<song>.stem.mp4.",
+    ),
+]
+Musdb = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="MUSDB18 (.stem.mp4) or MUSDB18-HQ; scored with museval."),
+]
+Subset = Annotated[Literal["test", "train"], typer.Option(help="Which part of MUSDB18.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", "-m", metavar="NAME|FILE", help="A model; may be repeated."),
+]
+Estimates = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FOLDER", help="Stems of any separator, as FOLDER/<song>/<stem>.wav; may be repeated."
+    ),
+]
+Baselines = Annotated[
+    bool, typer.Option("--baselines", "--oracle", help="Score the mixture and two oracle masks too.")
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="museval: BSSEval v4, official and slow. "
+        "fast: quick; its SIR and SAR differ from museval's by up to 0.7 dB.",
+    ),
+]
+Apart = Annotated[
+    str | None, typer.Option(metavar="GLOB", help="Songs to score but to leave out of the averages.")
+]
+Exclude = Annotated[
+    str | None, typer.Option(metavar="GLOB", help="Songs to leave out, such as 'Music Delta*'.")
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes that score.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Keep the separated stems here.")
+]
+Record = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole record there.")]
+Report = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Write results.json, results.csv and report.html there."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where an earlier run with this record or report stopped.")
+]
+
+
 @app.command("run")
 @with_options
 def evaluate(
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Songs as FOLDER/<song>/<stem>.wav (or flac, ogg, opus, mp3) or FOLDER/<song>.stem.mp4.",
-        ),
-    ] = None,
-    musdb: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="MUSDB18 (.stem.mp4) or MUSDB18-HQ; scored with museval."),
-    ] = None,
-    subset: Annotated[Literal["test", "train"], typer.Option(help="Which part of MUSDB18.")] = "test",
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", "-m", metavar="NAME|FILE", help="A model; may be repeated."),
-    ] = None,
-    estimates: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FOLDER", help="Stems of any separator, as FOLDER/<song>/<stem>.wav; may be repeated."
-        ),
-    ] = None,
-    baselines: Annotated[
-        bool, typer.Option("--baselines", "--oracle", help="Score the mixture and two oracle masks too.")
-    ] = False,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="museval: BSSEval v4, official and slow. "
-            "fast: quick; its SIR and SAR differ from museval's by up to 0.7 dB.",
-        ),
-    ] = None,
-    apart: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="Songs to score but to leave out of the averages.")
-    ] = None,
-    exclude: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="Songs to leave out, such as 'Music Delta*'.")
-    ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes that score.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Keep the separated stems here.")
-    ] = None,
-    record: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the whole record there.")
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Write results.json, results.csv and report.html there."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an earlier run with this record or report stopped.")
-    ] = False,
+    data: Data = None,
+    musdb: Musdb = None,
+    subset: Subset = "test",
+    model: Models = None,
+    estimates: Estimates = None,
+    baselines: Baselines = False,
+    metrics: Metrics = None,
+    apart: Apart = None,
+    exclude: Exclude = None,
+    jobs: Jobs = 1,
+    out: Out = None,
+    record: Record = None,
+    report: Report = None,
+    resume: Resume = False,
     runtime: Runtime = Runtime(precision="fp32"),
     offline: Offline = False,
     quiet: Quiet = False,
@@ -112,19 +126,11 @@ def evaluate(
     if resume and record is None and report is None:
         raise UsageError("--resume needs to know what to go on with: add --json FILE or --report FOLDER")
 
-    from tfswa_sep.evaluation.report.tables import score_table, song_table, summary_table
-    from tfswa_sep.evaluation.results import BASELINE, read_evaluation
+    from tfswa_sep.evaluation.results import read_evaluation
     from tfswa_sep.evaluation.run import evaluate as run
 
     name, songs = _songs(data, musdb, subset, exclude)
-    methods = _methods(
-        model,
-        estimates,
-        baselines,
-        songs,
-        out=out,
-        runtime=runtime,
-    )
+    methods = _methods(model, estimates, baselines, songs, out=out, runtime=runtime)
     files = ([record] if record else []) + ([report / "results.json"] if report else [])
     earlier = next((read_evaluation(file) for file in files if resume and file.exists()), None)
     wanted = _metrics(metrics if metrics is not None or musdb is None else MUSEVAL)
@@ -132,28 +138,18 @@ def evaluate(
     with _shown(songs=len(songs), shown=not quiet) as (on_progress, on_song):
 
         def save(found: Evaluation) -> None:
-            for file in files:
-                _write(file, found.to_json())
+            _write_record(found, files)
             on_song(found)
 
         found = run(
             songs, methods, data=name, metrics=wanted, apart=apart, jobs=jobs, earlier=earlier,
             on_progress=on_progress, on_song=save,
         )  # fmt: skip
-    for file in files:
-        _write(file, found.to_json())
+    _write_record(found, files)
     if report is not None:
-        from tfswa_sep.evaluation.report.html import html_report
-
-        _write(report / "results.csv", found.to_csv())
-        _write(report / "report.html", html_report(found))
+        _write_report(found, report)
     if not quiet:
-        for method in found.methods:
-            if method.kind != BASELINE:
-                _print_table(song_table(method, name))
-        if len(found.methods) > 1 or len(found.metrics) > 1:
-            _print_table(summary_table(found))
-        _print_table(score_table(found))
+        _print_evaluation(found)
 
 
 @app.command("compare")
@@ -176,7 +172,7 @@ def compare(
 
     found = compare_records(records, metric=metric)
     for warning in found.warnings:
-        say_error(f"note: {warning}")
+        print_error(f"note: {warning}")
     if as_json:
         told = [{**asdict(difference), "verdict": difference.verdict} for difference in found.differences]
         print(json.dumps({"differences": told, "warnings": found.warnings}, indent=2))
@@ -210,6 +206,30 @@ def listen(
 
     _write(out, listening_page(first, second, reference=reference, seconds=seconds, trials=trials))
     print(out)
+
+
+def _write_record(found: Evaluation, files: list[Path]) -> None:
+    for file in files:
+        _write(file, found.to_json())
+
+
+def _write_report(found: Evaluation, folder: Path) -> None:
+    from tfswa_sep.evaluation.report.html import html_report
+
+    _write(folder / "results.csv", found.to_csv())
+    _write(folder / "report.html", html_report(found))
+
+
+def _print_evaluation(found: Evaluation) -> None:
+    from tfswa_sep.evaluation.report.tables import score_table, song_table, summary_table
+    from tfswa_sep.evaluation.results import BASELINE
+
+    for method in found.methods:
+        if method.kind != BASELINE:
+            _print_table(song_table(method, found.data))
+    if len(found.methods) > 1 or len(found.metrics) > 1:
+        _print_table(summary_table(found))
+    _print_table(score_table(found))
 
 
 def _print_table(table: Table) -> None:

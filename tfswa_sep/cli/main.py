@@ -1,7 +1,7 @@
 """The command line: its commands put together, and one line with the right exit code on failure.
 
 What a command found goes to stdout, as one JSON object with --json; progress, warnings and the one line of an
-error go to stderr. Only commands/, terminal.py and this module print or exit. Nothing heavy is imported
+error go to stderr. Only tfswa_sep.cli prints or exits. Nothing heavy is imported
 before it is needed, so that --help, an unknown model and a missing song are answered at once.
 """
 
@@ -53,7 +53,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _front_door(
+def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,

@@ -20,42 +20,49 @@ if TYPE_CHECKING:
     from tfswa_sep.registry import ModelInfo
 
 
+Songs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SONG...", help="Audio or video files, folders of them, or -.", show_default=False
+    ),
+]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Look into folders of folders; --out mirrors them.")
+]
+Overwrite = Annotated[
+    bool | None,
+    typer.Option(
+        "--overwrite/--no-overwrite",
+        help="Do finished songs again; or never replace a stem [default: skip finished songs].",
+        show_default=False,
+    ),
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Songs at once, a process each.")]
+Shard = Annotated[
+    str | None,
+    typer.Option(metavar="I/N", help="Only the I-th of N parts of the songs, for several machines."),
+]
+JsonLines = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object a line and song, for programs.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say how long each song took.")]
+
+
 @with_options
 def separate(
     context: typer.Context,
-    songs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SONG...", help="Audio or video files, folders of them, or -.", show_default=False
-        ),
-    ],
+    songs: Songs,
     options: OutputOptions = OutputOptions(),
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Look into folders of folders; --out mirrors them.")
-    ] = False,
-    overwrite: Annotated[
-        bool | None,
-        typer.Option(
-            "--overwrite/--no-overwrite",
-            help="Do finished songs again; or never replace a stem [default: skip finished songs].",
-            show_default=False,
-        ),
-    ] = None,
-    at_once: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Songs at once, a process each.")
-    ] = 1,
-    shard: Annotated[
-        str | None,
-        typer.Option(metavar="I/N", help="Only the I-th of N parts of the songs, for several machines."),
-    ] = None,
+    recursive: Recursive = False,
+    overwrite: Overwrite = None,
+    jobs: Jobs = 1,
+    shard: Shard = None,
     model: Model = None,
     runtime: Runtime = Runtime(),
     offline: Offline = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a line and song, for programs.")
-    ] = False,
+    as_json: JsonLines = False,
     quiet: Quiet = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say how long each song took.")] = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Separate songs into stems.
@@ -73,7 +80,7 @@ def separate(
     if len(found) == 1 and str(found[0].path) != inputs.STDIN:
         plan.check_song(found[0].path, commands)
     planned = plan.plan_songs(found, options.name)[part - 1 :: parts]
-    threads = runtime.threads or workers.threads_each(min(at_once, len(planned)))
+    threads = runtime.threads or workers.threads_per_job(min(jobs, len(planned)))
     work = plan.Work(
         model=info,
         runtime=replace(runtime, threads=threads),
@@ -98,7 +105,7 @@ def separate(
             planned,
             work,
             check=lambda song: plan.check_song(song.path, commands),
-            jobs=at_once,
+            jobs=jobs,
             on_progress=show,
         )
         for outcome in outcomes:
@@ -107,8 +114,8 @@ def separate(
             with bars.away() if bars else ExitStack():
                 if bars:
                     bars.remove(label(outcome.song))
-                report.tell(outcome)
-    report.sum_up()
+                report.add(outcome)
+    report.print_summary()
     if report.failed:
         raise typer.Exit(BatchError.exit_code)
 
@@ -126,8 +133,8 @@ def _fetch_model(name: str | None, runtime: Runtime) -> ModelInfo:
         return registry.with_precision(info, runtime.precision, prefer_int8=prefers_int8(runtime.device))
 
     info = find()
-    sure = [f.backend for f in info.files if len(info.files) == 1 or f.where.startswith("bundled:")]
-    for backend in dict.fromkeys(sure) if runtime.backend == "auto" else [runtime.backend]:
+    bundled = [f.backend for f in info.files if len(info.files) == 1 or f.where.startswith("bundled:")]
+    for backend in dict.fromkeys(bundled) if runtime.backend == "auto" else [runtime.backend]:
         registry.fetch(info, backend)
     # An address is pinned by now, with what it held.
     return info if all(file.sha256 for file in info.files) else find()
@@ -150,4 +157,4 @@ def _fetch_stdin(song: PlannedSong, opened: ExitStack) -> PlannedSong:
     import tempfile
 
     folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="tfswa-sep-")))
-    return replace(song, path=inputs.keep_stdin(folder))
+    return replace(song, path=inputs.save_stdin(folder))

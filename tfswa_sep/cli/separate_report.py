@@ -19,23 +19,23 @@ class SeparateReport:
     verbose: bool
     debug: bool
     outcomes: list[Outcome] = field(default_factory=list)
-    said: set[str] = field(default_factory=set)  # warnings, each of which is told once
+    shown: set[str] = field(default_factory=set)  # warnings, each of which is told once
 
     @property
     def failed(self) -> int:
         """How many songs failed."""
         return sum(outcome.status == "failed" for outcome in self.outcomes)
 
-    def tell(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome) -> None:
         """Say what became of a song."""
         error = None
         if outcome.error is not None:
             error = terminal.report(outcome.error, debug=self.debug, trace=outcome.trace)
         if not self.quiet:
             for warning in outcome.warnings:
-                if warning not in self.said:
-                    terminal.say_error(f"note: {warning}")
-                self.said.add(warning)
+                if warning not in self.shown:
+                    terminal.print_error(f"note: {warning}")
+                self.shown.add(warning)
         if self.as_json:
             told = outcome.as_json()
             print(json.dumps({**told, "error": error} if error else told), flush=True)
@@ -55,7 +55,7 @@ class SeparateReport:
         if self.verbose and outcome.status == "done":
             print(f"{result['seconds']:.1f} s of music took {outcome.took:.1f} s", flush=True)
 
-    def sum_up(self) -> None:
+    def print_summary(self) -> None:
         """Print the table of several songs."""
         if self.quiet or self.as_json or self.count < 2:
             return

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "tfswa-sep"
 # A write that fails so is one to stdout: all others have been made an OutputError.
-_CANNOT_PRINT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+_STDOUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as the shell has it: 128 + the signal's number
 
 
@@ -34,14 +34,14 @@ def run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
 
     debug: show the traceback too.  as_json: also print the error as a JSON object on stdout.
     """
-    _open_what_is_closed()
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name that is no text must not end the program
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
         signal.signal(signal.SIGHUP, _terminate)
-    with _only_our_words(debug=debug):
+    with _native_stderr_silenced(debug=debug):
         return _run(command, debug=debug, as_json=as_json)
 
 
@@ -50,20 +50,20 @@ def _run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
         code = command()
         sys.stdout.flush()
         if code == INTERRUPTED:
-            say_error("interrupted; the song that was being separated left no files")
+            print_error("interrupted; the song that was being separated left no files")
         return code if isinstance(code, int) else 0
     except _Terminated:
-        say_error("terminated; the song that was being separated left no files")
+        print_error("terminated; the song that was being separated left no files")
         return TERMINATED
     except BrokenPipeError:
-        return _leave_quietly()
+        return _exit_quietly()
     except SystemExit as stop:  # typer's way to say that the pipe broke, and the end of shell completion
-        return _leave_quietly() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
+        return _exit_quietly() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, OSError) and error.filename is None and error.errno in _CANNOT_PRINT:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _STDOUT_ERRORS:
             error = OutputError(f"cannot write to the standard output ({error.strerror}): make room")
             as_json = False
-            _print_nowhere()
+            _discard_stdout()
         told = report(error, debug=debug)
         if as_json:
             print(json.dumps({"error": told}))
@@ -91,10 +91,10 @@ def report(error: BaseException, *, debug: bool = False, trace: str = "") -> dic
         print(trace, file=sys.stderr, end="")
     elif debug:
         traceback.print_exception(error)
-    return {"kind": kind, "message": say_error(message), "exit_code": code}
+    return {"kind": kind, "message": print_error(message), "exit_code": code}
 
 
-def say_error(message: str) -> str:
+def print_error(message: str) -> str:
     """Print one line on stderr, whatever line breaks or control characters the message has; return it."""
     line = one_line(message)
     print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
@@ -167,7 +167,7 @@ def _terminate(signal_number: int, frame: object) -> NoReturn:
     raise _Terminated
 
 
-def _open_what_is_closed() -> None:
+def _open_standard_streams() -> None:
     """Have 0, 1 and 2 be something: else the next file that is opened becomes one, and is printed to."""
     for handle in (0, 1, 2):
         try:
@@ -179,7 +179,7 @@ def _open_what_is_closed() -> None:
 
 
 @contextmanager
-def _only_our_words(*, debug: bool) -> Iterator[None]:
+def _native_stderr_silenced(*, debug: bool) -> Iterator[None]:
     """Keep decoders written in C from talking to stderr about a file's faults; with `debug` they may."""
     try:
         ours = sys.stderr.fileno() == 2 and not debug
@@ -202,11 +202,11 @@ def _only_our_words(*, debug: bool) -> Iterator[None]:
         sys.stderr = before
 
 
-def _leave_quietly() -> int:
+def _exit_quietly() -> int:
     """Who read our output has stopped, as `head` does: no error, nor may Python find one as it exits."""
-    _print_nowhere()
+    _discard_stdout()
     return BROKEN_PIPE
 
 
-def _print_nowhere() -> None:
+def _discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,7 @@ methods.py                what gives estimates: a model, a folder of another too
 scoring.py                true stems and estimates -> the numbers of metrics.py and bsseval.py
 run.py                    every song and every method, in processes, picked up where it stopped
 results.py                what was found, with all that is needed to find it again
-tables.py, html_report.py the same for people (charts.py draws)
+report/                   the same for people: tables, charts, a page of HTML
 compare.py                two methods: a difference, or noise?
-listening.py              a page for a blind test by ear
+listening/                a page for a blind test by ear
 """

@@ -48,7 +48,7 @@ def usable(references: Signals, estimates: Signals) -> tuple[list[str], dict[str
     return stems, skipped
 
 
-def as_musdb_reads(reference: NDArray[np.float64]) -> NDArray[np.float64]:
+def round_to_16_bits(reference: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rounded to 16 bits, as musdb decodes true stems.
 
     Without that floor of noise a stem from a lossy file has no energy at all in the highest octave, and

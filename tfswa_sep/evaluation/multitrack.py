@@ -126,7 +126,7 @@ class Feed:
         self._sources = [BlockReader(_blocks(path, rate), MODEL_CHANNELS) for path in paths]
 
     def take(self, frames: int) -> Samples:
-        """The next samples, (MODEL_CHANNELS, frames). Raises InputError as `audio.open_audio` does."""
+        """The next samples, (MODEL_CHANNELS, frames). Raises InputError as `decode.open_audio` does."""
         total = np.zeros((MODEL_CHANNELS, frames), dtype=np.float32)
         for source in self._sources:
             total += source.read(frames)

@@ -78,7 +78,7 @@ def evaluate(
     is_apart = {song.name: apart is not None and fnmatchcase(song.name, apart) for song in songs}
     if apart is not None and not any(is_apart.values()):
         raise UsageError(f"no song matches the pattern {apart!r}; there are {', '.join(is_apart)}")
-    scores = _taken_over(run, earlier, is_apart)
+    scores = _resumed_scores(run, earlier, is_apart)
 
     def so_far() -> Evaluation:
         return run.with_methods(
@@ -119,7 +119,7 @@ def evaluate(
     return so_far()
 
 
-def _taken_over(
+def _resumed_scores(
     run: Evaluation, earlier: Evaluation | None, is_apart: dict[str, bool]
 ) -> list[dict[str, SongScore]]:
     """{song: score} for each method, from an earlier run of the same."""
@@ -179,17 +179,17 @@ def _begin(
 
 def _executor(jobs: int) -> Executor:
     if jobs == 1:
-        return _Here()
+        return _SerialExecutor()
     # Not forked: threads of a backend that are running would be copied without what they hold.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_interrupts_to_the_parent)
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupts)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Here(Executor):
+class _SerialExecutor(Executor):
     """Does everything at once, in this process."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:

@@ -110,7 +110,7 @@ def _global_scores(
             of_estimate.add(blocks[stem], rest, estimate)
             of_mixture.add(blocks[stem], rest, mixed)
             if size >= task.rate or start == 0:  # blocks are whole frames; a rest at the end is none
-                true = bsseval.as_musdb_reads(blocks[stem].T.astype(np.float64))
+                true = bsseval.round_to_16_bits(blocks[stem].T.astype(np.float64))
                 frames[stem].append(bsseval.frame_sdr(true, estimate.T.astype(np.float64), task.rate))
     warnings = [
         f"{stem} has {feed.frames} frames, the mixture {task.frames}"
@@ -138,7 +138,7 @@ def _whole_signals(
     names = set(stems) - {ACCOMPANIMENT} | (set(STEMS) - {VOCALS} if ACCOMPANIMENT in stems else set())
     feeds = task.song.truths(task.rate)
     read = {
-        stem: bsseval.as_musdb_reads(feeds[stem].take(task.frames).T.astype(np.float64))
+        stem: bsseval.round_to_16_bits(feeds[stem].take(task.frames).T.astype(np.float64))
         for stem in STEMS
         if stem in names
     }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tfswa_sep.errors import DeviceError
 from tfswa_sep.options import Runtime
 
-_ONLY = {"mps": "torch", "coreml": "onnx"}  # the backend that knows a device
+_BACKEND_OF_DEVICE = {"mps": "torch", "coreml": "onnx"}  # the backend that knows a device
 _INSTALL = {  # what a backend needs, and what brings it
     "onnx": (("onnxruntime",), "pip install onnxruntime"),
     "torch": (("torch", "safetensors", "einops"), 'pip install "tfswa-sep[torch]"'),
@@ -110,8 +110,10 @@ def choose_backend(offered: Sequence[str], runtime: Runtime) -> str:
         backend = _fastest(offered, device)
     if backend in offered and (package := _missing(backend)):  # else the missing file is what to report
         raise DeviceError(f"the {backend} backend needs the package {package}: {_INSTALL[backend][1]}")
-    if device in _ONLY and _ONLY[device] != backend:
-        raise DeviceError(f"the {backend} backend cannot use {device}: use --backend {_ONLY[device]}")
+    if device in _BACKEND_OF_DEVICE and _BACKEND_OF_DEVICE[device] != backend:
+        raise DeviceError(
+            f"the {backend} backend cannot use {device}: use --backend {_BACKEND_OF_DEVICE[device]}"
+        )
     return backend
 
 

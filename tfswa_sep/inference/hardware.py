@@ -12,11 +12,11 @@ import sys
 from functools import cache
 from pathlib import Path
 
-MOST_WORKERS = 4  # segments computed at once: each holds 100 to 150 MB
+MAX_WORKERS = 4  # segments computed at once: each holds 100 to 150 MB
 _CPUINFO = Path("/proc/cpuinfo")
 # Instructions for sums of products of bytes, by Linux' names, and what macOS' sysctl and Windows'
 # IsProcessorFeaturePresent call them and AVX: neither tells of VNNI and AMX.
-_BYTE_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
+_INT8_INSTRUCTIONS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 _MACOS = {"FEAT_DotProd": "asimddp", "avx2_0": "avx2", "avx512f": "avx512f"}
 _WINDOWS = {40: "avx2", 41: "avx512f", 43: "asimddp"}
 
@@ -40,22 +40,22 @@ def count_cores() -> int:
     return min(len(siblings), granted)
 
 
-def share_threads(threads: int) -> int:
+def choose_workers(threads: int) -> int:
     """Workers that leave the fewest of the threads idle when each has an equal share: 6 are 3 times 2.
 
     Two where ONNX Runtime chooses the threads (0) and the workers share them all: 18 % faster than one.
     """
     if not threads:
         return 2
-    return max(range(1, MOST_WORKERS + 1), key=lambda workers: (threads // workers * workers, workers))
+    return max(range(1, MAX_WORKERS + 1), key=lambda workers: (threads // workers * workers, workers))
 
 
 def prefers_int8(device: str = "auto") -> bool:
     """Whether the int8 file of a model is the faster one on `device`: on a CPU that is made for it."""
-    return (device == "cpu" or (device == "auto" and not _onnx_uses_cards())) and faster_on_bytes()
+    return (device == "cpu" or (device == "auto" and not _onnx_uses_gpu())) and faster_in_int8()
 
 
-def _onnx_uses_cards() -> bool:
+def _onnx_uses_gpu() -> bool:
     """Whether the ONNX Runtime that is installed is the one for Nvidia's cards.
 
     It takes one where it finds it, and computes no convolutions in 8 bits there. Its files are looked at:
@@ -66,7 +66,7 @@ def _onnx_uses_cards() -> bool:
     return any(any(Path(folder, "capi").glob("*onnxruntime_providers_cuda*")) for folder in folders)
 
 
-def faster_on_bytes() -> bool:
+def faster_in_int8() -> bool:
     """Whether a network in 8 bits takes less time here than one in float32; False where that is unknown.
 
     It does with instructions for sums of products of bytes (with VNNI 0.6 of the time, measured), and with
@@ -74,7 +74,7 @@ def faster_on_bytes() -> bool:
     without such instructions makes 16 of float32, and gained nothing (measured). Not measured on Arm.
     """
     found = _instructions()
-    return bool(_BYTE_PRODUCTS & found) or ("avx2" in found and "avx512f" not in found)
+    return bool(_INT8_INSTRUCTIONS & found) or ("avx2" in found and "avx512f" not in found)
 
 
 @cache

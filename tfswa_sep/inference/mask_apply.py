@@ -42,7 +42,7 @@ def apply_masks(
     Returns:
         (b, s, c, n), or (b, k, c, n) with a matrix.
     """
-    rest = _last_is_the_rest(config, stem_matrix)
+    rest = _last_is_residual(config, stem_matrix)
     wanted: Floats | int = (
         len(config.stems) - rest if stem_matrix is None else stem_matrix[: len(stem_matrix) - rest]
     )
@@ -55,7 +55,7 @@ def apply_masks(
     return waves
 
 
-def _last_is_the_rest(config: ModelConfig, stem_matrix: Floats | None) -> bool:
+def _last_is_residual(config: ModelConfig, stem_matrix: Floats | None) -> bool:
     """Whether the last stem asked for is what the others leave of the song: it needs no transform."""
     whole = stem_matrix is None or (len(stem_matrix) > 1 and bool((stem_matrix.sum(axis=0) == 1).all()))
     return whole and config.mixture_consistent and len(config.stems) > 1

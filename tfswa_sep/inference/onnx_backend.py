@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.errors import DeviceError, ModelError
 from tfswa_sep.inference.features import band_features
-from tfswa_sep.inference.hardware import count_cores, share_threads
+from tfswa_sep.inference.hardware import choose_workers, count_cores
 from tfswa_sep.inference.mask_apply import apply_masks
 from tfswa_sep.inference.metadata import KEY, ModelMetadata, contradicts, parse_metadata
 from tfswa_sep.inference.stft_numpy import stft
@@ -60,7 +60,7 @@ class OnnxBackend:
         providers = _providers(device)
         options = onnxruntime.SessionOptions()
         threads = threads or count_cores()
-        self.workers = share_threads(threads)
+        self.workers = choose_workers(threads)
         options.intra_op_num_threads = threads // self.workers
         options.inter_op_num_threads = 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from tfswa_sep.errors import DeviceError, ModelError
 from tfswa_sep.inference.features import Floats, band_features
-from tfswa_sep.inference.hardware import count_cores, share_threads
+from tfswa_sep.inference.hardware import choose_workers, count_cores
 from tfswa_sep.inference.mask_apply import apply_masks
 from tfswa_sep.inference.metadata import KEY, ModelMetadata, contradicts, parse_metadata
 from tfswa_sep.inference.overlap_add import overlap_add, plan_segments
@@ -31,7 +31,7 @@ from tfswa_sep.model import stft_torch
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import TfswaUNet, with_current_names
 
-MOST_AT_ONCE = 16  # segments: more fill any GPU, and make the first stem wait
+MAX_BATCH_SIZE = 16  # segments: more fill any GPU, and make the first stem wait
 # What torch, CUDA's libraries, Metal and C++ say when memory runs out, in lower case.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "bad_alloc")
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -58,13 +58,13 @@ class TorchBackend:
         self._threads = 1  # of a call, on a CPU
         if self._device.type == "cpu":
             count = threads or count_cores() or torch.get_num_threads()
-            self.workers = share_threads(count)
+            self.workers = choose_workers(count)
             self._threads = count // self.workers
         self._path = path
         network, self.metadata = load_network(path)
         network = _fold_following_norms(network.eval())
         try:
-            _try_out(self._device)
+            _probe(self._device)
             self._network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         except RuntimeError as error:
             raise DeviceError(f"{self.device} cannot be used ({_reason(error)}): use --device cpu") from None
@@ -75,7 +75,7 @@ class TorchBackend:
         self.margin_samples = self.metadata.margin_samples
         self._half = _half_precision(self._device) if precision == "auto" else None
         self.precision = "fp32" if self._half is None else _NAMES[self._half]
-        self._most = MOST_AT_ONCE  # segments at once that memory bears, as far as is known
+        self._most = MAX_BATCH_SIZE  # segments at once that memory bears, as far as is known
         self._longest = self.segment_samples  # likewise, samples of a segment
         self._redone = 0  # calls that 16 bits were too few for
 
@@ -95,7 +95,7 @@ class TorchBackend:
     def notes(self) -> tuple[str, ...]:
         """What was mended so far."""
         found = []
-        if self._most < MOST_AT_ONCE or self._longest < self.segment_samples:
+        if self._most < MAX_BATCH_SIZE or self._longest < self.segment_samples:
             seconds = self._longest / self.sample_rate
             found.append(
                 f"memory of {self.device} ran out, so it got less at once: segments of {seconds:.1f} s, "
@@ -122,7 +122,7 @@ class TorchBackend:
         except (RuntimeError, ValueError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise ModelError(f"{self._path} cannot be run ({_reason(error)}): fetch it again") from None
-        self._ask_for_less(*segments.shape[::2])  # not in the handler, whose traceback holds the memory
+        self._reduce_load(*segments.shape[::2])  # not in the handler, whose traceback holds the memory
         return self(segments, stem_matrix=stem_matrix)
 
     def _separate(self, segments: Floats, stem_matrix: Floats | None) -> Floats:
@@ -165,7 +165,7 @@ class TorchBackend:
             found = self._network.raw_masks([torch.from_numpy(band) for band in bands])
         return [masks.contiguous().numpy() for masks in found]
 
-    def _ask_for_less(self, batch: int, samples: int) -> None:
+    def _reduce_load(self, batch: int, samples: int) -> None:
         """Halve the batch, or the segments. Raises DeviceError where they would become too short."""
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -187,7 +187,7 @@ def fitting(free: int, needed: int) -> int:
 
     A fifth of the memory is left to what else happens there.
     """
-    return max(1, min(MOST_AT_ONCE, int(0.8 * free / max(needed, 1))))
+    return max(1, min(MAX_BATCH_SIZE, int(0.8 * free / max(needed, 1))))
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
@@ -206,7 +206,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _try_out(device: torch.device) -> None:
+def _probe(device: torch.device) -> None:
     """Compute a little: a card can be seen and yet be too old for this build. Raises RuntimeError."""
     torch.ones(1, device=device).add(1).item()
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from tfswa_sep.errors import ModelError, UsageError
 from tfswa_sep.registry import addresses, download
 from tfswa_sep.registry.folders import cache_folder, config_folder, hub_cache_folder
-from tfswa_sep.registry.integrity import SUFFIXES, damage, digest, wrong_head
+from tfswa_sep.registry.integrity import SUFFIXES, damage, digest, header_problem
 from tfswa_sep.registry.models_toml import (
     BUNDLED,
     PRECISIONS,
@@ -125,7 +125,7 @@ def fetch(info: ModelInfo, backend: str) -> Path:
     if download.is_remote(file.where):
         path = download.fetch(file)
         if addresses.is_address(info.name):
-            if problem := wrong_head(path):
+            if problem := header_problem(path):
                 raise ModelError(f"{file.where} {problem}; it was not opened")
             addresses.pin(info, file, path)
         return path
@@ -147,7 +147,7 @@ def local_path(file: ModelFile) -> Path:
 def problem_of(file: ModelFile) -> str | None:
     """What is wrong with a model's file that is on this machine, as the rest of a sentence; None: nothing."""
     path = local_path(file)
-    return damage(path, size=file.bytes, sha256=file.sha256) if file.sha256 else wrong_head(path)
+    return damage(path, size=file.bytes, sha256=file.sha256) if file.sha256 else header_problem(path)
 
 
 def remove(name: str) -> list[Path]:

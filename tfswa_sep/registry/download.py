@@ -22,12 +22,12 @@ from tfswa_sep.errors import ModelError, OutputError, TfswaError
 from tfswa_sep.registry import folders
 from tfswa_sep.registry.integrity import MAX_BYTES, damage, digest
 from tfswa_sep.registry.models_toml import HUGGING_FACE, ModelFile
-from tfswa_sep.registry.web import guarded_client, telling_why
+from tfswa_sep.registry.web import guarded_client, network_errors
 
 PATIENCE = 3  # attempts in a row that bring not one byte
 PAUSE_SECONDS = 1.0  # between attempts
 # Errors of the web client, by name: huggingface_hub's versions have clients of several packages.
-_HUNG_UP = ("RemoteProtocolError", "ReadError", "WriteError")
+_DISCONNECTED = ("RemoteProtocolError", "ReadError", "WriteError")
 
 
 def is_remote(where: str) -> bool:
@@ -57,7 +57,7 @@ def fetch(file: ModelFile) -> Path:
         )
     try:
         with lock(folders.cache_folder() / ".locks" / f"{_key(file.where)}.lock"):
-            return _fetch_alone(file)
+            return _fetch_locked(file)
     except OSError as error:
         raise _cache_error(error) from error
 
@@ -72,7 +72,7 @@ def list_repository(repo: str, revision: str) -> tuple[str, list[tuple[str, int,
         raise ModelError(f"{repo} was not used before, and the network is off (--offline or HF_HUB_OFFLINE)")
     from huggingface_hub import HfApi, constants
 
-    with telling_why(f"{repo} on Hugging Face"), guarded_client(constants.ENDPOINT, limit=16 << 20):
+    with network_errors(f"{repo} on Hugging Face"), guarded_client(constants.ENDPOINT, limit=16 << 20):
         found = HfApi().model_info(
             repo,
             revision=revision,
@@ -97,7 +97,7 @@ def lock(path: Path) -> Iterator[None]:
 def remove(file: ModelFile) -> list[Path]:
     """Delete what is kept of a file: whole, in part, in quarantine. Returns what was there."""
     path = cached_path(file)
-    kept = [path, path.resolve(), _part(file), _quarantined(file)]
+    kept = [path, path.resolve(), _part(file), _quarantine_path(file)]
     try:
         removed = [entry for entry in dict.fromkeys(kept) if entry.is_file() or entry.is_symlink()]
         for entry in removed:
@@ -107,20 +107,20 @@ def remove(file: ModelFile) -> list[Path]:
     return removed
 
 
-def _fetch_alone(file: ModelFile) -> Path:
+def _fetch_locked(file: ModelFile) -> Path:
     """`fetch` while no other does it. Raises OSError too."""
     from_hub = file.where.startswith("hf://")
     path = cached_path(file)
     if file.sha256 and path.exists():
         if damage(path, size=file.bytes, sha256=file.sha256) is None:  # another process was quicker
             return path
-        _put_aside(path, file)
+        _quarantine(path, file)
     for _ in range(2):
         got = _from_hugging_face(file) if from_hub else _from_url(file)
         problem = damage(got, size=file.bytes, sha256=file.sha256)
         if problem is None:
             return got if from_hub else got.replace(cached_path(replace(file, sha256=digest(got))))
-        aside = _put_aside(got, file)
+        aside = _quarantine(got, file)
     raise ModelError(f"{file.where} {problem}, twice; the wrong file lies unopened at {aside}")
 
 
@@ -137,7 +137,7 @@ def _from_hugging_face(file: ModelFile) -> Path:
     logger.setLevel(logging.ERROR)  # that it resumes is nobody's concern
     try:
         limit = file.bytes or MAX_BYTES
-        with telling_why(file.where), guarded_client(constants.ENDPOINT, limit=limit):
+        with network_errors(file.where), guarded_client(constants.ENDPOINT, limit=limit):
             # token=False: the files are public, and an expired token of the user would only be refused.
             # force_download: tells at once that the network is down.
             got = hf_hub_download(
@@ -162,7 +162,7 @@ def _from_url(file: ModelFile) -> Path:
     fruitless = 0
     try:
         with (
-            telling_why(file.where),
+            network_errors(file.where),
             guarded_client(file.where, limit=limit) as session,
             part.open("ab") as out,
         ):
@@ -210,15 +210,15 @@ def _receive(session: Any, url: str, out: BinaryIO, limit: int) -> str | None:
     except Exception as error:  # the web client's
         # No such server, or none that answers, is told at once. But one that hangs up without a word may only
         # have closed a connection that was kept from the file before.
-        if out.tell() == 0 and type(error).__name__ not in _HUNG_UP:
+        if out.tell() == 0 and type(error).__name__ not in _DISCONNECTED:
             raise
         return str(error) or type(error).__name__
     return None
 
 
-def _put_aside(path: Path, file: ModelFile) -> Path:
+def _quarantine(path: Path, file: ModelFile) -> Path:
     """Move a wrong file into quarantine/, and the link of huggingface_hub's cache out of the way."""
-    target = _quarantined(file)
+    target = _quarantine_path(file)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(path.resolve(), target)
     path.unlink(missing_ok=True)
@@ -229,7 +229,7 @@ def _part(file: ModelFile) -> Path:
     return folders.cache_folder() / "parts" / f"{_key(file.where)}.part"
 
 
-def _quarantined(file: ModelFile) -> Path:
+def _quarantine_path(file: ModelFile) -> Path:
     return folders.cache_folder() / "quarantine" / f"{_key(file.where)}-{_file_name(file.where)}"
 
 

@@ -39,7 +39,7 @@ def damage(path: Path, *, size: int, sha256: str) -> str | None:
     )
 
 
-def wrong_head(path: Path) -> str | None:
+def header_problem(path: Path) -> str | None:
     """What the first bytes of a file without a recorded hash say against it; None: nothing."""
     try:
         if not path.is_file():

@@ -28,7 +28,7 @@ _guard: ContextVar[_Guard | None] = ContextVar("_guard", default=None)
 
 
 @contextmanager
-def telling_why(what: str) -> Iterator[None]:
+def network_errors(what: str) -> Iterator[None]:
     """Errors of the network, whose many kinds have no common base, as one line."""
     try:
         yield

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tfswa_sep.audio.atomic_file import TemporaryFile, remove_abandoned
+from tfswa_sep.audio.atomic_file import AtomicFile, remove_abandoned
 from training.corpus import fetch
 from training.corpus.manifest import read_manifest, write_manifest
 from training.corpus.recorded import catalogue, pseudo_stems, sources
@@ -70,7 +70,7 @@ def write_array(path: Path, pieces: Iterable[Piece]) -> tuple[list[tuple[int, in
     widths: list[float] = []
     channels = 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = TemporaryFile(path.parent)
+    temporary = AtomicFile(path.parent)
     try:
         with temporary.path.open("wb") as f:
             f.write(bytes(HEADER_BYTES))
@@ -92,7 +92,7 @@ def write_array(path: Path, pieces: Iterable[Piece]) -> tuple[list[tuple[int, in
             if f.tell() != HEADER_BYTES:
                 raise ValueError(f"{path.name}: unexpected header of {f.tell()} bytes")
         if segments:
-            temporary.put_in_place(path)
+            temporary.commit(path)
     finally:
         temporary.remove()
     return segments, labels, widths

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from tfswa_sep import Separator
-from tfswa_sep.audio.atomic_file import written_whole
+from tfswa_sep.audio.atomic_file import atomic_write
 from training.corpus.manifest import read_manifest
 from training.corpus.recorded.sources import SAMPLE_RATE
 from training.corpus.rests import RESTS_FOUND, SHORTEST, Spans
@@ -58,7 +58,7 @@ def scan(separator: Separator, row: dict[str, Any], pools: Path, path: Path) -> 
     """Write the energies of a source's pieces, one after the other, and how many seconds each has."""
     samples = np.load(pools / row["array"], mmap_mode="r")
     found = [energies(separator, samples[start:end]) for start, end in row["segments"]]
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez(file, energy=np.concatenate(found), seconds=[len(each) for each in found])
 
 
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not path.is_file():
                 scan(separator, row, options.pools, path)
     lines = ["\t".join(line) for line in (COLUMNS, *table(rows, options.scan))]
-    with written_whole(options.out) as temporary:
+    with atomic_write(options.out) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(lines) - 1} rests in {options.out}")
     return 0

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tfswa_sep.audio.atomic_file import written_whole
+from tfswa_sep.audio.atomic_file import atomic_write
 from training.corpus.recorded.sources import SAMPLE_RATE
 
 FORMAT = 1
@@ -20,10 +20,10 @@ def write_manifest(out: Path, rows: list[dict[str, Any]], seed: int) -> None:
     """
     content: dict[str, Any] = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "seed": seed}
     content |= {"sources": [r for r in rows if r["array"]], "empty": [r for r in rows if not r["array"]]}
-    with written_whole(out / "manifest.json") as temporary:
+    with atomic_write(out / "manifest.json") as temporary:
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
         temporary.write_text(text, encoding="utf-8")
-    with written_whole(out / "card.md") as temporary:
+    with atomic_write(out / "card.md") as temporary:
         temporary.write_text(card(rows), encoding="utf-8")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.audio.atomic_file import remove_abandoned, written_whole
+from tfswa_sep.audio.atomic_file import atomic_write, remove_abandoned
 from tfswa_sep.registry import digest
 from training.data.tracks import SAMPLE_RATE, Track, decode
 from training.progress import progress_bar
@@ -104,11 +104,11 @@ def _origin(track: Track, stems: tuple[str, ...]) -> dict[str, Any]:
 
 def _build(track: Track, stems: tuple[str, ...], folder: Path) -> None:
     origin, samples = _origin(track, stems), decode(track, stems)
-    with written_whole(folder / f"{track.name}.npy") as temporary, temporary.open("wb") as stream:
+    with atomic_write(folder / f"{track.name}.npy") as temporary, temporary.open("wb") as stream:
         np.save(stream, samples)
     flags = ["".join("1" if on else "0" for on in stem) for stem in _activity(samples).T]
     known = {**origin, "sha256": digest(folder / f"{track.name}.npy"), "active": flags}
-    with written_whole(folder / f"{track.name}.json") as temporary:
+    with atomic_write(folder / f"{track.name}.json") as temporary:
         temporary.write_text(json.dumps(known))
 
 

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from tfswa_sep.audio.atomic_file import written_whole
+from tfswa_sep.audio.atomic_file import atomic_write
 
 PART = 15 * 2**20  # bytes
 MOST = 60 * 2**20  # bytes of all checkpoints together: at most 5 parts
@@ -63,7 +63,7 @@ def join(folder: Path, out: Path) -> list[Path]:
         content = b"".join(path.read_bytes() for path in parts)
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError(f"{folder}: the {len(parts)} parts of {name} do not make the file that was sent")
-        with written_whole(out / name) as temporary:
+        with atomic_write(out / name) as temporary:
             temporary.write_bytes(content)
         written.append(out / name)
     return written

@@ -27,7 +27,7 @@ import soxr
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from tfswa_sep.audio.atomic_file import written_whole
+from tfswa_sep.audio.atomic_file import atomic_write
 from training.corpus.recorded.sources import SAMPLE_RATE, Audio, read_audio
 
 OPUS_RATE = 48_000  # Hz
@@ -97,7 +97,7 @@ def write_opus(path: Path, audio: Audio) -> None:
     resampled = soxr.resample(audio, SAMPLE_RATE, OPUS_RATE)
     level = 1 - (BITRATE - 6) / 250  # libsndfile's scale of 6 to 256 kbit/s a channel
     with (
-        written_whole(path) as temporary,
+        atomic_write(path) as temporary,
         soundfile.SoundFile(
             temporary, "w", OPUS_RATE, audio.shape[1], format="OGG", subtype="OPUS", compression_level=level
         ) as f,

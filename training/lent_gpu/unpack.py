@@ -18,7 +18,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from tfswa_sep.audio.atomic_file import written_whole
+from tfswa_sep.audio.atomic_file import atomic_write
 
 SAMPLE_RATE = 44_100  # Hz
 
@@ -38,7 +38,7 @@ def write_source(rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     ends = np.cumsum([length for row in rows for length in row["lengths"]]).tolist()
     array = f"{rows[0]['pool']}/{rows[0]['source']}.npy"
     (out / array).parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / array) as temporary, temporary.open("wb") as file:
+    with atomic_write(out / array) as temporary, temporary.open("wb") as file:
         np.save(file, np.concatenate(parts))
     segments = list(zip([0, *ends[:-1]], ends, strict=True))
     kept = {key: rows[0][key] for key in rows[0] if key not in ("path", "file", "lengths", "number")}
@@ -66,7 +66,7 @@ def unpack(pieces: Iterable[Path], out: Path, *, processes: int | None = None) -
     with ProcessPoolExecutor(processes) as pool:
         written = pool.map(write_source, changed.values(), [out] * len(changed))
         done.update(zip(changed, written, strict=True))
-    with written_whole(manifest) as temporary:
+    with atomic_write(manifest) as temporary:
         temporary.write_text(
             json.dumps({"format": 1, "sample_rate": SAMPLE_RATE, "sources": list(done.values())})
         )

@@ -23,7 +23,7 @@ import onnx
 import torch
 from safetensors.torch import save_file
 
-from tfswa_sep.audio.atomic_file import written_whole
+from tfswa_sep.audio.atomic_file import atomic_write
 from tfswa_sep.inference.metadata import FORMAT, KEY
 from tfswa_sep.inference.onnx_backend import OnnxBackend
 from tfswa_sep.inference.torch_backend import load_network
@@ -114,7 +114,7 @@ def save_onnx(program: torch.onnx.ONNXProgram | None, path: Path, told: dict[str
         del node.metadata_props[:]
         node.doc_string = ""
     onnx.checker.check_model(graph)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         onnx.save(graph, temporary)
 
 
@@ -141,7 +141,7 @@ def export_safetensors(network: TfswaUNet, path: Path, *, name: str, license_nam
         for key, value in network.state_dict().items()
     }
     told = metadata(network.config, name=name, license_name=license_name)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(state, temporary, metadata={KEY: json.dumps(told)})
         temporary.chmod(0o644)  # safetensors keeps its files to the owner
 
@@ -164,7 +164,7 @@ def update_registry(registry: Path, *, name: str, files: dict[str, Path]) -> Non
         text, count = pattern.subn(entry, text)
         if count != 1:
             raise ValueError(f"{registry} has no bundled {backend} file {path.name} under models.{name}")
-    with written_whole(registry) as temporary:
+    with atomic_write(registry) as temporary:
         temporary.write_text(text)
 
 

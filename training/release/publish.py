@@ -24,7 +24,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
-from tfswa_sep.cli.terminal import say_error
+from tfswa_sep.cli.terminal import print_error
 from tfswa_sep.errors import InputError, ModelError, TfswaError
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.registry import load_registry
@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         publish(options, command=f"python -m training.release.publish {shlex.join(arguments)}")
     except (TfswaError, ValueError) as error:
-        say_error(str(error))
+        print_error(str(error))
         return error.exit_code if isinstance(error, TfswaError) else 1
     return 0
 

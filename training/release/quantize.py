@@ -41,7 +41,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from tfswa_sep.audio.atomic_file import written_whole
+from tfswa_sep.audio.atomic_file import atomic_write
 from tfswa_sep.evaluation.multitrack import find_songs
 from tfswa_sep.inference.onnx_backend import OnnxBackend
 from tfswa_sep.model.config import ModelConfig
@@ -205,7 +205,7 @@ def _finish(graph: onnx.ModelProto, model: Path, out: Path) -> None:
     graph.metadata_props.extend(onnx.load(model, load_external_data=False).metadata_props)
     del graph.graph.value_info[:]
     onnx.checker.check_model(graph)
-    with written_whole(out) as temporary:
+    with atomic_write(out) as temporary:
         onnx.save(graph, temporary)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfswa_sep.audio.atomic_file import written_whole
+from tfswa_sep.audio.atomic_file import atomic_write
 from training.corpus import BAND
 from training.corpus.recorded.catalogue import package_terms
 from training.corpus.recorded.sources import Piece, Source, active_level, read_tsv
@@ -57,7 +57,7 @@ def write_parts(path: Path, rows: Iterable[Row]) -> None:
     for package, file, seconds, parts in rows:
         numbers = (" ".join(str(i + 1) for i in parts[part]) for part in BAND)
         lines.append("\t".join((package, file, f"{seconds:.0f}", *numbers)))
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfswa_sep.audio.stem_paths import folder_of, target_paths, track_name
+from tfswa_sep.audio.stem_paths import song_folder, target_paths, track_name
 from tfswa_sep.errors import OutputError, UsageError
 from tfswa_sep.inference.stem_matrix import parse_stems
 
@@ -123,4 +123,4 @@ def test_the_folder_of_all_stems_is_there_whatever_the_format() -> None:
         "a/{stem}/{track}{ext}",
         "a/{track}{ext}/{stem}{ext}",
     )
-    assert [str(folder_of(template, "song")) for template in templates] == [".", "a/song", "a", "a"]
+    assert [str(song_folder(template, "song")) for template in templates] == [".", "a/song", "a", "a"]
