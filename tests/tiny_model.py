@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from tfswa_sep.model.config import Band, ModelConfig
+from tfswa_sep.model.config import BRANCHES, Band, ModelConfig
 
 TINY = ModelConfig(
+    features="complex",
+    masks="complex",
+    tdfs=(),
+    branches=BRANCHES,
     bands=(Band(start=0, stop=128, stride=8), Band(start=128, stop=1024, stride=56)),
     dims=(8, 16),
     convs=(1, 1),

@@ -74,3 +74,9 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout == "[]\n"
+
+
+def test_the_package_has_few_entries() -> None:
+    """A newcomer sees all of it at once."""
+    entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "models.toml"}
+    assert len(entries) <= 18, sorted(entries)

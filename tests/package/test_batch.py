@@ -61,6 +61,20 @@ def test_a_model_file_that_was_not_fetched_is_not_looked_into(
     assert described["model"]["sha256"] == hashes
 
 
+def test_songs_that_an_earlier_version_finished_stay_finished(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What decides how stems come out is on record as it always was; a choice that came later joins it."""
+    assert told(capsys, "song.wav", "--stems", "bass")[0]["status"] == "done"
+    record = json.loads((work / "song" / ".song.tfswa-sep.json").read_text())
+    assert record["options"] == {
+        "name": "{track}/{stem}{ext}", "stems": "bass", "audio_format": "wav", "bit_depth": None,
+        "bitrate": None, "rescale": False, "exact_sum": False, "stem_file": False, "downmix": False,
+        "allow_truncated": False, "precision": "auto",
+    }  # fmt: skip
+    assert told(capsys, "song.wav", "--stems", "bass", "--shifts", "2")[0]["status"] == "done"
+
+
 def test_no_stem_replaces_another_song(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recording = write_song(work / "song_vocals.wav", seconds=0.3)
     before = recording.read_bytes()

@@ -19,9 +19,18 @@ pytest.importorskip("torch")
 
 from tfswa_sep.errors import ModelError
 from tfswa_sep.inference.torch_backend import load_network
-from tfswa_sep.model.config import ModelConfig
+from tfswa_sep.model.config import BRANCHES, ModelConfig
 
-MODEL = ModelConfig(dims=(8, 8), convs=(1, 1), attentions=(0, 0), head_dim=8)
+MODEL = ModelConfig(
+    features="complex",
+    masks="complex",
+    tdfs=(),
+    branches=BRANCHES,
+    dims=(8, 8),
+    convs=(1, 1),
+    attentions=(0, 0),
+    head_dim=8,
+)
 METADATA: dict[str, Any] = {
     "format": 2,
     "name": "tiny",

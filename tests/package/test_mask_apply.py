@@ -16,7 +16,7 @@ from tfswa_sep.inference.mask_apply import masked_frames
 from tfswa_sep.inference.stft_numpy import stft
 from tfswa_sep.model import mask_head
 from tfswa_sep.model.blocks import FrequencyLinear
-from tfswa_sep.model.config import Band, ModelConfig
+from tfswa_sep.model.config import BRANCHES, Band, ModelConfig
 from tfswa_sep.model.unet import TfswaUNet
 from training.release.onnx_graph import MaskNetwork
 
@@ -79,6 +79,7 @@ def build(shape: dict[str, Any]) -> TfswaUNet:
     """A small network with statistics that a wrong fold would get wrong."""
     torch.manual_seed(0)
     tiny: dict[str, Any] = {"dims": (8, 8), "convs": (1, 1), "attentions": (0, 0), "head_dim": 8}
+    tiny |= {"features": "complex", "masks": "complex", "tdfs": (), "branches": BRANCHES}
     network = TfswaUNet(ModelConfig(n_fft=512, hop=128, **(tiny | shape)))
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

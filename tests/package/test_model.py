@@ -18,12 +18,16 @@ from tfswa_sep.model.attention import (
     TimeAttention,
 )
 from tfswa_sep.model.blocks import DynamicFusion, FrequencyLinear
-from tfswa_sep.model.config import PRESETS, Band, ModelConfig
+from tfswa_sep.model.config import BRANCHES, PRESETS, Band, ModelConfig
 from tfswa_sep.model.mask_head import apply_masks, band_features
 from tfswa_sep.model.stft_torch import istft, separate_waveform, stft
 from tfswa_sep.model.unet import TfswaUNet, all_heads
 
 TINY = ModelConfig(
+    features="complex",
+    masks="complex",
+    tdfs=(),
+    branches=BRANCHES,
     n_fft=128,
     hop=32,
     bands=(Band(start=0, stop=32, stride=2), Band(start=32, stop=64, stride=8)),
@@ -335,3 +339,11 @@ def test_configuration_that_cannot_be_built_is_refused(change: dict[str, object]
 def test_configuration_says_what_cannot_be_built(change: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ModelConfig.from_json({**PRESETS["small"].to_json(), **change})
+
+
+def test_the_defaults_are_small_and_older_files_keep_their_meaning() -> None:
+    assert PRESETS["small"] == ModelConfig()
+    # A file from before there were real masks, phase advances, TDF blocks and a choice of attentions.
+    older = ModelConfig.from_json({"stem": "bands", "dims": [32, 64, 96, 160]})
+    assert (older.features, older.masks, older.tdfs, older.branches) == ("complex", "complex", (), BRANCHES)
+    assert (older.split, older.convs) == ("bands", (1, 1, 2, 2))

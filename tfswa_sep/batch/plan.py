@@ -119,11 +119,9 @@ class Work:
 
         check_file(song.path)  # a pipe would be waited for without end
         try:
-            options = {
-                **asdict(self.options),
-                "precision": self.runtime.precision,
-                "shifts": self.runtime.shifts,
-            }
+            options = {**asdict(self.options), "precision": self.runtime.precision}
+            if self.runtime.shifts != 1:  # not in manifests from before there were any, which still count
+                options["shifts"] = self.runtime.shifts
             for unimportant in ("out", "overwrite"):
                 del options[unimportant]
             return manifest.describe_work(song.path, self.model, options)

@@ -23,6 +23,14 @@ MASK_FLOOR = 1e-6  # added to a mask's squared size, so that its root has a slop
 SHARE_FLOOR = 1e-3  # what every stem gets at least of what the masks leave over
 
 _OLD_NAMES = {"stem": "split"}  # fields of older files, from when the input layer was called the stem
+# What a file means that is older than a field.
+_OLD_DEFAULTS = {
+    "features": "complex",
+    "masks": "complex",
+    "convs": (1, 1, 2, 2),
+    "tdfs": (),
+    "branches": BRANCHES,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,10 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that decides the shape of a TFSWA-UNet; stored as JSON beside the weights."""
+    """Everything that decides the shape of a TFSWA-UNet; stored as JSON beside the weights.
+
+    The defaults are the preset `small`.
+    """
 
     stems: tuple[str, ...] = STEMS
     channels: int = MODEL_CHANNELS  # audio channels
@@ -65,19 +76,21 @@ class ModelConfig:
     )
     # What the network sees beside magnitudes: complex values, the advance of phases in bands that have filters
     # (elsewhere trained networks ignore them: experiments/012-filters-tdf.md), or nothing.
-    features: Literal["complex", "advance", "magnitude"] = "complex"
+    features: Literal["complex", "advance", "magnitude"] = "advance"
     # What a bin is multiplied by: a complex number of at most one, a real one between -1 and 1 ("signed"), or
     # a gain between 0 and 1 ("real"). The latter two are half the values, and cheaper.
-    masks: Literal["complex", "signed", "real"] = "complex"
+    masks: Literal["complex", "signed", "real"] = "signed"
     dims: tuple[int, ...] = (32, 64, 96, 160)  # features a stage, finest first
-    convs: tuple[int, ...] = (1, 1, 2, 2)  # 3x3 convolutions a stage, in the encoder and in the decoder
+    convs: tuple[int, ...] = (1, 3, 4, 6)  # 3x3 convolutions a stage, in the encoder and in the decoder
     # Hidden rows through which all frequencies of a frame mix at the end of a stage (TDF), 0: they do not;
     # empty: in no stage.
-    tdfs: tuple[int, ...] = ()
+    tdfs: tuple[int, ...] = (32, 16, 0, 0)
     attentions: tuple[int, ...] = (0, 0, 1, 1)  # TFSWA blocks a stage, in the encoder and in the decoder
     heads: int = 4
     window: tuple[int, int] = (5, 4)  # tokens of frequency, frames
-    branches: tuple[str, ...] = BRANCHES  # the attentions of a TFSWA block; fewer to see what each brings
+    # The attentions of a TFSWA block. Without TSA, with which real songs are separated worse
+    # (experiments/007-attentions.md).
+    branches: tuple[str, ...] = ("frequency", "window")
     # Side by side with weights from the input, side by side with equal ones, or one after the other.
     fusion: Literal["dynamic", "mean", "serial"] = "dynamic"
     head_dim: int = 32  # hidden features of each stem's head
@@ -141,12 +154,12 @@ class ModelConfig:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> ModelConfig:
-        """Read `to_json`'s dictionary.
+        """Read `to_json`'s dictionary, also one of an older version.
 
         Raises:
             ValueError: a field is unknown or of the wrong kind.
         """
-        data = {_OLD_NAMES.get(key, key): value for key, value in data.items()}
+        data = _OLD_DEFAULTS | {_OLD_NAMES.get(key, key): value for key, value in data.items()}
         known = {field.name for field in dataclasses.fields(ModelConfig)}
         if unknown := sorted(set(data) - known):
             raise ValueError(f"unknown model setting {unknown[0]!r}")
@@ -207,29 +220,25 @@ def _uniform_bands(count: int, *, stride: int) -> tuple[Band, ...]:
 
 PRESETS: dict[str, ModelConfig] = {
     # Cheap by design: non-uniform bands, dense 3x3 convolutions, most of them and attention where the map is
-    # small. Without TSA, with which real songs are separated worse (experiments/007-attentions.md).
-    "small": ModelConfig(
-        features="advance",
-        masks="signed",
-        convs=(1, 3, 4, 6),
-        tdfs=(32, 16, 0, 0),
-        branches=("frequency", "window"),
-    ),
+    # small.
+    "small": ModelConfig(),
     # `small` with twice the features in every stage: 3.8 times the work, and it can begin as `small`
     # (training/surgery.py).
     "large": ModelConfig(
-        features="advance",
-        masks="signed",
         dims=(64, 128, 192, 320),
-        convs=(1, 3, 4, 6),
         tdfs=(64, 32, 0, 0),
-        branches=("frequency", "window"),
         heads=8,
         head_dim=64,
     ),
     # The user's size: 15.4 M parameters, triple attention in all four stages.
     "reference": ModelConfig(
-        features="advance", dims=(48, 96, 184, 320), convs=(2, 2, 2, 2), attentions=(1, 1, 2, 2), head_dim=64
+        masks="complex",
+        dims=(48, 96, 184, 320),
+        convs=(2, 2, 2, 2),
+        tdfs=(),
+        attentions=(1, 1, 2, 2),
+        branches=BRANCHES,
+        head_dim=64,
     ),
     # The journal version (EURASIP JASP 2025:39): magnitude of four stacked sub-bands, serial attention in
     # the bottleneck only, one model a stem.
@@ -241,7 +250,9 @@ PRESETS: dict[str, ModelConfig] = {
         bands=_uniform_bands(4, stride=1),
         dims=(32, 64, 128, 256, 384, 384),
         convs=(4, 4, 4, 3, 3, 2),
+        tdfs=(),
         attentions=(0, 0, 0, 0, 0, 4),
+        branches=BRANCHES,
         window=(4, 4),
         fusion="serial",
         mixture_consistent=False,
