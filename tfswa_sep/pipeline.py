@@ -8,7 +8,7 @@ Memory does not grow with the song: blocks stream from one end to the other. Lou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from tfswa_sep.audio.stem_writer import StemWriter, Written
 from tfswa_sep.errors import UsageError
 from tfswa_sep.inference.backend import Backend
 from tfswa_sep.inference.separate_blocks import separate_blocks
-from tfswa_sep.inference.stem_matrix import parse_stems
+from tfswa_sep.inference.stem_matrix import make_up_song, parse_stems
 from tfswa_sep.options import OutputOptions
 
 Progress = Callable[[float, float | None], None]  # (seconds done, seconds in all or None where unknown)
@@ -104,7 +104,7 @@ def separate_song(
         rate = encoding.nearest_rate(song.sample_rate)
         mixture = None
         if options.exact_sum:
-            _check_exact_sum(stem_matrix, encoding, rescale=options.rescale)
+            _check_exact_sum(stem_matrix, model.stems, encoding, rescale=options.rescale)
             mixture = open_song().blocks(rate, song.channels)
         writer = StemWriter(
             targets,
@@ -152,14 +152,16 @@ def _at_rate(frames: int, rate: int, wanted: int) -> int:
     return frames if rate == wanted else max(1, round(frames * wanted / rate))
 
 
-def _check_exact_sum(stem_matrix: NDArray[np.float32], encoding: AudioFormat, *, rescale: bool) -> None:
+def _check_exact_sum(
+    stem_matrix: NDArray[np.float32], available: Sequence[str], encoding: AudioFormat, *, rescale: bool
+) -> None:
     if encoding.is_lossy or rescale:
         with_what = "--rescale" if rescale else f"lossy {encoding.container} files"
         raise UsageError(f"stems cannot add up exactly with {with_what}: leave out --exact-sum, or the other")
-    if not (stem_matrix.sum(axis=0) == 1).all():
+    if not make_up_song(stem_matrix, available):
         raise UsageError(
             "--exact-sum needs stems that make up the whole song, each once, "
-            "such as the default or vocals,accompaniment: change --stems"
+            "such as vocals,accompaniment: change --stems"
         )
 
 

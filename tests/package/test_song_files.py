@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.audio import tags
 from tfswa_sep.audio.decode import open_audio
+from tfswa_sep.errors import UsageError
 from tfswa_sep.separator import separate
 
 Samples = NDArray[np.float32]
@@ -132,6 +133,26 @@ def test_exact_sum(
     else:
         np.testing.assert_array_equal(total, mix)
     assert not any(result.clipped.values())
+
+
+@pytest.mark.parametrize("channels", (1, 2))
+def test_a_model_of_vocals_alone_writes_the_song_minus_the_vocals(
+    fake_backend: Any, song: Song, tmp_path: Path, noise: Any, channels: int
+) -> None:
+    samples = noise(channels, 50_001, peak=0.9)
+    options: dict[str, Any] = {"model": fake_backend(stems=("vocals",), shares=(0.25,)), "out": tmp_path}
+    result = separate(song("a.wav", samples, 44_100, "FLOAT"), stems="vocals,instrumental", **options)
+    for stem, share in (("vocals", 0.25), ("instrumental", 0.75)):
+        np.testing.assert_allclose(read(result.files[stem]), share * samples, rtol=0, atol=1e-6)
+    with pytest.raises(UsageError, match="make up the whole song"):
+        separate(tmp_path / "a/vocals.wav", exact_sum=True, **options)
+
+
+def test_stems_that_are_sums_have_files_of_their_names(fake_backend: Any, song: Song, tmp_path: Path) -> None:
+    model = fake_backend(stems=("vocals", "drums+bass"), shares=(0.25, 0.5))
+    result = separate(song("a.wav", tones(44_100)), model=model, out=tmp_path)
+    assert {path.name for path in result.files.values()} == {"vocals.wav", "drums+bass.wav"}
+    np.testing.assert_allclose(read(result.files["drums+bass"]), 0.5 * tones(44_100), rtol=0, atol=1e-4)
 
 
 @needs_ffmpeg

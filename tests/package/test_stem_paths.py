@@ -7,7 +7,7 @@ import pytest
 
 from tfswa_sep.audio.stem_paths import song_folder, target_paths, track_name
 from tfswa_sep.errors import OutputError, UsageError
-from tfswa_sep.inference.stem_matrix import parse_stems
+from tfswa_sep.inference.stem_matrix import make_up_song, parse_stems, with_accompaniment
 
 FOUR = ("vocals", "drums", "bass", "other")
 
@@ -22,13 +22,81 @@ FOUR = ("vocals", "drums", "bass", "other")
         ("drums+bass,bass+drums,drums", ("drums+bass", "drums"), [[0, 1, 1, 0], [0, 1, 0, 0]]),
         ("drums+drums,drums", ("drums",), [[0, 1, 0, 0]]),
         ("accompaniment+drums", ("accompaniment+drums",), [[0, 1, 1, 1]]),
+        ("instrumental", ("instrumental",), [[0, 1, 1, 1]]),
     ),
 )
 def test_expressions(request_: str | list[str] | None, names: tuple[str, ...], matrix: object) -> None:
     got, mix = parse_stems(request_, FOUR)
     assert got == names
     assert mix.dtype == np.float32
-    np.testing.assert_array_equal(mix, matrix)
+    np.testing.assert_array_equal(mix[:, :-1], matrix)
+    assert not mix[:, -1].any()  # the song itself is not needed
+
+
+@pytest.mark.parametrize(
+    ("available", "request_", "row"),
+    (
+        (("vocals",), "accompaniment", [-1, 1]),
+        (("vocals",), "instrumental", [-1, 1]),
+        (("vocals",), "drums+bass+other", [-1, 1]),
+        (("drums",), "vocals+bass+other", [-1, 1]),
+        (("vocals", "accompaniment"), "accompaniment", [0, 1, 0]),
+        (("vocals", "accompaniment"), "drums+bass+other", [0, 1, 0]),
+        (("accompaniment",), "vocals", [-1, 1]),
+        (("vocals", "drums+bass"), "bass+drums", [0, 1, 0]),
+        (("vocals", "drums+bass"), "accompaniment", [-1, 0, 1]),
+        (("vocals", "drums+bass"), "other", [-1, -1, 1]),
+        (("vocals", "drums", "other"), "drums+bass", [-1, 0, -1, 1]),
+        (("vocals", "guitar"), "accompaniment", [-1, 0, 1]),  # drums, say, may be in neither
+        (("vocals", "guitar", "other"), "accompaniment", [0, 1, 1, 0]),
+    ),
+)
+def test_what_a_model_lacks_is_the_song_minus_what_it_has(
+    available: tuple[str, ...], request_: str, row: list[int]
+) -> None:
+    names, mix = parse_stems(request_, available)
+    assert names == (request_,)
+    np.testing.assert_array_equal(mix, [row])
+
+
+def test_a_model_of_sums_puts_out_its_own_stems() -> None:
+    names, mix = parse_stems(None, ("vocals", "drums+bass"))
+    assert names == ("vocals", "drums+bass")
+    np.testing.assert_array_equal(mix, [[1, 0, 0], [0, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("available", "request_"),
+    ((("vocals",), "drums"), (("vocals", "drums+bass"), "drums"), (("drums",), "bass+other")),
+)
+def test_what_is_not_known_to_be_the_rest_is_unknown(available: tuple[str, ...], request_: str) -> None:
+    with pytest.raises(UsageError, match=r"unknown stem .*choose from"):
+        parse_stems(request_, available)
+
+
+@pytest.mark.parametrize(
+    ("available", "request_", "whole"),
+    (
+        (FOUR, None, True),
+        (FOUR, "vocals,accompaniment", True),
+        (FOUR, "vocals,accompaniment,drums", False),
+        (("vocals",), None, False),
+        (("vocals",), "vocals,accompaniment", True),
+        (("vocals", "drums+bass"), None, False),
+        (("vocals", "drums+bass"), "vocals,drums+bass,other", True),
+        (("vocals", "accompaniment"), None, True),
+        (("vocals", "guitar", "other"), None, True),
+        (("vocals", "guitar"), None, False),
+    ),
+)
+def test_which_stems_make_up_the_song(available: tuple[str, ...], request_: str | None, whole: bool) -> None:
+    assert make_up_song(parse_stems(request_, available)[1], available) is whole
+
+
+def test_the_accompaniment_comes_along_where_it_can_be_made() -> None:
+    assert with_accompaniment(("vocals",)) == ("vocals", "accompaniment")
+    assert with_accompaniment(("drums",)) == ("drums",)
+    assert with_accompaniment(("vocals", "accompaniment")) == ("vocals", "accompaniment")
 
 
 @pytest.mark.parametrize("request_", ("vocal", "drums+", "vocals,karaoke", "all"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from hashlib import sha256
 from pathlib import Path
@@ -105,6 +106,13 @@ def test_export_writes_files_that_the_backends_read(exported: Path) -> None:
         content = (exported / file["where"].removeprefix("bundled:")).read_bytes()
         assert (file["bytes"], file["sha256"]) == (len(content), sha256(content).hexdigest())
     assert str(ROOT).encode() not in (exported / "tiny.onnx").read_bytes()  # no path of who exported it
+
+
+@pytest.mark.parametrize("stems", [("vocals", "drums+bass"), ("vocals", "accompaniment")])
+def test_a_network_of_sums_is_exported_and_read(tmp_path: Path, stems: tuple[str, ...]) -> None:
+    network = TfswaUNet(dataclasses.replace(TINY, stems=stems, mixture_consistent=False)).eval()
+    export.export_safetensors(network, tmp_path / "sums.safetensors", name="sums")
+    assert TorchBackend(tmp_path / "sums.safetensors").stems == stems
 
 
 @pytest.mark.slow

@@ -12,7 +12,9 @@ from tfswa_sep.model.config import ModelConfig
 
 KEY = "tfswa_sep"
 FORMAT = 2  # 1 had the spectrogram's masks in the ONNX graph
-_STEM = re.compile(r"[a-z][a-z0-9_-]{0,31}")  # stems become file names: no dots, no slashes
+# Stems, and sums of them such as drums+bass, become file names: no dots, no slashes.
+_STEM = re.compile(r"[a-z][a-z0-9_-]*(\+[a-z][a-z0-9_-]*)*")
+_LONGEST_STEM = 48  # characters: beside the longest name of a song, what file systems take
 _LONGEST_SEGMENT = 1 << 24  # samples, 6 minutes at 44.1 kHz: a limit for files that are not ours
 _LARGEST_SPECTROGRAM = 1 << 26  # frames times n_fft, half a gigabyte a channel: likewise
 
@@ -58,7 +60,7 @@ def parse_metadata(text: str | None, *, file: str) -> ModelMetadata:
             segment_samples=_whole(fields, "segment_samples", 64, _LONGEST_SEGMENT),
             margin_samples=_whole(fields, "margin_samples", 0, _LONGEST_SEGMENT),
         )
-        if not stems or len(set(stems)) < len(stems) or not all(_STEM.fullmatch(stem) for stem in stems):
+        if not stems or len(set(stems)) < len(stems) or not all(map(is_stem_name, stems)):
             raise ValueError("stems")
         if metadata.n_fft % metadata.hop or metadata.n_fft % 2:
             raise ValueError("hop")
@@ -72,6 +74,11 @@ def parse_metadata(text: str | None, *, file: str) -> ModelMetadata:
             f"{file} is damaged or no model of tfswa-sep: its metadata is wrong ({reason})"
         ) from None
     return metadata
+
+
+def is_stem_name(name: str) -> bool:
+    """Whether a model's stem may be called so: small letters, digits, - and _, or a sum of such names."""
+    return len(name) <= _LONGEST_STEM and _STEM.fullmatch(name) is not None
 
 
 def contradicts(metadata: ModelMetadata, config: ModelConfig) -> bool:

@@ -31,7 +31,7 @@ def separate_blocks(
     Args:
         model: The loaded model.
         blocks: (c, n) each, of any n, at the model's rate and with its channels.
-        stem_matrix: (k, s), the stems asked for as sums of the model's.
+        stem_matrix: (k, s + 1), the stems asked for as sums of the model's and, in the last column, the song.
         mono: Both channels are copies of a mono song, so the stems get one channel too.
         batch_size: Segments per call; None for as many as suit the device best.
         shifts: Passes, each with its segments elsewhere, whose mean the stems are.
@@ -44,12 +44,14 @@ def separate_blocks(
         DeviceError: Memory runs out.
     """
     plan = plan_segments(segment=model.segment_samples, margin=model.margin_samples)
-    is_identity = np.array_equal(stem_matrix, np.eye(len(model.stems)))  # then there is nothing to sum
+    of_stems, of_song = stem_matrix[:, :-1], stem_matrix[:, -1]
+    is_identity = np.array_equal(of_stems, np.eye(len(model.stems)))  # then there is nothing to sum
 
     def separate(segments: Samples) -> Samples:
         if not segments.any():  # silence has silent stems, whatever a network's biases say, and costs nothing
             return np.zeros((len(segments), len(stem_matrix), *segments.shape[1:]), np.float32)
-        return model(segments, stem_matrix=None if is_identity else stem_matrix)
+        stems = model(segments, stem_matrix=None if is_identity else of_stems)
+        return stems + of_song[:, None, None] * segments[:, None] if of_song.any() else stems
 
     size = batch_size or model.batch_size
     workers = max(1, model.workers // size)  # each computes `size` segments at once

@@ -30,6 +30,7 @@ _OPTIONAL_KEYS = {"default", "scores"}
 _FILE_KEYS = {"backend", "where", "sha256", "bytes"}
 PRECISIONS = ("fp32", "int8")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_STEM = re.compile(rf"{_NAME.pattern}(\+{_NAME.pattern})*")  # or a sum of stems
 _MAX_BYTES = 1 << 20  # of a models.toml
 _LARGEST = 1 << 53  # whole number that JSON can say everywhere
 
@@ -155,7 +156,7 @@ def _parse_model(name: str, table: Any, path: Path) -> ModelInfo:
     if not all(type(score) in (int, float) and abs(score) < 1000 for score in scores.values()):
         raise ModelError(f"{where}: scores must be numbers, in dB")
     stems = tuple(_typed(table, "stems", list, where))
-    if not stems or not all(isinstance(stem, str) and _NAME.fullmatch(stem) for stem in (*stems, *scores)):
+    if not stems or not all(isinstance(stem, str) and _STEM.fullmatch(stem) for stem in (*stems, *scores)):
         raise ModelError(f"{where}: stems must be a list of names")
     if not files:
         raise ModelError(f"{where}: there must be at least one file")

@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tfswa_sep.errors import InputError
+from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.multitrack import names_without
+from tfswa_sep.inference.metadata import is_stem_name
 from tfswa_sep.inference.stem_matrix import parse_stems
 from tfswa_sep.model.config import ModelConfig
 from training.data import folder, musdb
@@ -114,6 +115,16 @@ def open_data(
 
         valid = {track.name: _reader(track) for track in held_out}
     names, matrix = parse_stems(list(config.get("targets") or targets), stems)
+    if unusable := [name for name in names if not is_stem_name(name)]:
+        raise UsageError(
+            f"{unusable[0]!r} cannot be a stem of a model: data.targets may hold small letters, digits, - and _,"
+            " sums with +, 48 characters at most"
+        )
+    matrix = matrix[:, :-1] + matrix[:, -1:]  # a song is the sum of its stems
+    if empty := [name for name, row in zip(names, matrix, strict=True) if not row.any()]:
+        raise UsageError(
+            f"the songs hold nothing of {empty[0]!r}, one of data.targets: {', '.join(stems)} alone"
+        )
     return TrainingData(targets=names, matrix=torch.from_numpy(matrix), draw=draw, valid=valid)
 
 
