@@ -9,7 +9,9 @@ HOP = 512  # samples between frames: 12 ms at 44.1 kHz
 BLOCK_SAMPLES = 65_536  # samples decoded, resampled and encoded at once: 1.5 s at 44.1 kHz
 
 VOCALS = "vocals"
-STEMS = (VOCALS, "drums", "bass", "other")
+OTHER = "other"  # what no other stem is named after
+STEMS = (VOCALS, "drums", "bass", OTHER)
 ACCOMPANIMENT = "accompaniment"  # everything but the vocals
+INSTRUMENTAL = "instrumental"  # another word for it
 
 NAME_TEMPLATE = "{track}/{stem}{ext}"  # of a stem's path

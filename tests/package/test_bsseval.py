@@ -70,6 +70,17 @@ def test_silence_and_short_songs_are_skipped_and_told(tmp_path: Path) -> None:
     assert "too few" in why["drums"]
 
 
+def test_a_stem_alone_has_its_sdr(tmp_path: Path) -> None:
+    """A model of drums: museval's SDR needs no other stem, its SIR and SAR do."""
+    write(tmp_path / "data" / "song", drums=noise(1), bass=noise(2))
+    write(tmp_path / "found", drums=noise(1) + 0.1 * noise(2))
+    song = scored(tmp_path, metrics=("museval", "fast"))
+    for metric in ("museval", "fast"):
+        assert song.stems["drums"][f"{metric}_sdr"] == pytest.approx(20, abs=0.1)
+        assert song.stems["drums"][f"{metric}_sir"] is None
+    assert song.skipped["drums"] == bsseval.ALONE
+
+
 def test_a_song_shorter_than_a_frame_is_one_frame(tmp_path: Path) -> None:
     write(tmp_path / "data" / "song", drums=noise(1, 0.5), bass=noise(2, 0.5))
     write(tmp_path / "found", drums=noise(1, 0.5) + noise(3, 0.5), bass=noise(2, 0.5))

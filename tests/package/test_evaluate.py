@@ -31,6 +31,7 @@ from tfswa_sep.evaluation.report.html import html_report
 from tfswa_sep.evaluation.report.tables import song_table
 from tfswa_sep.evaluation.results import Evaluation, StemScore, read_evaluation
 from tfswa_sep.evaluation.run import evaluate
+from tfswa_sep.evaluation.scoring import true_parts
 
 RATE = 44_100
 Samples = NDArray[np.float32]
@@ -376,6 +377,94 @@ def test_a_record_that_cannot_be_written_is_one_clear_line(
         assert capsys.readouterr().err == f"tfswa-sep: cannot write {place}: {why}\n"
 
 
+class Gains(FixedGains):
+    """FixedGains for other stems."""
+
+    def __init__(self, **gains: float) -> None:
+        self.stems = tuple(gains)  # type: ignore[assignment]
+        self.gains = np.array(list(gains.values()), dtype=np.float32)
+
+
+def test_a_model_of_vocals_alone_is_scored_with_the_rest_as_its_accompaniment(tmp_path: Path) -> None:
+    write_song(tmp_path / "data" / "song", vocals=noise(1), drums=noise(2))
+    found = evaluate_folder(tmp_path / "data", ModelMethod(Gains(vocals=0.25)))
+    stems = found.methods[0].songs[0].stems
+    assert list(stems) == ["vocals", "accompaniment"]
+    # 0.75 of the mixture for half of its energy
+    expected = decibels(noise(2), noise(2) - np.float32(0.75) * (noise(1) + noise(2)))
+    assert number(stems["accompaniment"], "sdr") == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("other", ("accompaniment", "drums+bass"))
+def test_models_of_sums_are_scored(tmp_path: Path, other: str) -> None:
+    write_song(tmp_path / "data" / "song", vocals=noise(1), drums=noise(2), bass=noise(3), other=noise(4))
+    model = Gains(**{"vocals": 0.25, other: 0.75})
+    stems = evaluate_folder(tmp_path / "data", ModelMethod(model)).methods[0].songs[0].stems
+    assert list(stems) == list(dict.fromkeys(["vocals", other, "accompaniment"]))
+    true = noise(2) + noise(3) + (noise(4) if other == "accompaniment" else 0)
+    mixture = noise(1) + noise(2) + noise(3) + noise(4)
+    expected = decibels(true, true - np.float32(0.75) * mixture)
+    assert number(stems[other], "sdr") == pytest.approx(expected, abs=0.01)
+
+
+def test_stems_of_any_name_are_scored_and_listed(tmp_path: Path) -> None:
+    write_song(tmp_path / "data" / "one", guitar=noise(1), piano=noise(2))
+    write_song(tmp_path / "data" / "two", guitar=noise(3))
+    with pytest.raises(InputError, match="are the same stem"):
+        soundfile.write(tmp_path / "data" / "one" / "Piano.flac", noise(2).T, RATE)
+        find_songs(tmp_path / "data")
+    (tmp_path / "data" / "one" / "Piano.flac").unlink()
+    assert [song.name for song in find_songs(tmp_path / "data")] == ["one"]  # one file alone may be anything
+    soundfile.write(tmp_path / "data" / "two" / "piano.wav", 0 * noise(4).T, RATE)
+    model = ModelMethod(Gains(guitar=0.5, piano=0.25, flute=0.25))
+    methods: list[Method] = [
+        model,
+        MixtureBaseline(),
+        OracleBaseline(binary=True),
+        OracleBaseline(binary=False),
+    ]
+    found = evaluate_folder(tmp_path / "data", *methods)
+    for method in found.methods:
+        assert method.stems == ("guitar", "piano")
+    songs = found.methods[0].songs
+    assert songs[0].skipped == {"flute": "the songs have no such true stem"}
+    assert songs[1].skipped["piano"].startswith("silent in this song")
+    assert number(songs[0].stems["piano"], "sdr") == pytest.approx(
+        decibels(noise(2), noise(2) - np.float32(0.25) * (noise(1) + noise(2))), abs=0.01
+    )
+    console = Console(file=io.StringIO(), width=200)
+    console.print(song_table(found.methods[0], "data"))
+    for text in (console.file.getvalue(), html_report(found), found.to_csv()):  # type: ignore[attr-defined]
+        assert "guitar" in text and "piano" in text
+
+
+@pytest.mark.parametrize(
+    ("estimated", "stems", "parts"),
+    (
+        (("vocals", "drums", "bass", "other"), ("vocals", "drums", "bass", "guitar"), {"other": ["guitar"]}),
+        (("vocals", "other"), ("vocals", "drums", "bass", "other"), {"other": ["other"]}),
+        (
+            ("vocals", "guitar", "other"),
+            ("vocals", "drums", "bass", "other"),
+            {"guitar": None, "other": None},
+        ),
+        (("vocals", "accompaniment"), ("vocals", "guitar"), {"accompaniment": ["guitar"]}),
+        (("drums+bass+other",), ("vocals", "accompaniment"), {"drums+bass+other": ["accompaniment"]}),
+        (("drums",), ("vocals", "accompaniment"), {"drums": None}),
+        (
+            ("drums+other",),
+            ("vocals", "drums", "bass", "other", "piano"),
+            {"drums+other": ["drums", "other", "piano"]},
+        ),
+    ),
+)
+def test_which_true_stems_an_estimate_stands_for(
+    estimated: tuple[str, ...], stems: tuple[str, ...], parts: dict[str, list[str] | None]
+) -> None:
+    found = true_parts(estimated, stems)
+    assert {stem: found.get(stem) for stem in parts} == parts
+
+
 def test_what_cannot_be_scored_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no folder of songs"):
         find_songs(tmp_path / "nowhere")
@@ -392,8 +481,9 @@ def test_what_cannot_be_scored_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no stems in"):
         evaluate_estimates(tmp_path / "data", tmp_path / "empty")
     write_song(tmp_path / "twice" / "song", vocals=noise(1), piano=noise(2))
-    with pytest.raises(InputError, match=r"piano\.wav is none of vocals"):
-        find_songs(tmp_path / "twice")
+    with pytest.raises(InputError, match="song is made of vocals, piano: drums cannot be scored"):
+        write_song(tmp_path / "drums", drums=noise(1))
+        evaluate_estimates(tmp_path / "twice", tmp_path / "drums")
     (tmp_path / "twice" / "song" / "piano.wav").rename(tmp_path / "twice" / "song" / "vocals.flac")
     with pytest.raises(InputError, match="are the same stem"):
         find_songs(tmp_path / "twice")

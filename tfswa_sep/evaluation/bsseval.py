@@ -26,7 +26,7 @@ Frames = dict[str, NDArray[np.float64]]  # metric -> (frames,)
 TAPS = 512  # of museval's filters
 FAST_SECONDS = 30  # of fast_bss_eval's windows
 FAST_STEPS = 30  # of its conjugate gradients
-ALONE = "BSSEval compares stems with each other, and only this one can be scored"
+ALONE = "only SDR, for SIR and SAR compare stems with each other, and no other can be scored"
 
 
 def usable(references: Signals, estimates: Signals) -> tuple[list[str], dict[str, str]]:
@@ -81,7 +81,7 @@ def museval_frames(
         for index, stem in enumerate(members):
             names = ("sdr", "isr", "sir", "sar")
             found[stem] = {name: ratio[index] for name, ratio in zip(names, ratios, strict=True)}
-    return found, skipped | {stem: ALONE for stem in stems if stem not in found}
+    return _with_lone_stems(found, skipped, stems, references, estimates, rate)
 
 
 def fast_ratios(
@@ -111,7 +111,21 @@ def fast_ratios(
         for index, stem in enumerate(members):
             sdr = frame_sdr(references[stem], estimates[stem], rate)
             found[stem] = {"sdr": sdr, "sir": sirs[index], "sar": sars[index]}
-    return found, skipped | {stem: ALONE for stem in stems if stem not in found}
+    return _with_lone_stems(found, skipped, stems, references, estimates, rate)
+
+
+def _with_lone_stems(
+    found: dict[str, Frames],
+    skipped: dict[str, str],
+    stems: list[str],
+    references: Signals,
+    estimates: Signals,
+    rate: int,
+) -> tuple[dict[str, Frames], dict[str, str]]:
+    """What was found and skipped, and the SDR of stems without another to be compared with."""
+    lone = [stem for stem in stems if stem not in found]
+    sdrs = {stem: {"sdr": frame_sdr(references[stem], estimates[stem], rate)} for stem in lone}
+    return found | sdrs, skipped | dict.fromkeys(lone, ALONE)
 
 
 def frame_sdr(

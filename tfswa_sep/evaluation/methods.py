@@ -17,6 +17,7 @@ from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.metrics import Samples
 from tfswa_sep.evaluation.multitrack import (
     BLOCK_SECONDS,
+    MIXTURE,
     Feed,
     Song,
     stem_files,
@@ -24,6 +25,7 @@ from tfswa_sep.evaluation.multitrack import (
 from tfswa_sep.evaluation.results import BASELINE, MethodScores
 from tfswa_sep.inference.backend import Backend
 from tfswa_sep.inference.hardware import prefers_int8
+from tfswa_sep.inference.stem_matrix import with_accompaniment
 from tfswa_sep.inference.stft_numpy import istft, stft
 from tfswa_sep.options import OutputOptions, Runtime
 from tfswa_sep.separator import Separator
@@ -54,7 +56,7 @@ class Method(Protocol):
 
 
 class ModelMethod:
-    """A model, on its backend. Raises UsageError for a model with a stem that cannot be scored."""
+    """A model, on its backend."""
 
     def __init__(
         self,
@@ -71,9 +73,7 @@ class ModelMethod:
         self._separator = Separator(info, runtime=runtime)
         self._threads, self.out = runtime.threads, out
         loaded = self._separator.backend
-        if unknown := [stem for stem in loaded.stems if stem not in STEMS]:
-            raise UsageError(f"the model separates {unknown[0]}; only {', '.join(STEMS)} can be scored")
-        self._stems = [*loaded.stems, *([ACCOMPANIMENT] if VOCALS in loaded.stems else [])]
+        self._stems = with_accompaniment(loaded.stems)
         self._sha256 = (
             registry.digest(registry.fetch(info, loaded.name))
             if isinstance(info, registry.ModelInfo)
@@ -119,8 +119,8 @@ class ModelMethod:
 class FolderMethod:
     """Stems that any tool wrote, `<song>/<stem>.<suffix>`, also below `test/` or `train/` as museval has it.
 
-    Stems that the tool did not write are not scored. The accompaniment is `accompaniment.*`, else the sum of
-    drums, bass and other where all three are there.
+    Stems that the tool did not write are not scored. The accompaniment is `accompaniment.*` or
+    `instrumental.*`, else the sum of all stems but the vocals where they are there.
     """
 
     folder: Path
@@ -143,12 +143,14 @@ class FolderMethod:
         if not place.is_dir():
             raise InputError(f"no estimates of the song {song.name!r}: {place} is no folder")
         files = stem_files(place)
-        found = {stem: [files[stem]] for stem in (*STEMS, ACCOMPANIMENT) if stem in files}
+        order = [stem for stem in (*song.stems, ACCOMPANIMENT) if stem in files]
+        found = {stem: [files[stem]] for stem in dict.fromkeys([*order, *files]) if stem != MIXTURE}
         if not found:
             raise InputError(f"no stems in {place}: expected vocals.wav and the like")
-        rest = [found[stem][0] for stem in STEMS if stem != VOCALS and stem in found]
-        if ACCOMPANIMENT not in found and len(rest) == len(STEMS) - 1:
-            found[ACCOMPANIMENT] = rest
+        for stems in (song.stems, STEMS):
+            rest = [found[stem][0] for stem in stems if stem != VOCALS and stem in found]
+            if VOCALS in song.stems and ACCOMPANIMENT not in found and len(rest) == len(stems) - 1:
+                found[ACCOMPANIMENT] = rest
         return Estimates(found, None)
 
 
@@ -177,7 +179,7 @@ class MixtureBaseline:
 
     def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
         """The mixture's file for every stem."""
-        return Estimates({stem: [mixture] for stem in (*STEMS, ACCOMPANIMENT)}, None)
+        return Estimates({stem: [mixture] for stem in with_accompaniment(song.stems)}, None)
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class OracleBaseline:
     def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
         """Write what the masks let through."""
         truths, mixed = song.truths(self.rate), Feed([mixture], self.rate)
-        files = {stem: [folder / f"{stem}.wav"] for stem in (*STEMS, ACCOMPANIMENT)}
+        files = {stem: [folder / f"{stem}.wav"] for stem in with_accompaniment(song.stems)}
         writers = {
             stem: soundfile.SoundFile(path, "w", self.rate, MODEL_CHANNELS, subtype="FLOAT", format="WAV")
             for stem, (path,) in files.items()
@@ -214,7 +216,6 @@ class OracleBaseline:
             size = BLOCK_SECONDS * self.rate
             block = mixed.take(size)
             true = {stem: feed.take(size) for stem, feed in truths.items()}
-            true[ACCOMPANIMENT] = np.sum([true[stem] for stem in STEMS if stem != VOCALS], axis=0)
             for stem, samples in self._masked(block, true).items():
                 writers[stem].write(samples[:, : mixed.frames - written].T)
             written += size
@@ -227,14 +228,17 @@ class OracleBaseline:
         spectrum = stft(mixture)
         sizes = {stem: np.abs(stft(samples)) for stem, samples in true.items()}
         if self.binary:
-            loudest = np.max([sizes[stem] for stem in STEMS], axis=0)
-            masks = {stem: (sizes[stem] >= loudest) & (loudest > 0) for stem in STEMS}
-            masks[VOCALS] = sizes[VOCALS] > sizes[ACCOMPANIMENT]
-            masks[ACCOMPANIMENT] = ~masks[VOCALS]
+            loudest = np.max(list(sizes.values()), axis=0)
+            masks = {stem: (size >= loudest) & (loudest > 0) for stem, size in sizes.items()}
+            if VOCALS in true:
+                rest = np.sum([samples for stem, samples in true.items() if stem != VOCALS], axis=0)
+                masks[VOCALS] = sizes[VOCALS] > np.abs(stft(rest))
+                masks[ACCOMPANIMENT] = ~masks[VOCALS]
         else:
-            whole = np.sum([sizes[stem] for stem in STEMS], axis=0) + 1e-8
-            masks = {stem: sizes[stem] / whole for stem in STEMS}
-            masks[ACCOMPANIMENT] = 1 - masks[VOCALS]
+            whole = np.sum(list(sizes.values()), axis=0) + 1e-8
+            masks = {stem: size / whole for stem, size in sizes.items()}
+            if VOCALS in true:
+                masks[ACCOMPANIMENT] = 1 - masks[VOCALS]
         return {
             stem: istft((spectrum * mask).astype(np.complex64), length=mixture.shape[1])
             for stem, mask in masks.items()

@@ -1,17 +1,18 @@
 """Songs as folders of true stems, and reading several files side by side.
 
-    FOLDER/<song>/<stem>.<wav|flac|opus|ogg|mp3>      stems vocals, drums, bass, other
-    FOLDER/<song>.stem.mp4                            the same stems in one file, as MUSDB18 has them
+    FOLDER/<song>/<stem>.<wav|flac|opus|ogg|mp3>      stems of any name, such as vocals or guitar
+    FOLDER/<song>.stem.mp4                            drums, bass, other and vocals, as MUSDB18 has them
 
-A stem without a file is silent. The mixture is `mixture.*` where it is there, else the sum of the stems; a
-`.stem.mp4`'s own mixture, which was encoded apart from its stems, is not used.
+A stem that other songs have, or one of MUSDB18's, is silent without a file. The mixture is `mixture.*` where it
+is there, else the sum of the stems; a `.stem.mp4`'s own mixture, which was encoded apart from its stems, is not
+used.
 Everything is read as stereo in blocks, so that memory does not grow with the song.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import soundfile
 from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.audio.reblock import BlockReader
 from tfswa_sep.audio.resample import Samples
-from tfswa_sep.constants import ACCOMPANIMENT, MODEL_CHANNELS, SAMPLE_RATE, STEMS
+from tfswa_sep.constants import ACCOMPANIMENT, INSTRUMENTAL, MODEL_CHANNELS, SAMPLE_RATE, STEMS, VOCALS
 from tfswa_sep.errors import InputError, UsageError
 
 MIXTURE = "mixture"
@@ -38,14 +39,15 @@ class Song:
     files: dict[str, Path]  # stem or "mixture" -> file
     packed: Path | None = None  # the .stem.mp4 that musdb.unpack makes such files of
     summed: bool = False  # the mixture is the sum of the stems even where a mixture is packed with them
+    stems: tuple[str, ...] = STEMS  # that it is made of, the silent ones too
 
     def truths(self, rate: int) -> dict[str, Feed]:
-        """A feed for each of STEMS, the silent ones too."""
-        return {stem: Feed([self.files[stem]] if stem in self.files else [], rate) for stem in STEMS}
+        """A feed for each of its stems, the silent ones too."""
+        return {stem: Feed([self.files[stem]] if stem in self.files else [], rate) for stem in self.stems}
 
     def write_mixture(self, path: Path, *, rate: int) -> int:
         """Write the mixture as a 32-bit float WAV, which holds sums above full scale; returns its frames."""
-        stems = [self.files[stem] for stem in STEMS if stem in self.files]
+        stems = [self.files[stem] for stem in self.stems if stem in self.files]
         feed, written = Feed([self.files[MIXTURE]] if MIXTURE in self.files else stems, rate), 0
         with soundfile.SoundFile(path, "w", rate, MODEL_CHANNELS, subtype="FLOAT", format="WAV") as target:
             while not feed.ended:
@@ -58,13 +60,20 @@ class Song:
 def find_songs(data: Path) -> list[Song]:
     """The songs in the folders of `data`, its `.stem.mp4` files, and `data` itself if it is a song.
 
+    A folder is one if it holds one of MUSDB18's stems or an accompaniment, or, below `data`, several stems of
+    any names. An accompaniment beside the stems that it is the sum of is left out.
+
     Raises InputError for none, and for two of one name: scores are kept by name.
     """
     if not data.is_dir():
         raise InputError(f"{data} is no folder of songs")
     folders = [data, *sorted(folder for folder in data.iterdir() if folder.is_dir())]
-    songs = [Song(folder.resolve().name, stem_files(folder)) for folder in folders]
-    songs = [song for song in songs if song.files.keys() & set(STEMS)]
+    found = [(folder, stem_files(folder)) for folder in folders]
+    songs = [
+        Song(folder.resolve().name, files)
+        for folder, files in found
+        if files.keys() & {*STEMS, ACCOMPANIMENT} or (folder != data and len(files.keys() - {MIXTURE}) > 1)
+    ]
     songs += [
         Song(path.name.removesuffix(PACKED_SUFFIX), {}, packed=path, summed=True)
         for path in packed_songs(data)
@@ -76,7 +85,17 @@ def find_songs(data: Path) -> list[Song]:
     names = [song.name for song in songs]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two songs of {data} are called {repeated.pop()!r}: rename one")
-    return songs
+    named = {stem for song in songs for stem in song.files} - {MIXTURE, ACCOMPANIMENT}
+    if any(song.packed for song in songs) or named <= set(STEMS):
+        named |= set(STEMS)
+    ordered = [stem for stem in STEMS if stem in named] + sorted(named - set(STEMS))
+    return [replace(song, stems=_stems(song, ordered)) for song in songs]
+
+
+def _stems(song: Song, named: Sequence[str]) -> tuple[str, ...]:
+    """What a song is made of; `named` are the stems of all songs."""
+    parts = song.files.keys() - {MIXTURE, ACCOMPANIMENT, VOCALS}
+    return (VOCALS, ACCOMPANIMENT) if ACCOMPANIMENT in song.files and not parts else tuple(named)
 
 
 def packed_songs(folder: Path) -> list[Path]:
@@ -98,24 +117,19 @@ def names_without(names: Iterable[str], pattern: str | None) -> set[str]:
 
 
 def stem_files(folder: Path) -> dict[str, Path]:
-    """{stem, "accompaniment" or "mixture": file} of one song; empty for a folder of something else.
+    """{stem or "mixture": audio file} of one song, in small letters; "instrumental" is the accompaniment.
 
-    Raises InputError for two files of one stem, and for a stem of another name beside known ones: left out,
-    it would be missing from the mixture.
+    Raises InputError for two files of one stem.
     """
-    known = (*STEMS, ACCOMPANIMENT, MIXTURE)
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in AUDIO_SUFFIXES or path.name.startswith("."):
             continue
-        if path.stem in files:
-            raise InputError(f"{path} and {files[path.stem].name} are the same stem: remove one")
-        files[path.stem] = path
-    unknown = [path for stem, path in files.items() if stem not in known]
-    if len(unknown) == len(files):
-        return {}
-    if unknown:
-        raise InputError(f"{unknown[0]} is none of {', '.join(known)}: rename it, or mix it into one of them")
+        stem = path.stem.lower()
+        stem = ACCOMPANIMENT if stem == INSTRUMENTAL else stem
+        if stem in files:
+            raise InputError(f"{path} and {files[stem].name} are the same stem: remove one")
+        files[stem] = path
     return files
 
 

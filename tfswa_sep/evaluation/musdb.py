@@ -8,6 +8,7 @@ Rafii et al. 2017, https://doi.org/10.5281/zenodo.1117372; HQ: https://doi.org/1
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,4 +60,4 @@ def unpack(song: Song, folder: Path) -> Song:
         soundfile.write(path, whole, round(rate), subtype="PCM_16")
     if song.summed:
         del files[MIXTURE]
-    return Song(song.name, files)
+    return replace(song, files=files, packed=None)

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep.audio.decode import open_audio
-from tfswa_sep.constants import ACCOMPANIMENT, STEMS, VOCALS
+from tfswa_sep.constants import ACCOMPANIMENT, OTHER, STEMS
+from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation import bsseval
 from tfswa_sep.evaluation.metrics import RunningScore
 from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, Feed, Song
 from tfswa_sep.evaluation.results import FrameStatistics, StemScore
+from tfswa_sep.inference.stem_matrix import parse_stems
 
 MUSEVAL, FAST = "museval", "fast"  # what can be asked for besides global SDR, SI-SDR, kept and leaked
 
@@ -41,16 +43,21 @@ class Scored:
 
 
 def score(task: Task) -> Scored:
-    """Score every stem that has an estimate.
+    """Score every stem that has an estimate and of which the song has the true parts.
 
     The mixture says how long the song is: estimates that end early go on with silence, what stands after the
     end does not count, and both are told. Nothing can be said of a stem that is silent, nor of one that is
     the whole mixture: it is left out, and so is told.
-    Raises InputError for a file that cannot be read, UsageError where a metric's package is missing.
+    Raises InputError for a file that cannot be read and for a song that has none of the stems, UsageError where
+    a metric's package is missing.
     """
     running, ratios_of_frames, warnings = _global_scores(task)
     numbers: dict[str, dict[str, float | None]] = {}
-    skipped: dict[str, str] = {}
+    skipped = {stem: "the songs have no such true stem" for stem in task.estimates if stem not in running}
+    if not running:
+        raise InputError(
+            f"{task.song.name} is made of {', '.join(task.song.stems)}: {', '.join(skipped)} cannot be scored"
+        )
     for stem, (of_estimate, of_mixture) in running.items():
         if of_estimate.is_silent:
             skipped[stem] = (
@@ -86,6 +93,36 @@ def score(task: Task) -> Scored:
     return Scored(stems, skipped, warnings)
 
 
+def true_parts(estimated: Sequence[str], stems: Sequence[str]) -> dict[str, list[str]]:
+    """Which true stems an estimate is compared with the sum of; one that cannot be compared is left out.
+
+    "other" is what neither another estimate nor another of MUSDB18's stems is named after: a guitar that the
+    songs have, but the method has not, is in it.
+
+    Args:
+        estimated: What a method puts out.
+        stems: What the song is made of.
+    """
+    named = {term for stem in estimated for term in stem.split("+")} - {ACCOMPANIMENT}
+    others = [stem for stem in stems if stem not in (named | set(STEMS)) - {OTHER}]
+    found: dict[str, list[str]] = {}
+    for stem in estimated:
+        terms = set(stem.split("+"))
+        if OTHER in terms and ACCOMPANIMENT not in stems:
+            if others and terms - {OTHER} <= set(stems) and named <= {*stems, *STEMS}:
+                found[stem] = [name for name in stems if name in terms or name in others]
+            continue
+        try:
+            row = parse_stems([stem], stems)[1][0]
+        except UsageError:
+            continue
+        # A song is the sum of its stems: the last column counts for each of them.
+        names = [name for name, weight in zip(stems, row[:-1] + row[-1], strict=True) if weight]
+        if names:
+            found[stem] = names
+    return found
+
+
 def _global_scores(
     task: Task,
 ) -> tuple[dict[str, tuple[RunningScore, RunningScore]], dict[str, NDArray[np.float64]], tuple[str, ...]]:
@@ -93,17 +130,17 @@ def _global_scores(
 
     The frames are museval's, but need nothing of the other stems: silence there leaves them out of museval's.
     """
-    truths = task.song.truths(task.rate)
-    estimates = {stem: Feed(list(paths), task.rate) for stem, paths in task.estimates.items()}
+    truths, parts = task.song.truths(task.rate), true_parts(list(task.estimates), task.song.stems)
+    estimates = {stem: Feed(list(task.estimates[stem]), task.rate) for stem in parts}
     mixture = Feed([task.mixture], task.rate)
     running = {stem: (RunningScore(), RunningScore()) for stem in estimates}
     frames: dict[str, list[NDArray[np.float64]]] = {stem: [] for stem in estimates}
     for start in range(0, task.frames, BLOCK_SECONDS * task.rate):
         size = min(BLOCK_SECONDS * task.rate, task.frames - start)
-        blocks = {stem: feed.take(size) for stem, feed in truths.items()}
+        taken = {stem: feed.take(size) for stem, feed in truths.items()}
         mixed = mixture.take(size)
-        everything = np.sum(list(blocks.values()), axis=0)
-        blocks[ACCOMPANIMENT] = everything - blocks[VOCALS]
+        everything = np.sum(list(taken.values()), axis=0)
+        blocks = {stem: np.sum([taken[part] for part in names], axis=0) for stem, names in parts.items()}
         for stem, (of_estimate, of_mixture) in running.items():
             rest = everything - blocks[stem]
             estimate = estimates[stem].take(size)
@@ -135,16 +172,13 @@ def _whole_signals(
     task: Task, stems: Sequence[str]
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
     """({stem: true}, {stem: estimate}), each (n, c) and of the song's length; c is 1 where all is mono."""
-    names = set(stems) - {ACCOMPANIMENT} | (set(STEMS) - {VOCALS} if ACCOMPANIMENT in stems else set())
+    parts = true_parts(list(task.estimates), task.song.stems)
     feeds = task.song.truths(task.rate)
     read = {
-        stem: bsseval.round_to_16_bits(feeds[stem].take(task.frames).T.astype(np.float64))
-        for stem in STEMS
-        if stem in names
+        name: bsseval.round_to_16_bits(feeds[name].take(task.frames).T.astype(np.float64))
+        for name in dict.fromkeys(name for stem in stems for name in parts[stem])
     }
-    true = {stem: read[stem] for stem in stems if stem != ACCOMPANIMENT}
-    if ACCOMPANIMENT in stems:
-        true[ACCOMPANIMENT] = np.sum([read[stem] for stem in STEMS if stem != VOCALS], axis=0)
+    true = {stem: np.sum([read[name] for name in parts[stem]], axis=0) for stem in stems}
     guess = {
         stem: Feed(list(task.estimates[stem]), task.rate).take(task.frames).T.astype(np.float64)
         for stem in stems

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.constants import ACCOMPANIMENT, STEMS, VOCALS
+from tfswa_sep.constants import ACCOMPANIMENT, INSTRUMENTAL, OTHER, STEMS, VOCALS
 from tfswa_sep.errors import UsageError
 
-_INSTRUMENTAL = "instrumental"  # another word for the accompaniment
 _UNNAMED = ""  # the part of a song that no stem of a model names
 
 
@@ -62,7 +61,7 @@ def parse_stems(
 
 def with_accompaniment(available: Sequence[str]) -> tuple[str, ...]:
     """The stems of a model, and the accompaniment where it can be made of them and the song."""
-    named = {ACCOMPANIMENT, _INSTRUMENTAL} & set(available)
+    named = {ACCOMPANIMENT, INSTRUMENTAL} & set(available)
     if named or _combine([ACCOMPANIMENT], available) is None:
         return tuple(available)
     return (*available, ACCOMPANIMENT)
@@ -97,17 +96,17 @@ def _combine(terms: Sequence[str], available: Sequence[str]) -> NDArray[np.float
 
 def _whole(available: Sequence[str]) -> frozenset[str]:
     """All parts that a song has, as far as a model's stems tell; _UNNAMED if they may not be all."""
-    named = {part for stem in available for part in stem.split("+")} - {ACCOMPANIMENT, _INSTRUMENTAL}
+    named = {part for stem in available for part in stem.split("+")} - {ACCOMPANIMENT, INSTRUMENTAL}
     if named <= set(STEMS):
         return frozenset(STEMS)
-    return frozenset(named if "other" in named else {*named, _UNNAMED})
+    return frozenset(named if OTHER in named else {*named, _UNNAMED})
 
 
 def _parts(expression: str, whole: frozenset[str]) -> frozenset[str]:
     """The parts that a stem or a sum is made of; none for an unknown one."""
     found: set[str] = set()
     for term in expression.split("+"):
-        if term in (ACCOMPANIMENT, _INSTRUMENTAL) and VOCALS in whole:
+        if term in (ACCOMPANIMENT, INSTRUMENTAL) and VOCALS in whole:
             found |= whole - {VOCALS}
         elif term in whole - {_UNNAMED}:
             found.add(term)
