@@ -135,7 +135,7 @@ def evaluate(
     earlier = next((read_evaluation(file) for file in files if resume and file.exists()), None)
     wanted = _metrics(metrics if metrics is not None or musdb is None else MUSEVAL)
 
-    with _shown(songs=len(songs), shown=not quiet) as (on_progress, on_song):
+    with _progress(songs=len(songs), shown=not quiet) as (on_progress, on_song):
 
         def save(found: Evaluation) -> None:
             _write_record(found, files)
@@ -296,20 +296,20 @@ def _methods(
 
 
 @contextmanager
-def _shown(*, songs: int, shown: bool) -> Iterator[tuple[Progress | None, Callable[[Evaluation], None]]]:
-    """(on_progress, on_song): on stderr, what is being separated and the medians so far; gone when done."""
+def _progress(*, songs: int, shown: bool) -> Iterator[tuple[Progress | None, Callable[[Evaluation], None]]]:
+    """Yields (on_progress, on_song): on stderr, what is being separated and the medians so far; gone when done."""
     if not shown or not sys.stderr.isatty():
         yield None, lambda found: None
         return
+    from rich import progress
     from rich.console import Console, Group
     from rich.live import Live
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bars
 
     from tfswa_sep.evaluation.report.tables import summary_table
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    bars = Bars(*columns, console=Console(stderr=True))
+    name = progress.TextColumn("{task.description}", markup=False)
+    columns = (name, progress.BarColumn(), progress.MofNCompleteColumn())
+    bars = progress.Progress(*columns, console=Console(stderr=True))
     whole = bars.add_task("songs", total=songs)
     part = bars.add_task("", total=None)
     with Live(bars, console=Console(stderr=True), transient=True) as live:

@@ -12,9 +12,9 @@ import numpy as np
 import soundfile
 
 from tfswa_sep import registry
+from tfswa_sep.audio.resample import Samples
 from tfswa_sep.constants import ACCOMPANIMENT, MODEL_CHANNELS, SAMPLE_RATE, STEMS, VOCALS
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.evaluation.metrics import Samples
 from tfswa_sep.evaluation.multitrack import (
     BLOCK_SECONDS,
     MIXTURE,

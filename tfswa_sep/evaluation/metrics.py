@@ -15,9 +15,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Samples = NDArray[np.float32]
+from tfswa_sep.audio.resample import Samples
 
 SILENCE_RMS = 1e-5  # of full scale, -100 dB: below it a stem counts as silent
 ENERGY_FLOOR = 1e-7  # added to both energies of an SDR, as the challenges do: a perfect estimate stays finite

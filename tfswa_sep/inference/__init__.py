@@ -1,1 +1,1 @@
-"""From blocks of samples to blocks of stems: segments, transforms, backends."""
+"""From blocks of samples to blocks of stems: segments, STFT, features, backends, masks."""

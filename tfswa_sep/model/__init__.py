@@ -1,1 +1,1 @@
-"""The network: config its shape, attention the three attentions, block their fusion, unet the whole."""
+"""The network: its shape (config), attentions, blocks, masks (mask_head), STFT, and the whole (unet)."""

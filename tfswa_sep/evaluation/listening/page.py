@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from tfswa_sep.audio.resample import Samples
 from tfswa_sep.constants import SAMPLE_RATE
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.extra import need
-from tfswa_sep.evaluation.metrics import Samples
 from tfswa_sep.evaluation.multitrack import AUDIO_SUFFIXES, BLOCK_SECONDS, Feed
 
 SHORTEST = 0.4  # s: loudness is measured in blocks of that length
