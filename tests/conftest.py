@@ -146,16 +146,21 @@ def onnx_model(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`small` is a tiny network, and what training sets in the process is put back."""
+def settings_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What training sets in the process is put back."""
     torch = pytest.importorskip("torch")
-    monkeypatch.setitem(PRESETS, "small", TINY)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
     torch.backends.cuda.enable_flash_sdp(True)
     torch.backends.cuda.enable_mem_efficient_sdp(True)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, settings_restored: None) -> None:
+    """`small` is a tiny network."""
+    monkeypatch.setitem(PRESETS, "small", TINY)
 
 
 def write_pools(folder: Path) -> Path:

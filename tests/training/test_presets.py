@@ -1,0 +1,119 @@
+"""Every preset and every kind of mask trains, saves, resumes and exports: in bf16 and float32, one process and two."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("hydra")
+pytest.importorskip("lightning_fabric")
+
+from tfswa_sep.model.config import PRESETS
+from training.configuration import load_config
+from training.distributed import SyncedBatchNorm
+from training.release.export import load_checkpoint
+from training.train import train
+
+ROOT = Path(__file__).resolve().parents[2]
+PRECISIONS = ("bf16-mixed", "32-true")
+CASES = {
+    **{preset: (preset, PRESETS[preset].masks) for preset in PRESETS},
+    **{f"small {masks}": ("small", masks) for masks in ("complex", "real")},
+}
+
+
+def words(case: str, precision: str, steps: int, *, pools: Path, out: Path) -> list[str]:
+    """A preset with its bands, filters, features and branches, but as few features as there can be."""
+    preset, masks = CASES[case]
+    shape = PRESETS[preset]
+    stages = len(shape.dims)
+    changes: dict[str, Any] = {
+        "masks": masks,
+        "dims": [8] * stages,
+        "convs": [1] * stages,
+        "attentions": [0] * (stages - 1) + [1],
+        "tdfs": [min(hidden, 4) for hidden in shape.tdfs],
+        "heads": 2,
+        "head_dim": 4,
+        "segment_samples": (shape.frame_multiple - 1) * shape.hop,
+        "margin_samples": 1024,
+    }
+    return [
+        f"data.pools={pools}", f"out={out}", f"model={preset}",
+        *(f"model.changes.{key}={value}" for key, value in changes.items()),
+        f"data.mix.seconds={(shape.frame_multiple - 1) * shape.hop / shape.sample_rate}",
+        f"training.steps={steps}", f"training.precision={precision}", "training.batch_size=1",
+        "training.workers=0", "training.threads=1", "training.warmup_steps=1",
+        "training.accelerator=cpu", "training.log_every=1", "training.optimizer=adamw",
+        "training.loss={domain: spectrum, stft: 1.0, sdr: 0.02}",
+    ]  # fmt: skip
+
+
+def check(out: Path, steps: int) -> None:
+    """Its checkpoint is of that step, loads into a network, and holds numbers."""
+    network, stored = load_checkpoint(out / "last.ckpt")
+    assert stored["step"] == steps
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
+def test_a_preset_trains_saves_and_resumes(
+    case: str, precision: str, pools: Path, tmp_path: Path, settings_restored: None
+) -> None:
+    for steps in (2, 3):
+        train(load_config(words(case, precision, steps, pools=pools, out=tmp_path)))
+        check(tmp_path, steps)
+    # Checkpoints are of the same tensors in both precisions, and masks lie outside of the graph.
+    if precision == "32-true" and case in PRESETS:
+        pytest.importorskip("onnxscript")
+        from training.release.export import export_onnx
+
+        network, _ = load_checkpoint(tmp_path / "last.ckpt")
+        assert math.isfinite(export_onnx(network, tmp_path / "x.onnx", name="x"))
+
+
+@pytest.mark.slow
+def test_presets_train_in_two_processes(pools: Path, tmp_path: Path) -> None:
+    runs, outs = [], []
+    for case in CASES:
+        for precision in PRECISIONS:
+            out = tmp_path / case.replace(" ", "-") / precision
+            outs.append(out)
+            runs += [words(case, precision, steps, pools=pools, out=out) for steps in (2, 3)]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+            str(ROOT / "tests/train_tiny.py"), json.dumps(runs), "presets",
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    for out in outs:
+        check(out, 3)
+
+
+def test_shared_batch_norms_take_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With statistics in float32: those of torch's own batch norm, of which the input is bf16, too."""
+    monkeypatch.setattr("training.distributed._mean_of_all", lambda x: x)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
+    x = torch.randn(2, 4, 8, 8).bfloat16()
+    plain, shared = torch.nn.BatchNorm2d(4), SyncedBatchNorm(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted, found = plain(x), shared(x)
+    assert found.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(shared.running_mean, plain.running_mean)
+    torch.testing.assert_close(shared.running_var, plain.running_var)
