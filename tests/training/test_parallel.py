@@ -26,7 +26,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def words(pools: Path, out: Path, *more: str) -> list[str]:
     return [
-        f"data.pools={pools}", f"out={out}", "data.mix.seconds=0.3",
+        f"data.pools={pools}", f"out={out}", "data.mix.seconds=0.4",
         "training.workers=0", "training.threads=1",
         # Each process takes the mean over what it knows: all of it.
         "data.mix.kinds={stems: 1.0, band: 0.0, accompaniment: 0.0, song: 0.0}",
