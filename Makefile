@@ -8,7 +8,7 @@
 #   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
-SONG ?= examples/demo.ogg
+SONG ?= examples/demo/demo.ogg
 OUT ?= demo_stems
 PIP_FLAGS ?=
 

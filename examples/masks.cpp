@@ -1,13 +1,13 @@
 // Runs an exported network without Python: features of a song in, masks out, compared with PyTorch's own.
 //
-//   python -m training.export_programs tfswa_sep/weights/small.safetensors --formats aoti --sample --out exported
+//   python -m training.release.programs tfswa_sep/weights/small.safetensors --formats aoti --sample --out exported
 //   TORCH=$(python -c "import torch; print(torch.__path__[0])")
 //   g++ -std=c++20 examples/masks.cpp -o masks -I$TORCH/include -I$TORCH/include/torch/csrc/api/include \
 //       -L$TORCH/lib -Wl,-rpath,$TORCH/lib -ltorch -ltorch_cpu -lc10
 //   ./masks exported/small.aoti.pt2 exported/features.f32 exported/masks.f32 128 8 64 4 64 4 256 4 640
 //
 // The numbers are the frames, and the features of a bin and the bins of each band, as the export says them. What
-// features are and what becomes of masks: tfswa_sep/masks.py.
+// features are and how masks are applied: tfswa_sep/inference/mask_apply.py.
 #include <ATen/ATen.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,9 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    samples, rate = soundfile.read(ROOT / "examples" / "demo.ogg", dtype="float32", always_2d=True)
+    samples, rate = soundfile.read(ROOT / "examples/demo/demo.ogg", dtype="float32", always_2d=True)
     assert rate == 44100
-    (tmp_path / "song.mp3").write_bytes((ROOT / "examples" / "demo.ogg").read_bytes())
+    (tmp_path / "song.mp3").write_bytes((ROOT / "examples/demo/demo.ogg").read_bytes())
     names = {"samples": samples[: 2 * rate].T, "blocks": [samples[:rate].T, samples[rate : 2 * rate].T]}
     exec(compile(ast.parse(code), "README.md", "exec"), names)
     assert (tmp_path / "stems" / "song" / "accompaniment.wav").is_file()
@@ -153,3 +154,18 @@ def test_the_paper_is_cited_in_the_right_journal() -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tfswa_sep").rglob("*.py")]
     texts = [path.read_text("utf-8") for path in pages]
     assert not any("EURASIP Journal on Audio" in " ".join(text.split()) for text in texts)
+
+
+def test_the_package_names_the_licence_of_its_code_and_of_its_weights() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    models = tomllib.loads((ROOT / "models.toml").read_text("utf-8"))["models"]
+    bundled = {
+        model["license"]
+        for model in models.values()
+        if any(file["where"].startswith("bundled:") for file in model["files"])
+    }
+    assert set(project["license"].split(" AND ")) == {"MIT", *bundled}
+    assert project["license-files"] == ["LICENSE", "LICENSES/*.txt"]
+    for name in bundled:
+        assert name in README
+        assert "GENERAL PUBLIC LICENSE" in (ROOT / "LICENSES" / f"{name}.txt").read_text("utf-8")

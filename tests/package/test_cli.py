@@ -463,7 +463,7 @@ def test_models_path_is_the_file_itself(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.slow
 def test_the_demo_song_through_the_real_model(tmp_path: Path) -> None:
-    song = ROOT / "examples" / "demo.ogg"
+    song = ROOT / "examples/demo/demo.ogg"
     done = python("-m", "tfswa_sep", str(song), "--out", str(tmp_path), "--stems", "vocals,accompaniment")
     assert (done.returncode, done.stderr) == (0, "")
     mixture, rate = soundfile.read(song)

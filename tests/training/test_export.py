@@ -126,7 +126,7 @@ def test_export_notices_a_graph_that_differs(exported: Path) -> None:
 
 def demo_segments(samples: int, *, count: int) -> NDArray[np.float32]:
     """(count, c, samples) of the demo song, from its middle on."""
-    audio, rate = soundfile.read(ROOT / "examples/demo.ogg", dtype="float32", always_2d=True)
+    audio, rate = soundfile.read(ROOT / "examples/demo/demo.ogg", dtype="float32", always_2d=True)
     assert rate == RATE
     start = (len(audio) - count * samples) // 2
     return np.ascontiguousarray(

@@ -48,7 +48,7 @@ def network() -> TfswaUNet:
 
 @pytest.fixture(scope="module")
 def song() -> np.ndarray:
-    samples, _ = soundfile.read(ROOT / "examples" / "demo.ogg", dtype="float32", always_2d=True)
+    samples, _ = soundfile.read(ROOT / "examples/demo/demo.ogg", dtype="float32", always_2d=True)
     return np.ascontiguousarray(samples.T)
 
 
@@ -109,7 +109,7 @@ def test_cpp_runs_the_compiled_program(
         "--out",
         str(tmp_path),
         "--song",
-        str(ROOT / "examples/demo.ogg"),
+        str(ROOT / "examples/demo/demo.ogg"),
     ]
     assert programs.main([str(model), *options]) == 0
     shape = capsys.readouterr().out.strip().rsplit(", ", 1)[1].split()

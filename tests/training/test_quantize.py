@@ -90,7 +90,7 @@ def test_matrices_alone_in_8_bits(model: Path) -> None:
 
 
 def test_the_bundled_model_in_8_bits_is_near_the_one_in_float32() -> None:
-    song, _ = soundfile.read(ROOT / "examples/demo.ogg", dtype="float32", frames=196_096, start=441_000)
+    song, _ = soundfile.read(ROOT / "examples/demo/demo.ogg", dtype="float32", frames=196_096, start=441_000)
     wide, narrow = (
         OnnxBackend(WEIGHTS / name, threads=1)(song.T[None]) for name in ("small.onnx", "small.int8.onnx")
     )

@@ -178,7 +178,7 @@ def describe(model: ModelInfo) -> list[tuple[str, str]]:
         ("files", "; ".join(files)),
         ("quality", ", ".join(f"{stem} {score:.1f} dB" for stem, score in model.scores.items())),
         ("trained", model.training_data),
-        ("licence", model.license),
+        ("licence", f"{model.license} (of the weights)"),
     ]
     return [(label, text) for label, text in lines if text]
 

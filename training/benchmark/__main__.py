@@ -142,7 +142,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     names = [peer.name for peer in PEERS]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tfswa-sep-benchmark"
-    song = Path("examples/demo.ogg")
+    song = Path("examples/demo/demo.ogg")
     parser.add_argument("--song", type=Path, default=song, help="looped into the test songs")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0], help="lengths of the test songs")
     parser.add_argument("--command", default="tfswa-sep", help="the installed command, or its path")

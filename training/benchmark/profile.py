@@ -64,7 +64,7 @@ def profile(song: Path, out: Path, *, model: str | None = None, precision: str =
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.benchmark.profile", description=__doc__)
-    parser.add_argument("song", type=Path, nargs="?", default=Path("examples/demo.ogg"), help="looped")
+    parser.add_argument("song", type=Path, nargs="?", default=Path("examples/demo/demo.ogg"), help="looped")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--model", help="a name or a file; default: the default model")
     parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")

@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--name", help="of the model, else the file's")
     parser.add_argument("--out", type=Path, default=Path("exported"))
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
-    parser.add_argument("--song", type=Path, default=Path("examples/demo.ogg"), help="to compare on")
+    parser.add_argument("--song", type=Path, default=Path("examples/demo/demo.ogg"), help="to compare on")
     parser.add_argument("--sample", action="store_true", help="also write features.f32 and masks.f32")
     options = parser.parse_args(arguments)
     network, name = load_model(options.model), options.name or options.model.stem

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.demo_instruments import RATE, Signal, noise
+from examples.demo.instruments import RATE, Signal, noise
 
 STEP = 128  # samples between two values of a control curve, 2.9 ms
 RING = 1000  # samples that a formant rings after a pulse

@@ -1,10 +1,10 @@
 """The demo song: eight bars that this code composes, plays and sings; nothing in it was recorded.
 
-    python -m training.demo_song --out examples
+    python -m examples.demo.song
 
-writes `demo.ogg`, the mixture, and its true stems `demo_stems/<stem>.ogg`. The same seed gives the same
-samples; the Ogg files differ from one run to the next by the random serial number that the encoder puts in
-each stream.
+writes `demo.ogg`, the mixture, and its true stems `stems/<stem>.ogg` beside this file. The same seed gives the
+same samples; the Ogg files differ from run to run by the random serial number that the encoder gives each
+stream.
 
 D major, 96 beats a minute, 4/4. Four bars of verse and four of a refrain with a second voice:
 
@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from training import demo_instruments as play
-from training.demo_instruments import RATE, Signal
-from training.demo_voice import Note, sing
+from examples.demo import instruments as play
+from examples.demo.instruments import RATE, Signal
+from examples.demo.voice import Note, sing
 
+FOLDER = Path(__file__).parent
 SEED = 2
 BEATS = 32  # the whole song
 BEAT = 60 / 96  # seconds
@@ -103,10 +104,10 @@ def render(*, seed: int = SEED, beats: float = BEATS) -> dict[str, Signal]:
 
 
 def write(stems: dict[str, Signal], folder: Path) -> list[Path]:
-    """Write `folder/demo.ogg` and `folder/demo_stems/<stem>.ogg`, creating the folders; returns the files."""
-    (folder / "demo_stems").mkdir(parents=True, exist_ok=True)
+    """Write `folder/demo.ogg` and `folder/stems/<stem>.ogg`, creating the folders; returns the files."""
+    (folder / "stems").mkdir(parents=True, exist_ok=True)
     files = {folder / "demo.ogg": np.asarray(sum(stems.values()))}
-    files |= {folder / "demo_stems" / f"{name}.ogg": stem for name, stem in stems.items()}
+    files |= {folder / "stems" / f"{name}.ogg": stem for name, stem in stems.items()}
     for path, samples in files.items():
         soundfile.write(path, samples.T, RATE, format="OGG", subtype="VORBIS", compression_level=OGG_LEVEL)
     return list(files)
@@ -216,7 +217,7 @@ def _chords(rng: np.random.Generator, beats: float) -> Signal:
 def main() -> None:
     """Parse the options, render and write."""
     parser = argparse.ArgumentParser(description="Render the demo song and its stems as Ogg files.")
-    parser.add_argument("--out", type=Path, default=Path("examples"), help="folder to write into")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write into")
     parser.add_argument("--seed", type=int, default=SEED, help="another seed is another performance")
     options = parser.parse_args()
     files = write(render(seed=options.seed), options.out)

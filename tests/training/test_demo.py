@@ -1,4 +1,4 @@
-"""The demo song sounds, is the same each time, and the files under examples/ are what the code renders."""
+"""The demo song sounds, is the same each time, and the committed files are what the code renders."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from training.demo_instruments import RATE, Signal, guitar, hertz
-from training.demo_song import BEAT, BEATS, PEAK, render, write
-from training.demo_voice import Note, sing
+from examples.demo import picture
+from examples.demo.instruments import RATE, Signal, guitar, hertz
+from examples.demo.song import BEAT, BEATS, PEAK, render, write
+from examples.demo.voice import Note, sing
+from tfswa_sep import Stems
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+DEMO = Path(__file__).parents[2] / "examples" / "demo"
 STEMS = ["vocals", "drums", "bass", "other"]
 
 
@@ -73,8 +75,8 @@ def test_voice_and_guitar_hit_the_note() -> None:
 
 @pytest.mark.slow
 def test_the_committed_files_are_this_song(song: dict[str, Signal]) -> None:
-    files = {EXAMPLES / "demo_stems" / f"{name}.ogg": stem for name, stem in song.items()}
-    files[EXAMPLES / "demo.ogg"] = np.asarray(sum(song.values()))
+    files = {DEMO / "stems" / f"{name}.ogg": stem for name, stem in song.items()}
+    files[DEMO / "demo.ogg"] = np.asarray(sum(song.values()))
     for path, expected in files.items():
         found, rate = soundfile.read(path)
         assert (rate, found.shape) == (RATE, (BEATS * BEAT * RATE, 2)), path
@@ -88,5 +90,25 @@ def test_write_makes_the_mixture_and_its_stems(tmp_path: Path) -> None:
     stems: dict[str, Signal] = {name: 0.1 * rng.standard_normal((2, 5000)) for name in STEMS}
     files = write(stems, tmp_path / "new")
     names = [str(path.relative_to(tmp_path / "new")) for path in files]
-    assert names == ["demo.ogg", *(f"demo_stems/{name}.ogg" for name in STEMS)]
+    assert names == ["demo.ogg", *(f"stems/{name}.ogg" for name in STEMS)]
     assert {soundfile.info(path).frames for path in files} == {5000}
+
+
+def test_a_tone_is_drawn_at_its_frequency() -> None:
+    tone = np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE)
+    levels = picture.spectrogram(np.stack([tone, tone]), RATE, 40, 200)
+    height = np.log(picture.HIGHEST / 1000) / np.log(picture.HIGHEST / picture.LOWEST) * 200
+    assert levels.shape == (200, 40)
+    assert abs(int(levels[:, 20].argmax()) - height) <= 1
+
+
+def test_the_picture_has_a_panel_for_the_song_and_each_stem() -> None:
+    rng = np.random.default_rng(0)
+    stems = {name: 0.1 * rng.standard_normal((2, 2 * RATE), np.float32) for name in STEMS}
+    image = np.asarray(picture.draw(np.asarray(sum(stems.values())), Stems(stems, sample_rate=RATE), RATE))
+    assert image.shape[:2] == picture.SIZE[::-1]
+    assert picture.PICTURE.stat().st_size < 300_000
+    tops = [64 + (580 - 112) * number // 3 for number in range(4)]
+    for name, top in zip(STEMS, tops, strict=True):
+        hue = image[top + 20 : top + 90, 800:1300, :3].mean(axis=(0, 1))
+        assert int(hue.argmax()) == int(np.argmax(picture.COLORS[name])), name

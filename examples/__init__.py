@@ -1,0 +1,1 @@
+"""Runnable examples, part of the checkout and not of the package."""

@@ -1,0 +1,1 @@
+"""The demo song and the code that composes, plays and sings it."""
