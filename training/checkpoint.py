@@ -59,7 +59,8 @@ def read(path: Path) -> dict[str, Any]:
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads((file.metadata() or {}).get(KEY, "{}"))
                 weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no mapping)
-            return {"average": with_current_names(weights), "shape": metadata.get("config")}
+            step = metadata.get("step", 0)
+            return {"average": with_current_names(weights), "shape": metadata.get("config"), "step": step}
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         parts: dict[str, Any] = {
             part: with_current_names(content[part]) for part in ("model", "average") if part in content

@@ -104,13 +104,20 @@ def find_checkpoint(config: DictConfig, shape: ModelConfig) -> dict[str, Any] | 
 
 
 def warm_up(model: TfswaUNet, config: DictConfig, *, resumed: bool) -> str:
-    """Take over what fits of `training.warm_start`, unless the run is resumed; returns what to say of it."""
-    path = config.training.warm_start
+    """Load what fits of `continue_from` or `warm_start`, unless the run is resumed; returns what to report."""
+    name = "continue_from" if config.training.continue_from else "warm_start"
+    path = config.training[name]
     if not path:
         return ""
     if resumed:
-        return f"goes on from {Path(config.out) / 'last.ckpt'}: training.warm_start={path} is not read"
+        return f"continues from {Path(config.out) / 'last.ckpt'}; training.{name}={path} is not read"
     return checkpoint.warm_start(model, Path(path))
+
+
+def first_step(config: DictConfig) -> int:
+    """The step at which a run without a checkpoint begins: 0, or that of `training.continue_from`."""
+    path = config.training.continue_from
+    return int(checkpoint.read(Path(path))["step"]) if path else 0
 
 
 class Run:
@@ -138,7 +145,7 @@ class Run:
         self.trained = self.wrapped.module
         self.optimizer: Any = self.fabric.setup_optimizers(make_optimizer(self.trained, settings))
         self.average = Average(self.model, settings.ema_decay)
-        self.done, self.seconds = 0, 0.0  # steps; spent before this process
+        self.done, self.seconds = first_step(config), 0.0  # steps; spent before this process
         self.best, self.stale = -math.inf, 0  # best score; validations since
         self.out.mkdir(parents=True, exist_ok=True)
         if stored:

@@ -33,6 +33,7 @@ from training import checkpoint, losses, train
 from training.analysis import lr_finder as learning_rate_finder
 from training.configuration import load_config
 from training.pretrain import MaskedSpectrogram, hide
+from training.release.state import write_state
 from training.run import Run
 from training.schedule import learning_rate, phases
 
@@ -144,7 +145,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_its_own_model_alone(
     assert run_of(songs, tmp_path, "model.changes.head_dim=4", "training.resume=false").done == 0
     again = run_of(songs, tmp_path, "model.changes.margin_samples=0", "training.warm_start=other.ckpt")
     assert again.done == 1  # what is thrown away of a segment is no matter of training
-    assert "last.ckpt: training.warm_start=other.ckpt is not read" in again.said
+    assert "last.ckpt; training.warm_start=other.ckpt is not read" in again.said
 
 
 def test_a_transform_that_the_losses_lack_is_refused(songs: Path, tmp_path: Path, tiny: None) -> None:
@@ -603,3 +604,16 @@ def test_terms_are_weighed(tiny: None) -> None:
     )
     assert set(terms) == {"waveform", "stft", "magnitude", "consistency"}
     assert float(total) == pytest.approx(sum(values[name] * float(term) for name, term in terms.items()))
+
+
+def test_a_state_file_goes_on_elsewhere_at_its_step(songs: Path, tmp_path: Path, tiny: None) -> None:
+    train.train(config_of(songs, tmp_path / "first", "training.steps=3"))
+    state = tmp_path / "state.safetensors"
+    assert write_state(tmp_path / "first/last.ckpt", state) == 3
+    run = run_of(songs, tmp_path / "second", "training.steps=6", f"training.continue_from={state}")
+    assert run.done == 3 and next(iter(run.batches()))[0].shape[0] == 2
+    stored = checkpoint.read(tmp_path / "first/last.ckpt")["average"]
+    for key, value in run.model.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, stored[key], rtol=1e-3, atol=1e-6)
+    assert state.stat().st_size < 0.2 * (tmp_path / "first/last.ckpt").stat().st_size
