@@ -2,6 +2,7 @@
 # make test        run every test in an environment of its own
 # make check       what CI runs: lint, format, types, tests
 # make test-audio  the tests that need torchaudio, in a second environment
+# make docs        build the documentation into site/
 # make dist        build the wheel and the sdist, and check them for PyPI
 #
 # PIP_FLAGS is handed to pip. On Linux, PyPI's torch is a CUDA build of several GB; the CPU's is smaller:
@@ -17,7 +18,7 @@ PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -
 AUDIO_KILOBYTES := 7000000
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test check lint test-audio dist ffmpeg chromium clean
+.PHONY: demo test check lint test-audio docs dist ffmpeg chromium clean
 
 demo: .venv/.done
 	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
@@ -37,6 +38,9 @@ lint: .venv-dev/.done
 
 test-audio: .venv-audio/.done
 	.venv-audio/bin/python -m pytest -m torchaudio tests/package/test_torchaudio.py tests/training/test_augment.py
+
+docs: .venv-docs/.done
+	.venv-docs/bin/zensical build --strict --clean
 
 dist: .venv-dev/.done
 	rm -rf dist
@@ -70,6 +74,12 @@ chromium:
 	.venv/bin/python $(PIP) .
 	touch $@
 
+.venv-docs/.done: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(PIP) --upgrade "pip>=25.1"
+	.venv-docs/bin/python $(PIP) --group docs
+	touch $@
+
 # Editable, with all extras. pip learnt --group in 25.1.
 .venv-dev/.done: pyproject.toml constraints/torch213.txt
 	$(PYTHON) -m venv .venv-dev
@@ -88,4 +98,4 @@ chromium:
 	touch $@
 
 clean:
-	rm -rf .venv .venv-dev .venv-audio build dist demo_stems
+	rm -rf .venv .venv-dev .venv-audio .venv-docs site build dist demo_stems

@@ -1,4 +1,4 @@
-"""README.md says nothing that is not so: its commands exist, its Python runs, its numbers were measured."""
+"""README.md and docs/ are true: their commands exist, their Python runs, their numbers were measured."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from training.release.report import (
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-DOCUMENTS = README + (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = "\n".join(path.read_text("utf-8") for path in PAGES)
 
 
 def commands(program: str) -> list[list[str]]:
@@ -101,7 +102,7 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:
-    table = {int(code) for code in re.findall(r"^\| (\d) \|", README, re.MULTILINE)}
+    table = {int(code) for code in re.findall(r"^\| (\d) \|", DOCUMENTS, re.MULTILINE)}
     ours = {
         kind.exit_code
         for kind in vars(errors).values()
@@ -115,8 +116,17 @@ def test_the_readme_is_short() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", DOCUMENTS):
-        assert (ROOT / target).exists(), target
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    tree = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    for path in (ROOT / "tfswa_sep").iterdir():
+        assert path.name.startswith(("__", "py.typed")) or f"  {path.name}" in tree, path.name
+    for folder in re.findall(r"^([a-z_]+/) ", tree, re.MULTILINE):
+        assert (ROOT / folder).is_dir()
 
 
 @pytest.mark.parametrize("name", REPORTED)
