@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,27 @@ from tiny_model import TINY
 
 from tfswa_sep.constants import STEMS
 from tfswa_sep.errors import InputError
+from tfswa_sep.evaluation.results import Evaluation, MethodScores, SongScore, StemScore
 from tfswa_sep.model.unet import TfswaUNet
-from tfswa_sep.registry import load_registry
+from tfswa_sep.registry.models_toml import read_models
 from training.release import publish
+from training.release.export import export_safetensors, load_checkpoint, round_to_half
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789" * 4
 PUBLISH_AND_FETCH = """
 import os, sys
 from pathlib import Path
-from tfswa_sep.registry import fetch, load_registry
+from tfswa_sep.registry import fetch
+from tfswa_sep.registry.models_toml import read_models
 from training.release import publish
+from training.release.export import export_safetensors, load_checkpoint, round_to_half
 os.environ["HF_TOKEN"] = "hf_wrong"
 assert publish.main(sys.argv[1:]) == 4 and not Path({entry!r}).exists()
 os.environ["HF_TOKEN"] = "hf_right"
 code = publish.main(sys.argv[1:])
 if not code:
-    model = load_registry(Path({entry!r}))["tried"]
+    model = read_models(Path({entry!r}))["tried"]
     for backend in ("onnx", "torch"):
         print("fetched", fetch(model, backend).stat().st_size)
 sys.exit(code)
@@ -157,13 +161,64 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "last.ckpt"
 
 
-def test_scores_are_those_of_eval(tmp_path: Path) -> None:
-    path = tmp_path / "scores.json"
-    path.write_text(json.dumps({"methods": [{"mean": {"vocals": {"sdr": 3.987}, "bass": {"sdr": 1}}}]}))
-    assert publish.read_scores(path, STEMS) == {"vocals": 3.99, "bass": 1.0}
+def record(path: Path, digests: Mapping[str, str], *, museval: bool = False) -> Path:
+    """Two songs and one that is apart, of as many methods as there are digests."""
+    methods = []
+    for name, digest in digests.items():
+        songs = []
+        for number, sdr in enumerate((3.0, 4.974, 99.0)):
+            official = {"museval_sdr": sdr + 1} if museval else {}
+            stems = {
+                "vocals": StemScore({"sdr": sdr, **official}),
+                "bass": StemScore({"sdr": 1.0, **official}),
+            }
+            songs.append(SongScore(f"song {number}", 60.0, 1.0, number == 2, stems, {}, ()))
+        methods.append(
+            MethodScores(name, "model", tuple(songs), sha256=digest, backend="onnx", precision="fp32")
+        )
+    found = Evaluation(
+        "MUSDB18 test", (), tuple(methods), "c", "2026-01-02T00:00:00", "m", {"tfswa-sep": "0.1.0"}
+    )
+    path.write_text(found.to_json())
+    return path
+
+
+def test_scores_are_those_of_the_published_file(tmp_path: Path) -> None:
+    path = record(tmp_path / "scores.json", {"other": "f" * 64, "tried": "a" * 64}, museval=True)
+    scores = publish.read_scores(path, STEMS, {"a" * 64: "tried.onnx"})
+    assert scores.means == {"vocals": 3.99, "bass": 1.0}
+    assert "`tried.onnx` on MUSDB18 test (2 songs), measured with tfswa-sep 0.1.0" in scores.table
+    assert "museval's (BSSEval v4), the median over frames of 1 s, then over the songs" in scores.table
+    assert "| stem | songs | SDR v4 | global SDR |" in scores.table
+    assert "| vocals | 2 | 4.99 | 3.99 |" in scores.table
+    with pytest.raises(
+        InputError, match=r"scores\.json holds no scores of tried\.onnx \(SHA-256 bbbbbbbbbbbb"
+    ):
+        publish.read_scores(path, STEMS, {"b" * 64: "tried.onnx"})
     path.write_text("[]")
-    with pytest.raises(InputError, match=r"scores\.json holds no scores"):
-        publish.read_scores(path, STEMS)
+    with pytest.raises(InputError, match=r"scores\.json is no record of `tfswa-sep eval`"):
+        publish.read_scores(path, STEMS, {})
+
+
+def test_a_record_of_another_model_is_one_clear_line(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def export_onnx(network: TfswaUNet, path: Path, **_: str) -> float:
+        path.write_bytes(b"a graph")
+        return 0.0
+
+    monkeypatch.setattr(publish, "export_onnx", export_onnx)
+    scores, out = tmp_path / "scores.json", tmp_path / "out"
+    words = [str(checkpoint), "--name", "tried", "--license", "cc0-1.0", "--data", "songs", "--out", str(out)]
+    record(scores, {"tried": "f" * 64})
+    assert publish.main([*words, "--scores", str(scores)]) == InputError.exit_code
+    assert capsys.readouterr().err.count("\n") == 1 and not (out / "models.toml").exists()
+    record(scores, {"another": "f" * 64, "tried": hashlib.sha256(b"a graph").hexdigest()})
+    assert publish.main([*words, "--scores", str(scores)]) == 0
+    assert "| vocals | 2 | 3.99 |" in (out / "README.md").read_text("utf-8")
+    assert read_models(out / "models.toml")["tried"].scores["vocals"] == 3.99
+    assert publish.main(words) == 0
+    assert "Not measured yet." in (out / "README.md").read_text("utf-8")
 
 
 def test_an_entry_is_what_the_registry_reads(tmp_path: Path) -> None:
@@ -171,10 +226,11 @@ def test_an_entry_is_what_the_registry_reads(tmp_path: Path) -> None:
     entry = publish.registry_entry(
         "a-b", TINY, {"onnx": ("a.onnx", tmp_path / "a.onnx")},
         summary='Says "hello"', license_name="cc0-1.0",
-        data="songs", scores={"vocals": 3.987}, default=True,
+        data="songs", scores=publish.Scores({"vocals": 3.987}, ""),
     )  # fmt: skip
+    assert "default" not in entry  # which model is the default is for the owner of models.toml to say
     (tmp_path / "models.toml").write_text(entry)
-    model = load_registry(tmp_path / "models.toml")["a-b"]
+    model = read_models(tmp_path / "models.toml")["a-b"]
     assert (model.summary, model.stems, model.sample_rate) == ('Says "hello"', STEMS, 44_100)
     assert model.scores == {"vocals": 3.99} and model.files[0].bytes == 3
 
@@ -182,9 +238,12 @@ def test_an_entry_is_what_the_registry_reads(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_checkpoint_goes_to_the_hub_and_comes_back(hub: str, checkpoint: Path, tmp_path: Path) -> None:
     """The real client, in a process of its own: it reads its environment when it is imported."""
-    scores = tmp_path / "scores.json"
-    scores.write_text(json.dumps({"methods": [{"mean": {"vocals": {"sdr": 3.987}}}]}))
     words = [str(checkpoint), "--name", "tried", "--license", "cc0-1.0", "--data", "made-up songs"]
+    network, _ = load_checkpoint(checkpoint)
+    round_to_half(network)
+    export_safetensors(network, tmp_path / "scored.safetensors", name="tried", license_name="cc0-1.0")
+    digest = hashlib.sha256((tmp_path / "scored.safetensors").read_bytes()).hexdigest()
+    scores = record(tmp_path / "scores.json", {"tried": digest})
     words += ["--out", str(tmp_path / "out"), "--scores", str(scores), "--repo", "org/tried"]
     environment = {
         **os.environ, "HF_ENDPOINT": hub, "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -206,7 +265,7 @@ def test_a_checkpoint_goes_to_the_hub_and_comes_back(hub: str, checkpoint: Path,
     card = Hub.files["README.md"].decode()
     assert card.startswith("---\n") and "\nlicense: cc0-1.0\n" in card
     for part in (
-        "| vocals | 3.99 |",
+        "| vocals | 2 | 3.99 |",
         "made-up songs",
         "7 steps (optimizer muon",
         "training.release.publish",

@@ -6,6 +6,9 @@ Writes to --out what others need, and nothing is sent anywhere unless --repo say
     README.md                      the model card: data, licence, scores (from `tfswa-sep eval --json`)
     models.toml                    the registry's entry; with --repo it names the commit
 
+Scores are those of a published file: publish without them, score the file, publish again with --scores. The same
+checkpoint gives the same files; a record of any other file is refused.
+
 --repo OWNER/NAME uploads files and card to Hugging Face, with the token of `hf auth login` or HF_TOKEN.
 """
 
@@ -16,8 +19,9 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +30,76 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from tfswa_sep.cli.terminal import print_error
 from tfswa_sep.errors import InputError, ModelError, TfswaError
+from tfswa_sep.evaluation.results import read_evaluation
 from tfswa_sep.model.config import ModelConfig
-from tfswa_sep.registry import load_registry
+from tfswa_sep.registry.models_toml import read_models
 from training.release.export import export_onnx, export_safetensors, load_checkpoint, round_to_half
 
 BACKENDS = {"onnx": ".onnx", "torch": ".safetensors"}
 
 
-def read_scores(path: Path, stems: tuple[str, ...]) -> dict[str, float]:
-    """Each stem's mean global SDR in dB, from what `tfswa-sep eval --json` wrote.
+@dataclass(frozen=True)
+class Scores:
+    """What one evaluation found for one of the files."""
 
-    Raises InputError for another file.
+    means: dict[str, float]  # stem -> mean over the songs of the global SDR, dB: what models.toml holds
+    table: str  # Markdown, with the songs, the metric and how it was averaged
+
+
+def read_scores(path: Path, stems: Sequence[str], files: Mapping[str, str]) -> Scores:
+    """The scores that `tfswa-sep eval --json` gave to one of `files`.
+
+    Args:
+        path: The record.
+        stems: The model's.
+        files: SHA-256 -> file name, of what is published.
+
+    Raises:
+        InputError: The file is no such record, or one of other models only.
     """
-    try:
-        means = json.loads(path.read_text(encoding="utf-8"))["methods"][0]["mean"]
-        return {stem: round(float(means[stem]["sdr"]), 2) for stem in stems if stem in means}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{path} holds no scores of `tfswa-sep eval --json`: {error!r}") from error
+    evaluation = read_evaluation(path)
+    scored = next((method for method in evaluation.methods if method.sha256 in files), None)
+    if scored is None:
+        wanted = " or ".join(f"{name} (SHA-256 {digest[:12]}...)" for digest, name in files.items())
+        raise InputError(
+            f"{path} holds no scores of {wanted}: score that file with `tfswa-sep eval --model FILE --json {path}`"
+        )
+    means, rows = {}, []
+    official = "museval_sdr" in scored.metrics
+    for stem in stems:
+        mean, songs = scored.mean(stem)
+        if mean is None or mean["sdr"] is None:
+            continue
+        means[stem] = round(mean["sdr"], 2)
+        median = scored.median(stem)[0] if official else None
+        rows.append(
+            [
+                stem,
+                str(songs),
+                *([_decibels(median["museval_sdr"])] if median else []),
+                _decibels(mean["sdr"]),
+            ]
+        )
+    columns = ["stem", "songs", *(["SDR v4"] if official else []), "global SDR"]
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    counted = sum(not song.apart for song in scored.songs)
+    protocol = "Global SDR: one ratio per song, averaged (mean) over the songs."
+    if official:
+        protocol = (
+            "SDR v4: museval's (BSSEval v4), the median over frames of 1 s, then over the songs. " + protocol
+        )
+    version = evaluation.versions.get("tfswa-sep", "of an unknown version")
+    computed = f"{scored.backend} {scored.precision or ''}".strip()
+    return Scores(
+        means,
+        f"In dB, of `{files[scored.sha256 or '']}` on {evaluation.data} ({counted} songs), measured with tfswa-sep "
+        f"{version} ({computed}) on {evaluation.date[:10]}. {protocol}\n\n{table}",
+    )
+
+
+def _decibels(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def registry_entry(
@@ -53,8 +110,7 @@ def registry_entry(
     summary: str,
     license_name: str,
     data: str,
-    scores: dict[str, float],
-    default: bool = False,
+    scores: Scores | None,
 ) -> str:
     """The lines of models.toml. files: backend -> where the file will be, and where it is now."""
     quoted = json.dumps  # JSON's strings and lists of strings are TOML's too
@@ -67,10 +123,8 @@ def registry_entry(
         f"license = {quoted(license_name)}",
         f"training_data = {quoted(data)}",
     ]
-    if default:
-        lines.append("default = true")
     if scores:
-        lines += ["", f"[models.{name}.scores]", *(f"{quoted(k)} = {v:.2f}" for k, v in scores.items())]
+        lines += ["", f"[models.{name}.scores]", *(f"{quoted(k)} = {v:.2f}" for k, v in scores.means.items())]
     for backend, (where, path) in files.items():
         content = path.read_bytes()
         lines += [
@@ -92,7 +146,7 @@ def model_card(
     summary: str,
     license_name: str,
     data: str,
-    scores: dict[str, float],
+    scores: Scores | None,
     command: str,
 ) -> str:
     """README.md with the head that Hugging Face reads."""
@@ -101,8 +155,6 @@ def model_card(
         tags=["music", "source-separation", "onnx", "safetensors"],
     )  # fmt: skip
     training = json.loads(checkpoint["config"])["training"] if "config" in checkpoint else {}
-    rows = "\n".join(f"| {stem} | {score:.2f} |" for stem, score in scores.items())
-    table = f"| stem | global SDR in dB |\n| --- | ---: |\n{rows}" if rows else "Not measured yet."
     recipe = ", ".join(
         f"{key} {training[key]}" for key in ("optimizer", "learning_rate", "batch_size") if key in training
     )
@@ -121,7 +173,7 @@ tfswa-sep song.mp3 --model {name}.onnx
 
 ## Scores
 
-{table}
+{scores.table if scores else "Not measured yet."}
 
 ## Training
 
@@ -152,13 +204,6 @@ def publish(options: argparse.Namespace, *, command: str) -> None:
     out, name = options.out, options.name
     network, checkpoint = load_checkpoint(options.checkpoint)
     config = network.config
-    scores = read_scores(options.scores, config.stems) if options.scores else {}
-    facts = {
-        "summary": options.summary,
-        "license_name": options.license,
-        "data": options.data,
-        "scores": scores,
-    }
     if options.repo:  # before the work, so that a wrong token is told at once
         with told_plainly(options.repo):
             HfApi().create_repo(options.repo, private=options.private, exist_ok=True)
@@ -168,6 +213,16 @@ def publish(options: argparse.Namespace, *, command: str) -> None:
     difference = export_onnx(network, paths["onnx"], name=name, license_name=options.license)
     export_safetensors(network, paths["torch"], name=name, license_name=options.license)
     print(f"{paths['onnx']}: step {checkpoint['step']}, differs from torch by {difference:.1e}")
+    scores = None
+    if options.scores:
+        digests = {hashlib.sha256(path.read_bytes()).hexdigest(): path.name for path in paths.values()}
+        scores = read_scores(options.scores, config.stems, digests)
+    facts = {
+        "summary": options.summary,
+        "license_name": options.license,
+        "data": options.data,
+        "scores": scores,
+    }
     card = model_card(name, config, checkpoint, command=command, **facts)
     (out / "README.md").write_text(card, encoding="utf-8")
     where = {backend: path.name for backend, path in paths.items()}
@@ -181,9 +236,9 @@ def publish(options: argparse.Namespace, *, command: str) -> None:
         print(f"https://huggingface.co/{options.repo}/tree/{commit}")
     files = {backend: (place, paths[backend]) for backend, place in where.items()}
     entry = out / "models.toml"
-    entry.write_text(registry_entry(name, config, files, default=True, **facts), encoding="utf-8")
-    load_registry(entry)  # it understands what we wrote, or we are told now
-    print(f"{entry}: put its lines into models.toml (without default = true) to have `--model {name}`")
+    entry.write_text(registry_entry(name, config, files, **facts), encoding="utf-8")
+    read_models(entry)  # raises where the registry would not understand it
+    print(f"{entry}: add its lines to models.toml to have `--model {name}`")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -198,7 +253,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--license", required=True, help="of the weights, an SPDX name such as cc-by-4.0")
     parser.add_argument("--data", required=True, help="what it was trained on")
     parser.add_argument("--summary", default="Separates a song into its stems")
-    parser.add_argument("--scores", type=Path, help="what `tfswa-sep eval --json FILE` wrote")
+    parser.add_argument(
+        "--scores", type=Path, help="what `tfswa-sep eval --model OUT/NAME.onnx --json FILE` wrote"
+    )
     parser.add_argument("--out", type=Path, default=Path("published"))
     parser.add_argument("--repo", help="OWNER/NAME on Hugging Face to upload to")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
