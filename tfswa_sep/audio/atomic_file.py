@@ -1,7 +1,8 @@
-"""Files under a temporary name, which get their own when they are whole.
+"""Files under a temporary name, which get their own when they are whole; and folders for what is temporary.
 
 A temporary file is locked as long as its writer lives. One that nobody holds was left by a process that was
 killed; the next run that writes to the folder removes it. Windows needs no lock: it keeps an open file.
+Temporary folders are locked and removed in the same way, except on Windows, where a folder cannot be locked.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -108,6 +111,46 @@ def remove_abandoned(folder: Path) -> None:
                 path.unlink()
             finally:
                 os.close(handle)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder of one's own, removed at the end, among the system's temporary ones.
+
+    Those that killed processes left there are removed first. Raises OSError.
+    """
+    prefix, suffix = _PATTERN.split("*")
+    handle = None
+    if sys.platform != "win32":
+        for path in Path(tempfile.gettempdir()).glob(_PATTERN):
+            with suppress(OSError):
+                _remove_unlocked_folder(path)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix))
+        if sys.platform != "win32":
+            with suppress(OSError):  # without locks nothing is ever cleaned up there
+                handle = os.open(folder, os.O_RDONLY)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        if folder.exists():
+            break
+        if handle is not None:  # before it was locked, another run took it for a killed one's
+            os.close(handle)
+            handle = None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _remove_unlocked_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from os.path import realpath
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -154,7 +153,6 @@ def _fetch_stdin(song: PlannedSong, opened: ExitStack) -> PlannedSong:
 
     if str(song.path) != inputs.STDIN:
         return song
-    import tempfile
+    from tfswa_sep.audio.atomic_file import temporary_folder
 
-    folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="tfswa-sep-")))
-    return replace(song, path=inputs.save_stdin(folder))
+    return replace(song, path=inputs.save_stdin(opened.enter_context(temporary_folder())))

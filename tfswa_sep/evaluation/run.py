@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from tfswa_sep.audio.atomic_file import temporary_folder
 from tfswa_sep.errors import UsageError
 from tfswa_sep.evaluation.methods import Method, check_kept
 from tfswa_sep.evaluation.multitrack import Song
@@ -31,7 +33,7 @@ Progress = Callable[[str, str, float, float], None]  # song, method, seconds don
 class _Waiting:
     """A song whose scores are being worked out."""
 
-    folder: tempfile.TemporaryDirectory[str]
+    folder: Path  # of the song's temporary files
     scores: list[tuple[int, SongScore, Future[Scored]]]  # method's number, the rest, scores
 
 
@@ -94,18 +96,19 @@ def evaluate(
             scores[number][started.song] = replace(
                 started, stems=found.stems, skipped=found.skipped, warnings=found.warnings
             )
-        waiting.folder.cleanup()
+        shutil.rmtree(waiting.folder)
         if on_song is not None:
             on_song(so_far())
 
     queue: deque[_Waiting] = deque()
-    with _executor(jobs) as executor:
+    with temporary_folder() as temporary, _executor(jobs) as executor:
         try:
             for song in songs:
                 missing = [number for number, found in enumerate(scores) if song.name not in found]
                 if missing:
                     some = {number: methods[number] for number in missing}
-                    queue.append(_begin(song, some, run, executor, on_progress, is_apart[song.name]))
+                    folder = Path(tempfile.mkdtemp(dir=temporary))
+                    queue.append(_begin(song, some, run, executor, on_progress, is_apart[song.name], folder))
                 while len(queue) > (jobs if jobs > 1 else 0):
                     finish(queue.popleft())
             while queue:
@@ -113,9 +116,6 @@ def evaluate(
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise
-        finally:
-            for waiting in queue:
-                waiting.folder.cleanup()
     return so_far()
 
 
@@ -145,36 +145,31 @@ def _begin(
     executor: Executor,
     on_progress: Progress | None,
     apart: bool,
+    folder: Path,
 ) -> _Waiting:
-    """Make the estimates of one song, and hand them to the scoring."""
-    folder = tempfile.TemporaryDirectory(prefix="tfswa-sep-eval-")
-    try:
-        top = Path(folder.name)
-        song = unpack(song, top)
-        lengths: dict[int, tuple[Path, int]] = {}  # Hz -> the mixture at that rate
-        waiting = []
-        for number, method in methods.items():
-            if method.rate not in lengths:
-                path = top / f"mixture_{method.rate}.wav"
-                lengths[method.rate] = path, song.write_mixture(path, rate=method.rate)
-            mixture, frames = lengths[method.rate]
-            seconds = frames / method.rate
+    """Make the estimates of one song in `folder`, and hand them to the scoring."""
+    song = unpack(song, folder)
+    lengths: dict[int, tuple[Path, int]] = {}  # Hz -> the mixture at that rate
+    waiting = []
+    for number, method in methods.items():
+        if method.rate not in lengths:
+            path = folder / f"mixture_{method.rate}.wav"
+            lengths[method.rate] = path, song.write_mixture(path, rate=method.rate)
+        mixture, frames = lengths[method.rate]
+        seconds = frames / method.rate
 
-            def tell(done: float, name: str = run.methods[number].name, total: float = seconds) -> None:
-                if on_progress is not None:
-                    on_progress(song.name, name, done, total)
+        def tell(done: float, name: str = run.methods[number].name, total: float = seconds) -> None:
+            if on_progress is not None:
+                on_progress(song.name, name, done, total)
 
-            tell(0.0)
-            place = top / f"method_{number}"
-            place.mkdir()
-            estimates = method.estimate(song, mixture, place, tell)
-            task = Task(song, mixture, estimates.files, method.rate, frames, run.metrics)
-            started = SongScore(song.name, seconds, estimates.seconds, apart, {}, {}, ())
-            waiting.append((number, started, executor.submit(score, task)))
-        return _Waiting(folder, waiting)
-    except BaseException:
-        folder.cleanup()
-        raise
+        tell(0.0)
+        place = folder / f"method_{number}"
+        place.mkdir()
+        estimates = method.estimate(song, mixture, place, tell)
+        task = Task(song, mixture, estimates.files, method.rate, frames, run.metrics)
+        started = SongScore(song.name, seconds, estimates.seconds, apart, {}, {}, ())
+        waiting.append((number, started, executor.submit(score, task)))
+    return _Waiting(folder, waiting)
 
 
 def _executor(jobs: int) -> Executor:
