@@ -62,9 +62,11 @@ def separate_blocks(
             return separate(segments)
 
     process = separate if shifts == 1 else separate_in_turn
+    # tee keeps some 60 blocks, also those that every copy has read: a single pass does without
+    copies = [iter(blocks)] if shifts == 1 else tee(blocks, shifts)
     passes = [
         _dropped(overlap_add(_delayed(copy, offset), process, plan, batch_size=size, workers=workers), offset)
-        for copy, offset in zip(tee(blocks, shifts), _offsets(shifts, plan.step), strict=True)
+        for copy, offset in zip(copies, _offsets(shifts, plan.step), strict=True)
     ]
     for block in passes[0] if shifts == 1 else _mean(passes):
         if not np.isfinite(block.sum()):
