@@ -50,11 +50,11 @@ class Runtime:
                 f"unknown device '{self.device}': choose from auto, cpu, cuda, cuda:N, mps, coreml"
             )
         if self.threads is not None and self.threads < 1:
-            raise UsageError(f"{self.threads} threads cannot compute: give 1 or more")
+            raise UsageError(f"threads must be at least 1, not {self.threads}")
         if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"a batch of {self.batch_size} segments cannot be computed: give 1 or more")
+            raise UsageError(f"batch_size must be at least 1, not {self.batch_size}")
         if self.shifts < 1:
-            raise UsageError(f"{self.shifts} shifts leave nothing to compute: give 1 or more")
+            raise UsageError(f"shifts must be at least 1, not {self.shifts}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,7 +127,7 @@ def test_a_repository_is_pinned_to_the_commit_of_its_first_use(server: ModelServ
         again = command(server, "models", "path", address, "--offline")
         assert (again.stdout.strip(), server.asked) == (file["path"], asked)
     verified = json.loads(command(server, "models", "verify", "--json").stdout)["files"]
-    assert [file["state"] for file in verified] == ["here, and whole"] * 5  # three of small, two addresses
+    assert [file["state"] for file in verified] == ["ok"] * 5  # three of small, two addresses
     Path(file["path"]).resolve().write_bytes(BODY[::-1])
     damaged = command(server, "models", "verify")
     assert damaged.returncode == 4 and len(damaged.stderr.splitlines()) == 1
@@ -144,13 +144,13 @@ def test_the_commands_on_what_is_here(server: ModelServer, capsys: pytest.Captur
     assert main.run(["models", "pull", "small", address]) == 0
     assert f"onnx, sha256 {SHA256}" in capsys.readouterr().out
     assert main.run(["models", "info", address]) == 0
-    assert "here, and whole" in capsys.readouterr().out
+    assert ": ok" in capsys.readouterr().out
     assert main.run(["models", "verify"]) == 0
-    assert capsys.readouterr().out.count("here, and whole") == 4
+    assert capsys.readouterr().out.count(": ok\n") == 4
     assert main.run(["models", "rm", address]) == 0
     assert main.run(["models", "info", address, "--json", "--offline"]) == 0
     (path, shown) = capsys.readouterr().out.split("\n", 1)
-    assert not Path(path).exists() and json.loads(shown)["files"][0]["state"] == "not here yet"
+    assert not Path(path).exists() and json.loads(shown)["files"][0]["state"] == "not downloaded"
     assert main.run(["models", "rm", "small"]) == 2
     assert main.run(["models", "path", address, "--offline"]) == 4
     first, second = capsys.readouterr().err.splitlines()

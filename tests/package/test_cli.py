@@ -145,7 +145,7 @@ def test_it_says_what_ran_and_what_it_wrote(work: Path, capsys: pytest.CaptureFi
     out, err = capsys.readouterr()
     first, *paths, took = out.splitlines()
     assert first == "model small, backend onnx int8, device cpu"
-    assert paths == ["song/vocals.wav", "song/drums.wav"] and took.startswith("0.5 s of music took ")
+    assert paths == ["song/vocals.wav", "song/drums.wav"] and took.startswith("0.5 s of audio took ")
     assert err == ""
     assert main.run(["song.wav", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
@@ -201,7 +201,7 @@ def test_finished_work_is_skipped_and_half_done_work_done_again(
     write_song(work / "song.wav", seconds=0.6)
     assert status() == "done"  # another song
     assert main.run(["song.wav"]) == 0
-    assert capsys.readouterr().out.startswith("song.wav was done before in the same way (--overwrite")
+    assert capsys.readouterr().out.startswith("song.wav is already separated with these options (use --overwrite")
 
 
 def test_folders_are_walked_and_mirrored(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +325,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         (
             RuntimeError("two\nlines"),
             1,
-            "a bug of tfswa-sep, please report it with what --debug shows: RuntimeError",
+            "bug in tfswa-sep: please report it with the output of --debug: RuntimeError",
         ),
         (MemoryError(), 6, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
@@ -411,7 +411,7 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: str, 
         process.send_signal(getattr(signal, sent))
         *_, line = process.stderr.read().splitlines()
         assert process.wait(timeout=20) == code
-    assert line.startswith("tfswa-sep: ") and line.endswith("left no files")
+    assert line.startswith("tfswa-sep: ") and line.endswith("no partial files were left")
     assert files_in(tmp_path) == {"song.wav"} and not (tmp_path / "song").exists()
 
 

@@ -89,4 +89,4 @@ def test_a_machine_where_nothing_works_gets_the_errors_code(
     assert main.run(["doctor"]) == 4
     out = capsys.readouterr().out
     assert "NO  backend onnx" in out and "install tfswa-sep again" in out
-    assert out.endswith("Separation does not work here.\n")
+    assert out.endswith("Separation does not work on this machine.\n")

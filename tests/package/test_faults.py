@@ -236,7 +236,7 @@ ROWS = [
     F("disk full midway", both(long_song, small_disk), "song.wav -o disk --format flac", 5, "No space left on device"),
     F("file size limit", long_song, "song.wav", 5, "cannot write song/", shell='ulimit -f 1000; exec "$@"'),
     # the world
-    F("Ctrl-C", long_song, "song.wav", 130, "interrupted", "left no files", meanwhile=send(signal.SIGINT)),
+    F("Ctrl-C", long_song, "song.wav", 130, "interrupted", "no partial files", meanwhile=send(signal.SIGINT)),
     F("Ctrl-C with jobs", both(long_song, song("b.wav", seconds=20)), "song.wav b.wav -j 2", 130, "interrupted", meanwhile=send(signal.SIGINT)),
     F("terminated", long_song, "song.wav", 143, "terminated", meanwhile=send(signal.SIGTERM)),
     F("killed", long_song, "song.wav", -9, meanwhile=send(signal.SIGKILL), new=HALF),

@@ -96,7 +96,7 @@ def _version(package: str, *in_its_place: str) -> Finding:
         with suppress(importlib.metadata.PackageNotFoundError):
             return Finding(about=name, right=True, text=importlib.metadata.version(name))
     install = torch_install_line(sys.platform, _nvidia_cuda()) if package == "torch" else _pip_line(package)
-    text = "not installed; it makes use of graphics cards" if package == "torch" else "not installed"
+    text = "not installed; needed only to run on a GPU" if package == "torch" else "not installed"
     return Finding(about=package, right=package == "torch", text=text, install=install)
 
 
@@ -117,7 +117,7 @@ def _ffmpeg() -> Finding:
     line = _FFMPEG.get(sys.platform) or next(
         (line for tool, line in _LINUX_INSTALLERS if shutil.which(tool)), ""
     )
-    text = "not found; only m4a, video and rare formats need it"
+    text = "not found; needed only for m4a, video and rare formats"
     return Finding(about="ffmpeg", right=True, text=text, install=line or _pip_line("imageio-ffmpeg"))
 
 
@@ -149,12 +149,12 @@ def _graphics_cards() -> Iterator[Finding]:
     if cuda is not None:
         usable = bool(torch_install_line(sys.platform, cuda))
         text = f"Nvidia, driver for CUDA {cuda[0]}.{cuda[1]}" + (
-            "" if usable else ": too old, update the driver"
+            "" if usable else ": too old; update the driver"
         )
     elif sys.platform == "darwin" and platform.machine() == "arm64":
         text = "Apple (mps)"
     else:
-        text = "none that can be used; the processor does the work"
+        text = "none usable; running on the CPU"
     yield Finding(about="graphics", right=True, text=text)
 
 
@@ -183,5 +183,5 @@ def _try_backend(backend: str) -> Finding:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return Finding(about=about, right=False, text=text[:300], exit_code=6)
     device, precision = separator.backend.device, separator.backend.precision
-    pace = f"{CLIP_SECONDS} s of music in {spent:.2f} s, real-time factor {spent / CLIP_SECONDS:.3f}"
+    pace = f"{CLIP_SECONDS} s of audio in {spent:.2f} s, real-time factor {spent / CLIP_SECONDS:.3f}"
     return Finding(about=about, right=True, text=f"works on {device} in {precision}: {pace}")

@@ -1,4 +1,4 @@
-"""`tfswa-sep doctor`: what works on this machine, and what to install."""
+"""`tfswa-sep doctor`: check what works on this machine and what to install."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tfswa_sep.cli.shared_options import Debug, Json
 
 
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
-    """Say what works on this machine, and how fast.
+    """Check what works on this machine, and how fast.
 
-    It separates a clip of 5 seconds with every backend, and gives the exact line that installs what is
-    missing. The exit code is 0 if separation works.
+    Separates a 5-second clip with each backend and prints the command that installs anything missing.
+    Exits with code 0 if separation works.
     """
     from tfswa_sep.cli.diagnostics import examine, works
 
@@ -35,7 +35,7 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
             json.dumps({"works": code == 0, "findings": [asdict(finding) for finding in findings]}, indent=2)
         )
     elif code:
-        print("\nSeparation does not work here.")
+        print("\nSeparation does not work on this machine.")
     else:
         print("\nSeparation works.")
     raise typer.Exit(code)

@@ -30,65 +30,66 @@ MUSEVAL, FAST = "museval", "fast"  # as in evaluation/scoring.py, which is too h
 WIDEST = 10_000  # characters: no table has as many
 
 app = typer.Typer(
-    cls=RunByDefault, rich_markup_mode=None, epilog="All options for scoring: tfswa-sep eval run --help"
+    cls=RunByDefault, rich_markup_mode=None, epilog="All scoring options: tfswa-sep eval run --help"
 )
 
 
 @app.callback()
 def _evaluation() -> None:
-    """Score stems against the true ones, by number and by ear."""
+    """Score separation quality and compare methods."""
 
 
 Data = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Songs as FOLDER/<song>/<stem>.wav (or flac, ogg, opus, mp3) or FOLDER/<song>.stem.mp4.",
+        help="Reference stems: FOLDER/<song>/<stem>.wav (or flac, ogg, opus, mp3) or FOLDER/<song>.stem.mp4.",
     ),
 ]
 Musdb = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="MUSDB18 (.stem.mp4) or MUSDB18-HQ; scored with museval."),
+    typer.Option(
+        metavar="FOLDER", help="MUSDB18 (.stem.mp4) or MUSDB18-HQ folder; scored with museval by default."
+    ),
 ]
-Subset = Annotated[Literal["test", "train"], typer.Option(help="Which part of MUSDB18.")]
+Subset = Annotated[Literal["test", "train"], typer.Option(help="MUSDB18 subset.")]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", "-m", metavar="NAME|FILE", help="A model; may be repeated."),
+    typer.Option("--model", "-m", metavar="NAME|FILE", help="Model to evaluate; repeatable."),
 ]
 Estimates = Annotated[
     list[Path] | None,
-    typer.Option(
-        metavar="FOLDER", help="Stems of any separator, as FOLDER/<song>/<stem>.wav; may be repeated."
-    ),
+    typer.Option(metavar="FOLDER", help="Stems from any separator, as FOLDER/<song>/<stem>.wav; repeatable."),
 ]
 Baselines = Annotated[
-    bool, typer.Option("--baselines", "--oracle", help="Score the mixture and two oracle masks too.")
+    bool, typer.Option("--baselines", "--oracle", help="Also score the mixture and two oracle masks.")
 ]
 Metrics = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        help="museval: BSSEval v4, official and slow. "
-        "fast: quick; its SIR and SAR differ from museval's by up to 0.7 dB.",
+        help="museval: BSSEval v4, official and slow. fast: SIR and SAR within 0.7 dB of museval's.",
     ),
 ]
 Apart = Annotated[
-    str | None, typer.Option(metavar="GLOB", help="Songs to score but to leave out of the averages.")
+    str | None, typer.Option(metavar="GLOB", help="Score these songs, but leave them out of the averages.")
 ]
 Exclude = Annotated[
-    str | None, typer.Option(metavar="GLOB", help="Songs to leave out, such as 'Music Delta*'.")
+    str | None, typer.Option(metavar="GLOB", help="Skip these songs, such as 'Music Delta*'.")
 ]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes that score.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Scoring processes.")]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Keep the separated stems here.")
 ]
-Record = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole record there.")]
+Record = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the full results to this file.")
+]
 Report = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Write results.json, results.csv and report.html there."),
+    typer.Option(metavar="FOLDER", help="Write results.json, results.csv and report.html here."),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on where an earlier run with this record or report stopped.")
+    bool, typer.Option("--resume", help="Continue an interrupted run with the same --json or --report.")
 ]
 
 
@@ -114,17 +115,17 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Separate songs whose true stems are known, and score the result.
+    """Separate songs with known stems and score the result.
 
-    Prints the SDR of each stem in decibels, and how far it is above that of the unseparated mixture.
-    A listed model computes in float32 unless --precision says otherwise: scores are the same everywhere.
+    Prints each stem's SDR in dB, and its improvement over the unseparated mixture. Models run in fp32
+    unless --precision says otherwise, so that scores are reproducible.
     """
     if (data is None) == (musdb is None):
-        raise UsageError("name the songs: either --data FOLDER or --musdb FOLDER")
+        raise UsageError("give either --data FOLDER or --musdb FOLDER")
     if out is not None and estimates and not model:
-        raise UsageError("--estimates scores stems that are there: leave out --out")
+        raise UsageError("--estimates scores existing stems and writes none: remove --out")
     if resume and record is None and report is None:
-        raise UsageError("--resume needs to know what to go on with: add --json FILE or --report FOLDER")
+        raise UsageError("--resume needs the results to continue: add --json FILE or --report FOLDER")
 
     from tfswa_sep.evaluation.results import read_evaluation
     from tfswa_sep.evaluation.run import evaluate as run
@@ -155,7 +156,7 @@ def evaluate(
 @app.command("compare")
 def compare(
     records: Annotated[
-        list[Path], typer.Argument(metavar="A.json B.json...", help="Records that `eval --json` wrote.")
+        list[Path], typer.Argument(metavar="RESULTS", help="Results written by `eval --json`.")
     ],
     metric: Annotated[
         str | None,
@@ -164,9 +165,11 @@ def compare(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say whether methods differ: paired differences over the songs, with a 95 % bootstrap interval.
+    """Compare methods by paired differences.
 
-    Every method in the records is compared with the first method of the first record. Songs are matched by name.
+    Reports the mean difference over the songs, with a 95% bootstrap interval.
+
+    Every method is compared with the first method of the first file. Songs are matched by name.
     """
     from tfswa_sep.evaluation.compare import compare as compare_records
 
@@ -186,21 +189,23 @@ def compare(
 @app.command("listen")
 def listen(
     first: Annotated[Path, typer.Argument(metavar="A", help="An audio file, or FOLDER/<song>/<stem>.wav.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="The same of another method.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page to write.")] = Path(
+    second: Annotated[Path, typer.Argument(metavar="B", help="The same from another method.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="HTML page to write.")] = Path(
         "listen.html"
     ),
     reference: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="The true stems, to be heard beside them.")
+        Path | None, typer.Option(metavar="PATH", help="Reference stems, to play alongside.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1, max=60, help="Length of each excerpt.")] = 8,
-    trials: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many pairs.")] = 12,
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="Length of each excerpt, in seconds.")] = 8,
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of pairs.")] = 12,
     debug: Debug = False,
 ) -> None:
-    """Write a page for a blind A/B test: one file that opens in any browser, without a network.
+    """Write a blind A/B listening test.
 
-    Both sides are cut at the same place, where there is most to hear, brought to one loudness, and played in
-    step. Which is which is hidden until the answers are exported.
+    The test is one HTML file that works offline in any browser.
+
+    Both sides use the same excerpts, matched in loudness and played in sync. Which is which stays hidden
+    until the answers are exported.
     """
     from tfswa_sep.evaluation.listening.page import listening_page
 

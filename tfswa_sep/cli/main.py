@@ -22,11 +22,11 @@ from tfswa_sep.cli.terminal import PROGRAM
 EXAMPLES = f"""Examples:
 
 \b
-  {PROGRAM} song.mp3                          four stems, in the folder song/
-  {PROGRAM} song.mp3 --stems vocals           only the voice
+  {PROGRAM} song.mp3                          four stems in the folder song/
+  {PROGRAM} song.mp3 --stems vocals           vocals only
   {PROGRAM} song.mp3 --stems vocals,accompaniment
-                                              the voice, and all the rest
-  {PROGRAM} *.flac --out stems --format flac  many songs, smaller files
+                                              vocals and everything else
+  {PROGRAM} *.flac --out stems --format flac  many songs, as FLAC
 """
 
 
@@ -60,8 +60,7 @@ def _root(
 ) -> None:
     """Separate songs into vocals, drums, bass and other.
 
-    Give it a song: its stems are written to a folder with the song's name. It needs no network and no
-    graphics card.
+    Stems are written to a folder named after the song. Works offline and without a GPU.
     """
 
 

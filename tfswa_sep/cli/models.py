@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer(cls=ListByDefault, rich_markup_mode=None)
 
-Name = Annotated[str, typer.Argument(metavar="MODEL", help="A listed name, or an hf:// or https:// address.")]
-Names = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Listed names, or addresses.")]
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="A model name, or an hf:// or https:// address.")]
+Names = Annotated[list[str], typer.Argument(metavar="MODEL", help="Model names or addresses.")]
 
 
 @app.callback()
 def _models() -> None:
-    """Show, fetch, check and remove models."""
+    """List, download, verify and remove models."""
 
 
 @app.command("list")
 def list_models(as_json: Json = False, debug: Debug = False) -> None:
-    """List the models: what they separate, how well, and on what terms."""
+    """List models with their stems, scores and licences."""
     from tfswa_sep import registry
 
     models = registry.known_models()
@@ -44,7 +44,7 @@ def list_models(as_json: Json = False, debug: Debug = False) -> None:
 
 @app.command("info")
 def show_model(name: Name, offline: Offline = False, as_json: Json = False, debug: Debug = False) -> None:
-    """Show one model, and where each of its files is."""
+    """Show one model and where its files are."""
     from tfswa_sep import registry
 
     model = registry.find_model(name)
@@ -63,12 +63,12 @@ def show_model(name: Name, offline: Offline = False, as_json: Json = False, debu
 @app.command("path")
 def model_path(
     name: Name,
-    backend: Annotated[Literal["onnx", "torch"], typer.Option(help="Which of the model's files.")] = "onnx",
+    backend: Annotated[Literal["onnx", "torch"], typer.Option(help="Backend of the file.")] = "onnx",
     precision: Precision = "fp32",
     offline: Offline = False,
     debug: Debug = False,
 ) -> None:
-    """Print where a model's file lies, fetched and checked."""
+    """Print the path of a model file, downloading it if needed."""
     from tfswa_sep import registry
 
     print(registry.fetch(registry.with_precision(registry.find_model(name), precision), backend))
@@ -77,13 +77,11 @@ def model_path(
 @app.command("pull")
 def pull_models(
     names: Names,
-    backend: Annotated[
-        Literal["all", "onnx", "torch"], typer.Option(help="Which of the models' files.")
-    ] = "all",
+    backend: Annotated[Literal["all", "onnx", "torch"], typer.Option(help="Files to download.")] = "all",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fetch models, so that they are here when there is no network."""
+    """Download models for offline use."""
     from tfswa_sep import registry
 
     pulled = []
@@ -106,14 +104,14 @@ def pull_models(
 @app.command("verify")
 def verify_models(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL...]", help="Which; without a name, all.")
+        list[str] | None, typer.Argument(metavar="MODEL", help="Models to verify [default: all].")
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare the files that are here with their recorded hashes.
+    """Check local model files against their recorded SHA-256.
 
-    The exit code is 4 if one is damaged.
+    Exits with code 4 if a file is damaged.
     """
     from tfswa_sep import registry
 
@@ -125,20 +123,20 @@ def verify_models(
         for file in files:
             print(f"{file['model']}, {_kind(file)}: {file['state']}", flush=True)
     if damaged := [file["path"] for file in files if file["damaged"]]:
-        raise ModelError(f"damaged: {', '.join(damaged)} (fetch again: tfswa-sep models pull)")
+        raise ModelError(f"damaged: {', '.join(damaged)} (download again: tfswa-sep models pull)")
 
 
 @app.command("rm")
 def remove_models(names: Names, debug: Debug = False) -> None:
-    """Delete what was downloaded of models.
+    """Delete downloaded models.
 
-    What was recorded of an address is forgotten: it is believed once more.
+    For an address, the recorded hash is deleted too, so its next download is trusted again.
     """
     from tfswa_sep import registry
 
     for name in names:
         removed = registry.remove(name)
-        print("\n".join(map(str, removed)) or f"{name}: nothing was kept")
+        print("\n".join(map(str, removed)) or f"{name}: nothing to delete")
 
 
 def _kind(file: dict[str, Any]) -> str:
@@ -152,7 +150,7 @@ def _state(file: ModelFile) -> dict[str, Any]:
     path: Path = registry.local_path(file)
     there = os.path.exists(path)  # a Path raises for a folder that may not be read
     problem = registry.problem_of(file) if there else None
-    here = "not here yet" if not there else f"damaged: it {problem}" if problem else "here, and whole"
+    here = "not downloaded" if not there else f"damaged: it {problem}" if problem else "ok"
     return {
         **asdict(file),
         "path": str(path) if there else "",

@@ -21,30 +21,26 @@ if TYPE_CHECKING:
 
 Songs = Annotated[
     list[str],
-    typer.Argument(
-        metavar="SONG...", help="Audio or video files, folders of them, or -.", show_default=False
-    ),
+    typer.Argument(metavar="SONG", help="Audio or video files, folders, or - for stdin.", show_default=False),
 ]
 Recursive = Annotated[
-    bool, typer.Option("--recursive", "-r", help="Look into folders of folders; --out mirrors them.")
+    bool, typer.Option("--recursive", "-r", help="Search subfolders too; --out mirrors their layout.")
 ]
 Overwrite = Annotated[
     bool | None,
     typer.Option(
         "--overwrite/--no-overwrite",
-        help="Do finished songs again; or never replace a stem [default: skip finished songs].",
+        help="Redo finished songs, or never replace a file [default: skip finished songs].",
         show_default=False,
     ),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Songs at once, a process each.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Songs to separate in parallel.")]
 Shard = Annotated[
     str | None,
-    typer.Option(metavar="I/N", help="Only the I-th of N parts of the songs, for several machines."),
+    typer.Option(metavar="I/N", help="Separate only part I of N, to split a batch across machines."),
 ]
-JsonLines = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object a line and song, for programs.")
-]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say how long each song took.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object per song, one per line.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show how long each song took.")]
 
 
 @with_options
@@ -66,8 +62,8 @@ def separate(
 ) -> None:
     """Separate songs into stems.
 
-    Each song gets a folder with its name. Stems have the song's length, sample rate, channels and
-    loudness, and add up to the song. A stem is written whole or not at all.
+    Each song gets its own folder. Stems keep the song's length, sample rate, channels and loudness, and
+    add up to the song. No partial files are left behind.
     """
     from tfswa_sep.batch import inputs, plan, workers
     from tfswa_sep.cli.separate_report import SeparateReport
@@ -145,7 +141,7 @@ def _parse_shard(text: str | None) -> tuple[int, int]:
     try:
         return inputs.parse_shard(text)
     except ValueError:
-        raise UsageError(f"--shard '{text}' is no part: say 1/3, 2/3 or 3/3 on three machines") from None
+        raise UsageError(f"invalid --shard '{text}': expected I/N, such as 2/3") from None
 
 
 def _fetch_stdin(song: PlannedSong, opened: ExitStack) -> PlannedSong:

@@ -49,11 +49,13 @@ class SeparateReport:
             backend = f"{result['backend']} {result['precision']}".strip()
             print(f"model {result['model']}, backend {backend}, device {result['device']}")
         if outcome.status == "skipped":
-            print(f"{outcome.song.name} was done before in the same way (--overwrite does it again):")
+            print(
+                f"{outcome.song.name} is already separated with these options (use --overwrite to redo it):"
+            )
         if outcome.files:
             print(*outcome.files, sep="\n", flush=True)
         if self.verbose and outcome.status == "done":
-            print(f"{result['seconds']:.1f} s of music took {outcome.took:.1f} s", flush=True)
+            print(f"{result['seconds']:.1f} s of audio took {outcome.took:.1f} s", flush=True)
 
     def print_summary(self) -> None:
         """Print the table of several songs."""

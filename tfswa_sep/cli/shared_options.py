@@ -29,38 +29,39 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="A name that `models` lists, a model file, or an hf:// or https:// address.",
+        help="A model name (see `models`), a model file, or an hf:// or https:// address.",
     ),
 ]
 Precision = Annotated[
     Literal["fp32", "int8", "auto"],
-    typer.Option(
-        help="auto is the fastest that this machine is made for: int8 (onnx), 16 bits (torch) or fp32."
-    ),
+    typer.Option(help="Numeric precision; auto picks the fastest here: int8 (onnx), 16-bit (torch) or fp32."),
 ]
 Offline = Annotated[
-    bool, typer.Option("--offline", callback=_go_offline, help="Fetch nothing: take what is here, or fail.")
+    bool,
+    typer.Option(
+        "--offline", callback=_go_offline, help="Never use the network; fail if a model is missing."
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs to read.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show where in the program an error came up.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen on the command line
     "backend": Annotated[
         Literal["auto", "onnx", "torch"],
-        typer.Option(help="What computes; auto takes the fastest that is there."),
+        typer.Option(help="Inference backend; auto picks the fastest available."),
     ],
     "device": Annotated[
-        str, typer.Option(metavar="DEVICE", help="Where: auto, cpu, cuda (or cuda:1, ...), mps or coreml.")
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda (or cuda:1, ...), mps or coreml.")
     ],
     "precision": Precision,
     "threads": Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processor cores to use [default: all].")
+        int | None, typer.Option(min=1, metavar="N", help="CPU threads [default: one per core].")
     ],
     "shifts": Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="Average N passes at different offsets: slightly better, N times slower."
+            min=1, metavar="N", help="Average N time-shifted passes: slightly better, N times slower."
         ),
     ],
     "stems": Annotated[
@@ -68,39 +69,39 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
         typer.Option(
             metavar="LIST",
             help="vocals, drums, bass, other, accompaniment (all but the vocals) or a sum such as "
-            "drums+bass; several with commas [default: all four].",
+            "drums+bass, separated by commas [default: all four].",
         ),
     ],
-    "out": Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the stems go.")],
-    "name": Annotated[str, typer.Option(metavar="PATTERN", help="Names of the files under --out.")],
+    "out": Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Output folder.")],
+    "name": Annotated[str, typer.Option(metavar="PATTERN", help="File names under --out.")],
     "audio_format": Annotated[
         Literal["wav", "flac", "mp3", "ogg", "opus", "m4a"],
         typer.Option("--format", metavar="KIND", help="wav, flac, mp3, ogg, opus or m4a."),
     ],
     "bit_depth": Annotated[
         Literal["16", "24", "32f"] | None,
-        typer.Option(help="Bits a sample; 32f cannot clip [default: 32f, and 24 for flac]."),
+        typer.Option(help="Bits per sample; 32f cannot clip [default: 32f; flac: 24]."),
     ],
     "bitrate": Annotated[
         int | None,
         typer.Option(
-            metavar="KBIT/S", help="Of mp3, ogg, opus, m4a [default: mp3 320, ogg 256, opus 192, m4a 256]."
+            metavar="KBIT/S", help="For lossy formats [default: mp3 320, ogg 256, opus 192, m4a 256]."
         ),
     ],
     "rescale": Annotated[
         bool,
-        typer.Option("--rescale", help="Where a stem would clip, turn all stems of the song down alike."),
+        typer.Option("--rescale", help="If a stem would clip, turn all stems down by the same amount."),
     ],
     "exact_sum": Annotated[
         bool,
-        typer.Option("--exact-sum", help="Have the stems add up to the song exactly: the last gives way."),
+        typer.Option("--exact-sum", help="Make the stems sum exactly to the song by adjusting the last one."),
     ],
     "stem_file": Annotated[
-        bool, typer.Option("--stem-file", help="Write SONG.stem.mp4 too, for Traktor and the like.")
+        bool, typer.Option("--stem-file", help="Also write SONG.stem.mp4, for Traktor and other DJ software.")
     ],
     "downmix": Annotated[bool, typer.Option("--downmix", help="Mix surround sound down to stereo.")],
     "allow_truncated": Annotated[
-        bool, typer.Option("--allow-truncated", help="Take what is there of a song that is cut short.")
+        bool, typer.Option("--allow-truncated", help="Separate what can be read of a truncated file.")
     ],
 }
 

@@ -50,10 +50,10 @@ def _run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
         code = command()
         sys.stdout.flush()
         if code == INTERRUPTED:
-            print_error("interrupted; the song that was being separated left no files")
+            print_error("interrupted; no partial files were left")
         return code if isinstance(code, int) else 0
     except _Terminated:
-        print_error("terminated; the song that was being separated left no files")
+        print_error("terminated; no partial files were left")
         return TERMINATED
     except BrokenPipeError:
         return _exit_quietly()
@@ -61,7 +61,7 @@ def _run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
         return _exit_quietly() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, OSError) and error.filename is None and error.errno in _STDOUT_ERRORS:
-            error = OutputError(f"cannot write to the standard output ({error.strerror}): make room")
+            error = OutputError(f"cannot write to stdout ({error.strerror}): free some disk space")
             as_json = False
             _discard_stdout()
         told = report(error, debug=debug)
@@ -81,12 +81,12 @@ def report(error: BaseException, *, debug: bool = False, trace: str = "") -> dic
     elif isinstance(error, MemoryError):
         code, message = (
             DeviceError.exit_code,
-            "out of memory: close other programs, or take a machine with more",
+            "out of memory: close other programs or use a machine with more memory",
         )
     elif isinstance(error, KeyboardInterrupt | Abort):
         code, message = INTERRUPTED, "interrupted"
     else:
-        message = f"a bug of {PROGRAM}, please report it with what --debug shows: {kind}: {message}"
+        message = f"bug in {PROGRAM}: please report it with the output of --debug: {kind}: {message}"
     if debug and trace:  # of another process
         print(trace, file=sys.stderr, end="")
     elif debug:
