@@ -201,7 +201,9 @@ def test_finished_work_is_skipped_and_half_done_work_done_again(
     write_song(work / "song.wav", seconds=0.6)
     assert status() == "done"  # another song
     assert main.run(["song.wav"]) == 0
-    assert capsys.readouterr().out.startswith("song.wav is already separated with these options (use --overwrite")
+    assert capsys.readouterr().out.startswith(
+        "song.wav is already separated with these options (use --overwrite"
+    )
 
 
 def test_folders_are_walked_and_mirrored(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,7 +300,7 @@ def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.Ca
         (["song.wav", "--format", "flac", "--bit-depth", "32f"], 2, "32f"),
         (["song.wav", "--threads", "0"], 2, "--threads"),
         (["song.wav", "--no-such-option"], 2, "--no-such-option"),
-        (["separate"], 2, "Missing argument 'SONG...' (see tfswa-sep --help)"),
+        (["separate"], 2, "Missing argument 'SONG' (see tfswa-sep --help)"),
         (["song.wav", "--name", "{stem}{ext}", "text.mp3"], 2, "--name needs {track}"),
         (["song.wav", "--name", "../{stem}{ext}"], 2, "../"),
         (["models", "path", "large"], 4, "unknown model 'large'"),
