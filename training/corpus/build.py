@@ -25,7 +25,6 @@ from training.corpus.recorded import catalogue, pseudo_stems, sources
 from training.corpus.recorded.sources import SAMPLE_RATE, Audio, Piece, Source
 from training.corpus.rendered import catalogue as rendered
 from training.corpus.rendered import render
-from training.corpus.rests import RESTING, read_rests, resting_rows
 from training.corpus.speech import sung, synthesize
 from training.corpus.tracker.songs import missing_player, tracker_sources, tracker_stem
 from training.corpus.tracker.tracker import LIBRARY
@@ -181,7 +180,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     for folder in (out, *(out / pool for pool in POOLS)):
         remove_abandoned(folder)
-    known, rests = read_manifest(out), read_rests()
+    known = read_manifest(out)
     order = {s.fingerprint(seed): i for i, s in enumerate(found)}
     # What is said about a source may have become more exact since its array was made.
     rows = {f: {**known[f], **about(s)} for f, s in zip(order, found, strict=True) if f in known}
@@ -191,7 +190,6 @@ def build(
 
     def save() -> list[dict[str, Any]]:
         kept = [rows[f] for f in sorted(rows, key=order.__getitem__)]
-        kept += resting_rows(kept, rests)
         write_manifest(out, kept, seed)
         return kept
 
@@ -290,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         speakers = sum(r.get("speakers", 0) for r in rows if r["array"])
         progress.console.print(f"{speakers} speakers and singers, at the least", highlight=False)
-        for pool in (*POOLS, *RESTING):
+        for pool in POOLS:
             minutes = sum(r["minutes"] for r in rows if r["pool"] == pool)
             progress.console.print(f"{pool:14} {minutes:8.1f} min", highlight=False)
     return 1 if failed or problems else 0

@@ -4,9 +4,6 @@ The kinds of example, in the proportions of the config:
     stems           every stem from another song: all of them are known
     band            one moment of a song rendered stem by stem, with a voice: all of them are known
     accompaniment   a voice over mixed and mastered music: only the vocals are known
-    drumless, bassless, neither
-                    the same where drums, bass or both rest in the music, and others play: they are known too,
-                    and what is left of `neither` is other
     song            one moment of one real song, at times with another voice: what its manifest row does
                     not mask is known
 The arrays lie on the device that mixes: in its memory, or mapped from their files on a CPU. Batch `step`
@@ -24,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.corpus.rests import RESTING
 from training.mixing import effects as mix_effects
 from training.mixing import voices
 from training.mixing.effects import Filters, active_rms, db
@@ -66,9 +62,8 @@ class Mixer:
                 if not song.estimated:
                     song.levels = {stem: recorded_level(samples) for stem, samples in song.stems.items()}
         needed = {"vocals"} | ({"drums", "bass", "other"} if settings.kinds.get("stems") else set())
-        for kind in ("accompaniment", *RESTING):
-            if settings.kinds.get(kind):
-                needed |= {"accompaniment", *(RESTING.get(kind, ()) if kind in self.pools.arrays else ())}
+        if settings.kinds.get("accompaniment"):
+            needed.add("accompaniment")
         if any(settings.kinds.get(kind) and not songs for kind, songs in self.pools.songs.items()):
             needed |= {"drums", "bass", "other"}  # `example` falls back to stems
         if missing := sorted(needed - set(self.pools.arrays)):
@@ -104,16 +99,12 @@ class Mixer:
             stems = self._moment(song, rng, master, kind)
             if kind == "band" or (rng.random() < settings.song_voice and not song.estimated):
                 stems[0], known[0] = self._source("vocals", rng, master, heard), True
-        elif kind == "accompaniment" or kind in RESTING:
+        elif kind == "accompaniment":
             stems = torch.zeros(len(STEMS), 2, self.length, device=self.device)
-            music = kind if kind in self.pools.arrays else "accompaniment"  # a small corpus has no rests
-            known = [stem in ("vocals", *RESTING.get(music, ())) for stem in STEMS]
-            for i in np.flatnonzero(known):
-                stems[i] = self._source(STEMS[i], rng, master, heard if STEMS[i] == "vocals" else None)
-            playing = [(self.pools.draw(music, rng), self._ratio("accompaniment", rng))]
+            known = [stem == "vocals" for stem in STEMS]
+            stems[0] = self._source("vocals", rng, master, heard)
+            playing = [(self.pools.draw("accompaniment", rng), self._ratio("accompaniment", rng))]
             rest = self._source("accompaniment", rng, master, playing)
-            if sum(known) == len(STEMS) - 1:
-                stems[3], rest, known[3] = rest, torch.zeros_like(rest), True
         else:
             stems = torch.stack(
                 [self._source(s, rng, master, heard if s == "vocals" else None) for s in STEMS]

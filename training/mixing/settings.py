@@ -18,9 +18,6 @@ class MixSettings:
             "stems": 0.3,
             "band": 0.2,
             "accompaniment": 0.15,
-            "drumless": 0.0,
-            "bassless": 0.0,
-            "neither": 0.0,
             "song": 0.35,
         }
     )
