@@ -121,6 +121,12 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_api_page_has_every_public_name() -> None:
+    shown = set(re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text("utf-8"), re.MULTILINE))
+    names = {f"tfswa_sep.{name}" for name in tfswa_sep.__all__ if name != "TfswaError"}
+    assert names | {"tfswa_sep.errors"} <= shown
+
+
 def test_the_architecture_page_names_every_module() -> None:
     tree = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     for path in (ROOT / "tfswa_sep").iterdir():

@@ -196,7 +196,7 @@ class Separator:
         rescale: bool = False,
         overwrite: bool = True,
     ) -> dict[str, Path]:
-        """Write stems to `folder`/<stem>.<extension>, all of them or none; for the options see OutputOptions.
+        """Write stems to `folder/<stem>.<extension>`, all of them or none; for the options see OutputOptions.
 
         Returns:
             Stem -> file.
