@@ -157,7 +157,7 @@ def _check_exact_sum(
 ) -> None:
     if encoding.is_lossy or rescale:
         with_what = "--rescale" if rescale else f"lossy {encoding.container} files"
-        raise UsageError(f"stems cannot add up exactly with {with_what}: leave out --exact-sum, or the other")
+        raise UsageError(f"stems cannot add up exactly with {with_what}: remove one of them")
     if not make_up_song(stem_matrix, available):
         raise UsageError(
             "--exact-sum needs stems that make up the whole song, each once, "
@@ -167,16 +167,16 @@ def _check_exact_sum(
 
 def _warnings(song: AudioReader, rate: int, options: OutputOptions, written: Written) -> Iterator[str]:
     if song.missing:
-        yield f"{song.path} {song.missing}: {song.decoded / song.sample_rate:.2f} s of it were separated"
+        yield f"{song.path} {song.missing}: {song.decoded / song.sample_rate:.2f} s were separated"
     if song.peak == 0:
         yield f"{song.path} is silent, so its stems are silent too"
     if rate != song.sample_rate:
-        yield f"{options.audio_format} files cannot hold {song.sample_rate} Hz: the stems have {rate} Hz"
+        yield f"{options.audio_format} files cannot hold {song.sample_rate} Hz: the stems are at {rate} Hz"
     if clipped := {stem: count for stem, count in written.clipped.items() if count}:
         counts = ", ".join(f"{stem} {count}" for stem, count in clipped.items())
-        then = ", so there the stems do not add up to the song" if options.exact_sum else ""
+        then = ", so the stems do not sum to the song there" if options.exact_sum else ""
         yield f"samples above full scale were clipped ({counts}){then}: use 32f or rescale to keep them"
     if written.gain < 1:
-        yield f"all stems were made quieter by {-20 * np.log10(written.gain):.2f} dB, so that none clips"
+        yield f"all stems were turned down by {-20 * np.log10(written.gain):.2f} dB to avoid clipping"
     if not tags.can_write_covers() and tags.may_have_cover(song.path):
         yield 'covers are not copied without mutagen: pip install "tfswa-sep[tags]"'

@@ -299,9 +299,7 @@ def _load_model(info: registry.ModelInfo, runtime: Runtime) -> Backend:
         if not can_fall_back(offered, runtime, chosen):
             raise
         why = str(error).rpartition(":")[0]  # without the advice
-    return _load_file(
-        info, "onnx", replace(runtime, device="cpu"), notes=[f"{why}, so the processor did the work"]
-    )
+    return _load_file(info, "onnx", replace(runtime, device="cpu"), notes=[f"{why}, so the CPU was used"])
 
 
 def _load_file(
@@ -316,7 +314,9 @@ def _as_floats(samples: NDArray[np.floating]) -> Samples:
     """Samples in float32. Raises InputError for integers, whose full scale is another."""
     found = np.asarray(samples)
     if np.issubdtype(found.dtype, np.integer):
-        raise InputError(f"expected samples at full scale +-1, got {found.dtype}: divide 16 bits by 32768")
+        raise InputError(
+            f"expected samples at full scale +-1, got {found.dtype}: divide 16-bit samples by 32768"
+        )
     return np.asarray(found, dtype=np.float32)
 
 
@@ -332,7 +332,7 @@ def _stream_stems(
 ) -> Iterator[Stems]:
     """Blocks (c, n) at `rate` in Hz to blocks of the stems `names`, each (c, m): see Separator.stream."""
     if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
-        raise InputError(f"{rate} samples a second is no rate for music")
+        raise InputError(f"{rate} Hz is not a supported sample rate")
     incoming = (_as_floats(block) for block in blocks)
     first = next(incoming, None)
     if first is None or first.ndim != 2 or len(first) not in (1, 2):
@@ -345,9 +345,9 @@ def _stream_stems(
         nonlocal taken
         for block in chain([first], incoming):
             if block.ndim != 2 or len(block) != channels:
-                raise InputError(f"expected a block of {channels} channels, got the shape {block.shape}")
+                raise InputError(f"expected a block of {channels} channels, got shape {block.shape}")
             if block.size and not np.abs(block).max() <= MAX_PEAK:  # False for NaN too
-                raise InputError("the samples hold numbers that are not finite, or no sound")
+                raise InputError("the samples are not finite or far outside full scale")
             taken += block.shape[1]
             yield np.repeat(block, MODEL_CHANNELS // channels, axis=0)
 

@@ -178,9 +178,9 @@ def test_unknown_choices_are_usage_errors(onnx_model: Build) -> None:
 
 
 def test_missing_file_for_a_backend_is_told(onnx_model: Build) -> None:
-    with pytest.raises(ModelError, match="'shares' has no file for the torch backend, only for onnx"):
+    with pytest.raises(ModelError, match="'shares' has no file for the torch backend, only onnx"):
         load(onnx_model(), backend="torch")
-    with pytest.raises(ModelError, match="'shares' has no file for the torch backend, only for onnx int8"):
+    with pytest.raises(ModelError, match="'shares' has no file for the torch backend, only onnx int8"):
         load(onnx_model(), precision="int8", backend="torch")
 
 
@@ -274,9 +274,7 @@ def test_a_gpu_that_is_seen_and_cannot_compute_leaves_the_work_to_the_processor(
     path = onnx_model()
     backend = load(path, "onnx", "torch")
     assert (backend.name, backend.device) == ("onnx", "cpu")
-    assert backend.notes == (
-        "cuda cannot be used (no kernel image is available), so the processor did the work",
-    )
+    assert backend.notes == ("cuda cannot be used (no kernel image is available), so the CPU was used",)
     for options in ({"backend": "torch"}, {"device": "cuda"}):
         with pytest.raises(DeviceError, match="cuda cannot be used"):
             load(path, "onnx", "torch", **options)

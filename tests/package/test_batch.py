@@ -152,6 +152,6 @@ def test_stems_that_take_the_place_of_another_song_s_are_told(
     first, second, again, third = (
         told(capsys, song, *words)[0] for song in (songs[0], songs[1], songs[1], songs[0])
     )
-    where = "went where those of another recording were (out/01): another --out keeps both"
+    where = "replaced those of another recording in out/01: use another --out to keep both"
     assert first["warnings"] == again["warnings"] == [] and again["status"] == "skipped"
     assert second["warnings"] == [f"the stems of {songs[1]} {where}"] and len(third["warnings"]) == 1

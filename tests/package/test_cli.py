@@ -242,7 +242,10 @@ def test_songs_of_one_name_do_not_overwrite_each_other(
     tracks = {"song", "Song_2", "song_2_2", "song{x}", "song{x}_2"}
     assert files_in(work / "out") == {f"{track}/vocals.wav" for track in tracks}
     notes = capsys.readouterr().err.splitlines()
-    assert notes[0] == "tfswa-sep: note: b/Song.flac has the name of another song: its files are named Song_2"
+    assert (
+        notes[0]
+        == "tfswa-sep: note: another song is also named Song: the stems of b/Song.flac are named Song_2"
+    )
     assert len(notes) == 3
 
 
@@ -288,7 +291,7 @@ def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.Ca
     ("arguments", "code", "message"),
     [
         (["none.mp3"], 3, "no such file: none.mp3"),
-        (["seperate", "song.wav"][:1], 3, "no such file: seperate (is the command 'separate' meant?"),
+        (["seperate", "song.wav"][:1], 3, "no such file: seperate (did you mean the command 'separate'?"),
         (["text.mp3"], 3, "text.mp3"),
         (["empty.wav"], 3, "empty.wav"),
         (["folder"], 3, "folder"),

@@ -88,5 +88,5 @@ def test_a_machine_where_nothing_works_gets_the_errors_code(
     monkeypatch.setattr(registry, "WEIGHTS", tmp_path)  # as if half of the package were missing
     assert main.run(["doctor"]) == 4
     out = capsys.readouterr().out
-    assert "NO  backend onnx" in out and "install tfswa-sep again" in out
+    assert "NO  backend onnx" in out and "reinstall tfswa-sep" in out
     assert out.endswith("Separation does not work on this machine.\n")

@@ -162,12 +162,12 @@ SINE = ("-f", "lavfi", "-i", "sine=d=3")
 ROWS = [
     # songs
     F("missing", nothing, "none.mp3", 3, "no such file: none.mp3"),
-    F("command mistyped", nothing, "seperate", 3, "is the command 'separate' meant?"),
+    F("command mistyped", nothing, "seperate", 3, "did you mean the command 'separate'?"),
     F("empty file", write("song.wav", b""), "song.wav", 3, "song.wav is empty (0 bytes)"),
-    F("empty folder", lambda folder: (folder / "album").mkdir(), "album", 3, "album is a folder without songs"),
+    F("empty folder", lambda folder: (folder / "album").mkdir(), "album", 3, "no songs in the folder album"),
     F("songs deeper", song("album/cd/a.wav"), "album", 3, "--recursive"),
-    F("folder named like a song", lambda folder: (folder / "song.wav").mkdir(), "song.wav", 3, "without songs"),
-    F("no match", song(), "*.flac", 3, "no file fits the pattern *.flac"),
+    F("folder named like a song", lambda folder: (folder / "song.wav").mkdir(), "song.wav", 3, "no songs in the folder"),
+    F("no match", song(), "*.flac", 3, "no songs match *.flac"),
     F("text", write("song.mp3", b"no song\n" * 99), "song.mp3", 3, "song.mp3 is a text file"),
     F("playlist", write("song.mp4", b"#EXTM3U\n\0file:///etc/passwd\n"), "song.mp4", 3, "is a text file"),
     F("noise of bytes", write("song.mp3", np.random.default_rng(1).bytes(9999)), "song.mp3", 3, "is not audio"),
@@ -183,7 +183,7 @@ ROWS = [
     F("ogg cut", cut("song.ogg"), "song.ogg", 3, "song.ogg is cut short", "--allow-truncated"),
     F("m4a cut", by_ffmpeg("song.m4a", *SINE, "-movflags", "+faststart", share=.4), "song.m4a", 3, "is cut short"),
     F("m4a without index", by_ffmpeg("song.m4a", *SINE, share=.6), "song.m4a", 3, "is not audio"),
-    F("wav cut, salvaged", cut("song.wav", seconds=.5), "song.wav --allow-truncated", 0, "note: song.wav is cut short", "0.30 s of it", new=ALL),
+    F("wav cut, salvaged", cut("song.wav", seconds=.5), "song.wav --allow-truncated", 0, "note: song.wav is cut short", "0.30 s were separated", new=ALL),
     F("flac cut, salvaged", cut("song.flac", seconds=.5), "song.flac --allow-truncated", 0, "note: song.flac is damaged", new=ALL),
     F("surround", song(channels=6), "song.wav", 3, "song.wav has 6 channels", "--downmix"),
     F("surround mixed down", song(channels=6), "song.wav --downmix", 0, new=ALL),
@@ -196,7 +196,7 @@ ROWS = [
     F("a model by a user who is not there", song(), "song.wav --model ~nosuch/x.onnx", 4, "no such model file"),
     F("link in a circle", link("song.wav"), "song.wav", 3, "song.wav"),
     F("named pipe", pipe, "song.wav", 3, "song.wav is no file", "standard input"),
-    F("nothing on stdin", nothing, "-", 3, "the standard input is empty", stdin=b""),
+    F("nothing on stdin", nothing, "-", 3, "stdin is empty", stdin=b""),
     F("text on stdin", nothing, "-", 3, "standard input is a text file", stdin=b"no song\n" * 9),
     # options
     F("unknown stem", song(), "song.wav --stems harp", 2, "unknown stem 'harp'", "vocals, drums, bass, other"),
@@ -243,15 +243,15 @@ ROWS = [
     F("stdout closed", song(), "song.wav", 0, shell='exec "$@" >&-', new=ALL),
     F("stderr closed", song(), "song.wav", 0, shell='exec "$@" 2>&-', new=ALL),
     F("all closed", song(), "song.wav", 0, shell='exec "$@" <&- >&- 2>&-', new=ALL),
-    F("stdout full", song(), "song.wav", 5, "cannot write to the standard output", shell='exec "$@" >/dev/full', new=ALL),
+    F("stdout full", song(), "song.wav", 5, "cannot write to stdout", shell='exec "$@" >/dev/full', new=ALL),
     # several songs
     F("one bad of two", both(song(), write("b.wav", b"")), "b.wav song.wav", 7, "b.wav is empty", new=ALL),
     F("one circle of two", both(link("song.wav"), song("b.wav")), "song.wav b.wav --stems bass", 7, "song.wav cannot be opened", new=["b/bass.wav", "b/.b.*.json"]),
     F("one long name of two", song(), f"{'x' * 300}.wav song.wav --stems bass", 7, "xxx.wav cannot be opened", new=["song/bass.wav", "song/.song.*.json"]),
     F("one bad of three, jobs", both(song(), song("c.wav"), write("b.wav", b"")), "b.wav song.wav c.wav -j 2 --stems bass", 7, "b.wav is empty", new=["*/bass.wav", "*/.*.json"] * 2),
-    F("a worker killed", both(song("long.wav", seconds=20), song("b.wav")), "long.wav b.wav -j 2 --stems bass", 7, "long.wav: the process that separated it was killed by signal 9", meanwhile=kill_a_worker, new=["b/bass.wav", "b/.b.*.json", "long/.tfswa-sep-*.tmp"]),
+    F("a worker killed", both(song("long.wav", seconds=20), song("b.wav")), "long.wav b.wav -j 2 --stems bass", 7, "long.wav: its worker process was killed by signal 9", meanwhile=kill_a_worker, new=["b/bass.wav", "b/.b.*.json", "long/.tfswa-sep-*.tmp"]),
     F("one song twice", song(), "song.wav ./song.wav", 0, new=ALL),
-    F("two songs of one name", both(song("a/song.wav"), song("b/SONG.wav")), "a/song.wav b/SONG.wav --stems bass", 0, "its files are named SONG_2", new=["song/bass.wav", "song/.*.json", "SONG_2/bass.wav", "SONG_2/.*.json"]),
+    F("two songs of one name", both(song("a/song.wav"), song("b/SONG.wav")), "a/song.wav b/SONG.wav --stems bass", 0, "are named SONG_2", new=["song/bass.wav", "song/.*.json", "SONG_2/bass.wav", "SONG_2/.*.json"]),
 ]
 # fmt: on
 

@@ -116,10 +116,17 @@ ROWS = [
     fault("pickle", "m.safetensors", pickle.dumps(Bomb()), "pickle", "not opened"),
     fault("torch's zip", "m.onnx", b"PK\x03\x04 archive/data.pkl", "pickle", "not opened"),
     fault("a .pt", "m.pt", b"PK\x03\x04", "can run code"),
-    fault("an empty model", "m.onnx", b"", "is no .onnx file"),
+    fault("an empty model", "m.onnx", b"", "is not a valid .onnx file"),
     fault("half a protobuf", "m.onnx", b"\x08\x08\x12\x07pytorch\x3a\xff\xff\xff\xff\x0f", "damaged"),
-    fault("header of 8 EiB", "m.safetensors", safetensors({}, length=1 << 63), "damaged"),
-    fault("header of 50 MB", "m.safetensors", safetensors(b'{"a":' + b" " * 50_000_000), "damaged"),
+    fault(
+        "header of 8 EiB", "m.safetensors", safetensors({}, length=1 << 63), "not a valid .safetensors file"
+    ),
+    fault(
+        "header of 50 MB",
+        "m.safetensors",
+        safetensors(b'{"a":' + b" " * 50_000_000),
+        "not a valid .safetensors file",
+    ),
     fault("header that is no JSON", "m.safetensors", safetensors(b"{" * 1000), "damaged"),
     fault("no metadata", "m.safetensors", safetensors({}), "no model of tfswa-sep"),
     fault(
@@ -137,17 +144,17 @@ ROWS = [
     ),
     toml_fault("a list that is no TOML", "[models", "cannot read"),
     toml_fault("a list that never ends", "a = " + "[" * 20_000, "cannot read"),
-    toml_fault("a list of 2 MB", "#" * (2 << 20), "at most 1 MB"),
-    toml_fault("a path that climbs", entry(where='"../../etc/a.onnx"'), "must not climb"),
-    toml_fault("a server's share", entry(where='"//evil/share/a.onnx"'), "server's share"),
+    toml_fault("a list of 2 MB", "#" * (2 << 20), "larger than 1 MB"),
+    toml_fault("a path that climbs", entry(where='"../../etc/a.onnx"'), "must not contain '..'"),
+    toml_fault("a server's share", entry(where='"//evil/share/a.onnx"'), "network share"),
     toml_fault("an escape sequence", entry(summary=r'"\u001b]0;owned\u0007"'), "control characters"),
     toml_fault("a backend of its own", entry(backend='"python"'), "unknown backend"),
     toml_fault("a plain http address", entry(where='"http://example.org/a.onnx"'), "https://"),
     address_fault("an unknown model", "smal", "did you mean 'small'?"),
-    address_fault("no network allowed", "hf://org/repo", "the network is off", offline=True),
+    address_fault("no network allowed", "hf://org/repo", "offline mode is on", offline=True),
     address_fault("no server there", "http://127.0.0.1:1/a.onnx", "is this machine online?"),
     address_fault("an address on disk", "file:///etc/a.onnx", "must begin with https:// or hf://"),
-    address_fault("a hash that is none", "https://example.org/a.onnx#sha256=1", "64 digits"),
+    address_fault("a hash that is none", "https://example.org/a.onnx#sha256=1", "64 lower-case hex digits"),
 ]
 
 

@@ -42,7 +42,7 @@ def test_a_folder_that_cannot_be_opened_is_told_and_the_rest_found(
     found = find_songs(["album"], recursive=True)
     assert [str(song.path) for song in found] == ["album/a.wav", "album/deep/b.wav"]
     notes = [note for song in found for note in song.notes]
-    assert notes == ["album/closed cannot be opened: Permission denied; what is in it was left out"]
+    assert notes == ["album/closed cannot be opened: Permission denied; its files were skipped"]
     with pytest.raises(InputError, match="album/closed cannot be opened: Permission denied"):
         find_songs(["album/closed"], recursive=True)
 
@@ -53,7 +53,7 @@ def test_folders_that_fit_a_pattern_are_searched(work: Path) -> None:
 
     assert found("al*") == [("album/a.wav", ".")]  # and none in alone
     assert ("album/deep/b.wav", "deep") in found("al*", recursive=True)
-    with pytest.raises(InputError, match=r"no file fits the pattern alo\*, or lies in a folder that does"):
+    with pytest.raises(InputError, match=r"no songs match alo\*"):
         find_songs(["alo*"], recursive=True)
 
 

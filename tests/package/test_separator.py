@@ -244,7 +244,7 @@ def test_a_recording_under_way_does_not_wait_for_a_batch(fake_backend: Fake, noi
     backend.calls = 0
     Separator(backend).separate(noise(2, 10 * 8192), 44_100)
     assert backend.calls == 1
-    with pytest.raises(UsageError, match="a batch of 0 segments"):
+    with pytest.raises(UsageError, match="batch_size must be at least 1"):
         Separator(backend, batch_size=0)
 
 

@@ -81,7 +81,7 @@ def test_blocks_that_are_no_sound_are_refused(
 
 
 def test_integers_are_refused(fake_backend: Callable[..., Any]) -> None:
-    with pytest.raises(InputError, match="got int16: divide 16 bits by 32768"):
+    with pytest.raises(InputError, match="got int16: divide 16-bit samples by 32768"):
         Separator(fake_backend()).separate(np.full((2, 10), 1000, np.int16), 44_100)
 
 

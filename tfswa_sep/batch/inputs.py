@@ -41,21 +41,18 @@ def find_songs(arguments: Sequence[str], *, recursive: bool) -> list[FoundSong]:
     found: list[FoundSong] = []
     for argument in arguments:
         if "\0" in argument:
-            raise InputError(f"no such file: {argument} (no name holds a null character)")
+            raise InputError(f"no such file: {argument} (file names cannot contain a null character)")
         path = Path(argument) if argument == STDIN else _file(argument)
         if argument != STDIN and os.path.isdir(path):  # a Path raises for names that are too long
             songs = _in_folder(path, recursive=recursive)
             if not songs:
-                hint = "" if recursive else ", or look into its folders with --recursive"
-                raise InputError(f"{path} is a folder without songs: name another one{hint}")
+                hint = "" if recursive else ": use --recursive to search its subfolders"
+                raise InputError(f"no songs in the folder {path}{hint}")
             found += songs
         elif argument != STDIN and not os.path.lexists(path) and glob.has_magic(argument):
             songs = _matching(argument, recursive=recursive)
             if not songs:
-                raise InputError(
-                    f"no file fits the pattern {argument}, or lies in a folder that does: "
-                    "check the name and the folder"
-                )
+                raise InputError(f"no songs match {argument}: check the pattern")
             found += songs
         else:
             found.append(FoundSong(path))
@@ -86,7 +83,7 @@ def _in_folder(folder: Path, *, recursive: bool) -> list[FoundSong]:
         text = f"{error.filename} cannot be opened: {error.strerror}"
         if error.filename == str(folder):
             raise InputError(text) from None
-        notes.append(f"{text}; what is in it was left out")
+        notes.append(f"{text}; its files were skipped")
 
     for place, folders, names in os.walk(folder, onerror=cannot_list):
         here = Path(place)
@@ -110,15 +107,15 @@ def save_stdin(folder: Path) -> Path:
     Raises InputError if nothing comes, and OutputError if the disk is full.
     """
     if sys.stdin is None or sys.stdin.isatty():
-        raise InputError("- stands for sound on the standard input, and none comes: pipe a song into it")
+        raise InputError("- reads a song from stdin: pipe one into it")
     path = folder / "stdin"
     try:
         with path.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
     except OSError as error:
-        raise OutputError(f"cannot keep the standard input in {folder} ({error.strerror})") from None
+        raise OutputError(f"cannot save stdin to {folder} ({error.strerror})") from None
     if not path.stat().st_size:
-        raise InputError("the standard input is empty (0 bytes): pipe a song into it")
+        raise InputError("stdin is empty (0 bytes): pipe a song into it")
     return path
 
 

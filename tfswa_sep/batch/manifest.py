@@ -59,7 +59,7 @@ def write_manifest(
         document = {**work, "outputs": marks, "earlier": earlier, "result": result}
         write_text(path, json.dumps(document, indent=1, ensure_ascii=False))
     except OSError as error:
-        raise OutputError(f"cannot write {path} ({error.strerror or error}): the stems are there") from None
+        raise OutputError(f"the stems were written, but not {path} ({error.strerror or error})") from None
 
 
 def finished_work(path: Path, work: Mapping[str, Any]) -> dict[str, Any] | None:

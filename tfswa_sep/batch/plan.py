@@ -109,8 +109,8 @@ class Work:
         mixed = manifest.has_stems_of_another_song(record, work)
         manifest.write_manifest(record, work, [*written.files.values(), *joined], result)
         if mixed:  # only told: another song of this name looks as the same one does that was changed
-            note = f"the stems of {song.name} went where those of another recording were ({record.parent})"
-            result["warnings"].append(f"{note}: another --out keeps both")
+            note = f"the stems of {song.name} replaced those of another recording in {record.parent}"
+            result["warnings"].append(f"{note}: use another --out to keep both")
         return Outcome(song, "done", result, took=time.perf_counter() - began)
 
     def _describe(self, song: PlannedSong) -> dict[str, Any]:
@@ -155,11 +155,11 @@ def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
             number += 1
             track = f"{plain}_{number}"
         taken.add(key)
-        note = f"{name} has the name of another song: its files are named {track}"
+        note = f"another song is also named {plain}: the stems of {name} are named {track}"
         notes = (*song.notes, note) if number > 1 else song.notes
         planned.append(PlannedSong(song.path, name, track, song.folder, notes))
     if len(planned) > 1 and "{track}" not in pattern:
-        raise UsageError("with several songs --name needs {track}, or one would overwrite the other")
+        raise UsageError("with several songs --name needs {track}, or they would overwrite each other")
     return planned
 
 
@@ -179,5 +179,5 @@ def check_song(song: Path, commands: Sequence[str]) -> None:
     else:
         return
     near = difflib.get_close_matches(str(song), commands, n=1, cutoff=0.7)
-    hint = f" (is the command {near[0]!r} meant? commands come first)" if near else ""
+    hint = f" (did you mean the command {near[0]!r}?)" if near else ""
     raise InputError(f"no such file: {song}{hint}")

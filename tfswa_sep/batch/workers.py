@@ -160,7 +160,7 @@ def _leave(signal_number: int, frame: object) -> None:
 
 def _crash_error(song: PlannedSong, code: int | None) -> TfswaError:
     how = f"was killed by signal {-code}" if code and code < 0 else f"ended with code {code}"
-    return TfswaError(f"{song.name}: the process that separated it {how}: try again with fewer --jobs")
+    return TfswaError(f"{song.name}: its worker process {how}: try again with fewer --jobs")
 
 
 @contextmanager

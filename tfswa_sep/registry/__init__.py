@@ -77,7 +77,7 @@ def find_model(name_or_path: str | Path) -> ModelInfo:
     if path.suffix in SUFFIXES or len(path.parts) > 1 or os.path.isfile(path):
         return _local_model(path)
     near = difflib.get_close_matches(name, models, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(models)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"available: {', '.join(models)}"
     raise ModelError(f"unknown model {name!r}: {hint} (list them: tfswa-sep models)")
 
 
@@ -120,8 +120,8 @@ def fetch(info: ModelInfo, backend: str) -> Path:
     """
     file = next((file for file in info.files if file.backend == backend), None)
     if file is None:
-        there = ", ".join(file.label for file in info.files)
-        raise ModelError(f"model {info.name!r} has no file for the {backend} backend, only for {there}")
+        available = ", ".join(file.label for file in info.files)
+        raise ModelError(f"model {info.name!r} has no file for the {backend} backend, only {available}")
     if download.is_remote(file.where):
         path = download.fetch(file)
         if addresses.is_address(info.name):
@@ -131,7 +131,7 @@ def fetch(info: ModelInfo, backend: str) -> Path:
         return path
     path = local_path(file)
     if not path.is_file() and file.where.startswith("bundled:"):
-        raise ModelError(f"the bundled model file {path} is missing: install tfswa-sep again")
+        raise ModelError(f"the bundled model file {path} is missing: reinstall tfswa-sep")
     if problem := problem_of(file):
         raise ModelError(f"model file {path} {problem}; it was not opened")
     return path
@@ -159,7 +159,7 @@ def remove(name: str) -> list[Path]:
     info = addresses.find(name, ask_hub=False) if addresses.is_address(name) else find_model(name)
     remote = [file for file in info.files if download.is_remote(file.where)]
     if not remote:
-        raise UsageError(f"{info.name} was not downloaded: it comes with tfswa-sep, or is a file of yours")
+        raise UsageError(f"{info.name} was not downloaded: it is bundled or a local file")
     removed = [path for file in remote for path in download.remove(file)]
     if addresses.is_address(info.name):
         addresses.forget(info.name)
@@ -185,15 +185,17 @@ def describe(model: ModelInfo) -> list[tuple[str, str]]:
 
 def _default_first(models: dict[str, ModelInfo], path: Path) -> dict[str, ModelInfo]:
     if sum(model.default for model in models.values()) != 1:
-        raise ModelError(f"{path}: exactly one model must say default = true")
+        raise ModelError(f"{path}: exactly one model must have default = true")
     return dict(sorted(models.items(), key=lambda item: not item[1].default))
 
 
 def _local_model(path: Path) -> ModelInfo:
     if path.suffix not in SUFFIXES:
-        raise ModelError(f"{path}: a model file is .onnx or .safetensors (others can run code when opened)")
+        raise ModelError(
+            f"{path}: model files must be .onnx or .safetensors (other formats can run code when opened)"
+        )
     if not os.path.isfile(path):
         raise ModelError(f"no such model file: {path}")
     path = path.resolve()
     file = ModelFile(backend=SUFFIXES[path.suffix], where=str(path), sha256="", bytes=path.stat().st_size)
-    return unlisted_model(path.stem, "a file of yours", (file,))
+    return unlisted_model(path.stem, "a local file", (file,))

@@ -29,7 +29,7 @@ from tfswa_sep.registry.models_toml import ModelFile, ModelInfo, is_allowed_url,
 _HUGGING_FACE = re.compile(
     r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>[\w.-]+(?:/[\w.-]+)*))?"
 )
-_SUMMARY = "an address of yours"
+_SUMMARY = "a remote file"
 _FILE_TYPES = {"backend": str, "where": str, "sha256": str, "bytes": int}
 
 
@@ -50,16 +50,16 @@ def find(address: str, *, ask_hub: bool = True) -> ModelInfo:
     hub must not be asked.
     """
     if not address.isprintable() or ".." in re.split(r"[/\\]", address):
-        raise ModelError(f"{address!r} is no address of a model")
+        raise ModelError(f"{address!r} is not a valid model address")
     plain, _, fragment = address.partition("#")
     if pinned := _read_pins().get(plain):
         files = pinned
     elif plain.startswith("hf://"):
         if not ask_hub:
-            raise ModelError(f"{plain} was never used")
+            raise ModelError(f"{plain} has not been downloaded")
         files = _ask_hub(plain)
     elif not is_allowed_url(plain):
-        raise ModelError(f"{plain} is no address of a model: it must begin with https:// or hf://")
+        raise ModelError(f"{plain} is not a valid model address: it must begin with https:// or hf://")
     else:
         files = (ModelFile(_backend_of(plain), plain, "", 0),)
     if fragment:
@@ -89,11 +89,11 @@ def _with_hash(files: tuple[ModelFile, ...], fragment: str, address: str) -> Mod
     match = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment)
     if not match or len(files) != 1:
         raise ModelError(
-            f"{address}#{fragment}: expected one file's address and #sha256= with 64 digits, a to f small"
+            f"{address}#{fragment}: expected the address of one file and #sha256= with 64 lower-case hex digits"
         )
     if files[0].sha256 not in ("", match[1]):
         raise ModelError(
-            f"{address} is on record with another SHA-256 (forget it: tfswa-sep models rm {address})"
+            f"{address} was recorded with a different SHA-256 (to reset: tfswa-sep models rm {address})"
         )
     return replace(files[0], sha256=match[1])
 
@@ -101,14 +101,16 @@ def _with_hash(files: tuple[ModelFile, ...], fragment: str, address: str) -> Mod
 def _backend_of(where: str) -> str:
     suffix = suffix_of(where)
     if suffix not in integrity.SUFFIXES:
-        raise ModelError(f"{where}: a model file is .onnx or .safetensors (others can run code when opened)")
+        raise ModelError(
+            f"{where}: model files must be .onnx or .safetensors (other formats can run code when opened)"
+        )
     return integrity.SUFFIXES[suffix]
 
 
 def _ask_hub(address: str) -> tuple[ModelFile, ...]:
     match = _HUGGING_FACE.fullmatch(address)
     if not match:
-        raise ModelError(f"{address} is no address of a model: expected hf://org/repo@revision/file")
+        raise ModelError(f"{address} is not a valid model address: expected hf://org/repo@revision/file")
     wanted = match["file"]
     if wanted:
         _backend_of(wanted)
@@ -118,10 +120,10 @@ def _ask_hub(address: str) -> tuple[ModelFile, ...]:
         if name == wanted or (not wanted and suffix_of(name) in integrity.SUFFIXES):
             files.append(ModelFile(_backend_of(name), f"hf://{match['repo']}@{commit}/{name}", sha256, size))
     if not files:
-        raise ModelError(f"{address}: there is no {wanted or '.onnx or .safetensors file'}")
+        raise ModelError(f"{address} has no {wanted or '.onnx or .safetensors file'}")
     if len({file.backend for file in files}) < len(files):
         raise ModelError(
-            f"{address} has several models: add the file, as in {address}/{files[0].where.split('/', 4)[4]}"
+            f"{address} has several models: add the file name, as in {address}/{files[0].where.split('/', 4)[4]}"
         )
     return tuple(files)
 
@@ -140,7 +142,9 @@ def _read_pins() -> dict[str, tuple[ModelFile, ...]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged ({error}): mend it, or delete it to forget all pins") from error
+        raise ModelError(
+            f"{path} is damaged ({error}): repair it, or delete it to reset all recorded hashes"
+        ) from error
 
 
 def _as_pin(file: ModelFile) -> dict[str, Any]:
@@ -173,5 +177,5 @@ def _changing_pins() -> Iterator[dict[str, tuple[ModelFile, ...]]]:
                 write_text(path, json.dumps(document, indent=2) + "\n")
     except OSError as error:
         raise OutputError(
-            f"cannot record models in {path}: {error.strerror}; set TFSWA_CONFIG to another folder"
+            f"cannot write {path}: {error.strerror}; set TFSWA_CONFIG to another folder"
         ) from error

@@ -53,7 +53,7 @@ def fetch(file: ModelFile) -> Path:
         return path
     if folders.is_offline():
         raise ModelError(
-            f"{file.where} is not in the cache, and the network is off (--offline or HF_HUB_OFFLINE)"
+            f"{file.where} is not in the cache and offline mode is on (--offline or HF_HUB_OFFLINE)"
         )
     try:
         with lock(folders.cache_folder() / ".locks" / f"{_key(file.where)}.lock"):
@@ -69,7 +69,7 @@ def list_repository(repo: str, revision: str) -> tuple[str, list[tuple[str, int,
     Raises ModelError: offline, no network, or no such repository.
     """
     if folders.is_offline():
-        raise ModelError(f"{repo} was not used before, and the network is off (--offline or HF_HUB_OFFLINE)")
+        raise ModelError(f"{repo} is not in the cache and offline mode is on (--offline or HF_HUB_OFFLINE)")
     from huggingface_hub import HfApi, constants
 
     with network_errors(f"{repo} on Hugging Face"), guarded_client(constants.ENDPOINT, limit=16 << 20):
@@ -121,7 +121,7 @@ def _fetch_locked(file: ModelFile) -> Path:
         if problem is None:
             return got if from_hub else got.replace(cached_path(replace(file, sha256=digest(got))))
         aside = _quarantine(got, file)
-    raise ModelError(f"{file.where} {problem}, twice; the wrong file lies unopened at {aside}")
+    raise ModelError(f"{file.where} {problem}, twice; the rejected file was moved, unopened, to {aside}")
 
 
 def _from_hugging_face(file: ModelFile) -> Path:
@@ -175,7 +175,7 @@ def _from_url(file: ModelFile) -> Path:
                 if fruitless == PATIENCE:
                     raise ModelError(
                         f"the download of {file.where} was cut off at {out.tell()} bytes ({reason}): "
-                        "try again, it goes on from there"
+                        "run again to resume"
                     )
                 time.sleep(PAUSE_SECONDS)
     finally:
@@ -196,7 +196,7 @@ def _receive(session: Any, url: str, out: BinaryIO, limit: int) -> str | None:
                 return None
             if answer.status_code >= 400:
                 reason = f"{answer.status_code} {answer.reason_phrase}"
-                raise ModelError(f"cannot download {url}: the server says {reason}")
+                raise ModelError(f"cannot download {url}: the server replied {reason}")
             if answer.headers.get("Content-Range", "").partition("-")[0] != f"bytes {out.tell()}":
                 out.seek(0)  # the server sends it all again
                 out.truncate()
@@ -204,7 +204,7 @@ def _receive(session: Any, url: str, out: BinaryIO, limit: int) -> str | None:
                 out.write(block)
                 if out.tell() > limit:
                     out.truncate(0)
-                    raise ModelError(f"{url} is longer than the {limit} bytes on record")
+                    raise ModelError(f"{url} is larger than the expected {limit} bytes")
     except (OSError, TfswaError):
         raise
     except Exception as error:  # the web client's
@@ -243,4 +243,4 @@ def _file_name(where: str) -> str:
 
 def _cache_error(error: OSError) -> OutputError:
     folder, reason = folders.cache_folder(), error.strerror or error
-    return OutputError(f"cannot keep models in {folder}: {reason}; set TFSWA_CACHE to another folder")
+    return OutputError(f"cannot write models to {folder}: {reason}; set TFSWA_CACHE to another folder")

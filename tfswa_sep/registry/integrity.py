@@ -26,16 +26,16 @@ def damage(path: Path, *, size: int, sha256: str) -> str | None:
     size: bytes, 0 where it is not on record.  sha256: "" where it is not on record.
     """
     try:
-        there = path.stat().st_size
-        if size and there != size:
-            return f"has {there} bytes instead of {size}"
-        found = digest(path)
+        actual_size = path.stat().st_size
+        if size and actual_size != size:
+            return f"has {actual_size} bytes instead of {size}"
+        actual = digest(path)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return (
         None
-        if not sha256 or found == sha256
-        else f"has the SHA-256 {found[:12]}... instead of {sha256[:12]}..."
+        if not sha256 or actual == sha256
+        else f"has SHA-256 {actual[:12]}... instead of {sha256[:12]}..."
     )
 
 
@@ -43,17 +43,17 @@ def header_problem(path: Path) -> str | None:
     """What the first bytes of a file without a recorded hash say against it; None: nothing."""
     try:
         if not path.is_file():
-            return "is no file"
+            return "is not a file"
         with path.open("rb") as stream:
             head = stream.read(9)
         size = path.stat().st_size
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if head[:2] == _ZIP or head[:1] == _PICKLE:
-        return "is a pickle with another suffix, which could run code"
+        return "is a renamed pickle, which could run code"
     if path.suffix == ".safetensors":  # the length of a JSON header, then the header
         length = int.from_bytes(head[:8], "little")
         right = len(head) == 9 and length <= min(size - 8, _MAX_HEADER_BYTES) and head[8:] == b"{"
     else:  # a protobuf whose first field is the number 1, ir_version
         right = head[:1] == b"\x08"
-    return None if right else f"is no {path.suffix} file, or it is damaged"
+    return None if right else f"is not a valid {path.suffix} file"

@@ -87,7 +87,7 @@ def read_models(path: Path) -> dict[str, ModelInfo]:
     """The models of one file, in its order. Raises ModelError for anything that is not understood."""
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise ModelError(f"{path}: a list of models has at most {_MAX_BYTES >> 20} MB")
+            raise ModelError(f"{path}: larger than {_MAX_BYTES >> 20} MB")
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, too long a number
         raise ModelError(f"cannot read {path}: {error}") from error
@@ -120,19 +120,21 @@ def parse_file(table: Any, owner: str, folder: Path) -> ModelFile:
     if backend not in SUFFIXES.values():
         raise ModelError(f"{owner}: unknown backend {backend!r}")
     if not re.fullmatch(r"[0-9a-f]{64}", sha256) or size <= 0:
-        raise ModelError(f"{owner}: {where!r} needs its sha256 (64 digits, a to f small) and its bytes")
+        raise ModelError(
+            f"{owner}: {where!r} needs a sha256 (64 lower-case hex digits) and its size in bytes"
+        )
     if suffix_of(where) not in SUFFIXES or SUFFIXES[suffix_of(where)] != backend:
-        raise ModelError(f"{owner}: {where!r} must end in .onnx for onnx, in .safetensors for torch")
+        raise ModelError(f"{owner}: {where!r} must end in .onnx (onnx) or .safetensors (torch)")
     if ".." in re.split(r"[/\\]", where.partition("://")[2] or where.removeprefix("bundled:")):
-        raise ModelError(f"{owner}: {where!r} must not climb with '..'")
+        raise ModelError(f"{owner}: {where!r} must not contain '..'")
     if where.startswith("bundled:") and not BUNDLED.fullmatch(where):
-        raise ModelError(f"{owner}: {where!r} must be bundled: and a bare file name")
+        raise ModelError(f"{owner}: {where!r} must be bundled: followed by a file name")
     if where.startswith("hf:") and not HUGGING_FACE.fullmatch(where):
-        raise ModelError(f"{owner}: {where!r} must be hf://org/repo@commit/file, the commit with 40 digits")
+        raise ModelError(f"{owner}: {where!r} must be hf://org/repo@commit/file with a 40-digit commit")
     if "://" in where and not where.startswith("hf:") and not is_allowed_url(where):
         raise ModelError(f"{owner}: {where!r} must be an https:// address")
     if where.startswith(("\\\\", "//")):  # Windows sends the user's password hash to such a server
-        raise ModelError(f"{owner}: {where!r} must not name a server's share")
+        raise ModelError(f"{owner}: {where!r} must not be a network share")
     if "://" not in where and not where.startswith("bundled:"):
         where = str(folder / where)
     return ModelFile(backend=backend, where=where, sha256=sha256, bytes=size, precision=precision)
@@ -149,12 +151,12 @@ def suffix_of(where: str) -> str:
 def _parse_model(name: str, table: Any, path: Path) -> ModelInfo:
     where = f"{path}: model {name!r}"
     if not _NAME.fullmatch(name):
-        raise ModelError(f"{where}: a name has letters, digits, '.', '_' and '-', 64 at most")
+        raise ModelError(f"{where}: a name is at most 64 letters, digits, '.', '_' and '-'")
     _check_keys(table, _REQUIRED_KEYS, where, optional=_OPTIONAL_KEYS)
     files = _typed(table, "files", list, where)
     scores = _typed({"scores": table.get("scores", {})}, "scores", dict, where)
     if not all(type(score) in (int, float) and abs(score) < 1000 for score in scores.values()):
-        raise ModelError(f"{where}: scores must be numbers, in dB")
+        raise ModelError(f"{where}: scores must be numbers in dB")
     stems = tuple(_typed(table, "stems", list, where))
     if not stems or not all(isinstance(stem, str) and _STEM.fullmatch(stem) for stem in (*stems, *scores)):
         raise ModelError(f"{where}: stems must be a list of names")
@@ -186,7 +188,7 @@ def _check_keys(table: Any, required: set[str], where: str, *, optional: Set[str
 def _typed(table: dict[str, Any], key: str, kind: type, where: str) -> Any:
     value = table[key]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ModelError(f"{where}: {key} must be of the type {kind.__name__}")
+        raise ModelError(f"{where}: {key} must be of type {kind.__name__}")
     if isinstance(value, str) and not value.isprintable():  # it goes to a terminal, or names a file
         raise ModelError(f"{where}: {key} must be one line without control characters")
     if isinstance(value, int) and not 0 <= value <= _LARGEST:

@@ -67,7 +67,7 @@ def _check_request(request: Any) -> None:
         return
     host, port = _origin(url)
     if request.url.scheme != "https":
-        raise ModelError(f"the download was led to {url}, which is not https: refused")
+        raise ModelError(f"the download was redirected to {url}, which is not https: refused")
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except OSError:
@@ -75,7 +75,7 @@ def _check_request(request: Any) -> None:
     for text in found:
         ip = ipaddress.ip_address(str(text).partition("%")[0])
         if not (getattr(ip, "ipv4_mapped", None) or ip).is_global:
-            raise ModelError(f"the download was led to {host}, a private address ({ip}): refused")
+            raise ModelError(f"the download was redirected to {host}, a private address ({ip}): refused")
 
 
 def _check_answer(answer: Any) -> None:
@@ -87,7 +87,7 @@ def _check_answer(answer: Any) -> None:
     answer.headers.pop("X-Xet-Hash", None)
     length = answer.headers.get("X-Linked-Size") or answer.headers.get("Content-Length") or ""
     if answer.is_success and length.isdecimal() and int(length) > guard.limit:
-        raise ModelError(f"{answer.url} is longer than the {guard.limit} bytes on record")
+        raise ModelError(f"{answer.url} is larger than the expected {guard.limit} bytes")
 
 
 def _origin(url: str) -> tuple[str, int]:
