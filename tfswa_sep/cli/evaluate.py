@@ -205,12 +205,39 @@ def listen(
     The test is one HTML file that works offline in any browser.
 
     Both sides use the same excerpts, matched in loudness and played in sync. Which is which stays hidden
-    until the answers are exported.
+    until the answers are exported; `eval listen-results` analyses them.
     """
     from tfswa_sep.evaluation.listening.page import listening_page
 
     _write(out, listening_page(first, second, reference=reference, seconds=seconds, trials=trials))
     print(out)
+
+
+@app.command("listen-results")
+def listen_results(
+    answers: Annotated[
+        list[Path],
+        typer.Argument(metavar="ANSWERS.json...", help="Files that listeners exported from the page."),
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Analyse the answers of a listening test.
+
+    Prints how often each method is preferred, per stem, with a 95 % bootstrap interval.
+
+    Name the files of one test, one or more per listener. "No difference" counts half for each method.
+    """
+    from tfswa_sep.evaluation.listening.answers import read_answers
+
+    found = read_answers(answers)
+    if as_json:
+        told = [{**asdict(each), "verdict": each.verdict} for each in found.preferences]
+        print(json.dumps({**asdict(found), "preferences": told}, indent=2))
+        return
+    from tfswa_sep.evaluation.report.tables import preference_table
+
+    _print_table(preference_table(found))
 
 
 def _write_record(found: Evaluation, files: list[Path]) -> None:

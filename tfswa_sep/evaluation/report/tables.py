@@ -10,6 +10,7 @@ from rich.table import Table
 from tfswa_sep.constants import ACCOMPANIMENT
 from tfswa_sep.evaluation.bsseval import FAST_SECONDS
 from tfswa_sep.evaluation.compare import MEAN, Difference, bootstrap, mean_of_stems
+from tfswa_sep.evaluation.listening.answers import ListeningTest
 from tfswa_sep.evaluation.results import BASELINE, LABELS, Evaluation, MethodScores, StemScore
 
 DETAILS = {"frame_sdr", "mixture_sdr", "gain", "kept", "leaked"}  # only in the table of one method
@@ -158,6 +159,38 @@ def difference_table(differences: Sequence[Difference]) -> Table:
     table.caption = "Means over the songs that both have scored; paired bootstrap over songs."
     if any(each.stem == MEAN for each in differences) and len(differences) > 3:
         table.caption += f" {MEAN}: of the stems, accompaniment apart."
+    return table
+
+
+def preference_table(found: ListeningTest) -> Table:
+    """What listeners prefer, one line per stem and method."""
+    table = Table(title=f"Listening test, {found.files} {'file' if found.files == 1 else 'files'} of answers")
+    for name in (
+        "stem",
+        "method",
+        "answers",
+        "better",
+        "no difference",
+        "preference",
+        "95 % interval",
+        "verdict",
+    ):
+        table.add_column(name, justify="left" if name in ("stem", "method", "verdict") else "right")
+    for each in found.preferences:
+        known = each.low is not None and each.high is not None
+        table.add_row(
+            each.stem,
+            each.method,
+            str(each.answers),
+            str(each.better),
+            str(each.ties),
+            f"{each.share:.0%}",
+            f"{each.low:.0%} to {each.high:.0%}" if known else "-",
+            each.verdict,
+        )
+    table.caption = "Preference: no difference counts half for each method. Bootstrap over answers."
+    if found.unanswered:
+        table.caption += f" Unanswered: {found.unanswered}."
     return table
 
 

@@ -1,0 +1,114 @@
+"""The answers of a blind A/B test: which method listeners prefer, and how sure that is.
+
+A preference is the share of answers in favour of a method; "no difference" counts as half an answer for each.
+Its interval is the percentile bootstrap over the answers, as in evaluation/compare.py. It treats answers as
+independent: many excerpts tell more than many answers about one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tfswa_sep.errors import InputError, UsageError
+from tfswa_sep.evaluation.compare import bootstrap
+
+MIN_ANSWERS = 6  # five unanimous answers still happen by chance one time in 16
+TIE = "no difference"  # as the page writes it
+ALL = "all"  # stems
+
+
+@dataclass(frozen=True)
+class Preference:
+    """How one method fared on one stem, or on all of them."""
+
+    stem: str
+    method: str
+    answers: int  # that were given for this stem, of any kind
+    better: int  # answers that prefer this method
+    ties: int
+    share: float  # from 0 to 1
+    low: float | None  # the ends of its 95 % interval; None for a single answer
+    high: float | None
+
+    @property
+    def verdict(self) -> str:
+        """What may be said."""
+        if self.answers < MIN_ANSWERS or self.low is None or self.high is None:
+            return f"fewer than {MIN_ANSWERS} answers: say nothing"
+        if self.low > 0.5:
+            return "preferred"
+        return "not preferred" if self.high < 0.5 else "no preference shown"
+
+
+@dataclass(frozen=True)
+class ListeningTest:
+    """The answers of all listeners."""
+
+    files: int
+    unanswered: int
+    preferences: tuple[Preference, ...]  # two per stem, then two for all stems where there are several
+
+
+def read_answers(paths: Sequence[Path]) -> ListeningTest:
+    """Analyse the files that listeners exported from a page of `tfswa-sep eval listen`.
+
+    Raises:
+        InputError: A file holds no answers.
+        UsageError: The files are of different methods, one is named twice, or no question was answered.
+    """
+    methods: list[str] = []
+    seen: dict[str, Path] = {}
+    given: dict[str, list[str]] = {}
+    unanswered = 0
+    for path in paths:
+        names, answers, content = _read(path)
+        if content in seen:
+            raise UsageError(f"{seen[content]} and {path} hold the same answers: name each file once")
+        seen[content] = path
+        methods = methods or names
+        if set(names) != set(methods):
+            raise UsageError(
+                f"{path} compares {' and '.join(names)}, but {paths[0]} {' and '.join(methods)}: "
+                "analyse each test separately"
+            )
+        for trial, better in answers:
+            if better is None:
+                unanswered += 1
+            else:
+                given.setdefault(trial.rpartition("/")[2], []).append(better)
+    if not given:
+        raise UsageError("no question has been answered: there is nothing to analyse")
+    groups = dict(sorted(given.items()))
+    if len(groups) > 1:
+        groups[ALL] = [better for answers in groups.values() for better in answers]
+    found = (_preference(stem, method, answers) for stem, answers in groups.items() for method in methods)
+    return ListeningTest(len(paths), unanswered, tuple(found))
+
+
+def _preference(stem: str, method: str, answers: Sequence[str]) -> Preference:
+    values = np.array([1.0 if better == method else 0.5 if better == TIE else 0.0 for better in answers])
+    low, high = bootstrap(values) if len(values) > 1 else (None, None)
+    return Preference(
+        stem, method, len(answers), answers.count(method), answers.count(TIE), float(values.mean()), low, high
+    )
+
+
+def _read(path: Path) -> tuple[list[str], list[tuple[str, str | None]], str]:
+    """(names of the two methods, [(trial, the better method, TIE or None)], what tells files apart)."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        names = [str(name) for name in record["methods"]]
+        answers = [(str(answer["trial"]), answer["better"]) for answer in record["answers"]]
+        content = json.dumps([record["date"], record["answers"]])
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} holds no answers exported from a listening page") from error
+    if len(names) != 2 or names[0] == names[1] or any(each not in (*names, TIE, None) for _, each in answers):
+        raise InputError(f"{path} holds no answers exported from a listening page")
+    return names, answers, content
