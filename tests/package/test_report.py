@@ -62,3 +62,13 @@ def test_scores_are_shown_with_how_sure_they_are() -> None:
         assert mean - low == pytest.approx(0.62 if number < 4 else 0.31, abs=0.2)
         assert low < mean < high and abs(median - 6) < 1
     assert text.count("mean │ ours") == text.count("mean │ theirs") == 1
+
+
+def test_nothing_in_a_chart_of_48_songs_is_clipped() -> None:
+    page = html_report(made_up(songs=48, methods=("ours", "theirs", "others", "mixture")))
+    widths = [float(width) for width in re.findall(r'viewBox="0 0 (\d+)', page)]
+    assert set(widths) == {900.0}  # no chart grows past the page with the number of songs
+    rows = re.findall(r'<text class="song" x="(\d+)" y="([\d.]+)">([^<]*)', page)
+    assert len(rows) == 48 * len(STEMS)
+    for x, _, name in rows:  # anchored at its end; letters of 12 px are at most 8 px wide
+        assert len(name) * 8 * 0.8 < int(x)

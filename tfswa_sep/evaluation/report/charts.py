@@ -15,6 +15,7 @@ Series = Mapping[str, Mapping[str, Sequence[float]]]  # group (a stem) -> series
 
 WIDTH, HEIGHT = 900, 300  # px
 LEFT, TOP, BOTTOM = 48, 12, 28  # px around the plot
+SONG_NAMES = 290  # px to the left of bars
 
 
 class _Axis:
@@ -83,33 +84,42 @@ def box_plot(groups: Series, names: Sequence[str]) -> str:
 
 
 def bars(groups: Series, names: Sequence[str]) -> str:
-    """Bars side by side for every group (here a song), from zero; the first value of each series counts."""
+    """Horizontal bars from zero, one row per group (here a song); the first value of each series counts."""
     values = [value for group in groups.values() for found in group.values() for value in found]
     if not values:
         return ""
-    width = max(WIDTH, LEFT + len(groups) * (10 * len(names) + 14))
-    height = HEIGHT + 90  # songs have long names
-    axis, parts = _Axis(values, height=height - 90, zero=True), []
-    room = (width - LEFT) / len(groups)
-    for place, (group, series) in enumerate(groups.items()):
-        start = LEFT + place * room
-        x, y = start + room / 2, height - 100
-        name = group if len(group) <= 22 else f"{group[:21]}…"
+    thick = 7 if len(names) > 2 else 10  # px per bar
+    room = thick * len(names) + 8  # px per row
+    height = TOP + room * len(groups) + BOTTOM
+    axis, parts = _Axis(values, zero=True), []
+    shift = (WIDTH - SONG_NAMES - 16) / (axis.high - axis.low)
+
+    def x(value: float) -> float:
+        return SONG_NAMES + shift * (value - axis.low)
+
+    for number in range(round((axis.high - axis.low) / axis.step) + 1):
+        value = axis.low + number * axis.step
+        shade = "zero" if abs(value) < axis.step / 1e3 else "grid"
         parts.append(
-            f'<text class="song" transform="translate({x:.1f} {y}) rotate(-32)">{escape(name)}'
+            f'<line class="{shade}" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
+        )
+        parts.append(_label(x(value), height - 10, f"{value:g}"))
+    for place, (group, series) in enumerate(groups.items()):
+        start = TOP + place * room + 4
+        name = group if len(group) <= 42 else f"{group[:41]}…"
+        parts.append(
+            f'<text class="song" x="{SONG_NAMES - 8}" y="{start + (room - 8) / 2 + 4:.1f}">{escape(name)}'
             f"<title>{escape(group)}</title></text>"
         )
-        slot = min(room * 0.85 / max(len(names), 1), 26.0)
         for number, series_name in enumerate(names):
             for value in series.get(series_name, ())[:1]:
-                left = start + room / 2 + (number - len(names) / 2) * slot
-                top, bottom = sorted((axis.y(value), axis.y(0.0)))
+                left, right = sorted((x(value), x(0.0)))
                 parts.append(
-                    f'<rect class="bar s{number}" x="{left:.1f}" y="{top:.1f}" width="{slot * 0.9:.1f}" '
-                    f'height="{max(bottom - top, 0.5):.1f}"><title>{escape(group)}, '
+                    f'<rect class="bar s{number}" x="{left:.1f}" y="{start + number * thick:.1f}" '
+                    f'width="{max(right - left, 0.5):.1f}" height="{thick - 1}"><title>{escape(group)}, '
                     f"{escape(series_name)}: {value:.2f}</title></rect>"
                 )
-    return _svg(width, height, axis.draw(width) + "".join(parts))
+    return _svg(WIDTH, height, "".join(parts))
 
 
 def scatter(points: Mapping[str, tuple[float, float]], names: Sequence[str], x_label: str) -> str:

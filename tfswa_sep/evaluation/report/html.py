@@ -12,14 +12,14 @@ from tfswa_sep.evaluation.results import BASELINE, LABELS, Evaluation, MethodSco
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#db2777")
 STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; margin: 2rem auto; max-width: 1000px;
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; margin: 2rem auto; max-width: 1160px;
   padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .2rem; }
 p.lead { color: #6b7280; margin: .2rem 0 1rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; width: 100%; }
-th, td { padding: .22rem .6rem; text-align: right; border-bottom: 1px solid #e5e7eb; white-space: nowrap; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .82rem; width: 100%; }
+th, td { padding: .22rem .4rem; text-align: right; border-bottom: 1px solid #e5e7eb; white-space: nowrap; }
 th { color: #6b7280; font-weight: 600; } th.text, td.text { text-align: left; }
 tr.first td { border-top: 2px solid #d1d5db; }
 svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
