@@ -1,6 +1,6 @@
-"""The command line of everything that trains: Hydra's configs and `key=value`.
+"""The command line of all training commands: Hydra configs and `key=value` overrides.
 
-`training/configs/{data,model,training}` are groups: `data=musdb18hq training=h100 training.steps=1000`.
+Config groups are in `training/configs/{data,model,training}`: `data=musdb18hq training=h100 training.steps=1000`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ from training.mixing.settings import MixSettings
 from training.stop import Stopped
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-# Beside the files there, and the only place where these defaults stand.
+# Registered as a config like the files in CONFIGS, so that these defaults are defined only once.
 ConfigStore.instance().store(name="mix_settings", node=dataclasses.asdict(MixSettings()))
 
 
 def load_config(arguments: list[str], *, needs_data: bool = True) -> DictConfig:
-    """The configuration that a command line gives.
+    """Compose the configuration from command-line overrides.
 
-    Raises UsageError for a key or config that is not there, naming the nearest, and for one that is missing
-    (where `needs_data`: some commands look at the model alone).
+    Args:
+        arguments: Overrides such as `model=small` or `training.steps=1000`.
+        needs_data: Whether mandatory settings must be present; some commands only look at the model.
+
+    Raises:
+        UsageError: A key or config is unknown (the message suggests the closest one), or a mandatory one missing.
     """
     try:
         overrides = OverridesParser.create().parse_overrides(arguments)
@@ -51,28 +55,28 @@ def load_config(arguments: list[str], *, needs_data: bool = True) -> DictConfig:
                 key, line = override.key_or_group, override.input_line or ""
                 if override not in chosen:
                     _check_name(key, sorted(known), "setting")
-                # One of model.changes is known, but not there yet: ++ changes or adds.
+                # Keys of model.changes are valid but not in the config yet: ++ overrides or adds.
                 plain = override in chosen or override.is_delete()
                 lines.append(line if plain else "++" + line.lstrip("+"))
             config = compose("config", overrides=lines)
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(" ".join(str(error).split())) from error
     if needs_data and (missing := sorted(OmegaConf.missing_keys(config))):
-        raise UsageError(f"{missing[0]} is missing: add {missing[0]}=...")
+        raise UsageError(f"missing setting {missing[0]}: add {missing[0]}=...")
     return config
 
 
 def model_shape(settings: DictConfig) -> ModelConfig:
-    """The preset of `model`, with its changes. Raises ValueError for numbers that do not fit together."""
+    """Return the preset of `model` with its changes applied. Raises ValueError for inconsistent values."""
     changes: Any = OmegaConf.to_container(settings.changes)
     return ModelConfig.from_json(PRESETS[settings.preset].to_json() | changes)
 
 
 def run_command(command: Callable[[DictConfig], Any], *, about: str | None, needs_data: bool = True) -> int:
-    """Run a command on the configuration of sys.argv; returns the exit code. A user's error is one line."""
+    """Run a command with the configuration from sys.argv, report user errors in one line, return the exit code."""
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(about, f"\n\nConfigs are in {CONFIGS}; --config prints what a command line gives.")
+        print(about, f"\n\nConfigs are in {CONFIGS}; --config prints the configuration and exits.")
         return 0
     try:
         config = load_config([a for a in arguments if a != "--config"], needs_data=needs_data)
@@ -86,7 +90,7 @@ def run_command(command: Callable[[DictConfig], Any], *, about: str | None, need
         print_error(str(error))
         return error.exit_code if isinstance(error, TfswaError) else UsageError.exit_code
     except KeyboardInterrupt:
-        print_error("interrupted; the same command goes on from the last checkpoint")
+        print_error("interrupted; run the same command to resume from the last checkpoint")
         return 130
     return 0
 
@@ -94,14 +98,14 @@ def run_command(command: Callable[[DictConfig], Any], *, about: str | None, need
 def _check_name(name: str, known: list[str], kind: str) -> None:
     if name not in known:
         near = _nearest(name, known)
-        hint = f"did you mean {near!r}?" if near else f"there is {', '.join(sorted(known)[:12])}"
+        hint = f"did you mean {near!r}?" if near else f"choose from {', '.join(sorted(known)[:12])}"
         raise UsageError(f"unknown {kind} {name!r}: {hint}")
 
 
 def _nearest(name: str, known: list[str]) -> str | None:
-    """What `name` was meant to be: the right key at the wrong place, an abbreviation, or one misspelt.
+    """Guess the key that was meant: the right key in the wrong group, an abbreviation, or a misspelling.
 
-    Of the latter two those under the same parent come first: training.lr is training.learning_rate.
+    Abbreviations and misspellings of keys in the same group come first: training.lr is training.learning_rate.
     """
     parent, _, leaf = name.rpartition(".")
     leaves = {key: key.rpartition(".")[2] for key in known}

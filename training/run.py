@@ -1,4 +1,4 @@
-"""A training run: what a checkpoint holds, and one step of it."""
+"""A training run: its state, its training step, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from training.validate import Validation
 
 
 def start_processes(config: DictConfig) -> Fabric:
-    """Find the other processes of a run, if it has any, and set what each of them needs set once."""
+    """Connect the processes of a run, and apply the per-process settings (threads, attention kernels, seed)."""
     settings = config.training
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -52,17 +52,18 @@ def start_processes(config: DictConfig) -> Fabric:
 
 
 def open_songs(config: DictConfig, fabric: Fabric) -> tuple[TrainingData, ModelConfig]:
-    """The songs to learn from, and the shape of the network for their targets.
+    """Open the training data, and return it with the model config for its targets.
 
-    Raises UsageError for a transform that the losses do not have.
+    Raises:
+        UsageError: The model's n_fft or hop is not the one that the losses use.
     """
     preset = model_shape(config.model)
-    if (preset.n_fft, preset.hop) != (N_FFT, HOP):  # losses and validation transform with these, too
+    if (preset.n_fft, preset.hop) != (N_FFT, HOP):  # losses and validation use these, too
         raise UsageError(
-            f"n_fft {preset.n_fft} and hop {preset.hop} cannot be trained, only {N_FFT} and {HOP}:"
-            " leave model.changes.n_fft and model.changes.hop out"
+            f"training supports only n_fft {N_FFT} and hop {HOP}, not {preset.n_fft} and {preset.hop}:"
+            " remove model.changes.n_fft and model.changes.hop"
         )
-    with fabric.rank_zero_first():  # one process decodes the songs, the others find them
+    with fabric.rank_zero_first():  # one process decodes the songs, the others use its cache
         device = "cpu" if config.training.workers else fabric.device
         data = open_data(config.data, preset.stems, seed=config.seed, device=device)
     consistent = preset.mixture_consistent and data.adds_up
@@ -70,10 +71,10 @@ def open_songs(config: DictConfig, fabric: Fabric) -> tuple[TrainingData, ModelC
 
 
 def build_network(shape: ModelConfig, config: DictConfig) -> TfswaUNet:
-    """A network with fresh weights, laid out and compiled as the configuration says."""
+    """Build a network with initial weights, in the memory format and with the compilation that `config` asks for."""
     model = TfswaUNet(shape, checkpointing=config.model.checkpointing)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.training.compile_masks:  # a minute once; their many small steps then cost a third (measured)
+    if config.training.compile_masks:  # takes a minute; the masks then cost a third (measured)
         model.mask = torch.compile(model.mask)  # type: ignore[method-assign]
         losses.spectral_terms = torch.compile(losses.spectral_terms)
         for module in model.modules():
@@ -83,9 +84,10 @@ def build_network(shape: ModelConfig, config: DictConfig) -> TfswaUNet:
 
 
 def find_checkpoint(config: DictConfig, shape: ModelConfig) -> dict[str, Any] | None:
-    """The checkpoint that a run goes on from, if there is one and it shall.
+    """Return the checkpoint to resume from, or None if there is none or `training.resume` is off.
 
-    Raises UsageError where it is of another model, or was trained for something else.
+    Raises:
+        UsageError: It belongs to a different model or training objective.
     """
     path = Path(config.out) / "last.ckpt"
     if not (config.training.resume and path.exists()):
@@ -97,35 +99,39 @@ def find_checkpoint(config: DictConfig, shape: ModelConfig) -> dict[str, Any] | 
         different.append("training.objective")
     if different:
         raise UsageError(
-            f"{path} is of a run with another {', '.join(different)}: choose another out=..., or"
-            " training.resume=false to begin anew in its place"
+            f"{path} is from a run with different {', '.join(different)}: choose another out=..., or add"
+            " training.resume=false to start over and overwrite it"
         )
     return stored
 
 
 def warm_up(model: TfswaUNet, config: DictConfig, *, resumed: bool) -> str:
-    """Load what fits of `continue_from` or `warm_start`, unless the run is resumed; returns what to report."""
+    """Load the matching weights of `continue_from` or `warm_start` unless resuming; return a message for the log."""
     name = "continue_from" if config.training.continue_from else "warm_start"
     path = config.training[name]
     if not path:
         return ""
     if resumed:
-        return f"continues from {Path(config.out) / 'last.ckpt'}; training.{name}={path} is not read"
+        return f"resuming from {Path(config.out) / 'last.ckpt'}; ignoring training.{name}={path}"
     return checkpoint.warm_start(model, Path(path))
 
 
 def first_step(config: DictConfig) -> int:
-    """The step at which a run without a checkpoint begins: 0, or that of `training.continue_from`."""
+    """Return the step at which a new run starts: 0, or that of `training.continue_from`."""
     path = config.training.continue_from
     return int(checkpoint.read(Path(path))["step"]) if path else 0
 
 
 class Run:
-    """Model, optimizer and data of a configuration, at the step where the last checkpoint left them.
+    """The model, optimizer and data of a run, restored from its last checkpoint if there is one.
 
-    fabric: that of `start_processes`, where it was called before.
-    Raises UsageError where that checkpoint is of another model or objective, and for a transform (n_fft, hop)
-    that the losses do not have.
+    Args:
+        config: The configuration.
+        fabric: The result of `start_processes`, if it has been called already.
+
+    Raises:
+        UsageError: The checkpoint belongs to a different model or objective, or the losses do not support the
+            model's n_fft and hop.
     """
 
     def __init__(self, config: DictConfig, *, fabric: Fabric | None = None) -> None:
@@ -139,13 +145,13 @@ class Run:
         self.augment = Augmentation(config.data.get("augment"))
         self.model = build_network(self.shape, config)
         stored = find_checkpoint(config, self.shape)
-        self.said = warm_up(self.model, config, resumed=stored is not None)  # for a person
+        self.said = warm_up(self.model, config, resumed=stored is not None)  # for the log
         trained: nn.Module = MaskedSpectrogram(self.model) if self.masked else self.model
         self.wrapped = self.fabric.setup_module(synchronise_norms(trained, self.fabric))
         self.trained = self.wrapped.module
         self.optimizer: Any = self.fabric.setup_optimizers(make_optimizer(self.trained, settings))
         self.average = Average(self.model, settings.ema_decay)
-        self.done, self.seconds = first_step(config), 0.0  # steps; spent before this process
+        self.done, self.seconds = first_step(config), 0.0  # steps done; seconds of earlier starts
         self.best, self.stale = -math.inf, 0  # best score; validations since
         self.out.mkdir(parents=True, exist_ok=True)
         if stored:
@@ -165,27 +171,27 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done, or patience ended before them."""
+        """Whether all steps are done, or patience has run out."""
         patience = self.settings.patience
         return self.done >= self.settings.steps or bool(patience and self.stale >= patience)
 
     @property
     def spent(self) -> float:
-        """Seconds of training, those before a resume included."""
+        """Training time in seconds, including earlier starts."""
         return self.seconds + time.monotonic() - self.begun
 
     @property
     def rounded(self) -> str:
-        """What is to be said of an example's length that the network would have to pad, else nothing."""
+        """A note if the length of an example was rounded so that the network need not pad it, else empty."""
         wanted = seconds_of(self.config.data)
         found = whole_seconds(wanted, self.shape)
         if found == wanted:
             return ""
         multiple = self.shape.frame_multiple
-        return f"examples are {found:.4f} s in place of {wanted:g}: whole multiples of {multiple} frames"
+        return f"examples are {found:.4f} s long instead of {wanted:g} s: a multiple of {multiple} frames"
 
     def batches(self) -> Iterator[Batch]:
-        """This process's share of the batches of the steps that are left, on the device."""
+        """Yield this process's share of each remaining batch, on its device."""
         share, device = self.settings.batch_size * self.settings.accumulate, self.fabric.device
         for phase in phases(self.settings, start=self.done, seconds=seconds_of(self.config.data)):
             for mixture, stems, known in load_batches(
@@ -199,9 +205,10 @@ class Run:
                 yield lowpass(batch, phase.highest) if phase.highest else batch
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """Train on one batch. Returns the loss, its terms, and the gradient's norm before clipping.
+        """Train on one batch, in `accumulate` parts.
 
-        The batch is taken in `accumulate` parts; the loss is the mean of theirs.
+        Returns:
+            The loss and its terms (means over the parts), the gradient norm before clipping, and the learning rate.
         """
         settings, totals = self.settings, dict[str, Tensor]()
         rate = learning_rate(self.done, settings)
@@ -221,7 +228,7 @@ class Run:
         assert norm is not None  # max_norm was given
         means: Any = self.fabric.all_reduce(totals, reduce_op="mean")
         numbers = {name: float(value) for name, value in {**means, "gradient_norm": gather(norm)}.items()}
-        # fp16's scaler must see infinite gradients too: it skips the step itself, and scales less.
+        # The fp16 scaler must see infinite gradients: it skips the step itself, and lowers its scale.
         if math.isfinite(numbers["gradient_norm"]) or getattr(self.fabric.strategy.precision, "scaler", None):
             self.optimizer.step()
         self.average.update(self.model, self.done)
@@ -229,7 +236,7 @@ class Run:
         return {**numbers, "learning_rate": rate}
 
     def _generator(self, part: int) -> torch.Generator:
-        """Randomness for a part of this step's batch: by seed, step, process and part alone."""
+        """Return a generator for one part of the batch, seeded by seed, step, process and part only."""
         process = self.fabric.global_rank * self.settings.accumulate + part
         words = (self.config.seed * 1_000_003 + self.done) * 1_009 + process
         return torch.Generator().manual_seed(words)
@@ -241,7 +248,7 @@ class Run:
             loss: Tensor = self.wrapped(transformed, generator)
             return loss, {}
         targets = torch.einsum("ks,bscn->bkcn", self.matrix, stems)
-        # A sum is known where all that is in it is.
+        # A sum is known if all of its stems are.
         known = 1 - ((1 - known) @ self.matrix.T).clamp(max=1)
         spectrum = self.wrapped(transformed)
         return losses.weigh_terms(
@@ -249,13 +256,13 @@ class Run:
         )
 
     def averaged(self) -> TfswaUNet:
-        """A network of the averaged weights, for scores. All processes have to call it."""
+        """Return a network with the averaged weights, for validation. Every process must call this."""
         network = TfswaUNet(self.shape).to(self.fabric.device)
         network.load_state_dict(gather(self.average.state))
         return network.eval()
 
     def validation(self) -> Validation | None:
-        """The excerpts that are scored, if the configuration names songs for it."""
+        """Return the validation excerpts, or None if the configuration names no validation songs."""
         if self.masked or not self.data.valid:
             return None
         return Validation(
@@ -267,19 +274,19 @@ class Run:
 
     @property
     def judged_on(self) -> str:
-        """What `best` is a score of."""
+        """What `best` was measured on."""
         seconds = self.config.data.get("valid_seconds")
         return f"mean SDR, excerpts of {seconds} s of {', '.join(sorted(self.data.valid))}"
 
     def judge(self, scores: dict[str, float]) -> bool:
-        """Whether these scores are the best so far; counts the validations that were not."""
+        """Return whether these scores are the best so far, and count validations without improvement."""
         better = scores.get("mean", -math.inf) > self.best
         self.best = scores["mean"] if better else self.best
         self.stale = 0 if better else self.stale + 1
         return better
 
     def save(self, scores: dict[str, float], *, best: bool) -> None:
-        """Write last.ckpt, and best.ckpt too if it is the `best`. All processes have to call it."""
+        """Write last.ckpt, and also best.ckpt if `best`. Every process must call this."""
         state = {
             "model": gather(self.trained.state_dict()),
             "average": gather(self.average.state),

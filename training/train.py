@@ -1,9 +1,10 @@
 """Train a model: `python -m training.train data=musdb18hq data.root=FOLDER [key=value ...]`.
 
-Configs lie in training/configs (Hydra); `--config` prints what a command line gives. `out/last.ckpt` is
-written whole or not at all, and a run that finds one goes on from its exact step. After SIGTERM or SIGUSR1 it
-finishes the step, saves, and ends with exit code 75: the same command goes on. `out/config.yaml` has the
-settings, `out/run.json` commit, versions and command of every start. Several GPUs: CLUSTER.md.
+The configs are in training/configs (Hydra); `--config` prints the configuration and exits. Checkpoints are
+written to `out/last.ckpt` atomically, and a run that finds one resumes from that exact step. On SIGTERM or
+SIGUSR1 the run finishes its step, saves, and exits with code 75; the same command resumes it. `out/config.yaml`
+holds the settings, `out/run.json` the commit, versions and command of every start. For several GPUs see
+training/CLUSTER.md.
 """
 
 from __future__ import annotations
@@ -21,10 +22,18 @@ from training.stop import Stopped, StopSignals
 
 
 def train(config: DictConfig) -> Path:
-    """Train to `training.steps`, or until `training.patience` validations brought nothing better.
+    """Train for `training.steps`, or until `training.patience` validations in a row bring no improvement.
 
-    Returns the last checkpoint. Raises TfswaError or ValueError for data or settings that do not do, and
-    Stopped when a signal ended the run early.
+    Args:
+        config: A configuration as `training.configuration.load_config` returns it.
+
+    Returns:
+        The path of the last checkpoint.
+
+    Raises:
+        TfswaError: The data or settings are unusable.
+        ValueError: Likewise.
+        Stopped: A signal ended the run early.
     """
     out, fabric = Path(config.out), start_processes(config)
     last = out / "last.ckpt"
@@ -32,7 +41,9 @@ def train(config: DictConfig) -> Path:
         run = Run(config, fabric=fabric)
         if run.finished:
             if fabric.is_global_zero:
-                print(f"{out} is finished at step {run.done}: {last}; more training.steps=... go on from it")
+                print(
+                    f"{out} is already finished at step {run.done}; raise training.steps to continue from {last}"
+                )
             return last
         record_start(out, config, step=run.done, fabric=fabric)
         with StopSignals() as signals:
@@ -66,10 +77,10 @@ def _train(run: Run, signals: StopSignals) -> None:
                 journal.flush()
                 run.save(scores, best=better)
             if stopped:
-                journal.say(f"step {run.done}: asked to stop, saved; the same command goes on from here")
+                journal.say(f"step {run.done}: stopped by a signal and saved; run the same command to resume")
                 raise Stopped
             if run.finished and not last:
-                journal.say(f"step {run.done}: nothing better in {run.stale} validations")
+                journal.say(f"step {run.done}: stopping early, no improvement in {run.stale} validations")
                 break
 
 

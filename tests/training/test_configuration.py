@@ -44,9 +44,9 @@ def test_what_is_unknown_is_refused_with_the_nearest(word: str, message: str) ->
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(UsageError, match=r"data\.pools is missing: add data\.pools=\.\.\."):
+    with pytest.raises(UsageError, match=r"missing setting data\.pools: add data\.pools=\.\.\."):
         load_config([])
-    with pytest.raises(UsageError, match=r"data\.root is missing"):
+    with pytest.raises(UsageError, match=r"missing setting data\.root"):
         load_config(["data=musdb18"])
     assert load_config(["data=musdb18"], needs_data=False).data.seconds == 5.944
 
@@ -119,7 +119,7 @@ def test_an_error_is_one_line_and_a_code(
     assert code == 2 and said == "tfswa-sep: too short\n"
     assert run("--help")[:2] == (
         0,
-        f"Trains. \n\nConfigs are in {CONFIGS}; --config prints what a command line gives.\n",
+        f"Trains. \n\nConfigs are in {CONFIGS}; --config prints the configuration and exits.\n",
     )
     code, printed, _ = run(POOLS, "--config")
     assert code == 0 and "pools: x" in printed

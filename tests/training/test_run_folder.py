@@ -112,7 +112,7 @@ def test_a_signal_saves_and_ends_a_run_which_then_goes_on(
                     break
             rest, errors = process.stdout.read(), process.stderr.read()
         assert process.returncode == Stopped.exit_code == 75, errors[-3000:]
-        assert "asked to stop, saved; the same command goes on" in rest and "Traceback" not in errors
+        assert "stopped by a signal and saved; run the same command" in rest and "Traceback" not in errors
         steps.append(torch.load(tmp_path / "last.ckpt", weights_only=True)["step"])
     assert 1 <= steps[0] < steps[1]
     assert [entry["step"] for entry in json.loads((tmp_path / "run.json").read_text())] == [0, steps[0]]
