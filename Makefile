@@ -3,6 +3,7 @@
 # make check       what CI runs: lint, format, types, tests
 # make test-audio  the tests that need torchaudio, in a second environment
 # make docs        build the documentation into site/
+# make system-deps install ffmpeg and chromium where they are missing, or print the line to type
 # make dist        build the wheel and the sdist, and check them for PyPI
 #
 # PIP_FLAGS is handed to pip. On Linux, PyPI's torch is a CUDA build of several GB; the CPU's is smaller:
@@ -18,14 +19,14 @@ PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -
 AUDIO_KILOBYTES := 7000000
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test check lint test-audio docs dist ffmpeg chromium clean
+.PHONY: demo test check lint test-audio docs dist system-deps clean
 
 demo: .venv/.done
 	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
 	@echo "The stems are in $(OUT)/"
 
 # Two processes, of one thread each so that they do not fight; PYTEST_FLAGS="-n 0" is one of all threads.
-test: .venv-dev/.done ffmpeg chromium
+test: .venv-dev/.done system-deps
 	OMP_NUM_THREADS=1 .venv-dev/bin/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
 
 check: lint test
@@ -47,25 +48,21 @@ dist: .venv-dev/.done
 	.venv-dev/bin/python -m build --outdir dist
 	.venv-dev/bin/twine check --strict dist/*
 
-# museval and stempeg want ffmpeg and ffprobe on the PATH as soon as they are imported.
-ffmpeg:
-	@if ! command -v ffmpeg >/dev/null || ! command -v ffprobe >/dev/null; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends ffmpeg; \
-	  else \
-	    echo "ffmpeg is missing. Type:  sudo apt-get install ffmpeg   (macOS: brew install ffmpeg)" >&2; exit 1; \
-	  fi; \
-	fi
-
-# The pages that tfswa-sep writes are tested in a real browser.
-chromium:
-	@if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
-	      chromium chromium-driver; \
-	  else \
-	    echo "chromium or chromedriver is missing: the tests of pages are skipped" >&2; \
-	  fi; \
+# Needed for the tests: ffmpeg (museval and stempeg import it, M4A goes through it). Without chromium and chromedriver
+# the tests that open pages in a browser are skipped.
+system-deps:
+	@missing=; \
+	for program in ffmpeg chromium chromedriver; do \
+	  command -v $$program >/dev/null || missing="$$missing $$program"; \
+	done; \
+	packages=$$(echo "$$missing" | sed 's/chromedriver/chromium-driver/'); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing with apt-get:$$packages"; \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$packages; \
+	else \
+	  echo "Missing:$$missing. Type:  sudo apt-get install$$packages   (macOS: brew install ffmpeg)" >&2; \
+	  command -v ffmpeg >/dev/null; \
 	fi
 
 # As a user has it: the package built and installed, no checkout, no torch.

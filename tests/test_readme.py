@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -39,7 +40,11 @@ DOCUMENTS = "\n".join(path.read_text("utf-8") for path in PAGES)
 def commands(program: str) -> list[list[str]]:
     """The words of each command line for `program` in the bash blocks, comments left out."""
     blocks = re.findall(r"```bash\n(.*?)```", DOCUMENTS, re.DOTALL)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    lines = [
+        shlex.split(line, comments=True)
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
     return [words for words in lines if words[:1] == [program]]
 
 
@@ -222,3 +227,13 @@ def test_the_package_names_the_licence_of_its_code_and_of_its_weights() -> None:
     for name in bundled:
         assert name in README
         assert "GENERAL PUBLIC LICENSE" in (ROOT / "LICENSES" / f"{name}.txt").read_text("utf-8")
+
+
+def test_missing_system_packages_are_named(tmp_path: Path) -> None:
+    for program in ("sh", "sed", "id"):
+        (tmp_path / program).symlink_to(str(shutil.which(program)))
+    command = [str(shutil.which("make")), "system-deps"]
+    environment = {"PATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0  # without ffmpeg
+    assert "sudo apt-get install ffmpeg chromium chromium-driver" in done.stderr

@@ -76,10 +76,10 @@ class Separator:
 
         Args:
             path: The file.
-            **choices: As of the class.
+            **choices: Fields of Runtime, such as threads=4.
 
         Raises:
-            ModelError: The file is not there, damaged or no model of ours.
+            ModelError: The file is missing or damaged, or holds no model of tfswa-sep.
             DeviceError: The device is missing.
         """
         separator = cls(registry.find_model(os.path.abspath(os.path.expanduser(path))), **choices)
@@ -267,10 +267,10 @@ def separate(
 
     Args:
         path: The song.
-        model: As of Separator.
-        track: As of Separator.separate_file; so are `keep` and `on_progress`.
-        keep: See there.
-        on_progress: See there.
+        model: A loaded Separator, or what Separator takes.
+        track: See Separator.separate_file.
+        keep: See Separator.separate_file.
+        on_progress: See Separator.separate_file.
         **choices: Fields of Runtime and of OutputOptions, such as threads=4, out="stems".
     """
     runtime = take_fields(Runtime, choices)
@@ -283,7 +283,7 @@ def load_model(model: str | Path | registry.ModelInfo | None = None, **choices: 
     """The loaded network itself: segments (b, c, n) to stems (b, s, c, n); see inference.backend.Backend.
 
     Args:
-        model: As of Separator.
+        model: See Separator.
         **choices: Fields of Runtime.
     """
     return Separator(model, **choices).backend

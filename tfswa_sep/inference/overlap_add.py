@@ -1,14 +1,14 @@
-"""Segments with context, and the cross-fade that puts them together again, as a stream.
+r"""Segments with context, and the cross-fade that puts them together again, as a stream.
 
 A network sees one segment at a time. Near a segment's edges it lacks context, so `margin` samples at both
 sides are thrown away; the kept parts of neighbours overlap by `fade` samples and are cross-faded.
 
-    segment 0   mmmm|KKKKKKKKKKKKKK\\\\|mmmm
+    segment 0   mmmm|KKKKKKKKKKKK\\\\|mmmm
     segment 1               mmmm|////KKKKKKKKKK\\\\|mmmm
-    segment 2                              mmmm|////KKKKKKKKKKKKKK|mmmm
-    weights          111111111111111111111111111111111111111111111
+    segment 2                             mmmm|////KKKKKKKKKKKKKK|mmmm
+    weights          11111111111111111111111111111111111111111111
 
-m context, thrown away; K kept with weight 1; / and \\ fade in and out with weights w and 1 - w, so each
+m context, thrown away; K kept with weight 1; / and \ fade in and out with weights w and 1 - w, so each
 sample's weights sum to one and an identity network gives the song back. Outside the song the context is
 zeros; the first segment does not fade in, nor the last one out.
 
