@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from tfswa_sep.errors import InputError, UsageError
+from tfswa_sep.evaluation.listening.answers import read_answers
 from tfswa_sep.evaluation.listening.page import _excerpts, listening_page
 
 RATE = 44_100
@@ -110,4 +111,11 @@ def test_the_page_in_a_browser(tmp_path: Path, browser: Any) -> None:
     assert told["totals"][chosen] == 1
     assert told["totals"]["no difference"] == 1
     assert {answer["trial"] for answer in told["answers"]} == {"song/vocals", "song/drums"}
+    found = {(each.stem, each.method): each for each in read_answers([file]).preferences}
+    assert {stem for stem, _ in found} == {"drums", "vocals", "all"}
+    assert (found["all", chosen].better, found["all", chosen].ties, found["all", chosen].share) == (
+        1,
+        1,
+        0.75,
+    )
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tfswa_sep.cli.main import app
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.evaluation.listening.answers import read_answers
+from tfswa_sep.evaluation.listening.answers import read_answers, sign_test, wilson
 
 
 def exported(
@@ -32,16 +32,25 @@ def test_preferences_per_stem_and_over_all(tmp_path: Path) -> None:
     by_name = {(each.stem, each.method): each for each in found.preferences}
     vocals = by_name["vocals", "b"]
     assert (vocals.answers, vocals.better, vocals.ties, vocals.share) == (8, 7, 1, 7.5 / 8)
-    assert vocals.low is not None and vocals.high is not None and 0.75 < vocals.low < vocals.high <= 1
+    assert 0.5 < vocals.low < vocals.share < vocals.high < 1
+    assert vocals.p_value == pytest.approx(2 / 2**7)  # seven of seven
     assert vocals.verdict == "preferred" and by_name["vocals", "a"].verdict == "not preferred"
-    assert by_name["drums", "a"].low is None and "say nothing" in by_name["drums", "a"].verdict
+    assert "say nothing" in by_name["drums", "a"].verdict
     assert by_name["all", "a"].share == pytest.approx(1.5 / 9)
+
+
+def test_intervals_and_p_values_are_the_textbooks() -> None:
+    assert wilson(0.9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    assert sign_test(9, 1) == sign_test(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert sign_test(0, 0) == sign_test(3, 3) == 1
+    low, high = wilson(1.0, 6)  # unanimous answers are no certainty
+    assert low == pytest.approx(0.6097, abs=1e-4) and high == 1
 
 
 def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
     file = exported(tmp_path / "1.json", [("x/vocals", "a"), ("y/vocals", "b")])
     table = CliRunner().invoke(app, ["eval", "listen-results", str(file)])
-    assert table.exit_code == 0 and "50%" in table.stdout and "0% to 100%" in table.stdout
+    assert table.exit_code == 0 and "50%" in table.stdout and "9% to 91%" in table.stdout
     told = json.loads(CliRunner().invoke(app, ["eval", "listen-results", str(file), "--json"]).stdout)
     first = told["preferences"][0]
     assert (first["stem"], first["method"], first["answers"], first["share"]) == ("vocals", "a", 2, 0.5)

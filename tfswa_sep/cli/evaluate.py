@@ -224,7 +224,7 @@ def listen_results(
 ) -> None:
     """Analyse the answers of a listening test.
 
-    Prints how often each method is preferred, per stem, with a 95 % bootstrap interval.
+    Prints how often each method is preferred, per stem, with a 95 % interval and a sign test.
 
     Name the files of one test, one or more per listener. "No difference" counts half for each method.
     """

@@ -1,21 +1,22 @@
 """The answers of a blind A/B test: which method listeners prefer, and how sure that is.
 
 A preference is the share of answers in favour of a method; "no difference" counts as half an answer for each.
-Its interval is the percentile bootstrap over the answers, as in evaluation/compare.py. It treats answers as
+Its interval is Wilson's (1927), which holds for few and for unanimous answers; a bootstrap of unanimous answers
+has no width. The sign test is exact and two-sided, over the answers that prefer one side. Both treat answers as
 independent: many excerpts tell more than many answers about one.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from statistics import NormalDist
 
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.evaluation.compare import bootstrap
+from tfswa_sep.evaluation.compare import CONFIDENCE
 
 MIN_ANSWERS = 6  # five unanimous answers still happen by chance one time in 16
 TIE = "no difference"  # as the page writes it
@@ -32,13 +33,14 @@ class Preference:
     better: int  # answers that prefer this method
     ties: int
     share: float  # from 0 to 1
-    low: float | None  # the ends of its 95 % interval; None for a single answer
-    high: float | None
+    low: float  # the ends of its 95 % interval
+    high: float
+    p_value: float  # of the sign test: the same for both methods
 
     @property
     def verdict(self) -> str:
         """What may be said."""
-        if self.answers < MIN_ANSWERS or self.low is None or self.high is None:
+        if self.answers < MIN_ANSWERS:
             return f"fewer than {MIN_ANSWERS} answers: say nothing"
         if self.low > 0.5:
             return "preferred"
@@ -91,11 +93,27 @@ def read_answers(paths: Sequence[Path]) -> ListeningTest:
 
 
 def _preference(stem: str, method: str, answers: Sequence[str]) -> Preference:
-    values = np.array([1.0 if better == method else 0.5 if better == TIE else 0.0 for better in answers])
-    low, high = bootstrap(values) if len(values) > 1 else (None, None)
-    return Preference(
-        stem, method, len(answers), answers.count(method), answers.count(TIE), float(values.mean()), low, high
-    )
+    better, ties = answers.count(method), answers.count(TIE)
+    share = (better + ties / 2) / len(answers)
+    low, high = wilson(share, len(answers))
+    p_value = sign_test(better, len(answers) - ties - better)
+    return Preference(stem, method, len(answers), better, ties, share, low, high, p_value)
+
+
+def wilson(share: float, answers: int) -> tuple[float, float]:
+    """The 95 % interval of a `share` (from 0 to 1) of so many answers."""
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    weight = 1 + z**2 / answers
+    centre = (share + z**2 / (2 * answers)) / weight
+    half = z / weight * math.sqrt(share * (1 - share) / answers + z**2 / (4 * answers**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def sign_test(first: int, second: int) -> float:
+    """The two-sided probability of so uneven a split, or a more uneven one, if both sides were equally likely."""
+    answers = first + second
+    tail = sum(math.comb(answers, count) for count in range(min(first, second) + 1))
+    return min(1.0, 2 * tail / float(2**answers))
 
 
 def _read(path: Path) -> tuple[list[str], list[tuple[str, str | None]], str]:

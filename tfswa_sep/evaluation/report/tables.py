@@ -173,11 +173,11 @@ def preference_table(found: ListeningTest) -> Table:
         "no difference",
         "preference",
         "95 % interval",
+        "p",
         "verdict",
     ):
         table.add_column(name, justify="left" if name in ("stem", "method", "verdict") else "right")
     for each in found.preferences:
-        known = each.low is not None and each.high is not None
         table.add_row(
             each.stem,
             each.method,
@@ -185,10 +185,11 @@ def preference_table(found: ListeningTest) -> Table:
             str(each.better),
             str(each.ties),
             f"{each.share:.0%}",
-            f"{each.low:.0%} to {each.high:.0%}" if known else "-",
+            f"{each.low:.0%} to {each.high:.0%}",
+            f"{each.p_value:.3f}",
             each.verdict,
         )
-    table.caption = "Preference: no difference counts half for each method. Bootstrap over answers."
+    table.caption = "Preference: no difference counts half for each method; Wilson's interval. p: sign test, ties left out."
     if found.unanswered:
         table.caption += f" Unanswered: {found.unanswered}."
     return table
