@@ -189,7 +189,9 @@ def preference_table(found: ListeningTest) -> Table:
             f"{each.p_value:.3f}",
             each.verdict,
         )
-    table.caption = "Preference: no difference counts half for each method; Wilson's interval. p: sign test, ties left out."
+    table.caption = (
+        "Preference: no difference counts half for each; Wilson's interval. p: sign test, ties left out."
+    )
     if found.unanswered:
         table.caption += f" Unanswered: {found.unanswered}."
     return table
