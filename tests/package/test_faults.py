@@ -20,6 +20,7 @@ ALL = [*(f"song/{stem}.wav" for stem in STEMS), "song/.song.tfswa-sep.json"]  # 
 HALF = ["song/.tfswa-sep-*.tmp"] * 4  # what a run leaves that cannot clean up
 NO_FFMPEG = 'PATH=/nowhere exec "$@"'
 long_song = song(seconds=20)
+very_long_song = song(seconds=150)  # still under way when a signal comes, however fast the machine
 
 # --- what lies in the folder
 
@@ -236,10 +237,10 @@ ROWS = [
     F("disk full midway", both(long_song, small_disk), "song.wav -o disk --format flac", 5, "No space left on device"),
     F("file size limit", long_song, "song.wav", 5, "cannot write song/", shell='ulimit -f 1000; exec "$@"'),
     # the world
-    F("Ctrl-C", long_song, "song.wav", 130, "interrupted", "no partial files", meanwhile=send(signal.SIGINT)),
-    F("Ctrl-C with jobs", both(long_song, song("b.wav", seconds=20)), "song.wav b.wav -j 2", 130, "interrupted", meanwhile=send(signal.SIGINT)),
-    F("terminated", long_song, "song.wav", 143, "terminated", meanwhile=send(signal.SIGTERM)),
-    F("killed", long_song, "song.wav", -9, meanwhile=send(signal.SIGKILL), new=HALF),
+    F("Ctrl-C", very_long_song, "song.wav", 130, "interrupted", "no partial files", meanwhile=send(signal.SIGINT)),
+    F("Ctrl-C with jobs", both(very_long_song, song("b.wav", seconds=150)), "song.wav b.wav -j 2", 130, "interrupted", meanwhile=send(signal.SIGINT)),
+    F("terminated", very_long_song, "song.wav", 143, "terminated", meanwhile=send(signal.SIGTERM)),
+    F("killed", very_long_song, "song.wav", -9, meanwhile=send(signal.SIGKILL), new=HALF),
     F("stdout closed", song(), "song.wav", 0, shell='exec "$@" >&-', new=ALL),
     F("stderr closed", song(), "song.wav", 0, shell='exec "$@" 2>&-', new=ALL),
     F("all closed", song(), "song.wav", 0, shell='exec "$@" <&- >&- 2>&-', new=ALL),
