@@ -138,9 +138,9 @@ def test_a_run_goes_on_from_a_checkpoint_of_its_own_model_alone(
     first.save({}, best=False)
     with pytest.raises(UsageError, match=r"last\.ckpt is from a run with different head_dim: choose"):
         run_of(songs, tmp_path, "model.changes.head_dim=4")
-    with pytest.raises(UsageError, match=r"another stems: .*training\.resume=false"):
+    with pytest.raises(UsageError, match=r"different stems: .*training\.resume=false"):
         run_of(songs, tmp_path, "data.targets=[vocals, accompaniment]")
-    with pytest.raises(UsageError, match=r"another training\.objective"):
+    with pytest.raises(UsageError, match=r"different training\.objective"):
         run_of(songs, tmp_path, "training.objective=masked")
     assert run_of(songs, tmp_path, "model.changes.head_dim=4", "training.resume=false").done == 0
     again = run_of(songs, tmp_path, "model.changes.margin_samples=0", "training.warm_start=other.ckpt")
