@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,9 @@ from tfswa_sep.audio.atomic_file import atomic_write, remove_abandoned
 from tfswa_sep.constants import ACCOMPANIMENT, VOCALS
 from tfswa_sep.errors import InputError
 from tfswa_sep.inference.metadata import KEY
-from tfswa_sep.model.blocks import conv_sizes
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import TfswaUNet, with_current_names
-from training.surgery import is_wider, widened
-
-# Layers that each band has of its own.
-_BANDED = re.compile(r"(split|heads\.\d+)\.convs\.(\d+)\.(weight|bias)")
+from training.surgery import deepened, is_wider, widened
 
 
 class Average:
@@ -90,17 +85,13 @@ def warm_start(model: nn.Module, path: Path) -> str:
     weights: dict[str, Tensor] = stored.get("average") or stored.get("model") or stored
     own, begun, grown = model.state_dict(), dict[str, Tensor](), ""
     origins: dict[str, str | None] | None = None
-    if isinstance(model, TfswaUNet):
-        if shape := stored.get("shape"):
-            old = ModelConfig.from_json(shape)
-            origins = head_origins(old.stems, model.config.stems)
-            weights = renamed_heads(weights, old.stems, list(origins.values()))
-            weights = rebanded(weights, old, model.config)  # first: half the masks may be half a band's, too
-            weights = rephased(weights, old, model.config)
-            weights = kept_attentions(weights, old, model.config)
-            weights, begun = deepened(weights, old, model)
-        weights = real_parts(weights, model)
-        if shape and is_wider(old, model.config):
+    if isinstance(model, TfswaUNet) and (shape := stored.get("shape")):
+        old = ModelConfig.from_json(shape)
+        origins = head_origins(old.stems, model.config.stems)
+        weights = renamed_heads(weights, old.stems, list(origins.values()))
+        weights = without_moved(weights, old, model.config)
+        weights, begun = deepened(weights, old, model)
+        if is_wider(old, model.config):
             weights, grown = widened(weights, old, model.config, own), ", widened"
     fitting = {
         key: value
@@ -118,6 +109,20 @@ def warm_start(model: nn.Module, path: Path) -> str:
     if isinstance(model, TfswaUNet):
         said += f"; {_said_of_heads(model.config.stems, origins, fitting)}"
     return said
+
+
+def without_moved(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
+    """The weights without those whose place stands for another band or attention in `new`."""
+    changed = list[str]()
+    if (old.bands, old.features) != (new.bands, new.features):
+        changed.append(r"split\.convs\.")
+    if old.bands != new.bands:
+        changed.append(r"heads\.\d+\.convs\.")
+    if old.token_starts != new.token_starts:
+        changed += [r"split\.frequency$", r".*\.tdf\."]
+    if old.branches != new.branches:
+        changed += [r".*\.attentions\.", r".*\.fusion\.weigh\."]
+    return {key: value for key, value in weights.items() if not any(re.match(part, key) for part in changed)}
 
 
 def head_origins(old: Sequence[str], new: Sequence[str]) -> dict[str, str | None]:
@@ -180,172 +185,3 @@ def differences(first: ModelConfig, second: ModelConfig) -> list[str]:
     """The fields in which two networks differ, as their weights see it: not how much is computed at once."""
     names = {field.name for field in dataclasses.fields(ModelConfig)} - {"segment_samples", "margin_samples"}
     return sorted(name for name in names if getattr(first, name) != getattr(second, name))
-
-
-def real_parts(weights: dict[str, Any], model: TfswaUNet) -> dict[str, Any]:
-    """Weights whose heads of complex masks (c * 2 * p, ...) became those of real ones (c * p, ...).
-
-    They stay as they are where `model` has heads of their shape, or where there is another difference. Signed
-    masks are the real parts. Those called "real" are a softmax: twice the real part of a mask m is about
-    log(m) - log(what m = 0 stands for).
-    """
-    own, c = model.state_dict(), model.config.channels
-    factor = 2 if model.config.masks == "real" else 1
-    found = dict(weights)
-    for key, value in weights.items():
-        match, wanted = _BANDED.fullmatch(key), own.get(key)
-        if match is None or match[1] == "split" or wanted is None:
-            continue
-        rows = 2 * c * model.config.bands[int(match[2])].stride  # of masks; those of filters follow
-        if 2 * (len(value) - len(wanted)) == rows and value.shape[1:] == wanted.shape[1:]:
-            real = factor * value[:rows].view(c, 2, -1, *value.shape[1:])[:, 0].flatten(0, 1)
-            found[key] = torch.cat([real, value[rows:]])
-    return found
-
-
-def rebanded(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
-    """The weights of a model `old` whose stem and heads fit the bands of `new`, as nearly as they can.
-
-    A new band learns from the old one in which its first bin lies. Its input layer sums over a token's bins what the
-    old one did, so that it answers to an even spectrum alike; its heads give a bin the mask of its place in
-    the token. What mixes all rows (TDF) is left out where these are of other bins. They stay as they are
-    where the bands are alike or stacked, and are left out where strides do not divide: they could have the
-    shape of others.
-    """
-    if old.bands == new.bands or "stack" in (old.split, new.split):
-        return weights
-    starts, begins = old.token_starts, new.token_starts
-    found = {
-        key: value
-        for key, value in weights.items()
-        if key != "split.frequency"
-        and not _BANDED.fullmatch(key)
-        and not (starts != begins and ".tdf." in key)
-    }
-    begun = [band.start for band in old.bands]
-    origins = [bisect_right(begun, band.start) - 1 for band in new.bands]
-    strides = [
-        (old.bands[origin].stride, band.stride) for origin, band in zip(origins, new.bands, strict=True)
-    ]
-    if old.n_fft != new.n_fft or any(max(pair) % min(pair) for pair in strides):
-        return found
-    for key, value in weights.items():
-        if not (match := _BANDED.fullmatch(key)):
-            continue
-        before, band, kind = match.groups()
-        for place, (origin, (was, now)) in enumerate(zip(origins, strides, strict=True)):
-            if origin != int(band):
-                continue
-            part = value
-            if before == "split" and kind == "weight":  # (d, features, bins of a token, 3)
-                part = _resized(value, dim=2, sizes=(was, now)) * (was / now)
-            elif before != "split":  # (parts * bins of a token, ...)
-                part = _resized(value.view(-1, was, *value.shape[1:]), dim=1, sizes=(was, now))
-                taps = (old.bands[origin].taps, new.bands[place].taps)
-                filters = _respanned(part[old.mask_parts :], channels=old.channels, taps=taps)
-                part = torch.cat([part[: old.mask_parts], filters]).flatten(0, 1)
-            found[f"{before}.convs.{place}.{kind}"] = part
-    centres = [band.start + (i + 0.5) * band.stride for band in new.bands for i in range(band.tokens)]
-    nearest = torch.searchsorted(torch.tensor(starts), torch.tensor(centres), right=True) - 1
-    found["split.frequency"] = weights["split.frequency"][:, :, nearest]
-    return found
-
-
-def rephased(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
-    """The weights of a model `old`, of which the bands see phases as in `new`.
-
-    Where these are seen in another form, or were not seen, they are not heeded at first. Stacked bands are
-    left as they are.
-    """
-    found, count = dict(weights), new.magnitudes
-    for place, band in enumerate(new.bands):
-        key, features = f"split.convs.{place}.weight", new.feature_count(band)
-        value = weights.get(key)  # (d, features, bins of a token, 3), the magnitudes last
-        if value is None or old.magnitudes != count:
-            continue
-        if (old.features, value.shape[1]) == (new.features, features):
-            continue
-        found[key] = value.new_zeros(len(value), features, *value.shape[2:])
-        found[key][:, -count:] = value[:, -count:]
-    return found
-
-
-def _resized(value: Tensor, *, dim: int, sizes: tuple[int, int]) -> Tensor:
-    """An axis of one size at another: the mean of neighbours, or each of them several times."""
-    was, now = sizes
-    if now < was:
-        groups = value.view(*value.shape[:dim], now, was // now, *value.shape[dim + 1 :])
-        return groups.mean(dim=dim + 1)
-    return value.repeat_interleave(now // was, dim=dim)
-
-
-def _respanned(filters: Tensor, *, channels: int, taps: tuple[int, int]) -> Tensor:
-    """Filters (c * taps * 2, ...) over other frames: the middle ones stay, new ones begin as nothing."""
-    was, now = taps
-    old = filters.view(channels, was, 2, *filters.shape[1:])
-    found = old.new_zeros(channels, now, *old.shape[2:])
-    shared = min(taps)
-    first = ((was - shared) // 2, (now - shared) // 2)
-    found[:, first[1] : first[1] + shared] = old[:, first[0] : first[0] + shared]
-    return found.flatten(0, 2)
-
-
-def kept_attentions(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
-    """The weights of a model `old` by the names that they have in `new`, whose blocks lack some attentions.
-
-    Attentions are numbered in a block: without this, one would get the weights of another. Of the fusion's
-    last layer the rows of those that are left stay. Serial blocks are left as they are.
-    """
-    if old.branches == new.branches or "serial" in (old.fusion, new.fusion):
-        return weights
-    places = {i: new.branches.index(name) for i, name in enumerate(old.branches) if name in new.branches}
-    found = {}
-    for key, value in weights.items():
-        block, marked, rest = key.partition(".attentions.")
-        if marked:
-            number, _, rest = rest.partition(".")
-            if int(number) not in places:
-                continue
-            key = f"{block}{marked}{places[int(number)]}.{rest}"
-        elif ".fusion.weigh.2." in key and len(value) == len(old.branches):
-            value = value[list(places)]
-        found[key] = value
-    return found
-
-
-def deepened(
-    weights: dict[str, Any], old: ModelConfig, model: TfswaUNet
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The weights of a model `old` by their names in `model`, whose stages may have more convolutions.
-
-    Blocks are numbered in a stage: those that `old` has keep their order. Those that it lacks begin as the
-    identity, for the scale of their last norm is 0 (Goyal et al., arXiv:1706.02677, section 5.1), and their
-    ReLU has nothing to cut off, since it follows another one. These scales are returned, too.
-    The last stage's decoder begins with what attention gave, where that is not so: a stage of which the first
-    block would be new is left out there.
-    """
-    own, new = model.state_dict(), model.config
-    places, added = dict[str, str](), list[str]()
-    for stage, (before, after) in enumerate(zip(old.convs, new.convs, strict=False)):
-        sizes, left = conv_sizes(after), conv_sizes(before)
-        attentions = [len(left), len(sizes)]  # where those of the attentions begin, then and now
-        pairs, fresh = list[tuple[int, int]](), list[tuple[int, int]]()
-        for place, size in enumerate(sizes):
-            if left and left[0] == size:
-                pairs.append((len(pairs), place))
-                left.pop(0)
-            else:
-                fresh.append((place, size))
-        last = stage == len(new.convs) - 1
-        if left or (last and fresh and fresh[0][0] == 0):  # not those of `old` and more
-            continue
-        pairs += [(attentions[0] + i, attentions[1] + i) for i in range(old.attentions[stage])]
-        for side in ("encoder", "decoder"):
-            prefix = f"{side}.{stage}.blocks."
-            places |= {f"{prefix}{a}.": f"{prefix}{b}." for a, b in pairs}
-            added += [f"{prefix}{place}.layers.{3 * size - 2}.weight" for place, size in fresh]
-    found = {}
-    for key, value in weights.items():
-        block = ".".join(key.split(".")[:4]) + "."
-        found[key.replace(block, places.get(block, block), 1)] = value
-    return found, {key: torch.zeros_like(own[key]) for key in added}

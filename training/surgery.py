@@ -7,12 +7,54 @@ so their shares get noise that cancels out: the function stays, the gradients di
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from tfswa_sep.model.blocks import conv_sizes
 from tfswa_sep.model.config import ModelConfig
+from tfswa_sep.model.unet import TfswaUNet
 
 NOISE = 0.25  # standard deviation of the noise that cancels out, in those of the weights
+
+
+def deepened(
+    weights: dict[str, Any], old: ModelConfig, model: TfswaUNet
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The weights of a model `old` by their names in `model`, whose stages may have more convolutions.
+
+    Blocks are numbered in a stage: those that `old` has keep their order. Those that it lacks begin as the
+    identity, for the scale of their last norm is 0 (Goyal et al., arXiv:1706.02677, section 5.1), and their
+    ReLU has nothing to cut off, since it follows another one. These scales are returned, too.
+    The last stage's decoder begins with what attention gave, where that is not so: a stage of which the first
+    block would be new is left out there.
+    """
+    own, new = model.state_dict(), model.config
+    places, added = dict[str, str](), list[str]()
+    for stage, (before, after) in enumerate(zip(old.convs, new.convs, strict=False)):
+        sizes, left = conv_sizes(after), conv_sizes(before)
+        attentions = [len(left), len(sizes)]  # where those of the attentions begin, then and now
+        pairs, fresh = list[tuple[int, int]](), list[tuple[int, int]]()
+        for place, size in enumerate(sizes):
+            if left and left[0] == size:
+                pairs.append((len(pairs), place))
+                left.pop(0)
+            else:
+                fresh.append((place, size))
+        last = stage == len(new.convs) - 1
+        if left or (last and fresh and fresh[0][0] == 0):  # not those of `old` and more
+            continue
+        pairs += [(attentions[0] + i, attentions[1] + i) for i in range(old.attentions[stage])]
+        for side in ("encoder", "decoder"):
+            prefix = f"{side}.{stage}.blocks."
+            places |= {f"{prefix}{a}.": f"{prefix}{b}." for a, b in pairs}
+            added += [f"{prefix}{place}.layers.{3 * size - 2}.weight" for place, size in fresh]
+    found = {}
+    for key, value in weights.items():
+        block = ".".join(key.split(".")[:4]) + "."
+        found[key.replace(block, places.get(block, block), 1)] = value
+    return found, {key: torch.zeros_like(own[key]) for key in added}
 
 
 def is_wider(old: ModelConfig, new: ModelConfig) -> bool:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +22,10 @@ pytest.importorskip("lightning_fabric")
 
 from tiny_model import TINY
 from torch import Tensor, nn
-from torch.nn import functional
 
 import tfswa_sep
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.model.config import PRESETS, Band, ModelConfig
+from tfswa_sep.model.config import Band, ModelConfig
 from tfswa_sep.model.stft_torch import stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import checkpoint, losses, train
@@ -224,200 +223,26 @@ def test_a_warm_start_says_which_heads_are_of_another_stem_and_which_are_fresh(t
     assert "heads by position" in checkpoint.warm_start(TfswaUNet(TINY), tmp_path / "plain.ckpt")
 
 
-@pytest.mark.parametrize(("masks", "factor"), [("real", 2), ("signed", 1)])
-def test_a_warm_start_turns_complex_masks_into_real_ones(
-    masks: Literal["real", "signed"], factor: int
-) -> None:
-    """As a logit twice the real part: the same bins of the same channels, wherever a bin's values stand."""
-    torch.manual_seed(0)
-    complex_masks = TfswaUNet(TINY)
-    gains = TfswaUNet(dataclasses.replace(TINY, masks=masks))
-    gains.load_state_dict(checkpoint.real_parts(complex_masks.state_dict(), gains))
-    x = torch.randn(1, TINY.head_dim, 16, 3)
-    convs = (network.heads[0].convs for network in (complex_masks, gains))
-    for old, new, band in zip(*convs, TINY.bands, strict=True):  # type: ignore[arg-type]
-        wanted = old(x).view(1, 2, 2, band.stride, 16, 3)[:, :, 0].flatten(1, 2)
-        torch.testing.assert_close(new(x), factor * wanted)
-
-
-def test_a_warm_start_with_other_bands_hears_and_answers_as_before() -> None:
-    """Of a spectrum that is even within each old band: finer, alike, or coarser."""
-    torch.manual_seed(0)
-    finer = (Band(start=0, stop=64, stride=4), Band(start=64, stop=128, stride=8))
-    new = dataclasses.replace(TINY, bands=(*finer, Band(start=128, stop=1024, stride=112)))
-    before = TfswaUNet(TINY).state_dict()
-    starts = torch.cat([torch.arange(0, 128, 8), torch.arange(128, 1024, 56)]).float()
-    before["split.frequency"] = starts.view(1, 1, -1, 1).repeat(1, TINY.dims[0], 1, 1)
-    after = checkpoint.rebanded(before, TINY, new)
-    TfswaUNet(new).load_state_dict(after)  # all of its names and shapes
-    even, hidden = (
-        torch.randn(1, TINY.feature_count(TINY.bands[0]), 1, 5),
-        torch.randn(1, TINY.head_dim, 1, 1),
-    )
-    for place, (origin, was, now) in enumerate([(0, 8, 4), (0, 8, 8), (1, 56, 112)]):
-        heard, answered = [], []
-        for weights, band, stride in ((before, origin, was), (after, place, now)):
-            layer = [weights[f"split.convs.{band}.{kind}"] for kind in ("weight", "bias")]
-            heard.append(functional.conv2d(even.expand(-1, -1, stride, -1), *layer))
-            layer = [weights[f"heads.2.convs.{band}.{kind}"] for kind in ("weight", "bias")]
-            masks = functional.conv2d(hidden, *layer).view(-1, min(was, now), stride // min(was, now))
-            answered.append(masks.mean(dim=2))
-        torch.testing.assert_close(heard[1], heard[0])
-        torch.testing.assert_close(answered[1], answered[0])
-    begun = [band.start + i * band.stride for band in new.bands for i in range(band.tokens)]
-    learnt = after["split.frequency"][0, 0, :, 0].tolist()
-    assert learnt[:-8] == [start // 8 * 8 for start in begun[:-8]]
-    assert learnt[-8:] == [start + 56 for start in begun[-8:]]  # a token's centre lies in the second of two
-
-
-def test_a_warm_start_tells_bands_from_masks(tmp_path: Path) -> None:
-    """Half the rows of a head may be half the parts of a mask, half the bins of a token, or both."""
-    torch.manual_seed(0)
-    old = TfswaUNet(TINY)
-    content = {"average": old.state_dict(), "shape": TINY.to_json()}
-    torch.save(content, tmp_path / "old.ckpt")
-    bands = (Band(start=0, stop=128, stride=4), Band(start=128, stop=1024, stride=56))
-    new = TfswaUNet(dataclasses.replace(TINY, bands=bands, masks="signed"))
-    said = checkpoint.warm_start(new, tmp_path / "old.ckpt")
-    assert f"{len(new.state_dict())} of {len(new.state_dict())} tensors" in said
-    rows = old.state_dict()["heads.0.convs.0.bias"].view(2, 2, 8)[:, 0]  # channels, real parts, bins
-    wanted = rows.unflatten(1, (4, 2)).mean(dim=2).flatten()
-    torch.testing.assert_close(new.state_dict()["heads.0.convs.0.bias"], wanted)
-    # 16 does not divide 56
-    bands = (Band(start=0, stop=128, stride=16), Band(start=128, stop=1024, stride=16))
-    new = TfswaUNet(dataclasses.replace(TINY, bands=bands, masks="signed"))
-    said = checkpoint.warm_start(new, tmp_path / "old.ckpt")
-    assert "heads.0.convs.0.bias" in said.split("not there (")[1]  # 32 rows then and now, of other bins
-
-
-def test_a_warm_start_turns_complex_masks_beside_filters_into_real_ones(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    bands = (dataclasses.replace(TINY.bands[0], taps=3), TINY.bands[1])
-    old = TfswaUNet(dataclasses.replace(TINY, bands=bands))
-    torch.save({"average": old.state_dict(), "shape": old.config.to_json()}, tmp_path / "old.ckpt")
-    new = TfswaUNet(dataclasses.replace(TINY, bands=bands, masks="signed"))
-    said = checkpoint.warm_start(new, tmp_path / "old.ckpt")
-    assert f"{len(new.state_dict())} of {len(new.state_dict())} tensors; heads by name" in said
-    before, after = (network.state_dict()["heads.0.convs.0.weight"] for network in (old, new))
-    torch.testing.assert_close(after[:16], before[:32].view(2, 2, 8, -1, 1, 1)[:, 0].flatten(0, 1))
-    torch.testing.assert_close(after[16:], before[32:])
-
-
-def test_a_warm_start_with_other_bands_leaves_out_what_mixes_their_rows(tmp_path: Path) -> None:
-    """As many rows, of other frequencies."""
+def test_a_warm_start_takes_no_weight_of_another_band_or_attention(tmp_path: Path) -> None:
+    """Of the same shape, at the same place in the list."""
     bands = (Band(start=0, stop=128, stride=8), Band(start=128, stop=1024, stride=56))
-    old = TfswaUNet(dataclasses.replace(TINY, bands=bands, tdfs=(4, 4)))
-    torch.nn.init.ones_(old.encoder[0].tdf.expand.weight)  # type: ignore[union-attr]
+    old = TfswaUNet(dataclasses.replace(TINY, bands=bands, tdfs=(4, 4), branches=("time", "frequency")))
+    for weight in old.parameters():
+        nn.init.constant_(weight, 7)
     torch.save({"average": old.state_dict(), "shape": old.config.to_json()}, tmp_path / "old.ckpt")
-    moved = (Band(start=0, stop=896, stride=56), Band(start=896, stop=1024, stride=8))
-    new = TfswaUNet(dataclasses.replace(TINY, bands=moved, tdfs=(4, 4)))
-    checkpoint.warm_start(new, tmp_path / "old.ckpt")
-    assert not new.encoder[0].tdf.expand.weight.any()  # type: ignore[union-attr, operator]
-    divided = (Band(start=0, stop=64, stride=8, taps=3), Band(start=64, stop=128, stride=8), bands[1])
-    new = TfswaUNet(dataclasses.replace(TINY, bands=divided, tdfs=(4, 4)))  # the same rows
-    checkpoint.warm_start(new, tmp_path / "old.ckpt")
-    assert new.encoder[0].tdf.expand.weight.all()  # type: ignore[union-attr, operator]
-    spectrum = torch.randn(1, 4, 1025, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(new.eval()(spectrum), old.eval()(spectrum))
+    moved = (Band(start=0, stop=64, stride=8), Band(start=64, stop=1024, stride=60))
 
+    def taken(**changes: Any) -> set[str]:
+        new = TfswaUNet(dataclasses.replace(old.config, **changes))
+        checkpoint.warm_start(new, tmp_path / "old.ckpt")
+        return {key for key, value in new.named_parameters() if (value == 7).all()}
 
-def test_a_warm_start_with_longer_filters_separates_as_with_the_shorter(tmp_path: Path) -> None:
-    """And back, where the frames that the shorter ones lack bring nothing."""
-    torch.manual_seed(0)
-    short, long = (
-        TfswaUNet(
-            dataclasses.replace(TINY, bands=(dataclasses.replace(TINY.bands[0], taps=taps), TINY.bands[1]))
-        ).eval()
-        for taps in (3, 5)
-    )
-    spectrum = torch.randn(1, 4, 1025, 32)
-    with torch.no_grad():
-        wanted = short(spectrum)
-        for begun, other in ((short, long), (long, short)):
-            torch.save(
-                {"average": begun.state_dict(), "shape": begun.config.to_json()}, tmp_path / "old.ckpt"
-            )
-            checkpoint.warm_start(other, tmp_path / "old.ckpt")
-            torch.testing.assert_close(other(spectrum), wanted)
-            for weight in begun.parameters():
-                weight.zero_()  # so that the way back is seen
-
-
-def test_a_warm_start_with_filters_and_tdfs_separates_as_without(tmp_path: Path) -> None:
-    """And back; phases in another form are not heeded at first."""
-    torch.manual_seed(0)
-    old = TfswaUNet(TINY).eval()
-    bands = (dataclasses.replace(TINY.bands[0], taps=3), TINY.bands[1])
-    new = TfswaUNet(dataclasses.replace(TINY, bands=bands, tdfs=(4, 4))).eval()
-    for begun, wanted in ((old, new), (new, old)):
-        content = {"average": begun.state_dict(), "shape": begun.config.to_json()}
-        torch.save(content, tmp_path / "old.ckpt")
-        checkpoint.warm_start(wanted, tmp_path / "old.ckpt")
-        spectrum = torch.randn(1, 4, 1025, 32)
-        with torch.no_grad():
-            torch.testing.assert_close(wanted(spectrum), begun(spectrum))
-            for weight in old.parameters():
-                weight.zero_()  # so that the way back is seen
-    other = TfswaUNet(dataclasses.replace(TINY, bands=bands, features="advance")).eval()
-    checkpoint.warm_start(other, tmp_path / "old.ckpt")
-    for band, count in enumerate([8, 4]):  # the second has no filters, and sees no phases
-        seen, known = (network.split.convs[band].weight for network in (other, new))  # type: ignore[union-attr, index]
-        assert seen.shape[1] == count
-        assert not seen[:, :-4].any()
-        torch.testing.assert_close(seen[:, -4:], known[:, -4:])
-
-
-@pytest.mark.parametrize("left", [("time", "window"), ("frequency", "window"), ("time", "frequency")])
-def test_a_warm_start_without_an_attention_keeps_the_others(
-    left: tuple[str, ...], songs: Path, tmp_path: Path, tiny: None
-) -> None:
-    """As if the fusion gave the one that is gone no weight."""
-    run = run_of(songs, tmp_path)
-    run.save({}, best=False)
-    whole = run.model.eval()
-    fewer = TfswaUNet(dataclasses.replace(run.shape, branches=left)).eval()
-    said = checkpoint.warm_start(fewer, tmp_path / "last.ckpt")
-    assert f"{len(fewer.state_dict())} of {len(fewer.state_dict())} tensors; heads by name" in said
-    gone = next(i for i, name in enumerate(run.shape.branches) if name not in left)
-    with torch.no_grad():
-        for name, bias in whole.named_parameters():
-            if name.endswith("fusion.weigh.2.bias"):
-                bias[gone] = -1e9
-        spectrum = torch.randn(1, 4, 1025, 32)
-        torch.testing.assert_close(fewer(spectrum), whole(spectrum))
-
-
-def test_a_warm_start_from_the_bundled_weights_knows_their_attentions() -> None:
-    fewer = TfswaUNet(dataclasses.replace(PRESETS["small"], branches=("window",), fusion="mean"))
-    said = checkpoint.warm_start(fewer, WEIGHTS / "small.safetensors")
-    assert f"{len(fewer.state_dict())} of {len(fewer.state_dict())} tensors" in said, said
-
-
-@pytest.mark.parametrize("deeper", [(3, 2), (1, 4), (5, 5)])
-def test_a_warm_start_of_a_deeper_model_separates_as_the_old_one(
-    deeper: tuple[int, ...], songs: Path, tmp_path: Path, tiny: None
-) -> None:
-    old = run_of(songs, tmp_path, "model.changes.convs=[1,2]")
-    old.save({}, best=False)
-    new = TfswaUNet(dataclasses.replace(old.shape, convs=deeper)).eval()
-    checkpoint.warm_start(new, tmp_path / "last.ckpt")
-    assert len(new.state_dict()) > len(old.model.state_dict())
-    spectrum = torch.randn(1, 4, 1025, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(new(spectrum), old.model.eval()(spectrum))
-    shallow = TfswaUNet(dataclasses.replace(old.shape, convs=(2, 1)))
-    assert "of another shape or not there" in checkpoint.warm_start(shallow, tmp_path / "last.ckpt")
-
-
-def test_a_block_that_would_cut_off_what_attention_gave_does_not_begin_as_the_identity(
-    songs: Path, tmp_path: Path, tiny: None
-) -> None:
-    run_of(songs, tmp_path).save({}, best=False)  # one convolution in the last stage
-    new = TfswaUNet(dataclasses.replace(PRESETS["small"], convs=(1, 3)))
-    checkpoint.warm_start(new, tmp_path / "last.ckpt")
-    scale = new.state_dict()["decoder.1.blocks.0.layers.4.weight"]
-    assert torch.equal(scale, torch.ones_like(scale))
+    every = taken()
+    assert every == {key for key, _ in old.named_parameters()}
+    banded = {key for key in every if re.match(r"split\.(convs|frequency)|heads\.\d+\.convs|.*\.tdf\.", key)}
+    assert banded and taken(bands=moved) == every - banded
+    numbered = {key for key in every if ".attentions." in key or ".fusion.weigh." in key}
+    assert numbered and taken(branches=("time", "window")) == every - numbered
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")

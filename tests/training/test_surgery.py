@@ -9,13 +9,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from tiny_model import TINY
 from torch import Tensor
 
 import tfswa_sep
 from tfswa_sep.model.config import PRESETS, ModelConfig
 from tfswa_sep.model.unet import TfswaUNet
 from training import checkpoint
-from training.surgery import is_wider, widened
+from training.surgery import deepened, is_wider, widened
 
 SMALL = Path(tfswa_sep.__file__).parent / "weights/small.safetensors"
 NARROW = dataclasses.replace(
@@ -90,3 +91,23 @@ def test_large_begins_as_small() -> None:
     with torch.no_grad():
         before, after = small.eval()(mixture), large.eval()(mixture)
     assert (before - after).abs().max() < 1e-4 * mixture.abs().max()
+
+
+@pytest.mark.parametrize("deeper", [(3, 2), (1, 4), (5, 5)])
+def test_a_deepened_network_computes_the_same(deeper: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    old = TfswaUNet(dataclasses.replace(TINY, convs=(1, 2))).eval()
+    new = TfswaUNet(dataclasses.replace(TINY, convs=deeper)).eval()
+    weights, begun = deepened(old.state_dict(), old.config, new)
+    assert begun and len(new.state_dict()) > len(weights)
+    new.load_state_dict(weights | begun, strict=False)
+    mixture = spectrum(32)
+    with torch.no_grad():
+        torch.testing.assert_close(new(mixture), old(mixture))
+
+
+def test_a_block_that_would_cut_off_what_attention_gave_does_not_begin_as_the_identity() -> None:
+    old = TfswaUNet(TINY)  # one convolution in the last stage
+    new = TfswaUNet(dataclasses.replace(TINY, convs=(1, 3)))
+    _, begun = deepened(old.state_dict(), old.config, new)
+    assert "decoder.1.blocks.0.layers.4.weight" not in begun
