@@ -250,7 +250,7 @@ def test_memory_that_is_freed_stays_with_the_process() -> None:
     """Peaks of 200 MB: given back to the system in between, each brings new pages."""
     script = """
 import resource, sys, numpy as np
-from training.allocator import keep_freed_memory
+from training.distributed import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def fill():
