@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,12 @@ class FakeBackend:
             stems[..., : self.margin_samples] = self.edges
             stems[..., -self.margin_samples :] = self.edges
         return stems if stem_matrix is None else np.einsum("ks,bscn->bkcn", stem_matrix, stems)
+
+
+@pytest.fixture(autouse=True)
+def offline_mode_ends_with_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--offline sets HF_HUB_OFFLINE for the whole process, and so for the tests after this one."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", os.environ.get("HF_HUB_OFFLINE", ""))
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModelSer
     monkeypatch.setenv("TFSWA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TFSWA_CONFIG", str(tmp_path / "config"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # and so restored, should --offline set it
     with running_server() as running:
         yield running
 

@@ -42,7 +42,6 @@ def test_an_address_works_at_its_first_use(
     monkeypatch.setenv("TFSWA_CACHE", str(work / "cache"))
     monkeypatch.setenv("TFSWA_CONFIG", str(work / "config"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "")
     with running_server() as server:
         words = ("song.wav", "--stems", "bass", "--model", f"{server.url}/tiny.onnx")
         status = [told(capsys, *words)[0]["status"] for _ in range(2)]

@@ -246,6 +246,8 @@ def test_chunks_hold_something(tmp_path: Path) -> None:
         SongChunks([cached(tmp_path, samples)], seconds=11.0)
 
 
+# torch warns where there are fewer CPUs than workers
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_a_batch_is_the_same_for_any_workers_and_processes(tmp_path: Path) -> None:
     samples = np.random.default_rng(0).integers(-9000, 9000, (3 * RATE, 2, 2)).astype(np.int16)
     chunks = SongChunks([cached(tmp_path, samples)], seconds=0.1, seed=5)
