@@ -145,8 +145,8 @@ def _started() -> tuple[int, int, ClusterEnvironment]:
         here = int(os.environ.get("SLURM_NTASKS_PER_NODE", 0))
         if here * machines != tasks:
             raise UsageError(
-                f"srun started {tasks} tasks on {machines} nodes: give it --nodes and --ntasks-per-node, the"
-                " latter the number of GPUs of a node"
+                f"srun started {tasks} tasks on {machines} nodes: pass --nodes and --ntasks-per-node, with"
+                " as many tasks per node as it has GPUs"
             )
         return here, machines, SLURMEnvironment(auto_requeue=False)
     return 1, 1, LightningEnvironment()
@@ -159,11 +159,11 @@ def _strategy(settings: Any, precision: str, *, world: int) -> Strategy | str:
     if name == "fsdp":
         if settings.optimizer == "muon":
             raise UsageError(
-                "training.optimizer=muon needs whole matrices, which training.strategy=fsdp cuts to pieces:"
+                "training.optimizer=muon needs whole matrices, but training.strategy=fsdp shards them:"
                 " add training.optimizer=adamw"
             )
         if precision == "16-mixed":
-            raise UsageError("training.strategy=fsdp takes training.precision=bf16-mixed or 32-true")
+            raise UsageError("training.strategy=fsdp needs training.precision=bf16-mixed or 32-true")
     if world == 1:
         return "auto"
     if name == "ddp":

@@ -1,4 +1,4 @@
-"""What a run's folder holds beside checkpoints: a lock, the configuration, and a record of every start."""
+"""The files of a run besides checkpoints: a lock, the configuration, and a record of every start."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def held(out: Path, fabric: Fabric) -> Iterator[None]:
             lock.acquire(blocking=False)
         except Timeout:
             problem = UsageError(
-                f"another run is writing into {out}: wait for its end, or choose another out=..."
+                f"another run is writing to {out}: wait until it ends, or choose another out=..."
             )
         except OSError as error:
             problem = OutputError(f"{out} cannot be written: {error.strerror or error}")

@@ -76,4 +76,4 @@ def test_a_picture_of_a_second_of_a_song(tmp_path: Path, capsys: pytest.CaptureF
     assert (pixels[30, width // 4] == (255, 0, 0)).all()  # the moment
     with pytest.raises(SystemExit, match="3"):
         attention_maps.main([*words, "7"])
-    assert "has no second 7: it is 1.0 s long" in capsys.readouterr().err
+    assert "which is 1.0 s long" in capsys.readouterr().err

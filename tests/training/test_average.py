@@ -45,10 +45,10 @@ def test_shares_add_up_and_counts_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "share", "code", "words"),
     [
-        ("other.ckpt", "0.5", 3, "other.ckpt are of networks with other head_dim"),
-        ("plain.ckpt", "0.5", 3, "plain.ckpt does not say of which network it is"),
+        ("other.ckpt", "0.5", 3, "other.ckpt are of networks with different head_dim"),
+        ("plain.ckpt", "0.5", 3, "plain.ckpt does not describe its network"),
         ("lost.ckpt", "0.5", 3, "lost.ckpt cannot be read"),
-        ("first.ckpt", "1.5", 2, "a share of 1.5 is none"),
+        ("first.ckpt", "1.5", 2, "--share must be between 0 and 1, not 1.5"),
     ],
 )
 def test_what_cannot_be_averaged_is_one_line(

@@ -252,7 +252,10 @@ def test_nothing_non_commercial_is_built(
     command = ["--shared", str(tmp_path), "--out", str(tmp_path / "pools")]
     with pytest.raises(SystemExit):
         build.main(command)
-    assert "demo is under CC_BY_NC" in capsys.readouterr().err and not (tmp_path / "pools").exists()
+    assert (
+        "demo has a non-commercial licence (CC_BY_NC" in capsys.readouterr().err
+        and not (tmp_path / "pools").exists()
+    )
     assert build.main([*command, "--without", "demo", "--processes", "1"]) == 0
 
 
@@ -330,11 +333,11 @@ def test_the_command_fails_where_a_source_is_empty_unless_it_is_left_out(
     command += [f"--without={name}" for name in without]
     with pytest.raises(SystemExit):
         build.main(command)
-    assert "not there: fluid-soundfont-gm, musescore-general-soundfont;" in capsys.readouterr().err
+    assert "missing: fluid-soundfont-gm, musescore-general-soundfont;" in capsys.readouterr().err
     command += ["--without=fluid-soundfont-gm", "--without=musescore-general-soundfont"]
     assert build.main(command) == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "vocals/alys: nothing in it can be used" in printed and "--without alys" in printed
+    assert "vocals/alys: no usable audio" in printed and "--without alys" in printed
     assert build.main([*command, "--without", "alys"]) == 0
     assert [r["source"] for r in json.loads((tmp_path / "pools/manifest.json").read_text())["sources"]] == [
         "Song.vocals",

@@ -370,7 +370,7 @@ def test_the_learning_rate_finder_takes_the_steepest_place() -> None:
     assert not learning_rate_finder.has_exploded(curve[:45])
     assert not learning_rate_finder.has_exploded(curve[:10])
     assert learning_rate_finder.smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0] * 3)
-    with pytest.raises(ValueError, match="never fell"):
+    with pytest.raises(ValueError, match="never decreased"):
         learning_rate_finder.suggest(rates, sorted(curve))
 
 

@@ -82,7 +82,7 @@ def test_two_runs_do_not_write_into_one_folder(pools: Path, tmp_path: Path, tiny
     config = load_config(words(pools, tmp_path, "training.steps=1"))
     with (
         held(tmp_path, start_processes(config)),
-        pytest.raises(UsageError, match=r"another run is writing into .*: wait for its end, or choose"),
+        pytest.raises(UsageError, match=r"another run is writing to .*: wait until it ends, or choose"),
     ):
         train(config)
     train(config)
@@ -144,7 +144,7 @@ def test_tasks_of_srun_must_be_spread_evenly(
     config = load_config(words(pools, tmp_path))
     for name, value in slurm(0, SLURM_NTASKS_PER_NODE="8").items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=r"srun started 2 tasks on 1 nodes: give it .*--ntasks-per-node"):
+    with pytest.raises(UsageError, match=r"srun started 2 tasks on 1 nodes: pass .*--ntasks-per-node"):
         start_processes(config)
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     with pytest.raises(UsageError, match="--ntasks-per-node"):

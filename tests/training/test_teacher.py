@@ -45,7 +45,7 @@ def test_weights_that_are_not_there_or_not_the_known_ones_are_refused_in_a_line(
     (tmp_path / FOLDER).mkdir(parents=True)
     for name in WEIGHTS:
         (tmp_path / FOLDER / name).write_bytes(b"something else")
-    with pytest.raises(ValueError, match="not the testcheckpoint0"):
+    with pytest.raises(ValueError, match="is not testcheckpoint0"):
         Teacher(weight_files(tmp_path))
 
 

@@ -1,13 +1,13 @@
-"""What the attentions look at: `python -m training.analysis.attention_maps MODEL SONG --at 42.5 --out maps.png`.
+"""Draw attention weights: `python -m training.analysis.attention_maps MODEL SONG --at 42.5 --out maps.png`.
 
-For one frame of a song, the weights of the last block that has attentions, averaged over heads:
+Shows, for one frame of a song, the attention weights of the last block that has any, averaged over heads:
 
-    mixture   the spectrogram, the frame marked
-    TSA       for each frequency, the frames that it looks at
-    FSA       for each frequency (rows), the frequencies that it looks at (columns)
-    SW-MSA    the positions of their own windows that the frame's frequencies look at
+    mixture   the spectrogram, with the frame marked
+    TSA       for each frequency, the frames it attends to
+    FSA       for each frequency (rows), the frequencies it attends to (columns)
+    SW-MSA    the positions, each within its own window, that the frame's frequencies attend to
 
-MODEL is a checkpoint of training or a .safetensors file of `training.release.export`.
+MODEL is a training checkpoint or a .safetensors file from `training.release.export`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def attention_weights(network: TfswaUNet, spectrum: Tensor, frame: float) -> dic
         for hook in hooks:
             hook.remove()
     if not found:
-        raise ValueError("this network has no attention")
+        raise ValueError("this network has no attention layers")
     return found
 
 
@@ -134,7 +134,7 @@ def read_around(song: Path, at: float, network: TfswaUNet) -> tuple[Tensor, floa
     moment, half = round(at * config.sample_rate), round(SECONDS / 2 * config.sample_rate)
     if not 0 <= moment < samples.shape[1]:
         raise InputError(
-            f"{song} has no second {at:g}: it is {samples.shape[1] / config.sample_rate:.1f} s long"
+            f"--at {at:g} is past the end of {song}, which is {samples.shape[1] / config.sample_rate:.1f} s long"
         )
     start = max(min(moment - half, samples.shape[1] - 2 * half), 0)
     part = torch.from_numpy(np.ascontiguousarray(samples[:, start : start + 2 * half]))
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("song", type=Path)
-    parser.add_argument("--at", type=float, required=True, help="the moment, in seconds")
+    parser.add_argument("--at", type=float, required=True, help="time in the song, in seconds")
     parser.add_argument("--out", type=Path, default=Path("attention.png"))
     options = parser.parse_args(arguments)
     network = load_model(options.model)

@@ -1,10 +1,10 @@
 """What a model costs: `python -m training.analysis.describe [small|reference|paper] [--depth N] [--memory]`.
 
-A table of parameters, size and FLOPs a module; with --memory also the peak memory of one training step on
-six seconds of stereo, without and with gradient checkpointing, each in a process of its own.
+Prints the parameters, size and FLOPs of each module; with --memory also the peak memory of one training step on
+six seconds of stereo audio, with gradient checkpointing off and on, each in its own process.
 
-A multiply-add counts as two FLOPs. Counted are convolutions, matrix products and attention, for the segment
-that inference feeds at once; element-wise operations, norms and the STFT outside the network are not.
+A multiply-add counts as two FLOPs. Convolutions, matrix products and attention are counted, for one inference
+segment; element-wise operations, norms and the STFT outside the network are not.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def measure_training_step(config: ModelConfig, *, checkpointing: bool) -> tuple[
         try:
             return pool.submit(training_step, config, checkpointing=checkpointing).result()
         except BrokenProcessPool:
-            raise MemoryError("the training step's process was killed: memory ran out") from None
+            raise MemoryError("the training step ran out of memory and was killed") from None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
             peak, spent = measure_training_step(config, checkpointing=checkpointing)
         except MemoryError as error:
             parser.exit(1, f"{words}: {error}\n")
-        console.print(f"{words}: {peak / 1e9:.2f} GB at its peak, {spent:.1f} s", highlight=False)
+        console.print(f"{words}: peak {peak / 1e9:.2f} GB, {spent:.1f} s", highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Where in the spectrum a model errs: `python -m training.analysis.error_spectrum --data SONGS [--model MODEL]`.
+"""Show which frequencies a model gets wrong: `python -m training.analysis.error_spectrum --data SONGS [--model MODEL]`.
 
-Of each stem, band by band: the band's share of the error, the SDR in the band, and that of an oracle ratio
-mask, each the mean of the songs whose stem is not silent. SONGS is a folder as `tfswa-sep eval --data` takes
-it. A band that holds much of the error, far from the oracle, is where a model has something to gain.
+For each stem and frequency band, prints the band's share of the error, its SDR, and the SDR of an oracle ratio
+mask, each averaged over the songs in which the stem is not silent. SONGS is a folder as for `tfswa-sep eval
+--data`. A model has most to gain in bands with a large share of the error and an SDR far below the oracle's.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def song_errors(song: Song, methods: Sequence[Method]) -> dict[str, tuple[Energi
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.analysis.error_spectrum", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="a folder of songs with their true stems")
-    parser.add_argument("--model", default="small", help="a name or a file; default: %(default)s")
+    parser.add_argument("--data", type=Path, required=True, help="folder of songs with their true stems")
+    parser.add_argument("--model", default="small", help="model name or file (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         methods = (ModelMethod(options.model), OracleBaseline(binary=False))

@@ -1,4 +1,4 @@
-"""How many chunks a second the data path delivers: `python -m training.analysis.loader_throughput --pools POOLS`."""
+"""Measure examples per second, mixing and model: `python -m training.analysis.loader_throughput --pools POOLS`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.mixing.settings import MixSettings
 
 
 def rate(step: Callable[[int], object], batch: int, seconds: float, device: torch.device) -> float:
-    """Chunks a second of `step(number)`, after one call that is not counted."""
+    """Return the examples per second of `step(number)`, after one untimed call."""
     step(0)
     _wait(device)
     began = time.monotonic()
@@ -43,10 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.analysis.loader_throughput", description=__doc__
     )
-    parser.add_argument("--pools", type=Path, required=True, help="folder that training.corpus.build wrote")
+    parser.add_argument("--pools", type=Path, required=True, help="folder written by training.corpus.build")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="small")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of every measurement")
+    parser.add_argument("--batch", type=int, default=4, help="examples per batch (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="duration of each measurement (default: %(default)s)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -73,7 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
         ("mixing, then model", lambda step: learn(mix(step))),
     ):
         found = rate(step, options.batch, options.seconds, device)
-        console.print(f"{name:28} {found:8.2f} chunks of {mixer.settings.seconds} s a second on {device}")
+        console.print(
+            f"{name:28} {found:8.2f} examples per second ({mixer.settings.seconds} s each) on {device}"
+        )
     return 0
 
 

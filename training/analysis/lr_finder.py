@@ -1,7 +1,7 @@
-"""Find a learning rate: `python -m training.analysis.lr_finder` with the words for training.train.
+"""Find a learning rate: `python -m training.analysis.lr_finder` with the arguments of training.train.
 
-The rate grows step by step from a very small one until the loss explodes; where the smoothed loss falls
-steepest is a good one to train with (Smith, arXiv:1506.01186, section 3.3). Nothing is saved.
+Raises the learning rate step by step until the loss diverges, and suggests the one at which the smoothed loss falls
+fastest (Smith, arXiv:1506.01186, section 3.3). Nothing is saved.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def suggest(rates: list[float], losses: list[float]) -> float:
     lowest = smoothed.index(min(smoothed)) if smoothed else 0
     falls = [before - after for before, after in pairwise(smoothed[: lowest + 1])]
     if not falls:
-        raise ValueError("the loss never fell: look at the data, or at the loss's weights")
+        raise ValueError("the loss never decreased: check the data and the loss weights")
     return rates[QUIET + falls.index(max(falls))]
 
 

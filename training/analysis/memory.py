@@ -1,10 +1,10 @@
-"""The memory that a configuration needs: `python -m training.analysis.memory data=musdb18hq model=reference`.
+"""Estimate the memory that a configuration needs: `python -m training.analysis.memory data=musdb18hq model=reference`.
 
-`data` decides how long an example is.
+`data` sets the length of an example.
 
-The estimate runs two training steps on tensors that have shapes but no numbers, and adds up what is alive at
-once. With --measure the steps are run for real, and torch's own statistics (CUDA) or its profiler (CPU) say
-what the peak was. Neither counts the libraries, nor the kernels' own scratch memory: leave a tenth free.
+The estimate runs two training steps on fake tensors, which have shapes but no data, and tracks the live bytes.
+With --measure the steps really run, and the peak comes from torch's statistics (CUDA) or its profiler (CPU).
+Neither includes libraries or the kernels' workspace memory: leave a tenth free.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def report(config: DictConfig, *, measure: bool) -> None:
     print(f"checkpointing saves {1 - peaks[True] / peaks[False]:.0%}")
     if measure:
         measured, guess = measure_peak(config), peaks[config.model.checkpointing]
-        print(f"measured           {measured / 1e9:7.2f} GB, the estimate is {guess / measured - 1:+.1%} off")
+        print(
+            f"measured           {measured / 1e9:7.2f} GB, the estimate is off by {guess / measured - 1:+.1%}"
+        )
     if torch.cuda.is_available():
         print(f"this GPU has {torch.cuda.get_device_properties(0).total_memory / 1e9:.1f} GB")
 

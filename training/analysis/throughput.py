@@ -1,10 +1,10 @@
-"""How fast a configuration trains: `python -m training.analysis.throughput data=musdb18hq model=reference`.
+"""Measure how fast a configuration trains: `python -m training.analysis.throughput data=musdb18hq model=reference`.
 
-Prints examples a second, model FLOPs utilization, and the hours that the configuration's steps take: measured
-here, projected for GPUs that are not here. For little memory: training.batch_size=1 training.accumulate=16.
+Prints examples per second, model FLOPs utilization, and the hours that the whole run takes: measured on this
+machine, and projected for other GPUs. If memory is short: training.batch_size=1 training.accumulate=16.
 FLOPs are those of the model (Chowdhery et al., arXiv:2204.02311, appendix B): convolutions, matrix products
-and attention, forward and backward, a multiply-add as two; what checkpointing does twice counts once.
-The data comes from memory: whether it can be made fast enough shows in training itself.
+and attention, forward and backward, two per multiply-add; work repeated by checkpointing counts once.
+The batches come from memory, so the speed of the data loader is not measured.
 """
 
 from __future__ import annotations

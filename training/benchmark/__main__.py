@@ -1,14 +1,14 @@
-"""Measure the installed command and its peers as their users meet them: whole processes, start-up and all.
+"""Benchmark the installed command and other separators as users run them: whole processes, start-up included.
 
     python -m training.benchmark --json benchmark.json --plot benchmark.svg     everything, side by side
-    python -m training.benchmark --minutes 3 6 --backend auto --threads --peers        the command alone
+    python -m training.benchmark --minutes 3 6 --backend auto --threads --peers        only our command
     python -m training.benchmark --minutes 60 --runs 1 --peers -- --stems vocals --format flac
     python -m training.benchmark --peers demucs openunmix --valid FOLDER        with the SDR on those songs
 
-The test songs are a given song, looped. What comes after `--` goes to our command. The runs of all
-contenders take turns, so that what disturbs the machine disturbs all of them; the median of each number
-counts. Peers get virtual environments of their own in the cache folder (about 1 GB each); one that cannot run
-here is named with the reason. Four stems of 60 minutes take 5 GB of disk as 32-bit float WAV.
+The test songs are a given song, looped. Arguments after `--` are passed to our command. Runs are interleaved, so
+that other load on the machine affects all programs alike, and the median of each number is reported. Each peer
+has its own virtual environment in the cache folder (about 1 GB); peers that cannot run here are listed with the
+reason. Four stems of 60 minutes take 5 GB of disk as 32-bit float WAV.
 """
 
 from __future__ import annotations
@@ -143,24 +143,38 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     names = [peer.name for peer in PEERS]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tfswa-sep-benchmark"
     song = Path("examples/demo/demo.ogg")
-    parser.add_argument("--song", type=Path, default=song, help="looped into the test songs")
-    parser.add_argument("--minutes", type=float, nargs="+", default=[1.0], help="lengths of the test songs")
-    parser.add_argument("--command", default="tfswa-sep", help="the installed command, or its path")
-    parser.add_argument("--backend", nargs="*", default=["onnx", "torch"], help="besides the default")
-    parser.add_argument("--precision", nargs="+", help="default: all that the command has")
-    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="of each setting and peer")
-    parser.add_argument("--runs", type=int, default=3, help="of each setting; the median counts")
+    parser.add_argument("--song", type=Path, default=song, help="song to loop into the test songs")
     parser.add_argument(
-        "--patience", type=float, default=120.0, help="seconds; what takes longer runs once (default 120)"
+        "--minutes", type=float, nargs="+", default=[1.0], help="lengths of the test songs in minutes"
+    )
+    parser.add_argument("--command", default="tfswa-sep", help="the installed command, or its path")
+    parser.add_argument(
+        "--backend",
+        nargs="*",
+        default=["onnx", "torch"],
+        help="backends to measure besides the default setting",
+    )
+    parser.add_argument("--precision", nargs="+", help="default: all that the command supports")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="thread counts to measure")
+    parser.add_argument("--runs", type=int, default=3, help="runs per setting; the median is reported")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=120.0,
+        help="programs slower than this many seconds run only once (default: 120)",
     )
     parser.add_argument(
-        "--peers", nargs="*", choices=names, default=names, help="none, or some of these; default: all"
+        "--peers",
+        nargs="*",
+        choices=names,
+        default=names,
+        help="peers to measure; no name means none (default: all)",
     )
     parser.add_argument("--valid", type=Path, help="songs as FOLDER/<song>/<stem>.wav, for the SDR")
-    parser.add_argument("--cache", type=Path, default=cache, help="where the peers' environments are kept")
+    parser.add_argument("--cache", type=Path, default=cache, help="folder for the peers' environments")
     parser.add_argument("--json", type=Path, help="also write every run to this file")
-    parser.add_argument("--plot", type=Path, help="also write the picture, an SVG, to this file")
-    parser.add_argument("extra", nargs="*", help="after --: options for our command")
+    parser.add_argument("--plot", type=Path, help="also write a chart (SVG) to this file")
+    parser.add_argument("extra", nargs="*", help="options for our command, after --")
     options = parser.parse_args(arguments)
     options.cache = options.cache.absolute()
     if not options.song.is_file():
@@ -168,7 +182,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.valid and not options.valid.is_dir():
         parser.error(f"no such folder: {options.valid}")
     if options.runs < 1:
-        parser.error("--runs: at least 1")
+        parser.error("--runs must be at least 1")
     return options
 
 
@@ -179,7 +193,9 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(machine(), highlight=False)
     busy = busy_cores()
     if busy > BUSY_CORES:
-        console.print(f"Other work keeps {busy:.1f} cores busy: these timings are too long.", highlight=False)
+        console.print(
+            f"Other processes keep {busy:.1f} cores busy: these timings will be too long.", highlight=False
+        )
     startup = [measure([command, "--help"]).wall for _ in range(HELP_RUNS)]
     contenders, missing = line_up(options, command, console)
     record: Record = {

@@ -1,8 +1,8 @@
-"""Where the time of a separation goes: `python -m training.benchmark.profile SONG [--minutes M]`.
+"""Show where a separation spends its time: `python -m training.benchmark.profile SONG [--minutes M]`.
 
-One thread separates a song into files with the ONNX backend; what each step takes of the processor's time is
-added up, and the rest (decoding, resampling, cross-fading, encoding) is the difference. With several workers
-the steps of one segment run beside another's network: shares are of the processor's time, not of the clock's.
+Separates a song into files with the ONNX backend and one thread, and adds up the CPU time of each step; the rest
+is decoding, resampling, cross-fading and encoding. These are shares of CPU time, not of wall time: with several
+workers the steps of one segment overlap with another's network.
 """
 
 from __future__ import annotations
@@ -64,9 +64,11 @@ def profile(song: Path, out: Path, *, model: str | None = None, precision: str =
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.benchmark.profile", description=__doc__)
-    parser.add_argument("song", type=Path, nargs="?", default=Path("examples/demo/demo.ogg"), help="looped")
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--model", help="a name or a file; default: the default model")
+    parser.add_argument(
+        "song", type=Path, nargs="?", default=Path("examples/demo/demo.ogg"), help="song to loop"
+    )
+    parser.add_argument("--minutes", type=float, default=1.0, help="length in minutes (default: %(default)s)")
+    parser.add_argument("--model", help="model name or file (default: the default model)")
     parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
     options = parser.parse_args(arguments)
     if not options.song.is_file():

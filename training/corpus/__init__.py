@@ -1,3 +1,3 @@
 """Builds the open training corpus: `python -m training.corpus.build`."""
 
-BAND = ("drums", "bass", "other")  # the stems of a song of the pool "band", in which nobody sings
+BAND = ("drums", "bass", "other")  # stems of a song in the pool "band", which has no vocals

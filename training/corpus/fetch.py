@@ -1,7 +1,7 @@
 """Fetch the Debian packages of the corpus: `python -m training.corpus.fetch --shared DATA --out PACKAGES`.
 
-Downloads with apt-get and unpacks with dpkg, without installing: on Debian 12 it is the whole of what
-`--debian PACKAGES` of training.corpus.build wants. What is unpacked already stays.
+Downloads with apt-get and unpacks with dpkg, without installing anything. On Debian 12 the result is all that
+`--debian PACKAGES` of training.corpus.build needs. Packages that are already unpacked are kept.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def fetch(name: str, out: Path) -> None:
                 cwd=work, capture_output=True, text=True, check=False,
             )  # fmt: skip
             if done.returncode:
-                reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+                reason = (done.stderr.strip().splitlines() or ["unknown error"])[-1]
                 raise ValueError(f"{name}: {command[0]} failed: {reason}")
         (work / "root").rename(out / name)
     finally:
@@ -63,8 +63,8 @@ def fetch(name: str, out: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code (1 when a package could not be fetched)."""
     parser = argparse.ArgumentParser(prog="python -m training.corpus.fetch", description=__doc__)
-    parser.add_argument("--shared", type=Path, required=True, help="folder of the shared raw material")
-    parser.add_argument("--out", type=Path, required=True, help="one folder a package is made in it")
+    parser.add_argument("--shared", type=Path, required=True, help="folder with the raw material")
+    parser.add_argument("--out", type=Path, required=True, help="output folder, with one folder per package")
     options = parser.parse_args(arguments)
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:

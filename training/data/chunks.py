@@ -29,7 +29,7 @@ class SongChunks:
         self._tracks = [(track, track.samples) for track in tracks]
         for track, samples in self._tracks:
             if len(samples) < self.length:
-                raise ValueError(f"{track.name} is shorter than data.seconds ({seconds:g} s): leave it out")
+                raise ValueError(f"{track.name} is shorter than data.seconds ({seconds:g} s): remove it")
         lengths = np.array([len(samples) for _, samples in self._tracks], np.float64)
         self._shares = lengths / lengths.sum()
 

@@ -4,9 +4,9 @@
     FOLDER/<song>/guitar/left.flac, right.flac      a stem that is the sum of its files, as in MoisesDB
     FOLDER/<song>.stem.mp4                          drums, bass, other and vocals in one file, as in MUSDB18
 
-Stems may have any name, capitals are made small. A stem that another song has a file of, but this one has not,
-is unknown here: nothing is learnt about it from this song, nor about a sum that it is in. A silent file says
-that it is silent. `mixture.*` is left out, and so is the mixture of a `.stem.mp4`: the mixture is the stems' sum.
+Stems may have any name; names are lower-cased. If a song has no file for a stem that other songs have, that stem is
+unknown in this song and is not supervised, nor is any sum that includes it; a silent file means a silent stem.
+`mixture.*` and the mixture of a `.stem.mp4` are ignored: the mixture is the sum of the stems.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def find_tracks(root: Path) -> tuple[list[Track], tuple[str, ...]]:
     Raises InputError where there is none, and for two files of one stem or two songs of one name.
     """
     if not root.is_dir():
-        raise InputError(f"{root} is no folder of songs")
+        raise InputError(f"{root} is not a folder of songs")
     tracks = []
     for song in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files: dict[str, tuple[Path, ...]] = {}

@@ -1,7 +1,7 @@
-"""From the `data` config to batches: which songs, which targets, which examples in which step.
+"""From the `data` config to batches: songs, targets, and the examples of each step.
 
-Example `i` of batch `step` depends on (seed, step, i) alone: not on the number of workers or of processes,
-nor on whether the run was resumed.
+Example `i` of batch `step` depends only on (seed, step, i), not on the number of workers or processes, or on
+whether the run was resumed.
 """
 
 from __future__ import annotations
@@ -117,13 +117,13 @@ def open_data(
     names, matrix = parse_stems(list(config.get("targets") or targets), stems)
     if unusable := [name for name in names if not is_stem_name(name)]:
         raise UsageError(
-            f"{unusable[0]!r} cannot be a stem of a model: data.targets may hold small letters, digits, - and _,"
-            " sums with +, 48 characters at most"
+            f"{unusable[0]!r} is not a valid stem name: data.targets may contain lower-case letters, digits, - and _,"
+            " with + for sums, up to 48 characters"
         )
     matrix = matrix[:, :-1] + matrix[:, -1:]  # a song is the sum of its stems
     if empty := [name for name, row in zip(names, matrix, strict=True) if not row.any()]:
         raise UsageError(
-            f"the songs hold nothing of {empty[0]!r}, one of data.targets: {', '.join(stems)} alone"
+            f"the songs have no stem {empty[0]!r}, which is in data.targets: they have {', '.join(stems)}"
         )
     return TrainingData(targets=names, matrix=torch.from_numpy(matrix), draw=draw, valid=valid)
 
@@ -154,7 +154,7 @@ def _find(config: DictConfig, kind: str) -> tuple[list[CachedTrack], tuple[str, 
         tracks, stems = musdb.find_tracks(root, "train", is_wav=kind == "musdb18hq")
         official, _ = musdb.find_tracks(root, "valid", is_wav=kind == "musdb18hq")
         if config.valid:
-            why = f" that {root} has not"
+            why = f" that {root} does not have"
             held_out = _held_out(Path(config.valid), stems, config.valid_exclude, why=why)
         elif config.split == "official":
             held_out = official
@@ -197,7 +197,7 @@ def _reader(track: CachedTrack) -> Callable[[], Tensor]:
 
 def _folder_songs(root: Path, stems: tuple[str, ...], exclude: str | None) -> dict[str, Callable[[], Tensor]]:
     """The songs of a folder, read when they are asked for. Raises InputError as `_held_out` does."""
-    tracks = _held_out(root, stems, exclude, why=f": the open corpus has {', '.join(stems)} alone")
+    tracks = _held_out(root, stems, exclude, why=f": the open corpus has only {', '.join(stems)}")
 
     def reader(track: Track) -> Callable[[], Tensor]:
         return lambda: torch.from_numpy(decode(track, stems).transpose(1, 2, 0).astype(np.float32) / 32_768)

@@ -21,7 +21,7 @@ def find_tracks(root: Path, split: Split, *, is_wav: bool) -> tuple[list[Track],
     subset = "test" if split == "test" else "train"
     kind = "MUSDB18-HQ (train/<song>/vocals.wav)" if is_wav else "MUSDB18 (train/*.stem.mp4)"
     if not (root / subset).is_dir():
-        raise InputError(f"{root} is no {kind}: it has no folder {subset}")
+        raise InputError(f"{root} is not {kind}: it has no folder {subset}")
     database = musdb.DB(
         root=str(root), is_wav=is_wav, subsets=subset, split=None if split == "test" else split
     )
@@ -36,5 +36,5 @@ def find_tracks(root: Path, split: Split, *, is_wav: bool) -> tuple[list[Track],
         if track.sources
     ]
     if not tracks:
-        raise InputError(f"{root} holds no song of the {split} split of {kind}")
+        raise InputError(f"{root} has no songs of the {split} split of {kind}")
     return tracks, stems

@@ -74,6 +74,6 @@ def _read_streams(path: Path, streams: list[int | None]) -> list[NDArray[np.floa
             f"{path} cannot be decoded: {words[-1] if words else type(error).__name__}"
         ) from error
     if audio.ndim != 3 or len(audio) <= max(stream or 0 for stream in streams):
-        raise InputError(f"{path} holds {len(audio) if audio.ndim == 3 else 1} streams: no file of MUSDB18")
+        raise InputError(f"{path} holds {len(audio) if audio.ndim == 3 else 1} streams: not a MUSDB18 file")
     waves = [audio[stream] if stream is not None else audio[0, :0] for stream in streams]
     return [soxr.resample(wave, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else wave for wave in waves]

@@ -1,1 +1,1 @@
-"""From a checkpoint to a released model: averages, ONNX, 8 bits, model card."""
+"""From a checkpoint to a released model: averaging, ONNX export, int8 quantization, model card."""

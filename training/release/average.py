@@ -1,8 +1,8 @@
-"""The average of two checkpoints: `python -m training.release.average LAST.ckpt OTHER.ckpt --out AVERAGE.ckpt`.
+"""Average two checkpoints: `python -m training.release.average LAST.ckpt OTHER.ckpt --out AVERAGE.ckpt`.
 
-Of one run, or where the one began with the other: then the average often separates better than either
+If both come from one run, or one was started from the other, their average often separates better than either
 (Wortsman et al., arXiv:2203.05482). See experiments/006-weight-averaging.md.
-`python -m training.release.export AVERAGE.ckpt` takes the result.
+Export the result with `python -m training.release.export AVERAGE.ckpt`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,22 @@ from training.checkpoint import differences, read, save
 
 
 def average(first: Path, second: Path, *, share: float) -> dict[str, Any]:
-    """The checkpoint `first`, its averaged weights `share` of its own and for the rest those of `second`.
+    """Average the EMA weights of two checkpoints; everything else is taken from the first.
 
-    What is counted, such as a batch norm's batches, stays the first's.
-    Raises InputError where one cannot be read, or they are not of the same network.
+    Args:
+        first: Path of the first checkpoint.
+        second: Path of the second checkpoint, of the same network.
+        share: Weight of the first, 0 to 1. Integer buffers, such as batch norm counters, stay the first's.
+
+    Raises:
+        InputError: A checkpoint cannot be read, or the two are of different networks.
     """
     found, other = read(first), read(second)
     if different := differences(_network(found, first), _network(other, second)):
         names = ", ".join(different)
-        raise InputError(f"{first} and {second} are of networks with other {names}: give two of one run")
+        raise InputError(
+            f"{first} and {second} are of networks with different {names}: choose two checkpoints of the same network"
+        )
     weights = {
         key: torch.lerp(other["average"][key], value, share) if value.is_floating_point() else value
         for key, value in found["average"].items()
@@ -39,19 +46,24 @@ def _network(stored: dict[str, Any], path: Path) -> ModelConfig:
     try:
         return ModelConfig.from_json(stored["shape"])
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path} does not say of which network it is: give a checkpoint") from None
+        raise InputError(f"{path} does not describe its network: use a training checkpoint") from None
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.release.average", description=__doc__)
-    parser.add_argument("first", type=Path)
-    parser.add_argument("second", type=Path)
-    parser.add_argument("--share", type=float, default=0.65, help="the first's; default: %(default)s")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("first", type=Path, help="checkpoint; everything but the weights comes from this one")
+    parser.add_argument("second", type=Path, help="checkpoint of the same network")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.65,
+        help="weight of the first checkpoint, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     options = parser.parse_args(arguments)
     if not 0 <= options.share <= 1:
-        parser.error(f"a share of {options.share} is none: give 0 to 1")
+        parser.error(f"--share must be between 0 and 1, not {options.share}")
     try:
         save(options.out, average(options.first, options.second, share=options.share))
     except TfswaError as error:

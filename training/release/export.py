@@ -1,10 +1,10 @@
-"""A checkpoint becomes a product: `python -m training.release.export CHECKPOINT --torch`.
+"""Export a checkpoint: `python -m training.release.export CHECKPOINT --torch`.
 
-Writes NAME.onnx (features in, masks out; see training/release/onnx_graph.py; any batch, but the frames of one segment:
-training/release/programs.py leaves them open, and has other formats) beside the checkpoint or to --out, and
-compares its stems with torch's on noise shaped like music. With --torch also writes NAME.safetensors, which
-the torch backend reads. `--out tfswa_sep/weights --registry models.toml` replaces the bundled weights: it brings
-the entry's sizes and hashes in models.toml up to date, and a bundled file that differs from them is refused.
+Writes NAME.onnx next to the checkpoint or to --out, and checks that its stems match PyTorch's on music-like noise.
+The graph maps features to masks (see training/release/onnx_graph.py) for any batch size and the frames of one
+segment; training/release/programs.py exports other formats, with any number of frames. --torch also writes
+NAME.safetensors for the torch backend. `--out tfswa_sep/weights --registry models.toml` replaces the bundled
+weights and updates their sizes and hashes in models.toml; bundled files that do not match these are rejected.
 """
 
 from __future__ import annotations
@@ -183,22 +183,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("checkpoint", type=Path, nargs="?")
+    source.add_argument("checkpoint", type=Path, nargs="?", help="training checkpoint")
     source.add_argument(
         "--untrained",
         metavar="PRESET",
         choices=list(PRESETS),
-        help="random weights, to measure speed and size",
+        help="export random weights, to measure speed and size",
     )
-    parser.add_argument("--name", help="of the model, else that of the preset, else small")
-    parser.add_argument("--out", type=Path, help="folder, else the checkpoint's, or exported for --untrained")
-    parser.add_argument("--frames", type=int, help="frames of a segment, else as the checkpoint says")
-    parser.add_argument("--margin", type=int, help="samples thrown away at a segment's sides")
-    parser.add_argument("--registry", type=Path, help="a models.toml whose hashes are brought up to date")
+    parser.add_argument("--name", help="model name (default: the --untrained preset, or small)")
+    parser.add_argument(
+        "--out", type=Path, help="output folder (default: the checkpoint's, or exported/ with --untrained)"
+    )
+    parser.add_argument("--frames", type=int, help="frames per segment (default: as in the checkpoint)")
+    parser.add_argument(
+        "--margin",
+        type=int,
+        help="samples discarded on each side of a segment (default: as in the checkpoint)",
+    )
+    parser.add_argument("--registry", type=Path, help="models.toml in which to update sizes and hashes")
     parser.add_argument("--torch", action="store_true", help="also write NAME.safetensors")
     options = parser.parse_args()
     if options.registry and not options.out:
-        parser.error("--registry describes bundled files: add --out tfswa_sep/weights")
+        parser.error("--registry is for bundled files: add --out tfswa_sep/weights")
     if options.untrained:
         torch.manual_seed(0)
         network, step = TfswaUNet(PRESETS[options.untrained]).eval(), 0
@@ -206,7 +212,7 @@ def main() -> None:
         network, checkpoint = load_checkpoint(options.checkpoint)
         step = checkpoint["step"]
     name = options.name or options.untrained or "small"
-    config = network.config  # how much is computed at once, and how much of it kept, is no matter of training
+    config = network.config  # segment length and margin do not depend on the training
     network.config = dataclasses.replace(
         config,
         segment_samples=(options.frames - 1) * config.hop if options.frames else config.segment_samples,

@@ -1,18 +1,18 @@
-"""A model for programs of others: `python -m training.release.programs MODEL --out FOLDER [--formats ...]`.
+"""Export a model for use in other programs: `python -m training.release.programs MODEL --out FOLDER [--formats ...]`.
 
-MODEL is a training checkpoint or a .safetensors file. What is written is the network between features and
-masks (training/release/onnx_graph.py), with its metadata (tfswa_sep/inference/metadata.py);
-tfswa_sep/inference/mask_apply.py shows what lies around it.
-Batch and frames are free, frames in multiples of the network's own (32 for `small`).
+MODEL is a training checkpoint or a .safetensors file. Each export holds the network from features to masks
+(training/release/onnx_graph.py) and its metadata (tfswa_sep/inference/metadata.py); see
+tfswa_sep/inference/mask_apply.py for the processing around it. The batch size is free, and so is the number of
+frames in multiples of the network's own (32 for `small`).
 
     onnx         NAME.dynamic.onnx      ONNX; `tfswa-sep --model` reads it too
-    pt2          NAME.pt2               torch.export's program, which any PyTorch runs or compiles further
-    aoti         NAME.aoti.pt2          the same compiled for this machine's processor by AOTInductor (needs a
+    pt2          NAME.pt2               a torch.export program, to run or compile in any PyTorch
+    aoti         NAME.aoti.pt2          the same, compiled for this machine's CPU by AOTInductor (needs a
                                         C++ compiler), for C++: examples/masks.cpp
-    torchscript  NAME.torchscript.pt    traced; PyTorch calls TorchScript deprecated, and will drop it
+    torchscript  NAME.torchscript.pt    traced; PyTorch has deprecated TorchScript and will remove it
 
-The stems that each makes of a song are compared with PyTorch's: no sample may differ by more than 1e-4 of the
-loudest. `--sample` also writes features.f32 and masks.f32, for examples/masks.cpp.
+Each export's stems of a song are compared with PyTorch's: no sample may differ by more than 1e-4 of the peak.
+`--sample` also writes features.f32 and masks.f32 for examples/masks.cpp.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def compare(run: Run, network: TfswaUNet, song: NDArray[np.float32]) -> float:
             found = _separate(run, mixture, config)
         worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
     if not worst <= TOLERANCE:
-        raise ValueError(f"the stems differ from torch's by {worst:.1e} of the loudest sample")
+        raise ValueError(f"the stems differ from torch's by {worst:.1e} of the peak")
     return worst
 
 
@@ -181,11 +181,13 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, help="a checkpoint or a .safetensors file")
-    parser.add_argument("--name", help="of the model, else the file's")
+    parser.add_argument("model", type=Path, help="training checkpoint or .safetensors file")
+    parser.add_argument("--name", help="model name (default: that of the file)")
     parser.add_argument("--out", type=Path, default=Path("exported"))
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
-    parser.add_argument("--song", type=Path, default=Path("examples/demo/demo.ogg"), help="to compare on")
+    parser.add_argument(
+        "--song", type=Path, default=Path("examples/demo/demo.ogg"), help="song for the comparison"
+    )
     parser.add_argument("--sample", action="store_true", help="also write features.f32 and masks.f32")
     options = parser.parse_args(arguments)
     network, name = load_model(options.model), options.name or options.model.stem
@@ -197,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)  # said here, in our words
             if program is None or kind == "torchscript":
-                print("TorchScript is deprecated: PyTorch will drop it. Prefer pt2 or aoti.")
+                print("TorchScript is deprecated and PyTorch will remove it; prefer pt2 or aoti.")
                 write_torchscript(network, path, name=name)
             else:
                 write(program, kind, path, config=network.config, name=name)
@@ -212,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if options.sample:
         shape = " ".join(map(str, write_sample(network, song, options.out)))
-        print(f"{options.out}/features.f32, masks.f32: examples/masks.cpp wants to know their shape, {shape}")
+        print(f"{options.out}/features.f32, masks.f32: pass their shape to examples/masks.cpp: {shape}")
     return 0
 
 

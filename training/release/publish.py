@@ -1,15 +1,15 @@
-"""A checkpoint becomes a product: `python -m training.release.publish CHECKPOINT --name N --license L --data TEXT`.
+"""Publish a checkpoint: `python -m training.release.publish CHECKPOINT --name N --license L --data TEXT`.
 
-Writes to --out what others need, and nothing is sent anywhere unless --repo says so:
+Writes these files to --out; nothing is uploaded without --repo:
 
-    NAME.onnx, NAME.safetensors    compared with each other, as training.release.export does
+    NAME.onnx, NAME.safetensors    the model, both compared as in training.release.export
     README.md                      the model card: data, licence, scores (from `tfswa-sep eval --json`)
-    models.toml                    the registry's entry; with --repo it names the commit
+    models.toml                    the registry entry; with --repo it names the commit
 
-Scores are those of a published file: publish without them, score the file, publish again with --scores. The same
-checkpoint gives the same files; a record of any other file is refused.
+Scores must be those of a published file: publish without scores, score the file, then publish again with
+--scores. The same checkpoint always gives the same files; scores of any other file are rejected.
 
---repo OWNER/NAME uploads files and card to Hugging Face, with the token of `hf auth login` or HF_TOKEN.
+--repo OWNER/NAME uploads the files and the card to Hugging Face, using `hf auth login` or HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -196,7 +196,9 @@ def told_plainly(repo: str) -> Iterator[None]:
         yield
     except (HfHubHTTPError, OSError) as error:
         words = " ".join(str(error).split())
-        raise ModelError(f"cannot upload to {repo}: {words} (is HF_TOKEN set, and may it write?)") from error
+        raise ModelError(
+            f"cannot upload to {repo}: {words} (is HF_TOKEN set, and does it have write access?)"
+        ) from error
 
 
 def publish(options: argparse.Namespace, *, command: str) -> None:
@@ -238,7 +240,7 @@ def publish(options: argparse.Namespace, *, command: str) -> None:
     entry = out / "models.toml"
     entry.write_text(registry_entry(name, config, files, **facts), encoding="utf-8")
     read_models(entry)  # raises where the registry would not understand it
-    print(f"{entry}: add its lines to models.toml to have `--model {name}`")
+    print(f"{entry}: add these lines to models.toml to use `--model {name}`")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -249,16 +251,18 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--name", required=True, help="of the model: letters, digits, - and _")
-    parser.add_argument("--license", required=True, help="of the weights, an SPDX name such as cc-by-4.0")
-    parser.add_argument("--data", required=True, help="what it was trained on")
+    parser.add_argument("--name", required=True, help="model name: letters, digits, - and _")
+    parser.add_argument(
+        "--license", required=True, help="licence of the weights, an SPDX identifier such as cc-by-4.0"
+    )
+    parser.add_argument("--data", required=True, help="what the model was trained on")
     parser.add_argument("--summary", default="Separates a song into its stems")
     parser.add_argument(
-        "--scores", type=Path, help="what `tfswa-sep eval --model OUT/NAME.onnx --json FILE` wrote"
+        "--scores", type=Path, help="scores written by `tfswa-sep eval --model OUT/NAME.onnx --json FILE`"
     )
     parser.add_argument("--out", type=Path, default=Path("published"))
-    parser.add_argument("--repo", help="OWNER/NAME on Hugging Face to upload to")
-    parser.add_argument("--private", action="store_true", help="make the repository a private one")
+    parser.add_argument("--repo", help="Hugging Face repository to upload to, OWNER/NAME")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     if not options.name.replace("-", "").replace("_", "").isalnum():

@@ -1,16 +1,16 @@
-"""An exported model in 8 bits, beside it as MODEL.int8.onnx:
+"""Quantize an exported model to int8, as MODEL.int8.onnx next to it:
 
     python -m training.release.quantize tfswa_sep/weights/small.onnx --songs FOLDER --registry models.toml
 
-Convolutions, linear layers, sums and what lies between them compute on bytes: unsigned activations, whose
-ranges are measured on music, and signed weights, a scale a channel, as QuantizeLinear and DequantizeLinear
-around every layer (Jacob et al., arXiv:1712.05877). Weights have 7 bits, because processors without VNNI add
-up products in 16 bits, which would overflow. Attention itself and softmax are as they were: in bytes they
-took longer (measured), and so did transposed convolutions, which have no such kernel.
+Convolutions, linear layers, additions and what connects them run in int8: uint8 activations with ranges
+calibrated on music, and int8 weights with one scale per channel, as QuantizeLinear and DequantizeLinear around
+every layer (Jacob et al., arXiv:1712.05877). Weights use 7 bits, because CPUs without VNNI accumulate products in
+16 bits, which would overflow. Attention and softmax stay in float32: in int8 they were slower (measured), and so
+were transposed convolutions, for which there is no int8 kernel.
 
-`--sweep FILE` quantizes one convolution at a time, then all but the linear layers and all but the sums, and
-writes down what that brings and costs; `--keep NODE` leaves one in float32, `--dynamic` measures no ranges
-and quantizes matrix products alone.
+`--sweep FILE` quantizes one convolution at a time, then everything but the linear layers and everything but the
+additions, and records accuracy and speed of each; `--keep NODE` leaves a node in float32; `--dynamic` needs no
+calibration and quantizes matrix products only.
 """
 
 from __future__ import annotations
@@ -255,14 +255,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path, help="an .onnx file of training.release.export")
-    parser.add_argument("--songs", type=Path, required=True, help="folder of training songs as stems")
-    parser.add_argument("--out", type=Path, help="else MODEL.int8.onnx beside the model")
-    parser.add_argument("--segments", type=int, default=20, help="of music, for calibration")
-    parser.add_argument("--keep", action="append", default=[], metavar="NODE", help="repeatable")
-    parser.add_argument("--dynamic", action="store_true")
-    parser.add_argument("--sweep", type=Path, metavar="FILE", help="write what each costs there (JSON)")
-    parser.add_argument("--registry", type=Path, help="a models.toml whose hashes are brought up to date")
+    parser.add_argument("model", type=Path, help=".onnx file from training.release.export")
+    parser.add_argument(
+        "--songs", type=Path, required=True, help="folder of training songs with their stems, for calibration"
+    )
+    parser.add_argument("--out", type=Path, help="output file (default: MODEL.int8.onnx next to the model)")
+    parser.add_argument(
+        "--segments", type=int, default=20, help="number of segments for calibration (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="NODE", help="leave this node in float32 (repeatable)"
+    )
+    parser.add_argument("--dynamic", action="store_true", help="quantize matrix products only, uncalibrated")
+    parser.add_argument(
+        "--sweep", type=Path, metavar="FILE", help="write accuracy and speed per node to this JSON file"
+    )
+    parser.add_argument("--registry", type=Path, help="models.toml in which to update sizes and hashes")
     options = parser.parse_args()
     out = options.out or options.model.with_suffix(".int8.onnx")
     feeds = music(options.model, options.songs, count=options.segments + 4)

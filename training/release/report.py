@@ -1,6 +1,6 @@
-"""Write the numbers of a released model into the documents: `python -m training.release.report`.
+"""Write the numbers of a released model into README.md and docs: `python -m training.release.report`.
 
-They come from records that the release checklist in docs/contributing.md makes with the installed wheel:
+They come from these records, made with the installed wheel as the release checklist in docs/contributing.md says:
 
     experiments/small/excerpts.json       tfswa-sep eval --data DATA/train --exclude 'Music Delta*' --oracle --json
     experiments/small/excerpts_int8.json  the same with --precision int8
@@ -8,8 +8,8 @@ They come from records that the release checklist in docs/contributing.md makes 
     experiments/small/scores_int8.json    the same with --precision int8
     experiments/small/benchmark.json      python -m training.benchmark --json
 
-In README.md and docs/benchmarks.md, what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced,
-and nothing else. A test compares both with the records, so that they cannot say what was not measured.
+In README.md and docs/benchmarks.md, only the text between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced.
+A test compares both files with the records, so that they state only what was measured.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a run needs to go on elsewhere, in one small file: `python -m training.release.state LAST.ckpt --out FILE`.
+"""Save a small file from which a run can continue elsewhere: `python -m training.release.state LAST.ckpt --out FILE`.
 
-FILE (.safetensors) holds the averaged weights in 16 bits, the step and the settings, a tenth of a checkpoint.
-`python -m training.train ... training.continue_from=FILE` goes on from it at that step of the schedule, with the
-batches that the seed gives there; the optimizer's momentum starts afresh.
+FILE (.safetensors) holds the averaged weights in float16, the step and the settings, a tenth of a checkpoint's size.
+`python -m training.train ... training.continue_from=FILE` continues at that step of the schedule, with the batches
+that the seed gives for it; the optimizer state starts fresh.
 """
 
 from __future__ import annotations

