@@ -103,7 +103,7 @@ def test_damaged_files_are_refused(
 
 
 def test_models_of_others_are_refused(onnx_model: Build) -> None:
-    with pytest.raises(ModelError, match="no model of tfswa-sep: it has no 'tfswa_sep' metadata") as caught:
+    with pytest.raises(ModelError, match="not a tfswa-sep model: it has no 'tfswa_sep' metadata") as caught:
         OnnxBackend(onnx_model(metadata=None))
     one_line(caught)
 
@@ -203,7 +203,7 @@ def test_onnx_takes_the_gpu_that_it_was_built_for(
     path, built_with = onnx_model(), ["CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: built_with)
     for device, message in (
-        ("cuda", "built without CUDA: pip install onnxruntime-gpu in its place, or use --device cpu"),
+        ("cuda", "built without CUDA: pip install onnxruntime-gpu instead, or use --device cpu"),
         ("coreml", "built without Core ML: use --device cpu"),
     ):
         with pytest.raises(DeviceError, match=message):
@@ -217,7 +217,7 @@ def test_onnx_takes_the_gpu_that_it_was_built_for(
     for device, name in (("cuda", "CUDA"), ("cuda:1", "CUDA"), ("coreml", "Core ML")):
         with (
             pytest.warns(UserWarning, match="not in available provider names"),
-            pytest.raises(DeviceError, match=f"could not start {name} and fell back to the processor"),
+            pytest.raises(DeviceError, match=f"could not start {name} and fell back to the CPU"),
         ):
             load(path, backend="onnx", device=device)
     with pytest.warns(UserWarning, match="not in available provider names"):
@@ -252,9 +252,7 @@ def test_onnx_says_where_it_computes(onnx_model: Build, monkeypatch: pytest.Monk
     assert asked[2] == [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]
     assert asked[4] == ["CPUExecutionProvider"]
     computed = "Reshape"  # it has started, and the processor does the work
-    with pytest.raises(
-        DeviceError, match="Core ML cannot compute this model's convolutions: use --precision"
-    ):
+    with pytest.raises(DeviceError, match="Core ML cannot run this model's convolutions: use --precision"):
         load(path, backend="onnx", device="coreml")
     assert load(path, backend="onnx", device="auto").device == "cuda:0"
 

@@ -330,10 +330,10 @@ def test_configuration_that_cannot_be_built_is_refused(change: dict[str, object]
         ({"bands": [{"start": 0, "stop": 1024, "stride": 0}]}, "malformed"),
         ({"tdfs": [8]}, "as many stages"),
         ({"tdfs": 5}, "malformed"),
-        *(({"tdfs": [hidden, 0, 0, 0]}, "numbers of rows") for hidden in (-1, 1.5, "8")),
+        *(({"tdfs": [hidden, 0, 0, 0]}, "row counts") for hidden in (-1, 1.5, "8")),
         ({"masks": "weird"}, "unknown masks"),
         ({"features": "weird"}, "unknown features"),
-        ({"split": "stack", "bands": [{"start": 0, "stop": 1024, "stride": 8}]}, "one bin a token"),
+        ({"split": "stack", "bands": [{"start": 0, "stop": 1024, "stride": 8}]}, "one bin per token"),
     ],
 )  # fmt: skip
 def test_configuration_says_what_cannot_be_built(change: dict[str, object], said: str) -> None:

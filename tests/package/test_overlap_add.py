@@ -155,5 +155,5 @@ def test_output_comes_before_the_input_ends() -> None:
     ("segment", "margin", "fade"), ((100, 50, 0), (100, -1, 0), (100, 10, 41), (100, 10, -1))
 )
 def test_impossible_plans_are_refused(segment: int, margin: int, fade: int) -> None:
-    with pytest.raises(ValueError, match="no room"):
+    with pytest.raises(ValueError, match="cannot have margins"):
         SegmentPlan(segment=segment, margin=margin, fade=fade)

@@ -277,7 +277,7 @@ def test_too_small_a_disk_is_told_in_advance(
     tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    with pytest.raises(OutputError, match=r"need 80 MB and .* has 1 MB free"):
+    with pytest.raises(OutputError, match=r"need 80 MB, but .* has only 1 MB free"):
         write(tmp_path / "new", np.zeros((2, 1, 0), np.float32), expected=10**7)
     assert os.listdir(tmp_path) == []
 

@@ -89,10 +89,10 @@ def test_integers_are_refused(fake_backend: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("stems", "message"),
     (
-        ({}, "all of one shape"),
-        ({"bass": np.zeros((2, 10)), "drums": np.zeros((2, 11))}, "all of one shape"),
-        ({"../bass": np.zeros((2, 10))}, "no file's name"),
-        ({"bass": np.full((2, 10), np.nan)}, "not finite"),
+        ({}, "all of the same shape"),
+        ({"bass": np.zeros((2, 10)), "drums": np.zeros((2, 11))}, "all of the same shape"),
+        ({"../bass": np.zeros((2, 10))}, "not a valid file name"),
+        ({"bass": np.full((2, 10), np.nan)}, "NaN or infinite"),
     ),
 )
 def test_stems_that_cannot_be_saved(

@@ -137,7 +137,9 @@ def test_less_memory_means_fewer_segments_at_once(model: Path) -> None:
     assert [b for b, _ in tried] == [5, 2, 2, 1]
     np.testing.assert_allclose(backend(segments, stem_matrix=mix), mixed, atol=1e-5)
     assert [b for b, _ in tried[4:]] == [2, 2, 1]  # what was learnt stays
-    assert backend.notes == ("memory of cpu ran out, so it got less at once: segments of 0.4 s, at most 2",)
+    assert backend.notes == (
+        "cpu ran out of memory, so the load was reduced to segments of 0.4 s, at most 2 per call",
+    )
 
 
 def test_still_less_means_shorter_segments(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +159,9 @@ def test_still_less_means_shorter_segments(model: Path, monkeypatch: pytest.Monk
     mix = np.array([[1, 0, 0, 1]], np.float32)
     np.testing.assert_allclose(backend(segments, stem_matrix=mix), segments[:, None] * 0.625, atol=1e-6)
     assert lengths[:2] == [2 * N, N] and max(lengths[2:]) < N
-    assert backend.notes == ("memory of cpu ran out, so it got less at once: segments of 0.2 s, at most 1",)
+    assert backend.notes == (
+        "cpu ran out of memory, so the load was reduced to segments of 0.2 s, at most 1 per call",
+    )
 
 
 def test_the_song_stays_whole_and_its_owner_is_told(model: Path, tmp_path: Path) -> None:
@@ -166,7 +170,7 @@ def test_the_song_stays_whole_and_its_owner_is_told(model: Path, tmp_path: Path)
     separator = Separator.from_checkpoint(model, backend="torch", batch_size=4)
     limit_memory(separator.backend, N // 2)  # type: ignore[arg-type]
     result = separator.separate_file(tmp_path / "song.wav", out=tmp_path)
-    assert any("memory of cpu ran out" in line for line in result.warnings)
+    assert any("cpu ran out of memory" in line for line in result.warnings)
     stems = [soundfile.read(path)[0] for path in result.files.values()]
     np.testing.assert_allclose(sum(stems), soundfile.read(tmp_path / "song.wav")[0], atol=1e-4)
 
@@ -174,7 +178,7 @@ def test_the_song_stays_whole_and_its_owner_is_told(model: Path, tmp_path: Path)
 def test_too_little_memory_is_one_line(model: Path) -> None:
     backend = TorchBackend(model)
     limit_memory(backend, 0)
-    with pytest.raises(DeviceError, match="memory of cpu ran out while separating: close other programs"):
+    with pytest.raises(DeviceError, match="cpu ran out of memory while separating: close other programs"):
         backend(noise(1, 2, N))
 
 
@@ -248,9 +252,7 @@ def test_16_bits_give_way_to_32(
     error = np.abs(found - expected).max()
     if breaks:
         assert error == 0
-        assert backend.notes == (
-            "bf16 gave numbers that are not finite, so float32 was used in their place (1 times)",
-        )
+        assert backend.notes == ("bf16 gave NaN or infinite values, so fp32 was used instead (1 times)",)
     else:
         assert 0 < error < 0.05
         assert not backend.notes

@@ -34,7 +34,7 @@ _UNKNOWN_FRAMES = 1 << 62  # libsndfile says 2^63 - 1 for a stream of unknown le
 _STREAMED_BYTES = 0x7FFF_0000
 # What libsndfile says of a size that is larger than the file, in wav, aiff and au.
 _DATA_SIZE = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_ADVICE = "copy or download it again, or take what is there with --allow-truncated"
+_ADVICE = "copy or download it again, or keep what can be read with --allow-truncated"
 
 
 class Decoder(Protocol):
@@ -93,7 +93,7 @@ class AudioReader:
                 )
             yield np.ascontiguousarray(samples.T)
         if not self.decoded:
-            raise InputError(f"{self.path} holds no sound: it has 0 samples; choose another file")
+            raise InputError(f"{self.path} contains no audio (0 samples): choose another file")
 
     def _read(self, block: int) -> Samples:
         try:
@@ -116,7 +116,7 @@ class AudioReader:
         raise InputError(
             f"{self.path}: sample {self.decoded + frame} of channel {channel + 1} "
             f"({(self.decoded + frame) / self.sample_rate:.3f} s) is {samples[frame, channel]:g}, "
-            "which is no sound: export the song again"
+            "which is not a valid audio sample: export the song again"
         )
 
     def close(self) -> None:
@@ -147,14 +147,14 @@ def open_audio(path: str | Path, *, downmix: bool = False, allow_truncated: bool
         if decoder.channels > 2:
             if not downmix:
                 raise InputError(
-                    f"{path} has {decoder.channels} channels, only mono and stereo can be separated: "
-                    "--downmix mixes them down to stereo"
+                    f"{path} has {decoder.channels} channels, but only mono and stereo can be separated: "
+                    "use --downmix to mix it down to stereo"
                 )
             decoder.close()
             decoder = FfmpegDecoder(path, channels=2)
         if not SAMPLE_RATES[0] <= decoder.sample_rate <= SAMPLE_RATES[1]:
             raise InputError(
-                f"{path} has {decoder.sample_rate} samples a second, which no song has: export it again"
+                f"{path} has an unsupported sample rate of {decoder.sample_rate} Hz: export it again"
             )
         if not allow_truncated:
             decoder.check_whole(decoder.frames or 0)  # what the header tells, before anything is separated
@@ -169,9 +169,9 @@ def check_file(path: Path) -> None:
     try:
         size = path.stat().st_size
         if path.is_dir():
-            raise InputError(f"{path} is a folder: name a song in it")
+            raise InputError(f"{path} is a folder: choose an audio file in it")
         if not path.is_file():
-            raise InputError(f"{path} is no file: pipe its sound to the standard input, with - as the song")
+            raise InputError(f"{path} is not a regular file: pipe its audio to stdin and pass - as the song")
         with path.open("rb") as file:
             head = file.read(4096)
     except (FileNotFoundError, ValueError):  # the latter for a name with a NUL
@@ -181,7 +181,7 @@ def check_file(path: Path) -> None:
     if not size:
         raise InputError(f"{path} is empty (0 bytes): copy or download it again")
     if _is_text(head):  # before any decoder: a playlist could make ffmpeg open other files
-        raise InputError(f"{path} is a text file, whatever its name says: name a song")
+        raise InputError(f"{path} is a text file, not audio: choose an audio file")
 
 
 def _open_decoder(path: Path) -> Decoder:
@@ -235,7 +235,7 @@ class _SoundfileDecoder:
             how = "its end is missing"
         elif self.frames is not None and decoded < self.frames - _CUT_TOLERANCE * self.sample_rate:
             announced, found = self.frames / self.sample_rate, decoded / self.sample_rate
-            how = f"its header announces {announced:.1f} s, {found:.1f} s are there"
+            how = f"{found:.1f} s of the {announced:.1f} s in its header can be read"
         if how:
             raise TruncatedError(f"{self._path} is cut short ({how}): {_ADVICE}")
 

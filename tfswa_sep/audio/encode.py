@@ -245,4 +245,4 @@ def cannot_write(path: Path, error: Exception) -> OutputError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
     # libsndfile has no words for a failed write: its one common cause is a full disk.
     reason = reason if reason and not isinstance(error, soundfile.LibsndfileError) else "the disk may be full"
-    return OutputError(f"cannot write {path} ({reason}): make room, or choose another folder with --out")
+    return OutputError(f"cannot write {path} ({reason}): free up space, or choose another folder with --out")

@@ -35,9 +35,12 @@ class FfmpegDecoder:
     def __init__(self, path: Path, *, channels: int | None = None) -> None:
         program = find_ffmpeg()
         if program is None:
-            why = "is no wav, flac, ogg, opus, mp3 or aiff, and reading it"
-            why = "has more than two channels, and mixing them down" if channels else why
-            raise InputError(f"{path} {why} needs ffmpeg: {INSTALL}")
+            reason = (
+                "has more than two channels; mixing it down"
+                if channels
+                else ("is not wav, flac, ogg, opus, mp3 or aiff; reading it")
+            )
+            raise InputError(f"{path} {reason} needs ffmpeg: {INSTALL}")
         self._path = path
         self._ended = False
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # a file, no pipe: it cannot fill up and block ffmpeg
@@ -52,7 +55,7 @@ class FfmpegDecoder:
             )
         except OSError as error:
             self._messages.close()
-            raise InputError(f"{path}: {program} cannot be started: {error.strerror}") from None
+            raise InputError(f"cannot run {program} to read {path}: {error.strerror}") from None
         assert self._process.stdout is not None
         self._output = self._process.stdout
         header = self._output.read(24)  # magic, header bytes, data bytes, encoding, rate, channels
@@ -61,8 +64,8 @@ class FfmpegDecoder:
             messages = self._read_messages()
             self.close()
             if "matches no streams" in messages:
-                raise InputError(f"{path} has no sound track: choose another file")
-            raise InputError(f"{path} is not audio that can be read ({last_error(messages)}): check the file")
+                raise InputError(f"{path} has no audio track: choose another file")
+            raise InputError(f"{path} cannot be read as audio ({last_error(messages)}): check the file")
         self._output.read(int.from_bytes(header[4:8], "big") - 24)
         self.sample_rate = int.from_bytes(header[16:20], "big")
         self.channels = int.from_bytes(header[20:24], "big")
@@ -90,7 +93,7 @@ class FfmpegDecoder:
             raise TruncatedError(
                 f"{self._path} is cut short or damaged after {decoded / self.sample_rate:.1f} s "
                 f"({last_error(messages)}): "
-                "copy or download it again, or take what is there with --allow-truncated"
+                "copy or download it again, or keep what can be read with --allow-truncated"
             )
 
     def close(self) -> None:

@@ -84,22 +84,22 @@ def find_format(container: str, bit_depth: str | None = None, bitrate: int | Non
     the one in BITRATES. Raises UsageError.
     """
     if container not in {**BIT_DEPTHS, **BITRATES}:
-        raise UsageError(f"unknown format '{container}': choose {', '.join([*BIT_DEPTHS, *BITRATES])}")
+        raise UsageError(f"unknown format '{container}': choose from {', '.join([*BIT_DEPTHS, *BITRATES])}")
     if container in BIT_DEPTHS:
         depths = BIT_DEPTHS[container]
         if bitrate is not None:
-            raise UsageError(f"{container} files have no bitrate to choose: leave out --bitrate")
+            raise UsageError(f"{container} files have no bitrate: remove --bitrate")
         bit_depth = None if bit_depth is None else str(bit_depth)  # 16 means "16"
         if bit_depth not in (None, *depths):
             raise UsageError(
-                f"{container} files cannot have bit depth '{bit_depth}': choose {', '.join(depths)}"
+                f"{container} files cannot have bit depth '{bit_depth}': choose from {', '.join(depths)}"
             )
         return AudioFormat(container=container, bit_depth=bit_depth or depths[0])
     if bit_depth is not None:
-        raise UsageError(f"{container} files have no bit depth: leave out --bit-depth, or use --bitrate")
+        raise UsageError(f"{container} files have no bit depth: remove --bit-depth, or use --bitrate instead")
     low, high = _LOSSY_LIMITS[container]
     if bitrate is not None and not low <= bitrate <= high:
-        raise UsageError(f"{container} files cannot have {bitrate} kbit/s: choose {low} to {high}")
+        raise UsageError(f"{container} files cannot have {bitrate} kbit/s: choose from {low} to {high}")
     if container == "m4a" and find_ffmpeg() is None:
         raise UsageError(f"writing m4a needs ffmpeg: {INSTALL}")
     return AudioFormat(container=container, bit_depth="", bitrate=bitrate or BITRATES[container])

@@ -41,7 +41,7 @@ _NO_MASTERING = {
 def check_stem_file(stems: tuple[str, ...]) -> None:
     """Raise UsageError if these stems cannot make a stem file, or there is no ffmpeg to write it."""
     if set(stems) != set(ORDER):
-        raise UsageError(f"a stem file holds {', '.join(ORDER)}: leave out --stems, or leave out --stem-file")
+        raise UsageError(f"a stem file needs {', '.join(ORDER)}: remove --stems or --stem-file")
     if find_ffmpeg() is None:
         raise UsageError(f"--stem-file needs ffmpeg: {INSTALL}")
 

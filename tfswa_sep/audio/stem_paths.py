@@ -55,12 +55,12 @@ def target_paths(
         outside = Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name
         if not name or name.endswith(("/", os.sep)) or outside:
             raise UsageError(
-                f"the name template '{template}' leads outside the output folder ({name}): change --name"
+                f"the name template '{template}' points outside the output folder ({name}): change --name"
             )
         path = out / name
         if path in targets.values():
             raise UsageError(
-                f"the name template '{template}' gives two stems one file ({path}): use {{stem}} in it"
+                f"the name template '{template}' gives two stems the same file ({path}): add {{stem}} to it"
             )
         check_target(path, song, keep)
         targets[stem] = path
@@ -87,7 +87,7 @@ def _check_template(template: str) -> None:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise UsageError(f"the name template '{template}' cannot be understood: {error}") from None
+        raise UsageError(f"the name template '{template}' is invalid: {error}") from None
     for _, field, specification, conversion in parts:
         if field is not None and (field not in _FIELDS or specification or conversion):
             raise UsageError(f"the name template '{template}' may use only {{track}}, {{stem}} and {{ext}}")

@@ -234,9 +234,13 @@ class StemWriter:
 
     def _check_target(self, path: Path) -> None:
         if path.is_dir():
-            raise OutputError(f"{path} is a folder: a stem cannot replace it; choose another --out or --name")
+            raise OutputError(
+                f"{path} is a folder, so no stem can be written there: choose another --out or --name"
+            )
         if not self._overwrite and path.exists():
-            raise OutputError(f"{path} exists: allow overwriting it, or choose another folder with --out")
+            raise OutputError(
+                f"{path} already exists: remove --no-overwrite, or choose another folder with --out"
+            )
 
     def _make_folder(self, folder: Path) -> None:
         missing = []
@@ -259,8 +263,8 @@ class StemWriter:
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise OutputError(
-                f"the stems need {needed / 1e6:.0f} MB and {folder} has {free / 1e6:.0f} MB free: make room, "
-                "or choose another folder with --out, or smaller files with --format flac"
+                f"the stems need {needed / 1e6:.0f} MB, but {folder} has only {free / 1e6:.0f} MB free: "
+                "free up space, choose another folder with --out, or use --format flac"
             )
 
     def _abandon(self) -> None:
@@ -290,12 +294,12 @@ def write_stems(
     Raises InputError for stems that cannot be files side by side, OutputError; then nothing is left behind.
     """
     if len({np.shape(samples) for samples in stems.values()}) != 1:
-        raise InputError("expected stems, all of one shape")
+        raise InputError("expected one or more stems, all of the same shape")
     if odd := [name for name in stems if Path(name).name != name]:
-        raise InputError(f"a stem cannot be called {odd[0]!r}: that is no file's name")
+        raise InputError(f"a stem cannot be called {odd[0]!r}: not a valid file name")
     parts = np.stack([np.atleast_2d(samples) for samples in stems.values()])  # (k, c, n)
     if not np.isfinite(parts).all():
-        raise InputError("the stems hold numbers that are not finite")
+        raise InputError("the stems contain NaN or infinite samples")
     frames = parts.shape[-1]
     rate = audio_format.nearest_rate(sample_rate)
     frames_there = frames if rate == sample_rate else round(frames * rate / sample_rate)

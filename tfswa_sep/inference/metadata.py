@@ -39,13 +39,15 @@ class ModelMetadata:
 def parse_metadata(text: str | None, *, file: str) -> ModelMetadata:
     """Read and check the JSON `text` found in `file` (None: there was none). Raises ModelError, one line."""
     if not text:
-        raise ModelError(f"{file} is no model of tfswa-sep: it has no '{KEY}' metadata")
+        raise ModelError(f"{file} is not a tfswa-sep model: it has no '{KEY}' metadata")
     try:
         fields = json.loads(text)
         if (found := fields["format"]) != FORMAT:
             old = isinstance(found, int) and found < FORMAT
-            advice = "get or export the model again" if old else "update tfswa-sep"
-            raise ModelError(f"{file} has metadata format {found!r}, but {FORMAT} can be read: {advice}")
+            advice = "download or export the model again" if old else "update tfswa-sep"
+            raise ModelError(
+                f"{file} has metadata format {found!r}, but only {FORMAT} is supported: {advice}"
+            )
         stems = tuple(fields["stems"])
         metadata = ModelMetadata(
             name=str(fields.get("name", "")),
@@ -69,9 +71,9 @@ def parse_metadata(text: str | None, *, file: str) -> ModelMetadata:
         if 2 * metadata.margin_samples >= metadata.segment_samples:
             raise ValueError("margin_samples")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        reason = "no JSON" if isinstance(error, json.JSONDecodeError) else f"at {error}"
+        reason = "not JSON" if isinstance(error, json.JSONDecodeError) else f"at {error}"
         raise ModelError(
-            f"{file} is damaged or no model of tfswa-sep: its metadata is wrong ({reason})"
+            f"{file} is damaged or not a tfswa-sep model: its metadata is invalid ({reason})"
         ) from None
     return metadata
 

@@ -76,7 +76,7 @@ class OnnxBackend:
             text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
         except Exception as error:  # ONNX Runtime has no common base for its errors
             raise ModelError(
-                f"{path} is damaged or no ONNX model ({_first_line(error)}): fetch it again"
+                f"{path} is damaged or not an ONNX model ({_first_line(error)}): download it again"
             ) from None
         self.device = _device_of(self._session, wanted=device)
         self.metadata: ModelMetadata = parse_metadata(text, file=str(path))
@@ -99,8 +99,10 @@ class OnnxBackend:
             return apply_masks(masks, spectrum, segments, self._config, stem_matrix)
         except Exception as error:  # as above
             if "alloc" in str(error).lower() or isinstance(error, MemoryError):
-                raise DeviceError("memory ran out while separating: close other programs") from None
-            raise ModelError(f"{self._path} cannot be run ({_first_line(error)}): fetch it again") from None
+                raise DeviceError("out of memory while separating: close other programs") from None
+            raise ModelError(
+                f"{self._path} cannot be run ({_first_line(error)}): download it again"
+            ) from None
 
     def _run(self, bands: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         masks: list[NDArray[np.float32]] = self._session.run(
@@ -141,7 +143,7 @@ class OnnxBackend:
             )
             if not fits or any(argument.type != "tensor(float)" for argument in arguments):
                 raise ModelError(
-                    f"{self._path} does not fit its own metadata: expected {expected}, found {found}"
+                    f"{self._path} does not match its own metadata: expected {expected}, got {found}"
                 )
 
 
@@ -155,7 +157,7 @@ def _providers(device: str) -> list[Any]:
     elif kind == "coreml":
         providers.append(("CoreMLExecutionProvider", {}))
     if providers and providers[0][0] not in built_with:
-        install = "pip install onnxruntime-gpu in its place, or " if kind == "cuda" else ""
+        install = "pip install onnxruntime-gpu instead, or " if kind == "cuda" else ""
         raise DeviceError(f"this onnxruntime was built without {_NAMES[kind]}: {install}use --device cpu")
     if providers and kind != "coreml" and hasattr(onnxruntime, "preload_dlls"):
         # CUDA's libraries as pip installs them: ONNX Runtime finds them only so. It prints what is missing.
@@ -186,12 +188,12 @@ def _device_of(session: Any, *, wanted: str) -> str:
         name = _NAMES[wanted.partition(":")[0]]
         if provider == "CPUExecutionProvider":
             raise DeviceError(
-                f"ONNX Runtime could not start {name} and fell back to the processor: "
-                "see tfswa-sep doctor, or use --device cpu"
+                f"ONNX Runtime could not start {name} and fell back to the CPU: "
+                "run tfswa-sep doctor, or use --device cpu"
             )
         if not _convolves(session, provider):
             raise DeviceError(
-                f"{name} cannot compute this model's convolutions: use --precision fp32 or --device cpu"
+                f"{name} cannot run this model's convolutions: use --precision fp32 or --device cpu"
             )
     if provider == "CPUExecutionProvider":
         return "cpu"

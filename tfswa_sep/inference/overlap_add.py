@@ -42,7 +42,7 @@ class SegmentPlan:
     def __post_init__(self) -> None:
         if self.margin < 0 or self.fade < 0 or self.kept <= 0 or 2 * self.fade > self.kept:
             raise ValueError(
-                f"a segment of {self.segment} samples has no room for margins of {self.margin} "
+                f"a segment of {self.segment} samples cannot have margins of {self.margin} "
                 f"and fades of {self.fade}"
             )
 

@@ -71,7 +71,7 @@ def separate_blocks(
     for block in passes[0] if shifts == 1 else _mean(passes):
         if not np.isfinite(block.sum()):
             raise ModelError(
-                "the network gave numbers that are not finite: try --backend onnx or --device cpu"
+                "the network returned NaN or infinite values: try --backend onnx or --device cpu"
             )
         yield block.mean(axis=1, keepdims=True) if mono else block
 

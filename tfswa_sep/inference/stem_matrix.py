@@ -55,7 +55,7 @@ def parse_stems(
             seen.add(frozenset(terms))
             rows["+".join(terms)] = row
     if not rows:
-        raise UsageError(f"no stem was asked for: {_choices(available)}")
+        raise UsageError(f"no stem was selected: {_choices(available)}")
     return tuple(rows), np.stack(list(rows.values()))
 
 

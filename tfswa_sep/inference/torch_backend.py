@@ -98,13 +98,13 @@ class TorchBackend:
         if self._most < MAX_BATCH_SIZE or self._longest < self.segment_samples:
             seconds = self._longest / self.sample_rate
             found.append(
-                f"memory of {self.device} ran out, so it got less at once: segments of {seconds:.1f} s, "
-                f"at most {self._most}"
+                f"{self.device} ran out of memory, so the load was reduced to segments of {seconds:.1f} s, "
+                f"at most {self._most} per call"
             )
         if self._redone:
             found.append(
-                f"{self.precision} gave numbers that are not finite, "
-                f"so float32 was used in their place ({self._redone} times)"
+                f"{self.precision} gave NaN or infinite values, "
+                f"so fp32 was used instead ({self._redone} times)"
             )
         return tuple(found)
 
@@ -121,7 +121,9 @@ class TorchBackend:
             return self._separate(segments, stem_matrix)
         except (RuntimeError, ValueError, MemoryError) as error:
             if not _is_out_of_memory(error):
-                raise ModelError(f"{self._path} cannot be run ({_reason(error)}): fetch it again") from None
+                raise ModelError(
+                    f"{self._path} cannot be run ({_reason(error)}): download it again"
+                ) from None
         self._reduce_load(*segments.shape[::2])  # not in the handler, whose traceback holds the memory
         return self(segments, stem_matrix=stem_matrix)
 
@@ -177,7 +179,7 @@ class TorchBackend:
         shorter = samples // 2 // self.metadata.hop * self.metadata.hop
         if shorter <= 4 * self.margin_samples:  # most of the work would go into context
             raise DeviceError(
-                f"memory of {self.device} ran out while separating: close other programs or use --device cpu"
+                f"{self.device} ran out of memory while separating: close other programs or use --device cpu"
             )
         self._longest = min(self._longest, shorter)
 
@@ -248,16 +250,16 @@ def load_network(path: Path) -> tuple[TfswaUNet, ModelMetadata]:
             config = ModelConfig.from_json(metadata.config)
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
             if not _fits(config, metadata, with_current_names(shapes)):
-                raise ModelError(f"{path} is damaged: its weights do not fit the model that it describes")
+                raise ModelError(f"{path} is damaged: its weights do not match the model that it describes")
             weights = with_current_names({key: file.get_tensor(key) for key in shapes})
     except ModelError:
         raise
     except Exception as error:  # what a hostile configuration makes torch raise can be anything
         raise ModelError(
-            f"{path} is damaged or no safetensors model ({_reason(error)}): fetch it again"
+            f"{path} is damaged or not a safetensors model ({_reason(error)}): download it again"
         ) from None
     if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
-        raise ModelError(f"{path} is damaged: it has weights that are not finite numbers")
+        raise ModelError(f"{path} is damaged: it has NaN or infinite weights")
     network = TfswaUNet(config)
     types = {key: value.dtype for key, value in network.state_dict().items()}
     network.load_state_dict({key: value.to(types[key]) for key, value in weights.items()})
@@ -293,11 +295,11 @@ def _pick_device(wanted: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            "this PyTorch sees no CUDA device: use --device cpu, or install the CUDA build of torch"
-        )
+        raise DeviceError("PyTorch found no CUDA device: use --device cpu, or install a CUDA build of torch")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"there is no {wanted}: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise DeviceError(
+            f"{wanted} does not exist: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("MPS needs a Mac with Apple's own processor: use --device cpu")
+        raise DeviceError("MPS needs a Mac with Apple silicon: use --device cpu")
     return device

@@ -183,7 +183,7 @@ class ModelConfig:
         if self.tdfs and len(self.tdfs) != stages:
             raise ValueError("tdfs must name as many stages as dims, or none")
         if not all(isinstance(hidden, int) and hidden >= 0 for hidden in self.tdfs):
-            raise ValueError("tdfs must be numbers of rows")
+            raise ValueError("tdfs must be row counts")
         if self.masks not in ("complex", "signed", "real"):
             raise ValueError(f"unknown masks {self.masks!r}: choose complex, signed or real")
         if self.features not in ("complex", "advance", "magnitude"):
@@ -198,9 +198,9 @@ class ModelConfig:
         if not all(isinstance(band.taps, int) and band.taps in (0, *range(1, 16, 2)) for band in self.bands):
             raise ValueError("a band's filter must span an odd number of frames, at most 15")
         if self.split == "stack" and any(band.stride != 1 for band in self.bands):
-            raise ValueError("stacked sub-bands must have one bin a token")
+            raise ValueError("stacked sub-bands must have one bin per token")
         if self.split == "stack" and len({band.tokens for band in self.bands}) != 1:
-            raise ValueError("stacked sub-bands must be of one size")
+            raise ValueError("stacked sub-bands must all have the same size")
         rows = self.rows
         if rows % 2 ** (stages - 1):
             raise ValueError(f"{rows} frequency tokens cannot be halved {stages - 1} times")
@@ -209,7 +209,7 @@ class ModelConfig:
         for stage, (dim, blocks) in enumerate(zip(self.dims, self.attentions, strict=True)):
             if blocks and (dim % self.heads or (rows >> stage) % self.window[0]):
                 raise ValueError(
-                    f"stage {stage}: heads or window do not divide {dim} features, {rows >> stage} rows"
+                    f"stage {stage}: the heads must divide {dim} features, the window {rows >> stage} rows"
                 )
 
 
