@@ -78,7 +78,8 @@ def test_a_song_without_any_number_does_not_count() -> None:
     assert bootstrap(np.concatenate([values, np.full((3, 2), np.nan)])) == bootstrap(values)
 
 
-def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+def test_an_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tfswa_sep.evaluation.compare.DRAWS", 1000)
     rng = np.random.default_rng(7)
     hits = sum(low < 1 < high for low, high in (bootstrap(rng.normal(1, 2, 40)) for _ in range(100)))
     assert 88 <= hits <= 99

@@ -276,8 +276,8 @@ def test_stem_mp4_files_are_songs_whose_mixture_is_the_sum(tmp_path: Path) -> No
     stempeg = pytest.importorskip("stempeg")
     wrong = noise(9)  # the file's own mixture, which is not to be read
     streams = np.stack([wrong, *(noise(i) for i in range(4))]).transpose(0, 2, 1)
-    for name in ("A - B", "Music Delta - C"):
-        stempeg.write_stems(str(tmp_path / f"{name}.stem.mp4"), streams, sample_rate=RATE)
+    stempeg.write_stems(str(tmp_path / "A - B.stem.mp4"), streams, sample_rate=RATE)
+    shutil.copy(tmp_path / "A - B.stem.mp4", tmp_path / "Music Delta - C.stem.mp4")
     record = tmp_path / "record.json"
     words = ["eval", "--data", str(tmp_path), "--baselines", "--quiet", "--json", str(record)]
     estimates = tmp_path / "found" / "A - B"

@@ -10,7 +10,7 @@ import soundfile
 
 from tfswa_sep.evaluation.methods import MixtureBaseline, OracleBaseline
 from tfswa_sep.evaluation.metrics import decibels
-from tfswa_sep.evaluation.multitrack import find_songs
+from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, find_songs
 from training.analysis.error_spectrum import EDGES, main, song_errors
 
 RATE = 44_100
@@ -18,18 +18,18 @@ TONES = {"vocals": (150.0, 0.4), "other": (1000.0, 0.2)}  # Hz, of full scale
 BANDS = [next(i for i, edge in enumerate(EDGES[1:]) if hertz < edge) for hertz, _ in TONES.values()]
 
 
-@pytest.fixture
-def songs(tmp_path: Path) -> Path:
-    time = np.arange(12 * RATE) / RATE  # longer than a block
-    (tmp_path / "songs/tones").mkdir(parents=True)
+def write_tones(root: Path, *, seconds: int = 1) -> Path:
+    """A folder with one song, of a stem for each of TONES."""
+    time = np.arange(seconds * RATE) / RATE
+    (root / "songs/tones").mkdir(parents=True)
     for stem, (hertz, level) in TONES.items():
         tone = level * np.sin(2 * np.pi * hertz * time)
-        soundfile.write(tmp_path / f"songs/tones/{stem}.wav", np.stack([tone, tone], axis=1), RATE)
-    return tmp_path / "songs"
+        soundfile.write(root / f"songs/tones/{stem}.wav", np.stack([tone, tone], axis=1), RATE)
+    return root / "songs"
 
 
-def test_what_the_mixture_adds_to_a_stem_is_the_other(songs: Path) -> None:
-    (song,) = find_songs(songs)
+def test_what_the_mixture_adds_to_a_stem_is_the_other(tmp_path: Path) -> None:
+    (song,) = find_songs(write_tones(tmp_path, seconds=BLOCK_SECONDS + 2))
     energies = song_errors(song, (MixtureBaseline(), OracleBaseline(binary=False)))
     assert set(energies) == set(TONES)  # the silent ones do not count
     for (stem, (power, errors)), own, other in zip(energies.items(), BANDS, reversed(BANDS), strict=True):
@@ -44,8 +44,8 @@ def test_what_the_mixture_adds_to_a_stem_is_the_other(songs: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["songs", "model"])
-def test_what_is_not_there_is_one_line(missing: str, songs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = {"songs": str(songs), "model": "small"} | {missing: "nowhere.onnx"}
+def test_a_missing_file_is_one_line(missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = {"songs": str(write_tones(tmp_path)), "model": "small"} | {missing: "nowhere.onnx"}
     with pytest.raises(SystemExit) as caught:
         main(["--data", words["songs"], "--model", words["model"]])
     assert caught.value.code == {"songs": 3, "model": 4}[missing]
@@ -53,7 +53,7 @@ def test_what_is_not_there_is_one_line(missing: str, songs: Path, capsys: pytest
     assert "nowhere.onnx" in printed and len(printed.splitlines()) == 1
 
 
-def test_the_command_prints_a_row_a_stem(songs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--data", str(songs)]) == 0
+def test_the_command_prints_a_row_per_stem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(write_tones(tmp_path))]) == 0
     printed = capsys.readouterr().out
     assert "vocals" in printed and "other" in printed and "drums" not in printed

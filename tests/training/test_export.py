@@ -73,10 +73,9 @@ def test_registry_gets_sizes_and_hashes_and_nothing_else(tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder where the export command has put a tiny network, as ONNX and as safetensors."""
-    folder = tmp_path_factory.mktemp("exported")
-    (folder / "models.toml").write_text(REGISTRY)
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network, as training saves it."""
+    path = tmp_path_factory.mktemp("exported") / "last.ckpt"
     torch.manual_seed(0)
     network = TfswaUNet(TINY)
     for module in network.modules():  # as after training: statistics that a wrong fold would get wrong
@@ -87,8 +86,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
             nn.init.normal_(module.bias, std=0.3)
     nn.init.normal_(network.split.frequency)  # type: ignore[arg-type]
     state = {"shape": TINY.to_json(), "average": network.state_dict(), "step": 1}
-    torch.save(state, folder / "last.ckpt")
-    command = ["export", str(folder / "last.ckpt"), "--name", "tiny", "--out", str(folder), "--torch"]
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path) -> Path:
+    """The folder where the export command has put the network, as ONNX and as safetensors."""
+    folder = checkpoint.parent
+    (folder / "models.toml").write_text(REGISTRY)
+    command = ["export", str(checkpoint), "--name", "tiny", "--out", str(folder), "--torch"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", [*command, "--registry", str(folder / "models.toml")])
         export.main()
@@ -163,8 +170,8 @@ def test_the_bundled_files_agree_on_music() -> None:
     assert np.abs(one).max() > 0.1
 
 
-def test_an_export_lies_beside_its_checkpoint_unless_told_otherwise(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_export_goes_beside_its_checkpoint_by_default(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fake(network: TfswaUNet, path: Path, *, name: str) -> float:
         path.write_text(name)
@@ -172,13 +179,13 @@ def test_an_export_lies_beside_its_checkpoint_unless_told_otherwise(
 
     monkeypatch.setattr(export, "export_onnx", fake)
     before = {path: sha256(path.read_bytes()).hexdigest() for path in WEIGHTS.iterdir() if path.is_file()}
-    checkpoint = tmp_path / "last.ckpt"
-    checkpoint.write_bytes((exported / "last.ckpt").read_bytes())
-    monkeypatch.setattr("sys.argv", ["export", str(checkpoint)])
+    copy = tmp_path / "last.ckpt"
+    copy.write_bytes(checkpoint.read_bytes())
+    monkeypatch.setattr("sys.argv", ["export", str(copy)])
     export.main()
     assert (tmp_path / "small.onnx").read_text() == "small"
     assert before == {path: sha256(path.read_bytes()).hexdigest() for path in before}
-    monkeypatch.setattr("sys.argv", ["export", str(checkpoint), "--registry", "models.toml"])
+    monkeypatch.setattr("sys.argv", ["export", str(copy), "--registry", "models.toml"])
     with pytest.raises(SystemExit):
         export.main()
     assert "add --out tfswa_sep/weights" in capsys.readouterr().err
