@@ -1,4 +1,4 @@
-"""Augmentation of batches: what each kind does, and that stems still add up."""
+"""Augmentation of batches: each kind by itself, and that the stems still add up."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_swap_and_sign_by_hand() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_what_mixes_channels_is_one_matrix_of_the_same_draws(
+def test_channel_mixing_is_one_matrix_from_the_same_draws(
     channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stems, known = noise(8)[:, :, :channels], torch.ones(8, 3)
@@ -69,10 +69,10 @@ def test_what_mixes_channels_is_one_matrix_of_the_same_draws(
     x = augment.pan(x, p=0.5, generator=generator)
     x = augment.swap_channels(x, p=0.5, generator=generator)
     x = augment.flip_sign(x, p=0.5, generator=generator)
-    for name in ("gain", "pan", "swap_channels", "flip_sign"):  # none of them sees the waves themselves
+    for name in ("gain", "pan", "swap_channels", "flip_sign"):  # none of them processes the samples
         monkeypatch.setattr(augment, name, _small_only(getattr(augment, name)))
-    mixture, found, _ = Augmentation(settings)((stems.sum(dim=1), stems, known), generator=seeded())
-    torch.testing.assert_close(found, x[:, :-1], rtol=1e-5, atol=1e-6)
+    mixture, augmented, _ = Augmentation(settings)((stems.sum(dim=1), stems, known), generator=seeded())
+    torch.testing.assert_close(augmented, x[:, :-1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(mixture, x.sum(dim=1), rtol=1e-5, atol=1e-6)
 
 
@@ -84,7 +84,7 @@ def _small_only(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return checked
 
 
-def test_remix_takes_every_stem_once_and_leaves_the_rest() -> None:
+def test_remix_uses_every_stem_once_and_keeps_the_rest() -> None:
     x = noise(8)
     y, known = augment.remix(x, torch.ones(8, 2), p=1.0, generator=seeded())
     assert torch.equal(y[:, -1], x[:, -1]) and known.all()
@@ -96,7 +96,7 @@ def test_remix_takes_every_stem_once_and_leaves_the_rest() -> None:
     ]
     assert orders[0] != orders[1]
     known = torch.ones(8, 2)
-    known[3, 1] = 0  # it may lie in the other stem: unknown in both mixtures that have a part of that song
+    known[3, 1] = 0  # another stem may contain it: unknown wherever that song contributes
     mixed = augment.remix(x, known, p=1.0, generator=seeded())[1]
     places = [3, *(order.index(3) for order in orders)]
     assert (mixed[:, 0] == 1).all()
@@ -135,7 +135,7 @@ def test_stems_add_up_and_the_generator_decides() -> None:
     assert not torch.equal(mixture, change(batch, generator=seeded(4))[0])
     assert mixture.shape == rest.shape and after.shape == stems.shape and not torch.equal(after, stems)
     assert not still[2, 1:].any() and still[:, 0].all()
-    # What is no stem is the old rest, at most louder, panned, swapped, upside down and blended.
+    # The rest of the mixture is a linear combination of the old rests.
     left = (mixture - after.sum(dim=1)).flatten(1)
     basis = torch.stack([rest[i, c] for i in range(6) for c in range(2)])
     fitted = torch.linalg.lstsq(basis.T, left.view(12, -1).T).solution
@@ -143,7 +143,7 @@ def test_stems_add_up_and_the_generator_decides() -> None:
     assert Augmentation(None)(batch, generator=seeded()) == batch
 
 
-def test_lowpass_takes_out_what_is_above() -> None:
+def test_lowpass_removes_what_is_above() -> None:
     t = torch.arange(RATE) / RATE
     low, high = torch.sin(2 * torch.pi * 500 * t), torch.sin(2 * torch.pi * 9000 * t)
     stems = torch.stack([low, high])[None, :, None].expand(1, 2, 2, -1)
@@ -153,7 +153,7 @@ def test_lowpass_takes_out_what_is_above() -> None:
     torch.testing.assert_close(mixture, after.sum(dim=1), atol=1e-4, rtol=0)
 
 
-def test_without_torchaudio_its_kinds_are_refused() -> None:
+def test_what_needs_torchaudio_is_refused_without_it() -> None:
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError):
@@ -191,15 +191,15 @@ def test_time_is_stretched_at_its_pitch(tones: Tensor) -> None:
 
 @pytest.mark.torchaudio
 def test_pitch_is_shifted_at_its_speed(tones: Tensor) -> None:
-    found = set()
+    pitches = set()
     for seed in range(6):
         y = augment.shift_pitch(tones, p=1.0, semitones=2.0, generator=seeded(seed))
         middle = slice(RATE // 4, RATE)
         low, high = (strongest(y[1, stem, 0, middle]) for stem in (0, 1))
         assert y.shape == tones.shape and high / low == pytest.approx(1000 / 440, rel=0.02)  # alike
         assert 440 * 2 ** (-2.2 / 12) < low < 440 * 2 ** (2.2 / 12)
-        found.add(round(low))
-    assert len(found) > 1
+        pitches.add(round(low))
+    assert len(pitches) > 1
 
 
 @pytest.mark.torchaudio

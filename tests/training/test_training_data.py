@@ -19,8 +19,7 @@ from torch import Tensor
 
 from tfswa_sep.errors import InputError, UsageError
 from training.configuration import load_config
-from training.data import cache, folder, musdb
-from training.data import loader as batches
+from training.data import cache, folder, loader, musdb
 from training.data.chunks import SongChunks
 from training.data.loader import TrainingData, load_batches, open_data
 from training.data.tracks import Track, decode
@@ -41,7 +40,7 @@ def song_waves() -> dict[str, NDArray[np.float32]]:
 
 
 def write_musdb(root: Path, *, is_wav: bool) -> Path:
-    """As the real one is laid out: two songs to train on, of which one validates, and one to test on."""
+    """The layout of the real one: two songs in train, one of them for validation, and one in test."""
     for subset, name in (("train", TRAINS), ("train", VALIDATES), ("test", "Zeno - Signs")):
         waves = song_waves()
         mixture = np.sum(list(waves.values()), axis=0)
@@ -69,7 +68,7 @@ def pitch(samples: NDArray[np.int16]) -> float:
     "is_wav", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["wav", "stem.mp4"]
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
-def test_musdb_is_found_and_decoded(tmp_path: Path, is_wav: bool) -> None:
+def test_musdb_is_decoded(tmp_path: Path, is_wav: bool) -> None:
     if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
         pytest.skip("musdb wants ffmpeg")
     pytest.importorskip("musdb")
@@ -135,29 +134,29 @@ def test_a_track_above_full_scale_keeps_its_balance(tmp_path: Path) -> None:
     assert peaks[1] == 32_767 and peaks[0] == pytest.approx(32_767 / 4, rel=1e-3)
 
 
-def test_the_cache_is_made_once_and_mended(songs: Path, tmp_path: Path) -> None:
+def test_the_cache_is_built_once_and_repaired(songs: Path, tmp_path: Path) -> None:
     tracks, stems = folder.find_tracks(songs)
-    where = tmp_path / "cache"
-    built = cache.build_cache(tracks, stems, where, workers=1)
+    cache_folder = tmp_path / "cache"
+    built = cache.build_cache(tracks, stems, cache_folder, workers=1)
     assert [track.name for track in built] == ["a", "b"]
     assert isinstance(built[0].samples, np.memmap)
     np.testing.assert_array_equal(built[0].samples, decode(tracks[0], stems))
     assert built[1].active.tolist() == [[True, False, False]] * 4
 
     def times() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in where.glob("*.npy")}
+        return {path.name: path.stat().st_mtime_ns for path in cache_folder.glob("*.npy")}
 
     first = times()
-    cache.build_cache(tracks, stems, where, workers=1)
-    assert times() == first  # nothing was done again
-    content = bytearray((where / "a.npy").read_bytes())
+    cache.build_cache(tracks, stems, cache_folder, workers=1)
+    assert times() == first  # nothing was rebuilt
+    content = bytearray((cache_folder / "a.npy").read_bytes())
     content[-1] ^= 1  # one bit, the same size
-    (where / "a.npy").write_bytes(content)
+    (cache_folder / "a.npy").write_bytes(content)
     soundfile.write(songs / "b/drums.wav", tone(100, seconds=1.5), RATE, subtype="FLOAT")
-    built = cache.build_cache(tracks, stems, where, workers=2)  # in processes of their own
+    built = cache.build_cache(tracks, stems, cache_folder, workers=2)
     np.testing.assert_array_equal(built[0].samples, decode(tracks[0], stems))
     assert len(built[1].samples) == 1.5 * RATE
-    assert sorted(path.suffix for path in where.iterdir()) == [".json", ".json", ".npy", ".npy"]
+    assert sorted(path.suffix for path in cache_folder.iterdir()) == [".json", ".json", ".npy", ".npy"]
 
 
 def test_a_file_that_cannot_be_read_is_named(songs: Path, tmp_path: Path) -> None:
@@ -215,7 +214,7 @@ def test_a_final_model_trains_on_all_songs_of_musdb(songs: Path, tmp_path: Path)
         opened("data.split=none")
 
 
-def test_targets_that_no_model_can_have_are_told_at_once(tmp_path: Path) -> None:
+def test_targets_that_are_not_valid_stem_names_are_refused(tmp_path: Path) -> None:
     for stem in ("lead vocals", "drums"):
         (tmp_path / "songs/a").mkdir(parents=True, exist_ok=True)
         soundfile.write(tmp_path / f"songs/a/{stem}.wav", tone(300), RATE)
@@ -227,20 +226,20 @@ def test_targets_that_no_model_can_have_are_told_at_once(tmp_path: Path) -> None
     assert open_data(config, ("drums",), seed=0).targets == ("drums",)
 
 
-def test_chunks_hold_something(tmp_path: Path) -> None:
-    """Ten seconds, of which one has a sound in it: blind choice would meet it in one chunk of five."""
+def test_chunks_contain_an_active_stem(tmp_path: Path) -> None:
+    """Only one of ten seconds is active: chunks cut anywhere would seldom contain it."""
     samples = np.zeros((10 * RATE, 2, 2), np.int16)
     samples[7 * RATE : 8 * RATE, 1] = 3000
     chunks = SongChunks([cached(tmp_path, samples)], seconds=1.0, anywhere=0.0)
-    drawn = [chunks.example(np.random.default_rng(i)) for i in range(40)]
-    assert all(stems[1].any() and not stems[0].any() for _, stems, _ in drawn)
-    for mixture, stems, known in drawn:
+    examples = [chunks.example(np.random.default_rng(i)) for i in range(40)]
+    assert all(stems[1].any() and not stems[0].any() for _, stems, _ in examples)
+    for mixture, stems, known in examples:
         np.testing.assert_array_equal(mixture, stems.sum(axis=0))
         assert mixture.shape == (2, RATE) and known.tolist() == [1, 1]
-    onsets = [int(stems[1, 0].argmax()) for _, stems, _ in drawn]
-    assert len(set(onsets)) > 10  # not always at one place of the chunk
-    blind = SongChunks([cached(tmp_path, samples)], seconds=1.0, anywhere=1.0)
-    silent = [not blind.example(np.random.default_rng(i))[1].any() for i in range(40)]
+    onsets = [int(stems[1, 0].argmax()) for _, stems, _ in examples]
+    assert len(set(onsets)) > 10  # not always at the same position
+    anywhere = SongChunks([cached(tmp_path, samples)], seconds=1.0, anywhere=1.0)
+    silent = [not anywhere.example(np.random.default_rng(i))[1].any() for i in range(40)]
     assert 20 < sum(silent) < 40
     with pytest.raises(ValueError, match="x is shorter than"):
         SongChunks([cached(tmp_path, samples)], seconds=11.0)
@@ -268,11 +267,11 @@ def opened(songs: Path, tmp_path: Path, *overrides: str) -> TrainingData:
     return open_data(load_config([*fixed, *overrides]).data, ("drums", "vocals"), seed=0)
 
 
-def test_the_open_corpus_is_mixed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[dict[str, object]] = []
-    monkeypatch.setattr(batches, "Mixer", lambda *_, **options: made.append(options))
+def test_the_open_corpus_is_mixed_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    created: list[dict[str, object]] = []
+    monkeypatch.setattr(loader, "Mixer", lambda *_, **options: created.append(options))
     open_data(load_config(["data.pools=x"]).data, STEMS, seed=3, device="cuda:1").draw(0.3)
-    assert made == [{"seed": 3, "device": "cuda:1"}]
+    assert created == [{"seed": 3, "device": "cuda:1"}]
 
 
 def test_the_open_corpus_is_not_validated_on_stems_that_it_lacks(songs: Path) -> None:
@@ -292,14 +291,16 @@ def test_the_open_corpus_is_validated_on_stem_mp4_files(tmp_path: Path) -> None:
         pytest.skip("stempeg wants ffmpeg")
     pytest.importorskip("stempeg")
     folder = write_musdb(tmp_path, is_wav=False) / "train"
-    where = ["data.pools=x", f"data.valid={folder}", f"data.valid_exclude='{TRAINS[:4]}*'"]
-    valid = open_data(load_config(where).data, STEMS, seed=0).valid
+    overrides = ["data.pools=x", f"data.valid={folder}", f"data.valid_exclude='{TRAINS[:4]}*'"]
+    valid = open_data(load_config(overrides).data, STEMS, seed=0).valid
     assert list(valid) == [VALIDATES]
     stems = valid[VALIDATES]()
     assert stems.shape[:2] == (4, 2)
-    found = [pitch((wave.numpy().T * 32_767).astype(np.int16)) for wave in stems]
+    pitches = [pitch((wave.numpy().T * 32_767).astype(np.int16)) for wave in stems]
     frequencies = {stem: 200 * 2**i for i, stem in enumerate(song_waves())}
-    assert found == pytest.approx([frequencies[stem] for stem in ("vocals", "drums", "bass", "other")], abs=2)
+    assert pitches == pytest.approx(
+        [frequencies[stem] for stem in ("vocals", "drums", "bass", "other")], abs=2
+    )
 
 
 def test_targets_are_any_sums(songs: Path, tmp_path: Path) -> None:
@@ -321,10 +322,10 @@ def test_targets_are_any_sums(songs: Path, tmp_path: Path) -> None:
         opened(songs, tmp_path, "data.kind=musdb")
 
 
-def test_a_decoded_cache_says_what_it_is(songs: Path, tmp_path: Path) -> None:
-    build = cache.build_cache(
+def test_the_cache_describes_each_song(songs: Path, tmp_path: Path) -> None:
+    (track,) = cache.build_cache(
         [Track("b", {"drums": (songs / "b/drums.wav",)})], ("drums",), tmp_path, workers=1
     )
-    known = json.loads((tmp_path / "b.json").read_text())
-    assert known["stems"] == ["drums"] and len(known["sha256"]) == 64 and known["active"] == ["1111"]
-    assert build[0].stems == ("drums",)
+    entry = json.loads((tmp_path / "b.json").read_text())
+    assert entry["stems"] == ["drums"] and len(entry["sha256"]) == 64 and entry["active"] == ["1111"]
+    assert track.stems == ("drums",)

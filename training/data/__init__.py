@@ -1,1 +1,1 @@
-"""Songs with stems on disk, and how training reads them."""
+"""Songs with stems on disk, read for training."""

@@ -1,10 +1,10 @@
-"""Decoded songs on disk, to be memory-mapped: one array (n, s, 2) of int16 a song, and what is known of it.
+"""Decoded songs on disk, to be memory-mapped.
 
-    CACHE/<song>.npy    samples at 44.1 kHz
-    CACHE/<song>.json   stems, the files it was decoded from, the array's SHA-256, where each stem sounds
+    CACHE/<song>.npy    int16 samples at 44.1 kHz, (n, s, 2)
+    CACHE/<song>.json   stems, source files, the array's SHA-256, and when each stem is active
 
-A song is decoded again when a file of it has changed, or its array is damaged. Files are written beside
-their place and renamed, the array first, so that a build that was killed goes on where it stopped.
+A song is decoded again if one of its files has changed or its array is damaged. Files are written atomically, the
+array first, so that an interrupted build can be resumed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.audio.atomic_file import atomic_write, remove_abandoned
+from tfswa_sep.audio.atomic_file import atomic_write, remove_abandoned, write_text
+from tfswa_sep.constants import SAMPLE_RATE
 from tfswa_sep.registry import digest
-from training.data.tracks import SAMPLE_RATE, Track, decode
+from training.data.tracks import Track, decode
 from training.progress import progress_bar
 
 FORMAT = 1
 ACTIVITY_BLOCK = SAMPLE_RATE // 2  # frames; half a second
-SILENT = 10 ** (-60 / 20)  # RMS of full scale under which a block counts as silence
+SILENCE = 10 ** (-60 / 20)  # RMS below which a block counts as silent; full scale is 1
 
 
 @dataclass(frozen=True)
 class CachedTrack:
-    """A song of the cache."""
+    """A song in the cache."""
 
     name: str
     stems: tuple[str, ...]
     path: Path
-    active: NDArray[np.bool_]  # (blocks, s): which stems sound in a block of half a second
-    known: tuple[bool, ...]  # (s,): whether there is a file of the stem, be it silent
+    active: NDArray[np.bool_]  # (blocks, s): which stems are active in each half second
+    known: tuple[bool, ...]  # (s,): whether the stem has a file, even a silent one
 
     @property
     def samples(self) -> NDArray[np.int16]:
@@ -51,16 +52,16 @@ class CachedTrack:
 def build_cache(
     tracks: Sequence[Track], stems: tuple[str, ...], folder: Path, *, workers: int | None = None
 ) -> list[CachedTrack]:
-    """Decode what the cache lacks, `workers` songs at a time (None: one a processor). Returns all tracks.
+    """Decode the songs that the cache lacks, `workers` at a time (None: one per CPU), and return all tracks.
 
-    Raises InputError for a file that cannot be read.
+    Raises InputError if a file cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_abandoned(folder)
     workers = workers or os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as threads:  # hashing lets go of the interpreter
-        whole = list(threads.map(lambda track: _is_whole(track, stems, folder), tracks))
-    missing = [track for track, there in zip(tracks, whole, strict=True) if not there]
+    with ThreadPoolExecutor(workers) as threads:  # hashing releases the GIL
+        cached = list(threads.map(lambda track: _is_cached(track, stems, folder), tracks))
+    missing = [track for track, is_cached in zip(tracks, cached, strict=True) if not is_cached]
     with progress_bar(f"decoding {len(missing)} songs", total=len(missing)) as advance:
         if workers == 1 or len(missing) < 2:
             for track in missing:
@@ -69,32 +70,33 @@ def build_cache(
         else:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
-                for done in as_completed([pool.submit(_build, track, stems, folder) for track in missing]):
-                    done.result()
+                for future in as_completed([pool.submit(_build, track, stems, folder) for track in missing]):
+                    future.result()
                     advance()
     return [open_track(track.name, folder) for track in tracks]
 
 
 def open_track(name: str, folder: Path) -> CachedTrack:
     """A song that `build_cache` has written."""
-    known = json.loads((folder / f"{name}.json").read_text())
-    active = np.array([[flag == "1" for flag in flags] for flags in known["active"]], np.bool_).T
-    stems = tuple(known["stems"])
-    has_file = tuple(stem in known["files"] for stem in stems)
-    return CachedTrack(name, stems, folder / f"{name}.npy", active, has_file)
+    entry = json.loads((folder / f"{name}.json").read_text())
+    active = np.array([[flag == "1" for flag in flags] for flags in entry["active"]], np.bool_).T
+    stems = tuple(entry["stems"])
+    known = tuple(stem in entry["files"] for stem in stems)
+    return CachedTrack(name, stems, folder / f"{name}.npy", active, known)
 
 
-def _is_whole(track: Track, stems: tuple[str, ...], folder: Path) -> bool:
+def _is_cached(track: Track, stems: tuple[str, ...], folder: Path) -> bool:
+    """Whether the song's array is up to date and undamaged."""
     try:
-        known = json.loads((folder / f"{track.name}.json").read_text())
-        same = all(known[key] == value for key, value in _origin(track, stems).items())
-        return same and known["sha256"] == digest(folder / f"{track.name}.npy")
+        entry = json.loads((folder / f"{track.name}.json").read_text())
+        is_current = all(entry[key] == value for key, value in _inputs(track, stems).items())
+        return is_current and entry["sha256"] == digest(folder / f"{track.name}.npy")
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _origin(track: Track, stems: tuple[str, ...]) -> dict[str, Any]:
-    """What the array depends on: where one of these has changed, it has to be made again."""
+def _inputs(track: Track, stems: tuple[str, ...]) -> dict[str, Any]:
+    """Everything that the array depends on."""
     files = {
         stem: [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
         for stem, paths in sorted(track.files.items())
@@ -103,19 +105,20 @@ def _origin(track: Track, stems: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _build(track: Track, stems: tuple[str, ...], folder: Path) -> None:
-    origin, samples = _origin(track, stems), decode(track, stems)
-    with atomic_write(folder / f"{track.name}.npy") as temporary, temporary.open("wb") as stream:
+    inputs, samples = _inputs(track, stems), decode(track, stems)
+    path = folder / f"{track.name}.npy"
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, samples)
-    flags = ["".join("1" if on else "0" for on in stem) for stem in _activity(samples).T]
-    known = {**origin, "sha256": digest(folder / f"{track.name}.npy"), "active": flags}
-    with atomic_write(folder / f"{track.name}.json") as temporary:
-        temporary.write_text(json.dumps(known))
+    active = ["".join("1" if flag else "0" for flag in flags) for flags in _activity(samples).T]
+    write_text(
+        path.with_name(f"{track.name}.json"), json.dumps({**inputs, "sha256": digest(path), "active": active})
+    )
 
 
 def _activity(samples: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """(n, s, 2) -> (blocks, s); the last block may be a short one."""
+    """(n, s, 2) -> (blocks, s); the last block may be short."""
     starts = range(0, max(len(samples), 1), ACTIVITY_BLOCK)
     blocks = [samples[start : start + ACTIVITY_BLOCK].astype(np.float32) / 32_768 for start in starts]
     powers = np.array([np.square(block).sum(axis=(0, 2)) / max(2 * len(block), 1) for block in blocks])
-    active: NDArray[np.bool_] = np.sqrt(powers) > SILENT
+    active: NDArray[np.bool_] = np.sqrt(powers) > SILENCE
     return active

@@ -1,4 +1,4 @@
-"""Training examples from decoded songs: chunks in which something sounds."""
+"""Training examples from decoded songs: chunks in which at least one stem is active."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa_sep.constants import SAMPLE_RATE
 from training.data.cache import ACTIVITY_BLOCK, CachedTrack
-from training.data.tracks import SAMPLE_RATE
+from training.data.tracks import to_float
 
 Floats = NDArray[np.float32]
 
 
 class SongChunks:
-    """Draws chunks of songs, long songs more often; all stems of a chunk come from one moment.
+    """Draws chunks of songs, in proportion to song length; all stems of a chunk are cut at the same position.
 
-    A share `anywhere` of the chunks may be silent. In the others one of the stems, drawn at random, sounds at
-    a random place: what a song has only once is met as often as what it always has.
-    Raises ValueError for a song that is shorter than a chunk.
+    A share `anywhere` of the chunks is cut anywhere and may be silent. In each of the others, one stem drawn at
+    random is active at a random position, so that rare stems are drawn as often as those that never pause.
+    Raises ValueError if a song is shorter than a chunk.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class SongChunks:
     def example(self, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
         """One mixture (c, n), its stems (s, c, n), and which of them are known (s,).
 
-        A stem without a file is not known: the song may lack it, or hold it in another stem.
+        A stem without a file is unknown: the song may lack it, or another stem may contain it.
         """
         track, samples = self._tracks[int(rng.choice(len(self._tracks), p=self._shares))]
         last = len(samples) - self.length
@@ -45,8 +46,7 @@ class SongChunks:
             stems = np.flatnonzero(track.active.any(axis=0))
             if len(stems):
                 block = int(rng.choice(np.flatnonzero(track.active[:, rng.choice(stems)])))
-                place = int(rng.integers(self.length))  # in the chunk, of the middle of what sounds
-                start = min(max(block * ACTIVITY_BLOCK + ACTIVITY_BLOCK // 2 - place, 0), last)
-        chunk = samples[start : start + self.length].astype(np.float32) / np.float32(32_768)
-        waves = np.ascontiguousarray(chunk.transpose(1, 2, 0))
+                offset = int(rng.integers(self.length))  # of the block's middle in the chunk
+                start = min(max(block * ACTIVITY_BLOCK + ACTIVITY_BLOCK // 2 - offset, 0), last)
+        waves = to_float(samples[start : start + self.length])
         return waves.sum(axis=0), waves, np.array(track.known, np.float32)

@@ -20,9 +20,9 @@ from training.data.tracks import Track
 
 
 def find_tracks(root: Path) -> tuple[list[Track], tuple[str, ...]]:
-    """The songs in the folders of `root` and its `.stem.mp4` files, and the names of all their stems.
+    """The songs in `root`, folders and `.stem.mp4` files, and the names of all their stems.
 
-    Raises InputError where there is none, and for two files of one stem or two songs of one name.
+    Raises InputError if there are none, if two files are the same stem, or if two songs share a name.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder of songs")
@@ -47,8 +47,7 @@ def find_tracks(root: Path) -> tuple[list[Track], tuple[str, ...]]:
         tracks.append(Track(name, dict.fromkeys(streams, (path,)), streams))
     if not tracks:
         raise InputError(
-            f"no songs in {root}: expected folders with files such as vocals.wav and drums.flac, or .stem.mp4"
-            " files"
+            f"no songs in {root}: expected folders with files such as vocals.wav and drums.flac, or .stem.mp4 files"
         )
     return tracks, tuple(sorted({stem for track in tracks for stem in track.files}))
 

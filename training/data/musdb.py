@@ -1,6 +1,6 @@
-"""MUSDB18 (`train/*.stem.mp4`) and MUSDB18-HQ (`train/<song>/<stem>.wav`), by the official splits.
+"""The official splits of MUSDB18 (`train/*.stem.mp4`) and MUSDB18-HQ (`train/<song>/<stem>.wav`).
 
-Which songs validate is what the `musdb` package says; see https://sigsep.github.io/datasets/musdb.html.
+The `musdb` package decides which songs are for validation; see https://sigsep.github.io/datasets/musdb.html.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ Split = Literal["train", "valid", "test"]
 
 
 def find_tracks(root: Path, split: Split, *, is_wav: bool) -> tuple[list[Track], tuple[str, ...]]:
-    """The tracks of a split, and the names of their stems. Raises InputError where `root` holds none."""
-    import musdb  # brings stempeg, which looks for ffmpeg at once
+    """The tracks of a split and the names of their stems. Raises InputError if `root` has none."""
+    import musdb  # brings stempeg, which looks for ffmpeg as soon as it is imported
 
     subset = "test" if split == "test" else "train"
     kind = "MUSDB18-HQ (train/<song>/vocals.wav)" if is_wav else "MUSDB18 (train/*.stem.mp4)"
@@ -25,7 +25,6 @@ def find_tracks(root: Path, split: Split, *, is_wav: bool) -> tuple[list[Track],
     database = musdb.DB(
         root=str(root), is_wav=is_wav, subsets=subset, split=None if split == "test" else split
     )
-    stems = tuple(database.sources_names)
     tracks = [
         Track(
             name=track.name,
@@ -37,4 +36,4 @@ def find_tracks(root: Path, split: Split, *, is_wav: bool) -> tuple[list[Track],
     ]
     if not tracks:
         raise InputError(f"{root} has no songs of the {split} split of {kind}")
-    return tracks, stems
+    return tracks, tuple(database.sources_names)
