@@ -104,7 +104,7 @@ def test_the_page_in_a_browser(tmp_path: Path, browser: Any) -> None:
     click("[data-answer='none']")
     browser.refresh()
     assert "2 answered" in browser.find_element("css selector", "body").text
-    chosen = browser.execute_script("return kept.swapped[kept.order[0]] ? 'ours' : 'theirs'")
+    chosen = browser.execute_script("return saved.swapped[saved.order[0]] ? 'ours' : 'theirs'")
     click("#export")
     file = wait(lambda: next((tmp_path / "downloads").glob("*.json"), None))
     told = json.loads(file.read_text("utf-8"))

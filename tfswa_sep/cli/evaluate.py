@@ -127,9 +127,12 @@ def evaluate(
     if resume and record is None and report is None:
         raise UsageError("--resume needs the results to continue: add --json FILE or --report FOLDER")
 
+    from tfswa_sep.evaluation.extra import need
     from tfswa_sep.evaluation.results import read_evaluation
     from tfswa_sep.evaluation.run import evaluate as run
 
+    if report is not None:
+        need("jinja2", "--report")  # before hours of work
     name, songs = _songs(data, musdb, subset, exclude)
     methods = _methods(model, estimates, baselines, songs, out=out, runtime=runtime)
     files = ([record] if record else []) + ([report / "results.json"] if report else [])
