@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa_sep.audio.containers import find_demuxer
 from tfswa_sep.errors import InputError, TruncatedError
 
 INSTALL = (
@@ -41,12 +42,15 @@ class FfmpegDecoder:
                 else ("is not wav, flac, ogg, opus, mp3 or aiff; reading it")
             )
             raise InputError(f"{path} {reason} needs ffmpeg: {INSTALL}")
+        demuxer = find_demuxer(path)
+        if demuxer is None:
+            raise InputError(f"{path} cannot be read as audio (unknown kind of file): check the file")
         self._path = path
         self._ended = False
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # a file, no pipe: it cannot fill up and block ffmpeg
-        # Only local files: a hostile file cannot make ffmpeg open a network address.
+        # A hostile file cannot make ffmpeg open an address or another file: see containers.py.
         command = [program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
-        command += ["-protocol_whitelist", "file,pipe", "-i", f"file:{path.resolve()}"]
+        command += ["-protocol_whitelist", "file,pipe", "-f", demuxer, "-i", f"file:{path.resolve()}"]
         command += ["-map", "0:a:0", *(["-ac", str(channels)] if channels else [])]
         command += ["-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
         try:

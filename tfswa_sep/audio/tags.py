@@ -18,6 +18,7 @@ from typing import Any
 
 import soundfile
 
+from tfswa_sep.audio.containers import find_demuxer
 from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.ffmpeg import find_ffmpeg
 
@@ -39,10 +40,11 @@ def read_tags(path: Path) -> dict[str, str]:
 
 def _read_with_ffmpeg(path: Path) -> dict[str, str]:
     program = find_ffmpeg()
-    if program is None:
+    demuxer = find_demuxer(path)
+    if program is None or demuxer is None:
         return {}
     command = [program, "-nostdin", "-loglevel", "error", "-protocol_whitelist", "file,pipe"]
-    command += ["-i", f"file:{path.resolve()}", "-f", "ffmetadata", "-"]
+    command += ["-f", demuxer, "-i", f"file:{path.resolve()}", "-f", "ffmetadata", "-"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     lines = re.split(r"(?<!\\)\n", done.stdout.decode("utf-8", errors="replace"))
     pairs = (line.partition("=") for line in lines if not line.startswith((";", "[")))

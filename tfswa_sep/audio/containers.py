@@ -1,0 +1,130 @@
+"""What kind of file a song is, by its first bytes, and where tags stand around the sound.
+
+ffmpeg is told which demuxer to use, and only those named here: left to guess, it takes a playlist, a manifest
+or a description of streams that hides behind an ID3 tag for what it is, and opens the files that it names.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Protocol
+
+_HEAD = 1 << 13  # bytes that are looked at behind the tags
+_LARGEST_PADDING = 1 << 16  # zero bytes between a tag and the sound
+
+
+class Bytes(Protocol):
+    """What `bytes` and `mmap` have in common."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, at: slice, /) -> bytes: ...
+
+
+# First bytes -> ffmpeg's demuxer. A dot in a pattern is any byte.
+_MAGIC = tuple(
+    (re.compile(pattern, re.DOTALL), demuxer)
+    for pattern, demuxer in (
+        (rb"....(?:ftyp|moov|mdat|moof|free|skip|wide|pnot|styp|sidx|uuid)", "mov"),
+        (rb"RIFF....WAVE|RIFX....WAVE|(?:RF64|BW64)....WAVE", "wav"),
+        (rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb", "w64"),
+        (rb"RIFF....AVI[ X]", "avi"),
+        (rb"FORM....AIF[FC]", "aiff"),
+        (rb"FORM....(?:8SVX|16SV|MAUD)|FRM8", "iff"),
+        (rb"caff\0\x01", "caf"),
+        (rb"\.snd", "au"),
+        (rb"fLaC", "flac"),
+        (rb"OggS", "ogg"),
+        (rb"\x1a\x45\xdf\xa3", "matroska"),
+        (rb"FLV\x01", "flv"),
+        (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+        (rb"\.RMF\0|\.ra\xfd", "rm"),
+        (rb"MAC ", "ape"),
+        (rb"wvpk", "wv"),
+        (rb"TTA1", "tta"),
+        (rb"MPCK", "mpc8"),
+        (rb"MP\+[\x07\x17]", "mpc"),
+        (rb"tBaK", "tak"),
+        (rb"#!AMR", "amr"),
+        (rb"DSD ", "dsf"),
+        (rb"ajkg", "shn"),
+        (rb"ea3[\x01\x02\x03]|EA3[\x01\x02\x03]", "oma"),
+        (rb"Creative Voice File\x1a", "voc"),
+        (rb"\x64\xa3[\x01-\x04]\0|\0[\x01-\x04]\xa3\x64", "ircam"),
+        (rb"NIST_1A", "nistsphere"),
+        (rb"nut/multimedia container\0", "nut"),
+        (rb"[FC]WS[\x01-\x32]", "swf"),
+        (rb"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02", "mxf"),
+        (rb"\xb7\xd8\x00\x20\x37\x49\xda\x11", "wtv"),
+        (rb"\x1f\x07\0", "dv"),
+        (rb"\0\0\x01\xba", "mpeg"),
+        (rb"G.{187}G.{187}G", "mpegts"),
+        (rb".{4}G.{191}G.{191}G", "mpegts"),  # with a time before each packet, as Blu-ray discs have them
+        (rb"....\xf8\x72\x6f\xba", "truehd"),
+        (rb"....\xf8\x72\x6f\xbb", "mlp"),
+        (rb"\x7f\xfe\x80\x01|\xfe\x7f\x01\x80|\x1f\xff\xe8\0|\xff\x1f\0\xe8", "dts"),
+        (rb"DTSHDHDR", "dtshd"),
+        (rb"\x0b\x77...[\x00-\x57]", "ac3"),
+        (rb"\x0b\x77...[\x58-\x87]", "eac3"),
+        (rb"\x56[\xe0-\xff]", "loas"),
+        (rb"\xff[\xf0\xf1\xf8\xf9]", "aac"),
+        (rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]", "mp3"),
+    )
+)
+# Where the first bytes say nothing: raw sound has none to know it by, and a recorded stream begins anywhere.
+_BY_EXTENSION = {
+    **{f".{name}": name for name in ("aac", "ac3", "dts", "eac3", "g722", "gsm", "mp3", "sbc")},
+    **dict.fromkeys((".mp2", ".mpa"), "mp3"),
+    **dict.fromkeys((".m2ts", ".mts", ".ts"), "mpegts"),
+    **dict.fromkeys((".mpeg", ".mpg", ".vob"), "mpeg"),
+}
+
+
+def find_demuxer(path: Path) -> str | None:
+    """ffmpeg's demuxer for this file; None for what is no audio or video that we know. Raises OSError."""
+    with path.open("rb") as file:
+        start = 0
+        while length := id3_length(file.read(10)):
+            start += length
+            file.seek(start)
+        file.seek(start)
+        head = file.read(_HEAD)
+        if not head.strip(b"\0"):  # padding that a tag does not count
+            head += file.read(_LARGEST_PADDING)
+            head = head.lstrip(b"\0")
+    for pattern, demuxer in _MAGIC:
+        if pattern.match(head):
+            return demuxer
+    return _BY_EXTENSION.get(path.suffix.lower())
+
+
+def id3_length(head: bytes) -> int:
+    """Bytes of the ID3v2 tag that begins with these 10 bytes or more; 0 if none does."""
+    if head[:3] != b"ID3" or len(head) < 10 or max(head[6:10]) > 0x7F:
+        return 0
+    length = 10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+    return length + (10 if head[5] & 0x10 else 0)  # a footer
+
+
+def end_of_sound(data: Bytes, start: int = 0) -> int:
+    """Where the tags at a file's end begin: ID3v1, APEv2, Lyrics3, ID3v2; the file's length if there are none."""
+    end = len(data)
+    while end > start:
+        length = _tag_length(data[max(start, end - 227) : end])
+        if not 0 < length <= end - start:
+            return end
+        end -= length
+    return end
+
+
+def _tag_length(tail: bytes) -> int:
+    """Bytes of the tag that ends with the up to 227 bytes `tail`."""
+    if tail[-128:-125] == b"TAG":
+        return 227 if tail[:4] == b"TAG+" else 128
+    if tail[-32:-24] == b"APETAGEX":
+        return int.from_bytes(tail[-20:-16], "little") + (32 if tail[-9] & 0x80 else 0)
+    if tail[-9:] == b"LYRICS200" and tail[-15:-9].isdigit():
+        return int(tail[-15:-9]) + 15
+    if tail[-10:-7] == b"3DI":
+        return id3_length(b"ID3" + tail[-7:])
+    return 0
