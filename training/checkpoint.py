@@ -1,11 +1,11 @@
-"""Checkpoints: written whole or not at all, averaged weights, and warm starts from whatever fits."""
+"""Checkpoints: reading and writing, averaged weights, and warm starts."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,21 @@ from tfswa_sep.errors import InputError
 from tfswa_sep.inference.metadata import KEY
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import TfswaUNet, with_current_names
-from training.surgery import deepened, is_wider, widened
+from training.surgery import is_wider, widen
+
+_NOT_IN_WEIGHTS = {"segment_samples", "margin_samples"}  # they only decide how much is computed at once
 
 
-class Average:
-    """Exponential moving average of weights and of the batch norms' statistics."""
+class WeightAverage:
+    """Exponential moving average of a model's weights and batch norm statistics."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.state = {key: value.detach().clone() for key, value in model.state_dict().items()}
 
     def update(self, model: nn.Module, step: int) -> None:
-        """Move a little towards the model."""
-        decay = min(self.decay, (1 + step) / (10 + step))  # early weights are soon forgotten
+        """Include the weights of a step."""
+        decay = min(self.decay, (1 + step) / (10 + step))  # forgets early weights sooner
         with torch.no_grad():
             for key, value in model.state_dict().items():
                 if value.is_floating_point():
@@ -41,147 +43,140 @@ class Average:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint atomically."""
     remove_abandoned(path.parent)
     with atomic_write(path) as temporary:
         torch.save(state, temporary)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content. Raises InputError for a file that is none; nothing in it can run code."""
+    """Read a checkpoint or a .safetensors file, safely: no code in it is run.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads((file.metadata() or {}).get(KEY, "{}"))
                 weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no mapping)
-            step = metadata.get("step", 0)
-            return {"average": with_current_names(weights), "shape": metadata.get("config"), "step": step}
+            return {
+                "average": with_current_names(weights),
+                "shape": metadata.get("config"),
+                "step": metadata.get("step", 0),
+            }
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        parts: dict[str, Any] = {
-            part: with_current_names(content[part]) for part in ("model", "average") if part in content
-        }
-        return {**with_current_names(content), **parts}
-    except Exception as error:  # torch and safetensors each have many kinds
-        words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read as a checkpoint: {words}") from error
+        return content
+    except Exception as error:  # torch and safetensors raise many types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
 def warm_start(model: nn.Module, path: Path) -> str:
-    """Take over every weight that has the name and the shape of one of `model`'s.
-
-    A stem's head is taken from the stem of the same name, wherever that stands in the old model.
+    """Load every weight that has the same name and shape in `model`. Heads are matched by stem name.
 
     Args:
-        model: Its weights are replaced in place.
-        path: A checkpoint (its averaged weights), a .safetensors file, or a plain dictionary of weights.
+        model: Its weights are replaced in place. If it is wider than the stored model, that is widened first.
+        path: A checkpoint (its averaged weights are used), a .safetensors file, or a saved state dict.
 
     Returns:
-        What was taken, what was skipped, and where each head comes from.
+        A log line: what was loaded and skipped, and where each head comes from.
 
     Raises:
-        InputError: Nothing fits.
+        InputError: No weight matches.
     """
     stored = read(path)
     weights: dict[str, Tensor] = stored.get("average") or stored.get("model") or stored
-    own, begun, grown = model.state_dict(), dict[str, Tensor](), ""
+    own, widened = model.state_dict(), ""
     origins: dict[str, str | None] | None = None
     if isinstance(model, TfswaUNet) and (shape := stored.get("shape")):
-        old = ModelConfig.from_json(shape)
-        origins = head_origins(old.stems, model.config.stems)
-        weights = renamed_heads(weights, old.stems, list(origins.values()))
-        weights = without_moved(weights, old, model.config)
-        weights, begun = deepened(weights, old, model)
-        if is_wider(old, model.config):
-            weights, grown = widened(weights, old, model.config, own), ", widened"
-    fitting = {
+        old, new = ModelConfig.from_json(shape), model.config
+        origins = match_heads(old.stems, new.stems)
+        weights = renumber_heads(weights, old.stems, list(origins.values()))
+        weights = drop_misplaced(weights, old, new)
+        if is_wider(old, new):
+            weights, widened = widen(weights, old, new, own), ", widened"
+    matching = {
         key: value
         for key, value in weights.items()
         if isinstance(value, Tensor) and key in own and own[key].shape == value.shape
     }
-    if not fitting:
+    if not matching:
         raise InputError(f"{path}: no weight has the name and shape of one of this model's")
-    model.load_state_dict(fitting | begun, strict=False)
-    said = f"warm start from {path}: {len(fitting)} of {len(own)} tensors{grown}"
-    for title, keys in (("of another shape or not there", own), ("not in this model", weights)):
-        if skipped := sorted(set(keys) - set(fitting)):
-            few = ", ".join(skipped[:4]) + (", ..." if len(skipped) > 4 else "")
-            said += f"; {len(skipped)} {title} ({few})"
+    model.load_state_dict(matching, strict=False)
+    notes = [f"warm start from {path}: {len(matching)} of {len(own)} tensors{widened}"]
+    for title, keys in (("missing or of another shape", own), ("not in this model", weights)):
+        if skipped := sorted(set(keys) - set(matching)):
+            names = ", ".join(skipped[:4]) + (", ..." if len(skipped) > 4 else "")
+            notes.append(f"{len(skipped)} {title} ({names})")
     if isinstance(model, TfswaUNet):
-        said += f"; {_said_of_heads(model.config.stems, origins, fitting)}"
-    return said
+        notes.append(_describe_heads(origins, matching))
+    return "; ".join(notes)
 
 
-def without_moved(weights: dict[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
-    """The weights without those whose place stands for another band or attention in `new`."""
-    changed = list[str]()
+def drop_misplaced(weights: Mapping[str, Any], old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
+    """Drop weights whose name stands for another band or kind of attention in the new model."""
+    patterns = list[str]()
     if (old.bands, old.features) != (new.bands, new.features):
-        changed.append(r"split\.convs\.")
+        patterns.append(r"split\.convs\.")
     if old.bands != new.bands:
-        changed.append(r"heads\.\d+\.convs\.")
+        patterns.append(r"heads\.\d+\.convs\.")
     if old.token_starts != new.token_starts:
-        changed += [r"split\.frequency$", r".*\.tdf\."]
+        patterns += [r"split\.frequency$", r".*\.tdf\."]
     if old.branches != new.branches:
-        changed += [r".*\.attentions\.", r".*\.fusion\.weigh\."]
-    return {key: value for key, value in weights.items() if not any(re.match(part, key) for part in changed)}
+        patterns += [r".*\.attentions\.", r".*\.fusion\.weigh\."]
+    return {key: value for key, value in weights.items() if not any(re.match(p, key) for p in patterns)}
 
 
-def head_origins(old: Sequence[str], new: Sequence[str]) -> dict[str, str | None]:
-    """For each stem of `new`, the stem of `old` whose head it starts from.
+def match_heads(old: Sequence[str], new: Sequence[str]) -> dict[str, str | None]:
+    """For each new stem, choose the old stem whose head it starts from, or None.
 
-    That is the stem of its own name. A sum ("drums+bass"; "accompaniment") that is none of `old` starts from
-    the first of its parts, since heads that were trained apart have no common hidden features of which a mean
-    would make sense. None: there is no such head, it starts afresh.
+    A sum ("drums+bass", "accompaniment") that the old model lacks starts from the first of its parts: heads were
+    trained independently, so that the mean of several would make no sense.
     """
     by_parts = {frozenset(stem.split("+")): stem for stem in old}
-    found: dict[str, str | None] = {}
+    origins: dict[str, str | None] = {}
     for stem in new:
         parts = stem.split("+")
         same = by_parts.get(frozenset(parts))
         if stem == ACCOMPANIMENT:
             parts = [part for part in old if part != VOCALS]
-        found[stem] = same or next((part for part in parts if part in old), None)
-    return found
+        origins[stem] = same or next((part for part in parts if part in old), None)
+    return origins
 
 
-def renamed_heads(
-    weights: dict[str, Any], old: Sequence[str], origins: Sequence[str | None]
+def renumber_heads(
+    weights: Mapping[str, Any], old: Sequence[str], origins: Sequence[str | None]
 ) -> dict[str, Any]:
-    """Weights whose heads are numbered by the new model's stems; heads that none starts from are left out.
-
-    origins: for each new head, the stem among `old` that it starts from, or None.
-    """
-    found = {key: value for key, value in weights.items() if not key.startswith("heads.")}
-    for place, origin in enumerate(origins):
-        if origin is None:
-            continue
-        prefix = f"heads.{old.index(origin)}."
-        found |= {
-            f"heads.{place}.{key.removeprefix(prefix)}": value
-            for key, value in weights.items()
-            if key.startswith(prefix)
-        }
-    return found
+    """Replace the heads of the `old` stems by copies of the heads of `origins`, in that order."""
+    renumbered = {key: value for key, value in weights.items() if not key.startswith("heads.")}
+    for i, origin in enumerate(origins):
+        if origin is not None:
+            prefix = f"heads.{old.index(origin)}."
+            renumbered |= {
+                f"heads.{i}.{key.removeprefix(prefix)}": value
+                for key, value in weights.items()
+                if key.startswith(prefix)
+            }
+    return renumbered
 
 
-def _said_of_heads(
-    stems: Sequence[str], origins: dict[str, str | None] | None, fitting: Collection[str]
-) -> str:
-    """Which heads were taken by name, which from another stem, and which start afresh."""
+def _describe_heads(origins: Mapping[str, str | None] | None, matching: Collection[str]) -> str:
     if origins is None:
         return "heads by position, since the file does not name its stems"
-    taken, derived, fresh = list[str](), list[str](), list[str]()
-    for place, (stem, origin) in enumerate(origins.items()):
-        if origin is None or not any(key.startswith(f"heads.{place}.") for key in fitting):
-            fresh.append(stem)
+    by_name, from_part, random = list[str](), list[str](), list[str]()
+    for i, (stem, origin) in enumerate(origins.items()):
+        if origin is None or not any(key.startswith(f"heads.{i}.") for key in matching):
+            random.append(stem)
         elif set(origin.split("+")) == set(stem.split("+")):
-            taken.append(stem)
+            by_name.append(stem)
         else:
-            derived.append(f"{stem} (from {origin})")
-    kinds = (("by name", taken), ("from a part", derived), ("afresh", fresh))
-    return "heads " + "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds if names)
+            from_part.append(f"{stem} (from {origin})")
+    kinds = (("by name", by_name), ("from a part", from_part), ("random", random))
+    return "heads " + "; ".join(f"{kind}: {', '.join(stems)}" for kind, stems in kinds if stems)
 
 
-def differences(first: ModelConfig, second: ModelConfig) -> list[str]:
-    """The fields in which two networks differ, as their weights see it: not how much is computed at once."""
-    names = {field.name for field in dataclasses.fields(ModelConfig)} - {"segment_samples", "margin_samples"}
+def differing_fields(first: ModelConfig, second: ModelConfig) -> list[str]:
+    """Return the names of the fields in which two models differ, segment length and margin aside."""
+    names = {field.name for field in dataclasses.fields(ModelConfig)} - _NOT_IN_WEIGHTS
     return sorted(name for name in names if getattr(first, name) != getattr(second, name))

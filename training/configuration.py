@@ -1,7 +1,4 @@
-"""The command line of all training commands: Hydra configs and `key=value` overrides.
-
-Config groups are in `training/configs/{data,model,training}`: `data=musdb18hq training=h100 training.steps=1000`.
-"""
+"""The configuration of the training commands: Hydra configs in `training/configs`, and `key=value` overrides."""
 
 from __future__ import annotations
 
@@ -35,10 +32,10 @@ def load_config(arguments: list[str], *, needs_data: bool = True) -> DictConfig:
 
     Args:
         arguments: Overrides such as `model=small` or `training.steps=1000`.
-        needs_data: Whether mandatory settings must be present; some commands only look at the model.
+        needs_data: Whether mandatory settings must be present; some commands only use the model.
 
     Raises:
-        UsageError: A key or config is unknown (the message suggests the closest one), or a mandatory one missing.
+        UsageError: A key or config is unknown, or a mandatory setting is missing.
     """
     try:
         overrides = OverridesParser.create().parse_overrides(arguments)
@@ -66,8 +63,8 @@ def load_config(arguments: list[str], *, needs_data: bool = True) -> DictConfig:
     return config
 
 
-def model_shape(settings: DictConfig) -> ModelConfig:
-    """Return the preset of `model` with its changes applied. Raises ValueError for inconsistent values."""
+def build_model_config(settings: DictConfig) -> ModelConfig:
+    """Apply `model.changes` to the preset. Raises ValueError for inconsistent values."""
     changes: Any = OmegaConf.to_container(settings.changes)
     return ModelConfig.from_json(PRESETS[settings.preset].to_json() | changes)
 
@@ -103,9 +100,9 @@ def _check_name(name: str, known: list[str], kind: str) -> None:
 
 
 def _nearest(name: str, known: list[str]) -> str | None:
-    """Guess the key that was meant: the right key in the wrong group, an abbreviation, or a misspelling.
+    """Guess the intended key: the same one in another group, an abbreviation, or a misspelling.
 
-    Abbreviations and misspellings of keys in the same group come first: training.lr is training.learning_rate.
+    Keys in the same group come first: training.lr is training.learning_rate.
     """
     parent, _, leaf = name.rpartition(".")
     leaves = {key: key.rpartition(".")[2] for key in known}

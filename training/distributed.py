@@ -1,4 +1,4 @@
-"""Several processes, one per GPU or, for tests, per core; `torchrun` or `srun` starts them (see CLUSTER.md)."""
+"""Training in several processes, one per GPU, started by `torchrun` or `srun` (see CLUSTER.md)."""
 
 from __future__ import annotations
 
@@ -29,51 +29,51 @@ from tfswa_sep.errors import UsageError
 from tfswa_sep.inference.torch_backend import processor_multiplies_bf16
 from tfswa_sep.model.blocks import Stage
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt parameters, from glibc's malloc.h
 
 
 class Autocast(MixedPrecision):
-    """Mixed precision that leaves inputs alone: the masks multiply the mixture, which bf16 would round."""
+    """Mixed precision with float32 inputs: the masks multiply the mixture, which bf16 would round."""
 
     def convert_input(self, data: Any) -> Any:
-        """As it is."""
+        """Return the data unchanged."""
         return data
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over the batches of all processes. torch's own, SyncBatchNorm, refuses the CPU."""
+    """Batch normalization over the batches of all processes, on the CPU, which torch's SyncBatchNorm rejects."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, d, f, t) -> (b, d, f, t)"""
+        """Normalize. (b, d, f, t) -> (b, d, f, t)"""
         if not self.training:
             return super().forward(x)
         count = x.numel() // x.shape[1] * distributed.get_world_size()
-        wide = x.float()  # statistics in bf16 would be too coarse; torch's own batch norm does the same
-        mean: Tensor = _mean_of_all(wide.mean(dim=(0, 2, 3)))
-        centred = wide - mean[:, None, None]
-        variance: Tensor = _mean_of_all(centred.square().mean(dim=(0, 2, 3)))
+        x32 = x.float()  # bf16 is too coarse for statistics
+        mean: Tensor = _mean_over_processes(x32.mean(dim=(0, 2, 3)))
+        centred = x32 - mean[:, None, None]
+        variance: Tensor = _mean_over_processes(centred.square().mean(dim=(0, 2, 3)))
         with torch.no_grad():
-            share = self.momentum or 0.0
-            self.running_mean.lerp_(mean, share)  # type: ignore[union-attr]
-            self.running_var.lerp_(variance * count / (count - 1), share)  # type: ignore[union-attr]
+            momentum = self.momentum or 0.0
+            self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
+            self.running_var.lerp_(variance * count / (count - 1), momentum)  # type: ignore[union-attr]
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def _mean_of_all(x: Tensor) -> Tensor:
+def _mean_over_processes(x: Tensor) -> Tensor:
     return all_reduce(x) / distributed.get_world_size()  # type: ignore[no-any-return,no-untyped-call]
 
 
 def on_cuda(accelerator: str) -> bool:
-    """Whether `training.accelerator` means a CUDA card here."""
+    """Return whether `training.accelerator` selects a CUDA GPU on this machine."""
     return accelerator != "cpu" and torch.cuda.is_available()
 
 
-def pick_precision(wanted: str, accelerator: str = "auto") -> str:
-    """`auto` -> bf16 where the hardware multiplies it, else float32 (emulated bf16 is many times slower)."""
-    if wanted != "auto":
-        return wanted
+def pick_precision(precision: str, accelerator: str = "auto") -> str:
+    """Resolve "auto": bf16 if the hardware supports it, else float32 (emulated bf16 is many times slower)."""
+    if precision != "auto":
+        return precision
     if on_cuda(accelerator):
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -82,77 +82,83 @@ def pick_precision(wanted: str, accelerator: str = "auto") -> str:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next step; returns whether it could be set.
+    """Make glibc keep freed memory for the next step; returns whether that is possible (only with glibc).
 
-    A step on the CPU frees gigabytes that the next one allocates again. Returned to the system in between,
-    they come back as new pages to clear and map: a step of `small` then takes 1.3 times as long (measured).
-    Other C libraries have no such setting.
+    A step on the CPU frees gigabytes that the next one allocates again. If they are returned to the system in
+    between, their pages must be mapped and cleared again: a step of `small` takes 1.3 times as long (measured).
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # No mappings of their own, which would be unmapped when freed, and no trimming of the heap's end.
+    # Large blocks get no mappings of their own, which would be unmapped when freed; the heap is never trimmed.
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, -1))
 
 
-def settle(device: torch.device, *, fused_attention: bool) -> None:
-    """Set what a process that trains on `device` needs set once: its memory, and the kernels of attention.
+def set_up_process(device: torch.device, *, fused_attention: bool) -> None:
+    """Apply the settings of a process that trains on `device`: memory allocation and attention kernels.
 
-    fused_attention: in one kernel, or as matrix products, which are quicker on a processor for few tokens.
+    Args:
+        device: Where the process trains.
+        fused_attention: Use fused kernels. On a CPU, plain matrix products are faster for short sequences.
     """
     if device.type == "cpu":
         keep_freed_memory()
-    torch.backends.cuda.enable_flash_sdp(fused_attention)  # the processor's too, in spite of its name
+    torch.backends.cuda.enable_flash_sdp(fused_attention)  # applies to the CPU too
     torch.backends.cuda.enable_mem_efficient_sdp(fused_attention)
 
 
 def launch(settings: Any) -> Fabric:
-    """The Fabric of a run. Raises UsageError for a precision or strategy that is unknown or does not fit."""
+    """Launch Fabric for a run.
+
+    Raises:
+        UsageError: The precision or strategy is unknown or not supported.
+    """
     precision = pick_precision(settings.precision, settings.accelerator)
-    cuda = on_cuda(settings.accelerator)
-    here, machines, environment = _started()
+    device = "cuda" if on_cuda(settings.accelerator) else "cpu"
+    processes, nodes, environment = _detect_launcher()
     if precision not in ("32-true", "bf16-mixed", "16-mixed"):
         raise UsageError(
             f"unknown training.precision {precision!r}: choose auto, 32-true, bf16-mixed, 16-mixed"
         )
     plugin: Precision = Precision()
     if precision == "bf16-mixed":
-        plugin = Autocast("bf16-mixed", device="cuda" if cuda else "cpu")
+        plugin = Autocast("bf16-mixed", device=device)
     elif precision == "16-mixed":
-        plugin = Autocast("16-mixed", device="cuda" if cuda else "cpu")
+        plugin = Autocast("16-mixed", device=device)
     fabric = Fabric(
         accelerator=settings.accelerator,
-        devices=here,
-        num_nodes=machines,
-        strategy=_strategy(settings, precision, world=here * machines),
+        devices=processes,
+        num_nodes=nodes,
+        strategy=_strategy(settings, precision, world_size=processes * nodes),
         plugins=[plugin, environment],
     )
     fabric.launch()
     return fabric
 
 
-def _started() -> tuple[int, int, ClusterEnvironment]:
-    """Processes per machine, machines, and how they find each other: torchrun or srun started them, or nobody.
+def _detect_launcher() -> tuple[int, int, ClusterEnvironment]:
+    """Return processes per node, nodes, and the environment of the launcher: torchrun, srun, or none.
 
-    Raises UsageError for tasks of srun that are not spread evenly, or not said to be.
+    Raises:
+        UsageError: srun has not been told to spread its tasks evenly over the nodes.
     """
-    if "LOCAL_WORLD_SIZE" in os.environ:  # first, as torchrun may run under srun
-        here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        return here, max(world // here, 1), TorchElasticEnvironment()
-    # Of the step, which srun alone sets: the tasks of a job are in its script's environment, too.
+    if "LOCAL_WORLD_SIZE" in os.environ:  # checked first, since torchrun may itself run under srun
+        processes, world_size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return processes, max(world_size // processes, 1), TorchElasticEnvironment()
+    # Only srun sets this variable; SLURM_NTASKS is also set in the job script itself.
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        tasks, machines = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"])
-        here = int(os.environ.get("SLURM_NTASKS_PER_NODE", 0))
-        if here * machines != tasks:
+        tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"])
+        processes = int(os.environ.get("SLURM_NTASKS_PER_NODE", 0))
+        if processes * nodes != tasks:
             raise UsageError(
-                f"srun started {tasks} tasks on {machines} nodes: pass --nodes and --ntasks-per-node, with"
+                f"srun started {tasks} tasks on {nodes} nodes: pass --nodes and --ntasks-per-node, with"
                 " as many tasks per node as it has GPUs"
             )
-        return here, machines, SLURMEnvironment(auto_requeue=False)
+        return processes, nodes, SLURMEnvironment(auto_requeue=False)
     return 1, 1, LightningEnvironment()
 
 
-def _strategy(settings: Any, precision: str, *, world: int) -> Strategy | str:
+def _strategy(settings: Any, precision: str, *, world_size: int) -> Strategy | str:
     name = settings.strategy
     if name not in ("ddp", "fsdp"):
         raise UsageError(f"unknown training.strategy {name!r}: choose ddp or fsdp")
@@ -164,22 +170,21 @@ def _strategy(settings: Any, precision: str, *, world: int) -> Strategy | str:
             )
         if precision == "16-mixed":
             raise UsageError("training.strategy=fsdp needs training.precision=bf16-mixed or 32-true")
-    if world == 1:
+    if world_size == 1:
         return "auto"
     if name == "ddp":
-        # Synchronised batch norms are alike in all processes: nothing to send.
-        return DDPStrategy(broadcast_buffers=False)
-    return ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1)
+        return DDPStrategy(broadcast_buffers=False)  # batch norm statistics are synchronized anyway
+    return ModelParallelStrategy(shard, data_parallel_size=world_size, tensor_parallel_size=1)
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Cut every weight into as many pieces as there are processes; a stage at a time is whole.
+    """Shard every weight over the processes with FSDP2, which gathers one stage at a time.
 
-    FSDP2: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
+    https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
     """
-    # Its warning is of changes in place to what the network returns: the losses make none.
+    # This warns of in-place changes to the network's output, which the losses do not make.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view")
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # it takes no other
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 needs it
     for module in model.modules():
         if isinstance(module, Stage):
             fully_shard(module, mesh=mesh["data_parallel"])
@@ -188,21 +193,21 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def gather(state: Any) -> Any:
-    """Pieces in dictionaries and lists -> whole tensors in main memory. All processes have to call it."""
-    return tree_map_only(DTensor, lambda piece: piece.full_tensor().cpu(), state)
+    """Replace shards in dictionaries and lists by whole tensors on the CPU. Every process must call this."""
+    return tree_map_only(DTensor, lambda tensor: tensor.full_tensor().cpu(), state)
 
 
-def cut_like(value: Tensor, example: Tensor) -> Tensor:
-    """A whole tensor -> this process's piece of it, where `example` is one; on the example's device."""
+def shard_like(value: Tensor, example: Tensor) -> Tensor:
+    """Move a whole tensor to the example's device, and shard it if the example is sharded."""
     value = value.to(example.device)
     if not isinstance(example, DTensor):
         return value
-    # Every process holds the same value: none has to send it.
+    # Every process has the whole value, so none needs to send it.
     return distribute_tensor(value, example.device_mesh, example.placements, src_data_rank=None)
 
 
 def synchronise_norms(model: nn.Module, fabric: Fabric) -> nn.Module:
-    """Let the batch norms of several processes count the whole batch; alone nothing changes."""
+    """Synchronize batch norm statistics over the processes, if there are several."""
     if fabric.world_size == 1:
         return model
     if fabric.device.type == "cuda":

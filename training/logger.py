@@ -1,4 +1,4 @@
-"""What a run says while it trains: a progress bar or lines, and TensorBoard."""
+"""The log of a training run: a progress bar or lines on stdout, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,30 +12,35 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from tfswa_sep.constants import SAMPLE_RATE
 from tfswa_sep.model.stft_torch import stft
 from training.progress import progress_bar
-from training.validate import SAMPLE_RATE, Validation
+from training.validate import Validation
 
 EXAMPLES = 2  # songs whose stems go to TensorBoard
-DYNAMIC_RANGE = 80.0  # dB of a spectrogram's picture
+DYNAMIC_RANGE = 80.0  # dB, of spectrogram images
 
 
-class Journal:
-    """A context: TensorBoard under `out`, and a bar on stderr or, where that is no terminal, lines on stdout.
+class RunLogger:
+    """A context that logs to TensorBoard, and to a bar on stderr or, without a terminal, lines on stdout.
 
-    leads: whether this is the process that speaks; the others of a run are silent.
+    Args:
+        out: The run's folder; TensorBoard files go to its subfolder `tensorboard`.
+        done: Steps done before this start. Later TensorBoard events are purged.
+        total: Steps of the whole run.
+        every: Steps between log entries.
+        enabled: Whether to log at all: only one process of a run does.
     """
 
-    def __init__(self, out: Path, *, done: int, total: int, every: int, leads: bool) -> None:
-        self.every, self.leads, self.shown = every, leads, leads and sys.stderr.isatty()
+    def __init__(self, out: Path, *, done: int, total: int, every: int, enabled: bool) -> None:
+        self.every, self.enabled, self.has_bar = every, enabled, enabled and sys.stderr.isatty()
         self._stack = ExitStack()
-        # Events after the checkpoint that a run goes on from are those of steps that are done again.
-        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1) if leads else None
+        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1) if enabled else None
         self._advance = self._stack.enter_context(
-            progress_bar("training", total=total, done=done, shown=self.shown)
+            progress_bar("training", total=total, done=done, shown=self.has_bar)
         )
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunLogger:
         return self
 
     def __exit__(
@@ -45,34 +50,39 @@ class Journal:
         if self._writer:
             self._writer.close()
 
-    def step(self, done: int, numbers: Mapping[str, float], *, seconds: float) -> None:
-        """One step's loss, its terms and the like."""
+    def log_step(self, step: int, metrics: Mapping[str, float], *, seconds: float) -> None:
+        """Log the loss and other metrics of a training step."""
         if not self._writer:
             return
-        self._advance(f"loss {numbers['loss']:.4f}")
-        if done % self.every == 0:
-            for name, value in numbers.items():
-                self._writer.add_scalar(f"train/{name}", value, done)
-            if not self.shown:
-                print(f"step {done} loss {numbers['loss']:.5f} {seconds:.0f} s", flush=True)
+        self._advance(f"loss {metrics['loss']:.4f}")
+        if step % self.every == 0:
+            for name, value in metrics.items():
+                self._writer.add_scalar(f"train/{name}", value, step)
+            if not self.has_bar:
+                print(f"step {step} loss {metrics['loss']:.5f} {seconds:.0f} s", flush=True)
 
-    def scores(self, done: int, scores: Mapping[str, float]) -> None:
-        """Scores of a validation; see `Validation.score`."""
-        if self._writer:
-            for name, value in scores.items():
-                self._writer.add_scalar(f"valid/{name}", value, done)
-            shown = [
-                f"{name} {scores[name]:.2f} ({scores[name + ' low']:.2f} to {scores[name + ' high']:.2f})"
-                for name in scores
-                if f"{name} low" in scores
-            ]
-            self.say(f"step {done} SDR: {', '.join(shown)}")
-            for end, label in ((" median", "median of frames"), (" kept", "kept"), (" leaked", "leaked")):
-                found = {name.removesuffix(end): x for name, x in scores.items() if name.endswith(end)}
-                self.say(f"step {done} {label}: {rounded(found)}")
+    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Log the result of `Validation.score`."""
+        if not self._writer:
+            return
+        for name, value in scores.items():
+            self._writer.add_scalar(f"valid/{name}", value, step)
+        intervals = [
+            f"{name} {scores[name]:.2f} ({scores[name + ' low']:.2f} to {scores[name + ' high']:.2f})"
+            for name in scores
+            if f"{name} low" in scores
+        ]
+        self.print(f"step {step} SDR: {', '.join(intervals)}")
+        for suffix, label in ((" median", "median of frames"), (" kept", "kept"), (" leaked", "leaked")):
+            values = " ".join(
+                f"{name.removesuffix(suffix)} {value:.2f}"
+                for name, value in scores.items()
+                if name.endswith(suffix)
+            )
+            self.print(f"step {step} {label}: {values}")
 
-    def examples(self, done: int, validation: Validation, network: nn.Module) -> None:
-        """What the network makes of the first songs: to hear, and as spectrograms beside the truth."""
+    def log_examples(self, step: int, validation: Validation, network: nn.Module) -> None:
+        """Log the estimated stems of the first songs as audio, and as spectrograms beside the true ones."""
         if not self._writer:
             return
         for song in validation.songs[:EXAMPLES]:
@@ -80,28 +90,23 @@ class Journal:
             _, truths = validation.excerpt(song)
             for name, estimate, truth in zip(validation.targets, estimates, truths, strict=True):
                 mono = estimate.mean(dim=0).clamp(-1, 1)[None]
-                self._writer.add_audio(f"{song}/{name}", mono, done, sample_rate=SAMPLE_RATE)
-                picture = torch.cat([spectrogram(estimate), spectrogram(truth)], dim=1)
-                self._writer.add_image(f"{song}/{name}, estimate and truth", picture[None], done)
+                self._writer.add_audio(f"{song}/{name}", mono, step, sample_rate=SAMPLE_RATE)
+                image = torch.cat([spectrogram(estimate), spectrogram(truth)], dim=1)
+                self._writer.add_image(f"{song}/{name}, estimate and truth", image[None], step)
 
-    def say(self, line: str) -> None:
-        """A line for a person."""
-        if self.leads:
+    def print(self, line: str) -> None:
+        """Print a line."""
+        if self.enabled:
             print(line, flush=True)
 
     def flush(self) -> None:
-        """Bring everything to disk: a checkpoint must not know more than the record."""
+        """Write everything to disk. Call this before saving a checkpoint, which must not be ahead of the log."""
         if self._writer:
             self._writer.flush()
 
 
 def spectrogram(wave: Tensor) -> Tensor:
-    """(c, n) -> (f, t), the level in dB from 0 (black) to 1; low frequencies are at the bottom."""
-    parts = stft(wave[None])[0]
-    level = 10 * torch.log10(parts.square().sum(dim=0) + 1e-10)
+    """Compute an image (f, t) of samples (c, n): levels in dB scaled to 0 to 1, low frequencies at the bottom."""
+    spectrum = stft(wave[None])[0]
+    level = 10 * torch.log10(spectrum.square().sum(dim=0) + 1e-10)
     return ((level - level.max()) / DYNAMIC_RANGE + 1).clamp(0, 1).flip(0)
-
-
-def rounded(scores: Mapping[str, float]) -> str:
-    """Scores as a person reads them."""
-    return " ".join(f"{name} {value:.2f}" for name, value in scores.items())

@@ -1,9 +1,9 @@
-"""The optimizer: Muon for the matrices and convolutions, AdamW for everything else.
+"""The optimizer: Muon for matrices and convolutions, AdamW for everything else.
 
-Muon moves every weight matrix by the nearest orthogonal matrix to its averaged gradient, so that the
-directions in which the gradient is small are learnt as fast as the others. Sources: K. Jordan et al., "Muon:
-an optimizer for hidden layers in neural networks", 2024 (https://kellerjordan.github.io/posts/muon/), and for
-the scale that lets it share AdamW's learning rate Liu et al., arXiv:2502.16982.
+Muon updates each weight matrix by the orthogonal matrix nearest to its averaged gradient, so that directions with
+a small gradient are learned as fast as the others. Sources: K. Jordan et al., "Muon: An optimizer for hidden layers
+in neural networks", 2024 (https://kellerjordan.github.io/posts/muon/); Liu et al., arXiv:2502.16982, for the scale
+that lets Muon use AdamW's learning rate.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from training.distributed import cut_like
+from training.distributed import shard_like
 
-ADAM_RMS = 0.2  # of AdamW's usual update, by Liu et al., equation 4
+ADAM_RMS = 0.2  # of a typical AdamW update: Liu et al., equation 4
 MOMENTUM = 0.95
-SMALLEST_SIDE = 8  # a matrix with fewer rows or columns is no hidden layer
+SMALLEST_SIDE = 8  # rows or columns; smaller matrices are left to AdamW
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for the groups that say `orthogonal`, AdamW for the others: one optimizer, as fp16's scaler wants.
+    """Muon for parameter groups with `orthogonal`, AdamW for the others: the fp16 scaler needs a single optimizer.
 
-    Nesterov momentum; a convolution's weight (out, in, ...) is taken as a matrix (out, in * positions).
-    torch.optim.Muon refuses convolutions, and multiplies in bf16, which many processors only emulate.
+    Uses Nesterov momentum, and treats a convolution's weight (out, in, ...) as a matrix (out, in * positions).
+    torch.optim.Muon rejects convolutions, and multiplies in bf16, which many CPUs only emulate.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every weight that has a gradient."""
+        """Update every weight that has a gradient."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
         groups = self.param_groups
         for group in groups:
             if group["orthogonal"]:
-                self._move_matrices(group)
+                self._update_matrices(group)
         self.param_groups = [group for group in groups if not group["orthogonal"]]
         try:
             super().step()
         finally:
             self.param_groups = groups
 
-    def _move_matrices(self, group: dict[str, Any]) -> None:
+    def _update_matrices(self, group: dict[str, Any]) -> None:
         rate = group["lr"]
         for weight in group["params"]:
             if weight.grad is None:
@@ -51,7 +51,7 @@ class Muon(torch.optim.AdamW):
             state = self.state[weight]
             if not state:
                 state["average"] = torch.zeros_like(weight.grad)
-                state["step"] = torch.zeros(())  # AdamW expects one when it is loaded
+                state["step"] = torch.zeros(())  # AdamW expects it when loading a state
             average = state["average"].lerp_(weight.grad, 1 - MOMENTUM)
             update = orthogonalize(weight.grad.lerp(average, MOMENTUM).flatten(1))
             scale = ADAM_RMS * max(update.shape) ** 0.5
@@ -60,11 +60,11 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalize(matrix: Tensor, *, steps: int = 5) -> Tensor:
-    """A matrix with the singular vectors of `matrix` (m, n) and singular values between about 0.7 and 1.2.
+    """Return a matrix with the singular vectors of `matrix` (m, n) and singular values of about 0.7 to 1.2.
 
-    Newton and Schulz's iteration with Jordan's coefficients, which trade exactness for speed. Each step is a
-    polynomial of x x^T, so the steps are taken on that square of the shorter side, and the long one is
-    multiplied twice in all: two fifths of the work for a convolution. Squares need products in full float32.
+    This is the Newton-Schulz iteration with Jordan's coefficients, which trade accuracy for speed. Each step is a
+    polynomial of x x^T, so the iteration works on that small square matrix and multiplies the long side only twice:
+    two fifths of the work for a convolution. Squaring needs full float32 products.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[0] > matrix.shape[1]
@@ -81,20 +81,23 @@ def orthogonalize(matrix: Tensor, *, steps: int = 5) -> Tensor:
     return x.T.contiguous() if tall else x
 
 
-def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load what `state_dict` gave, with whole averages also where the weights are pieces."""
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an unsharded state dict, sharding its tensors like the weights."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    kept = {
-        i: {key: cut_like(x, weights[i]) if x.shape == weights[i].shape else x for key, x in averages.items()}
-        for i, averages in state["state"].items()
+    sharded = {
+        i: {
+            key: shard_like(x, weights[i]) if x.shape == weights[i].shape else x for key, x in tensors.items()
+        }
+        for i, tensors in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": kept})
+    optimizer.load_state_dict({**state, "state": sharded})
 
 
 def make_optimizer(model: nn.Module, settings: Any) -> torch.optim.Optimizer:
-    """What `settings.optimizer` names: adam, adamw, or muon (AdamW for vectors and narrow layers).
+    """Create the optimizer named by `settings.optimizer`: adam, adamw or muon.
 
-    Raises ValueError for another name.
+    Raises:
+        ValueError: The name is unknown.
     """
     rate, decay = settings.learning_rate, settings.weight_decay
     weights = list(model.parameters())
@@ -107,7 +110,7 @@ def make_optimizer(model: nn.Module, settings: Any) -> torch.optim.Optimizer:
     layers = (nn.Conv2d, nn.Linear)
     matrices = [cast(nn.Parameter, m.weight) for m in model.modules() if isinstance(m, layers)]
     matrices = [w for w in matrices if min(w.shape[0], w[0].numel()) >= SMALLEST_SIDE]
-    taken = {id(weight) for weight in matrices}
-    rest = [weight for weight in weights if id(weight) not in taken]
+    orthogonal = {id(weight) for weight in matrices}
+    rest = [weight for weight in weights if id(weight) not in orthogonal]
     groups = [{"params": rest, "orthogonal": False}, {"params": matrices, "orthogonal": True}]
     return Muon(groups, lr=rate, weight_decay=decay)

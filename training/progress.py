@@ -1,4 +1,4 @@
-"""A progress bar on stderr, which draws nothing where stderr is no terminal."""
+"""A progress bar on stderr, shown only in a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def progress_bar(
     label: str, *, total: int, done: int = 0, shown: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Yields advance(text=""): one more of `total` is done; `text` stands at the end of the bar."""
+    """Yield `advance(text="")`, which advances the bar by one of `total` and shows `text` at its end."""
     if not shown or not sys.stderr.isatty() or done >= total:
         yield lambda text="": None
         return
@@ -27,8 +27,4 @@ def progress_bar(
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(label, total=total, completed=done, text="")
-
-        def advance(text: str = "") -> None:
-            bars.update(task, advance=1, text=text)
-
-        yield advance
+        yield lambda text="": bars.update(task, advance=1, text=text)

@@ -1,4 +1,4 @@
-"""A training run: its state, its training step, and its checkpoints."""
+"""A training run: its data, model and optimizer, the training step, and checkpoints."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.stft_torch import stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import checkpoint, losses
-from training.checkpoint import Average
-from training.configuration import model_shape
+from training.checkpoint import WeightAverage
+from training.configuration import build_model_config
 from training.data.augment import Augmentation, lowpass
 from training.data.loader import (
     Batch,
@@ -33,8 +33,8 @@ from training.data.loader import (
     seconds_of,
     whole_seconds,
 )
-from training.distributed import cut_like, gather, launch, settle, synchronise_norms
-from training.optimizer import make_optimizer, restore
+from training.distributed import gather, launch, set_up_process, shard_like, synchronise_norms
+from training.optimizer import load_optimizer_state, make_optimizer
 from training.pretrain import MaskedSpectrogram
 from training.schedule import learning_rate, phases
 from training.validate import Validation
@@ -46,19 +46,19 @@ def start_processes(config: DictConfig) -> Fabric:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fabric = launch(settings)
-    settle(fabric.device, fused_attention=settings.fused_attention)
+    set_up_process(fabric.device, fused_attention=settings.fused_attention)
     fabric.seed_everything(config.seed, verbose=False)
     return fabric
 
 
-def open_songs(config: DictConfig, fabric: Fabric) -> tuple[TrainingData, ModelConfig]:
+def load_data(config: DictConfig, fabric: Fabric) -> tuple[TrainingData, ModelConfig]:
     """Open the training data, and return it with the model config for its targets.
 
     Raises:
         UsageError: The model's n_fft or hop is not the one that the losses use.
     """
-    preset = model_shape(config.model)
-    if (preset.n_fft, preset.hop) != (N_FFT, HOP):  # losses and validation use these, too
+    preset = build_model_config(config.model)
+    if (preset.n_fft, preset.hop) != (N_FFT, HOP):
         raise UsageError(
             f"training supports only n_fft {N_FFT} and hop {HOP}, not {preset.n_fft} and {preset.hop}:"
             " remove model.changes.n_fft and model.changes.hop"
@@ -70,11 +70,11 @@ def open_songs(config: DictConfig, fabric: Fabric) -> tuple[TrainingData, ModelC
     return data, dataclasses.replace(preset, stems=data.targets, mixture_consistent=consistent)
 
 
-def build_network(shape: ModelConfig, config: DictConfig) -> TfswaUNet:
-    """Build a network with initial weights, in the memory format and with the compilation that `config` asks for."""
-    model = TfswaUNet(shape, checkpointing=config.model.checkpointing)
+def build_model(model_config: ModelConfig, config: DictConfig) -> TfswaUNet:
+    """Build a model with initial weights, in channels-last format and partly compiled if `config` says so."""
+    model = TfswaUNet(model_config, checkpointing=config.model.checkpointing)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.training.compile_masks:  # takes a minute; the masks then cost a third (measured)
+    if config.training.compile_masks:  # takes a minute; the masks then take a third of the time (measured)
         model.mask = torch.compile(model.mask)  # type: ignore[method-assign]
         losses.spectral_terms = torch.compile(losses.spectral_terms)
         for module in model.modules():
@@ -83,7 +83,7 @@ def build_network(shape: ModelConfig, config: DictConfig) -> TfswaUNet:
     return model
 
 
-def find_checkpoint(config: DictConfig, shape: ModelConfig) -> dict[str, Any] | None:
+def find_checkpoint(config: DictConfig, model_config: ModelConfig) -> dict[str, Any] | None:
     """Return the checkpoint to resume from, or None if there is none or `training.resume` is off.
 
     Raises:
@@ -93,9 +93,8 @@ def find_checkpoint(config: DictConfig, shape: ModelConfig) -> dict[str, Any] | 
     if not (config.training.resume and path.exists()):
         return None
     stored = checkpoint.read(path)
-    different = checkpoint.differences(ModelConfig.from_json(stored["shape"]), shape)
-    trained = json.loads(stored["config"])["training"].get("objective", "separate")
-    if trained != config.training.objective:
+    different = checkpoint.differing_fields(ModelConfig.from_json(stored["shape"]), model_config)
+    if json.loads(stored["config"])["training"]["objective"] != config.training.objective:
         different.append("training.objective")
     if different:
         raise UsageError(
@@ -105,25 +104,20 @@ def find_checkpoint(config: DictConfig, shape: ModelConfig) -> dict[str, Any] | 
     return stored
 
 
-def warm_up(model: TfswaUNet, config: DictConfig, *, resumed: bool) -> str:
-    """Load the matching weights of `continue_from` or `warm_start` unless resuming; return a message for the log."""
-    name = "continue_from" if config.training.continue_from else "warm_start"
-    path = config.training[name]
-    if not path:
-        return ""
-    if resumed:
-        return f"resuming from {Path(config.out) / 'last.ckpt'}; ignoring training.{name}={path}"
-    return checkpoint.warm_start(model, Path(path))
+def load_initial_weights(model: TfswaUNet, config: DictConfig) -> tuple[int, str]:
+    """Load the matching weights of `continue_from` or `warm_start`, if either is set.
 
-
-def first_step(config: DictConfig) -> int:
-    """Return the step at which a new run starts: 0, or that of `training.continue_from`."""
-    path = config.training.continue_from
-    return int(checkpoint.read(Path(path))["step"]) if path else 0
+    Returns:
+        The step to start at, and a message for the log.
+    """
+    if path := config.training.continue_from:
+        return int(checkpoint.read(Path(path))["step"]), checkpoint.warm_start(model, Path(path))
+    path = config.training.warm_start
+    return 0, checkpoint.warm_start(model, Path(path)) if path else ""
 
 
 class Run:
-    """The model, optimizer and data of a run, restored from its last checkpoint if there is one.
+    """The data, model and optimizer of a run, restored from its last checkpoint if there is one.
 
     Args:
         config: The configuration.
@@ -135,38 +129,52 @@ class Run:
     """
 
     def __init__(self, config: DictConfig, *, fabric: Fabric | None = None) -> None:
-        settings = self.settings = config.training
-        if settings.objective not in ("separate", "masked"):
-            raise UsageError(f"unknown training.objective {settings.objective!r}: choose separate or masked")
-        self.config, self.out, self.masked = config, Path(config.out), settings.objective == "masked"
+        self.config, self.settings, self.out = config, config.training, Path(config.out)
+        if self.settings.objective not in ("separate", "masked"):
+            raise UsageError(
+                f"unknown training.objective {self.settings.objective!r}: choose separate or masked"
+            )
+        self.masked = self.settings.objective == "masked"
         self.fabric = fabric or start_processes(config)
-        self.data, self.shape = open_songs(config, self.fabric)
+        self.done, self.previous_seconds = 0, 0.0  # steps; training time of earlier starts
+        self.best, self.stale = -math.inf, 0  # best score; validations since
+        self._set_up_data()
+        stored = find_checkpoint(config, self.model_config)
+        self._set_up_model(resumed=stored is not None)
+        self.out.mkdir(parents=True, exist_ok=True)
+        if stored:
+            self._resume(stored)
+        self.started = time.monotonic()
+
+    def _set_up_data(self) -> None:
+        self.data, self.model_config = load_data(self.config, self.fabric)
         self.matrix = self.data.matrix.to(self.fabric.device)
-        self.augment = Augmentation(config.data.get("augment"))
-        self.model = build_network(self.shape, config)
-        stored = find_checkpoint(config, self.shape)
-        self.said = warm_up(self.model, config, resumed=stored is not None)  # for the log
+        self.augment = Augmentation(self.config.data.get("augment"))
+
+    def _set_up_model(self, *, resumed: bool) -> None:
+        self.model = build_model(self.model_config, self.config)
+        self.weights_note = ""  # for the log
+        if not resumed:
+            self.done, self.weights_note = load_initial_weights(self.model, self.config)
+        elif name := next((n for n in ("continue_from", "warm_start") if self.settings[n]), None):
+            self.weights_note = (
+                f"resuming from {self.out / 'last.ckpt'}; ignoring training.{name}={self.settings[name]}"
+            )
         trained: nn.Module = MaskedSpectrogram(self.model) if self.masked else self.model
         self.wrapped = self.fabric.setup_module(synchronise_norms(trained, self.fabric))
         self.trained = self.wrapped.module
-        self.optimizer: Any = self.fabric.setup_optimizers(make_optimizer(self.trained, settings))
-        self.average = Average(self.model, settings.ema_decay)
-        self.done, self.seconds = first_step(config), 0.0  # steps done; seconds of earlier starts
-        self.best, self.stale = -math.inf, 0  # best score; validations since
-        self.out.mkdir(parents=True, exist_ok=True)
-        if stored:
-            self._restore(stored)
-        self.begun = time.monotonic()
+        self.optimizer: Any = self.fabric.setup_optimizers(make_optimizer(self.trained, self.settings))
+        self.average = WeightAverage(self.model, self.settings.ema_decay)
 
-    def _restore(self, stored: dict[str, Any]) -> None:
+    def _resume(self, stored: dict[str, Any]) -> None:
         for own, part in ((self.trained.state_dict(), "model"), (self.average.state, "average")):
-            stored[part] = {key: cut_like(value, own[key]) for key, value in stored[part].items()}
+            stored[part] = {key: shard_like(value, own[key]) for key, value in stored[part].items()}
         self.trained.load_state_dict(stored["model"])
         self.average.state = stored["average"]
-        restore(self.optimizer.optimizer, stored["optimizer"])
+        load_optimizer_state(self.optimizer.optimizer, stored["optimizer"])
         self.fabric.strategy.precision.load_state_dict(stored["precision"])
-        self.done, self.seconds = stored["step"], stored["seconds"]
-        if stored.get("judged_on") == self.judged_on:  # scores of other songs cannot be compared
+        self.done, self.previous_seconds = stored["step"], stored["seconds"]
+        if stored["judged_on"] == self.judged_on:  # scores on other songs are not comparable
             self.best, self.stale = stored["best"], stored["stale"]
 
     @property
@@ -176,26 +184,28 @@ class Run:
         return self.done >= self.settings.steps or bool(patience and self.stale >= patience)
 
     @property
-    def spent(self) -> float:
+    def seconds(self) -> float:
         """Training time in seconds, including earlier starts."""
-        return self.seconds + time.monotonic() - self.begun
+        return self.previous_seconds + time.monotonic() - self.started
 
     @property
-    def rounded(self) -> str:
-        """A note if the length of an example was rounded so that the network need not pad it, else empty."""
-        wanted = seconds_of(self.config.data)
-        found = whole_seconds(wanted, self.shape)
-        if found == wanted:
+    def length_note(self) -> str:
+        """A line for the log if the length of an example was rounded so that the model need not pad it."""
+        requested = seconds_of(self.config.data)
+        rounded = whole_seconds(requested, self.model_config)
+        if rounded == requested:
             return ""
-        multiple = self.shape.frame_multiple
-        return f"examples are {found:.4f} s long instead of {wanted:g} s: a multiple of {multiple} frames"
+        multiple = self.model_config.frame_multiple
+        return (
+            f"examples are {rounded:.4f} s long instead of {requested:g} s: a multiple of {multiple} frames"
+        )
 
     def batches(self) -> Iterator[Batch]:
         """Yield this process's share of each remaining batch, on its device."""
         share, device = self.settings.batch_size * self.settings.accumulate, self.fabric.device
         for phase in phases(self.settings, start=self.done, seconds=seconds_of(self.config.data)):
             for mixture, stems, known in load_batches(
-                self.data.draw(whole_seconds(phase.seconds, self.shape)),
+                self.data.draw(whole_seconds(phase.seconds, self.model_config)),
                 phase.steps,
                 count=share,
                 first=self.fabric.global_rank * share,
@@ -227,39 +237,42 @@ class Run:
         )
         assert norm is not None  # max_norm was given
         means: Any = self.fabric.all_reduce(totals, reduce_op="mean")
-        numbers = {name: float(value) for name, value in {**means, "gradient_norm": gather(norm)}.items()}
-        # The fp16 scaler must see infinite gradients: it skips the step itself, and lowers its scale.
-        if math.isfinite(numbers["gradient_norm"]) or getattr(self.fabric.strategy.precision, "scaler", None):
+        metrics = {name: float(value) for name, value in {**means, "gradient_norm": gather(norm)}.items()}
+        # The fp16 scaler must see infinite gradients: it skips the step itself and lowers its scale.
+        if math.isfinite(metrics["gradient_norm"]) or getattr(self.fabric.strategy.precision, "scaler", None):
             self.optimizer.step()
         self.average.update(self.model, self.done)
         self.done += 1
-        return {**numbers, "learning_rate": rate}
+        return {**metrics, "learning_rate": rate}
 
     def _generator(self, part: int) -> torch.Generator:
         """Return a generator for one part of the batch, seeded by seed, step, process and part only."""
         process = self.fabric.global_rank * self.settings.accumulate + part
-        words = (self.config.seed * 1_000_003 + self.done) * 1_009 + process
-        return torch.Generator().manual_seed(words)
+        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.done) * 1_009 + process)
 
     def _loss(self, batch: Batch, *, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         mixture, stems, known = self.augment(batch, generator=generator)
-        transformed = stft(mixture)
+        mixture_spectrum = stft(mixture)
         if self.masked:
-            loss: Tensor = self.wrapped(transformed, generator)
+            loss: Tensor = self.wrapped(mixture_spectrum, generator)
             return loss, {}
         targets = torch.einsum("ks,bscn->bkcn", self.matrix, stems)
         # A sum is known if all of its stems are.
         known = 1 - ((1 - known) @ self.matrix.T).clamp(max=1)
-        spectrum = self.wrapped(transformed)
-        return losses.weigh_terms(
-            spectrum, mixture, targets, known, weights=self.settings.loss, transformed=transformed
+        return losses.weighted_loss(
+            self.wrapped(mixture_spectrum),
+            mixture,
+            targets,
+            known,
+            weights=self.settings.loss,
+            mixture_spectrum=mixture_spectrum,
         )
 
-    def averaged(self) -> TfswaUNet:
-        """Return a network with the averaged weights, for validation. Every process must call this."""
-        network = TfswaUNet(self.shape).to(self.fabric.device)
-        network.load_state_dict(gather(self.average.state))
-        return network.eval()
+    def averaged_model(self) -> TfswaUNet:
+        """Return a model with the averaged weights, for validation. Every process must call this."""
+        model = TfswaUNet(self.model_config).to(self.fabric.device)
+        model.load_state_dict(gather(self.average.state))
+        return model.eval()
 
     def validation(self) -> Validation | None:
         """Return the validation excerpts, or None if the configuration names no validation songs."""
@@ -293,12 +306,12 @@ class Run:
             "optimizer": gather(self.optimizer.state_dict()),
             "precision": self.fabric.strategy.precision.state_dict(),
             "step": self.done,
-            "seconds": self.spent,
+            "seconds": self.seconds,
             "best": self.best,
             "judged_on": self.judged_on,
             "stale": self.stale,
             "scores": scores,
-            "shape": self.shape.to_json(),
+            "shape": self.model_config.to_json(),
             "config": json.dumps(OmegaConf.to_container(self.config, resolve=True)),
         }
         if not self.fabric.is_global_zero:

@@ -24,14 +24,16 @@ from tfswa_sep.audio.atomic_file import atomic_write
 from tfswa_sep.errors import OutputError, TfswaError, UsageError
 from tfswa_sep.evaluation.provenance import machine
 
-SOURCE = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
-def held(out: Path, fabric: Fabric) -> Iterator[None]:
-    """Make a folder if it is missing, and keep other runs out of it. All processes have to call it.
+def lock_folder(out: Path, fabric: Fabric) -> Iterator[None]:
+    """Create a run's folder if necessary, and lock out other runs. Every process must call this.
 
-    Raises UsageError where another run is writing, OutputError where this one cannot.
+    Raises:
+        UsageError: Another run holds the lock.
+        OutputError: The folder cannot be written to.
     """
     lock = FileLock(out / ".lock")
     problem: TfswaError | None = None
@@ -44,7 +46,7 @@ def held(out: Path, fabric: Fabric) -> Iterator[None]:
                 f"another run is writing to {out}: wait until it ends, or choose another out=..."
             )
         except OSError as error:
-            problem = OutputError(f"{out} cannot be written: {error.strerror or error}")
+            problem = OutputError(f"cannot write to {out}: {error.strerror or error}")
     problem = fabric.broadcast(problem)  # otherwise the other processes would wait for the first
     if problem:
         raise problem
@@ -55,12 +57,12 @@ def held(out: Path, fabric: Fabric) -> Iterator[None]:
 
 
 def record_start(out: Path, config: DictConfig, *, step: int, fabric: Fabric) -> None:
-    """Write config.yaml, and add a start at `step` to run.json with what it ran on and which settings changed."""
+    """Write config.yaml, and append this start to run.json: step, command, versions, changed settings."""
     if not fabric.is_global_zero:
         return
-    record, written = out / "run.json", out / "config.yaml"
-    starts = json.loads(record.read_text()) if record.exists() else []
-    before = _settings(OmegaConf.load(written)) if starts and written.exists() else {}
+    record_path, config_path = out / "run.json", out / "config.yaml"
+    starts = json.loads(record_path.read_text()) if record_path.exists() else []
+    before = _settings(OmegaConf.load(config_path)) if starts and config_path.exists() else {}
     commit, dirty = _commit()
     starts.append({
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -79,14 +81,14 @@ def record_start(out: Path, config: DictConfig, *, step: int, fabric: Fabric) ->
         "device": _device(fabric.device),
         "processes": fabric.world_size,
     })  # fmt: skip
-    with atomic_write(written) as temporary:
+    with atomic_write(config_path) as temporary:
         OmegaConf.save(config, temporary, resolve=True)
-    with atomic_write(record) as temporary:
+    with atomic_write(record_path) as temporary:
         temporary.write_text(json.dumps(starts, indent=2) + "\n")
 
 
 def _settings(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"training.steps": 2000, ...}"""
+    """Flatten a configuration: {"training.steps": 2000, ...}."""
     node: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     if not isinstance(node, dict):
         return {prefix: node}
@@ -95,19 +97,21 @@ def _settings(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
-    """{setting: [value before, value after]}; null where there was or is none"""
-    both = sorted(before.keys() | after.keys())
-    return {key: [before.get(key), after.get(key)] for key in both if before.get(key) != after.get(key)}
+    """{setting: [value before, value after]}, None for a missing one"""
+    keys = sorted(before.keys() | after.keys())
+    return {key: [before.get(key), after.get(key)] for key in keys if before.get(key) != after.get(key)}
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The checkout's commit, and whether files differ from it; (None, None) where there is no git."""
-    command = ["git", "-C", str(SOURCE), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """Return the commit and whether there are uncommitted changes; (None, None) without git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+        commit = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None, None
-    return found.removesuffix("-dirty"), found.endswith("-dirty")
+    return commit.removesuffix("-dirty"), commit.endswith("-dirty")
 
 
 def _device(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and end: SIGTERM, and SIGUSR1, which Slurm can send before a time limit."""
+"""Stop a run by a signal: SIGTERM, or SIGUSR1, which Slurm can send before a time limit."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(s
 
 
 class Stopped(Exception):
-    """A signal asked a run to end: it has saved its checkpoint, and said so."""
+    """A signal ended a run, which has saved a checkpoint."""
 
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+    exit_code = 75  # EX_TEMPFAIL in sysexits.h: try again later
 
 
 class StopSignals:
-    """A context in which these signals do nothing but ask for an end."""
+    """A context that records SIGNALS instead of letting them end the process."""
 
     def __init__(self) -> None:
         self.received = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
 
-    def asked(self, fabric: Fabric) -> bool:
-        """Whether any process of the run was asked to end. All processes have to call it."""
+    def any_received(self, fabric: Fabric) -> bool:
+        """Return whether any process of the run received a signal. Every process must call this."""
         received = torch.tensor(float(self.received), device=fabric.device)
         return bool(fabric.all_reduce(received, reduce_op="max"))
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Let a data worker live on: schedulers signal all processes, and training ends its workers itself."""
+    """Set up a data worker: schedulers signal every process, but the run ends its workers itself."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -15,9 +15,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from training.configuration import run_command
-from training.logger import Journal
+from training.logger import RunLogger
 from training.run import Run, start_processes
-from training.run_folder import held, record_start
+from training.run_folder import lock_folder, record_start
 from training.stop import Stopped, StopSignals
 
 
@@ -37,7 +37,7 @@ def train(config: DictConfig) -> Path:
     """
     out, fabric = Path(config.out), start_processes(config)
     last = out / "last.ckpt"
-    with held(out, fabric):
+    with lock_folder(out, fabric):
         run = Run(config, fabric=fabric)
         if run.finished:
             if fabric.is_global_zero:
@@ -52,35 +52,37 @@ def train(config: DictConfig) -> Path:
 
 
 def _train(run: Run, signals: StopSignals) -> None:
-    settings, leads = run.settings, run.fabric.is_global_zero
-    validation = run.validation() if leads else None
+    settings, is_main = run.settings, run.fabric.is_global_zero
+    validation = run.validation() if is_main else None
     run.wrapped.train()
-    with Journal(
-        run.out, done=run.done, total=settings.steps, every=settings.log_every, leads=leads
-    ) as journal:
-        for line in filter(None, (run.said, run.rounded)):
-            journal.say(line)
+    with RunLogger(
+        run.out, done=run.done, total=settings.steps, every=settings.log_every, enabled=is_main
+    ) as logger:
+        for note in filter(None, (run.weights_note, run.length_note)):
+            logger.print(note)
         for batch in run.batches():
-            numbers = run.step(batch)
-            journal.step(run.done, numbers, seconds=run.spent)
-            last, scores, better = run.done == settings.steps, dict[str, float](), False
-            stopped = signals.asked(run.fabric) and not last
-            if last or (run.done % settings.validate_every == 0 and not stopped):
-                network = run.averaged()
+            metrics = run.step(batch)
+            logger.log_step(run.done, metrics, seconds=run.seconds)
+            is_last, scores, better = run.done == settings.steps, dict[str, float](), False
+            stopping = signals.any_received(run.fabric) and not is_last
+            if is_last or (run.done % settings.validate_every == 0 and not stopping):
+                model = run.averaged_model()
                 if validation:
-                    scores = validation.score(network)
-                    journal.scores(run.done, scores)
-                    journal.examples(run.done, validation, network)
+                    scores = validation.score(model)
+                    logger.log_scores(run.done, scores)
+                    logger.log_examples(run.done, validation, model)
                 scores = run.fabric.broadcast(scores)
                 better = bool(scores) and run.judge(scores)
-            if scores or last or stopped or run.done % settings.save_every == 0:
-                journal.flush()
+            if scores or is_last or stopping or run.done % settings.save_every == 0:
+                logger.flush()
                 run.save(scores, best=better)
-            if stopped:
-                journal.say(f"step {run.done}: stopped by a signal and saved; run the same command to resume")
+            if stopping:
+                logger.print(
+                    f"step {run.done}: stopped by a signal and saved; run the same command to resume"
+                )
                 raise Stopped
-            if run.finished and not last:
-                journal.say(f"step {run.done}: stopping early, no improvement in {run.stale} validations")
+            if run.finished and not is_last:
+                logger.print(f"step {run.done}: stopping early, no improvement in {run.stale} validations")
                 break
 
 

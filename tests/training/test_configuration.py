@@ -13,7 +13,7 @@ pytest.importorskip("hydra")
 from tfswa_sep.errors import UsageError
 from tfswa_sep.model.config import PRESETS
 from tfswa_sep.model.stft_torch import stft
-from training.configuration import CONFIGS, load_config, model_shape, run_command
+from training.configuration import CONFIGS, build_model_config, load_config, run_command
 from training.data.loader import seconds_of, whole_seconds
 from training.mixing.settings import MixSettings
 
@@ -93,13 +93,13 @@ def test_a_setting_can_be_taken_out() -> None:
 def test_a_preset_can_be_changed() -> None:
     changed = load_config([POOLS, "model.changes.branches=[time,window]", "model.changes.fusion=mean"])
     plain = load_config([POOLS])
-    assert model_shape(plain.model) == PRESETS["small"]
+    assert build_model_config(plain.model) == PRESETS["small"]
     wanted = dataclasses.replace(PRESETS["small"], branches=("time", "window"), fusion="mean")
-    assert model_shape(changed.model) == wanted
+    assert build_model_config(changed.model) == wanted
     with pytest.raises(UsageError, match=r"did you mean 'model\.changes\.heads'"):
         load_config([POOLS, "model.changes.headz=1"])
     with pytest.raises(ValueError, match="branches must be some of time, frequency, window"):
-        model_shape(load_config([POOLS, "model.changes.branches=[window,time]"]).model)
+        build_model_config(load_config([POOLS, "model.changes.branches=[window,time]"]).model)
 
 
 def test_an_error_is_one_line_and_a_code(

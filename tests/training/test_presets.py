@@ -107,7 +107,7 @@ def test_presets_train_in_two_processes(pools: Path, tmp_path: Path) -> None:
 
 def test_shared_batch_norms_take_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """With statistics in float32: those of torch's own batch norm, of which the input is bf16, too."""
-    monkeypatch.setattr("training.distributed._mean_of_all", lambda x: x)
+    monkeypatch.setattr("training.distributed._mean_over_processes", lambda x: x)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
     x = torch.randn(2, 4, 8, 8).bfloat16()
     plain, shared = torch.nn.BatchNorm2d(4), SyncedBatchNorm(4)

@@ -1,4 +1,4 @@
-"""One process's training run: precision, accumulation, warm starts, progressive runs, the record."""
+"""A training run in one process: precision, accumulation, warm starts, progressive runs, the log."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 import tfswa_sep
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.model.config import Band, ModelConfig
+from tfswa_sep.model.config import PRESETS, Band, ModelConfig
 from tfswa_sep.model.stft_torch import stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import checkpoint, losses, train
-from training.analysis import lr_finder as learning_rate_finder
+from training.analysis import lr_finder
 from training.configuration import load_config
-from training.pretrain import MaskedSpectrogram, hide
+from training.pretrain import MaskedSpectrogram, draw_mask
 from training.release.state import write_state
 from training.run import Run
 from training.schedule import learning_rate, phases
@@ -123,13 +123,15 @@ def test_accumulated_parts_are_one_batch(songs: Path, tmp_path: Path, tiny: None
 
 def test_targets_decide_the_outputs(songs: Path, tmp_path: Path, tiny: None) -> None:
     run = run_of(songs, tmp_path, "data.targets=[vocals, drums+bass]")
-    assert run.shape.stems == ("vocals", "drums+bass") and len(run.model.heads) == 2
-    assert not run.shape.mixture_consistent  # the other instruments are in none
+    assert run.model_config.stems == ("vocals", "drums+bass") and len(run.model.heads) == 2
+    assert not run.model_config.mixture_consistent  # the other instruments are in none
     assert math.isfinite(run.step(next(run.batches()))["loss"])
-    assert run_of(songs, tmp_path / "two", "data.targets=[vocals, accompaniment]").shape.mixture_consistent
+    assert run_of(
+        songs, tmp_path / "two", "data.targets=[vocals, accompaniment]"
+    ).model_config.mixture_consistent
 
 
-def test_a_run_goes_on_from_a_checkpoint_of_its_own_model_alone(
+def test_a_run_resumes_only_from_a_checkpoint_of_its_own_model(
     songs: Path, tmp_path: Path, tiny: None
 ) -> None:
     first = run_of(songs, tmp_path)
@@ -143,16 +145,16 @@ def test_a_run_goes_on_from_a_checkpoint_of_its_own_model_alone(
         run_of(songs, tmp_path, "training.objective=masked")
     assert run_of(songs, tmp_path, "model.changes.head_dim=4", "training.resume=false").done == 0
     again = run_of(songs, tmp_path, "model.changes.margin_samples=0", "training.warm_start=other.ckpt")
-    assert again.done == 1  # what is thrown away of a segment is no matter of training
-    assert "last.ckpt; ignoring training.warm_start=other.ckpt" in again.said
+    assert again.done == 1  # the margin does not matter in training
+    assert "last.ckpt; ignoring training.warm_start=other.ckpt" in again.weights_note
 
 
-def test_a_transform_that_the_losses_lack_is_refused(songs: Path, tmp_path: Path, tiny: None) -> None:
+def test_an_unsupported_transform_is_rejected(songs: Path, tmp_path: Path, tiny: None) -> None:
     with pytest.raises(UsageError, match="only n_fft 2048 and hop 512, not 2048 and 256"):
         run_of(songs, tmp_path, "model.changes.hop=256")
 
 
-def test_a_warm_start_takes_what_fits(songs: Path, tmp_path: Path, tiny: None) -> None:
+def test_a_warm_start_loads_matching_weights(songs: Path, tmp_path: Path, tiny: None) -> None:
     first = run_of(songs, tmp_path / "first")
     first.step(next(first.batches()))
     first.save({}, best=False)
@@ -163,8 +165,8 @@ def test_a_warm_start_takes_what_fits(songs: Path, tmp_path: Path, tiny: None) -
     assert same(
         {"x": first.average.state["split.frequency"]}, {"x": two.model.state_dict()["split.frequency"]}
     )
-    assert "warm start from" in two.said
-    assert two.said.endswith("heads by name: vocals; from a part: accompaniment (from drums)")
+    assert "warm start from" in two.weights_note
+    assert two.weights_note.endswith("heads by name: vocals; from a part: accompaniment (from drums)")
     with pytest.raises(InputError, match="no weight has the name"):
         checkpoint.warm_start(nn.Linear(2, 2), tmp_path / "first/last.ckpt")
     (tmp_path / "bad.ckpt").write_text("no checkpoint")
@@ -172,26 +174,21 @@ def test_a_warm_start_takes_what_fits(songs: Path, tmp_path: Path, tiny: None) -
         checkpoint.warm_start(first.model, tmp_path / "bad.ckpt")
 
 
-def test_a_checkpoint_from_when_the_input_layer_was_called_the_stem_is_read(tmp_path: Path) -> None:
-    weights = TfswaUNet(TINY).state_dict()
-    older = {re.sub(r"^split\.", "stem.", key): value for key, value in weights.items()}
-    shape = {"stem" if key == "split" else key: value for key, value in TINY.to_json().items()}
-    torch.save({"average": older, "model": older, "shape": shape, "step": 3}, tmp_path / "old.ckpt")
-    found = checkpoint.read(tmp_path / "old.ckpt")
-    assert found["average"].keys() == found["model"].keys() == weights.keys() and found["step"] == 3
-    assert ModelConfig.from_json(found["shape"]) == TINY
-    torch.save(older, tmp_path / "plain.ckpt")
-    assert checkpoint.read(tmp_path / "plain.ckpt").keys() == weights.keys()
+def test_the_bundled_model_is_read_with_current_names() -> None:
+    """Its file still calls the input layer `stem`."""
+    stored = checkpoint.read(WEIGHTS / "small.safetensors")
+    assert ModelConfig.from_json(stored["shape"]) == PRESETS["small"] and stored["step"] == 0
+    assert stored["average"].keys() == TfswaUNet(PRESETS["small"]).state_dict().keys()
 
 
-def test_a_warm_start_maps_heads_by_the_names_of_stems(tmp_path: Path) -> None:
+def test_a_warm_start_matches_heads_by_stem_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
     old = TfswaUNet(TINY)
     torch.save({"average": old.state_dict(), "shape": TINY.to_json()}, tmp_path / "old.ckpt")
     names = ("drums", "vocals", "bass", "other")
     new = TfswaUNet(dataclasses.replace(TINY, stems=names))
-    said = checkpoint.warm_start(new, tmp_path / "old.ckpt")
-    assert said.endswith("heads by name: drums, vocals, bass, other")
+    note = checkpoint.warm_start(new, tmp_path / "old.ckpt")
+    assert note.endswith("heads by name: drums, vocals, bass, other")
     mixture = torch.randn(1, 4, 1025, 8)
     with torch.inference_mode():
         wanted, found = old.eval()(mixture), new.eval()(mixture)
@@ -199,16 +196,16 @@ def test_a_warm_start_maps_heads_by_the_names_of_stems(tmp_path: Path) -> None:
         torch.testing.assert_close(found[:, place], wanted[:, TINY.stems.index(stem)])
 
 
-def test_a_warm_start_says_which_heads_are_of_another_stem_and_which_are_fresh(tmp_path: Path) -> None:
+def test_a_warm_start_reports_where_heads_come_from(tmp_path: Path) -> None:
     torch.manual_seed(0)
     old = TfswaUNet(TINY)
     torch.save({"average": old.state_dict(), "shape": TINY.to_json()}, tmp_path / "old.ckpt")
     new = TfswaUNet(dataclasses.replace(TINY, stems=("guitar", "drums+bass", "vocals")))
     fresh = {key: value.clone() for key, value in new.state_dict().items() if key.startswith("heads.0.")}
-    said = checkpoint.warm_start(new, tmp_path / "old.ckpt")
-    assert said.endswith("heads by name: vocals; from a part: drums+bass (from drums); afresh: guitar")
+    note = checkpoint.warm_start(new, tmp_path / "old.ckpt")
+    assert note.endswith("heads by name: vocals; from a part: drums+bass (from drums); random: guitar")
     total = len(new.state_dict())
-    assert f"{total - len(fresh)} of {total} tensors" in said
+    assert f"{total - len(fresh)} of {total} tensors" in note
     found, before = new.state_dict(), old.state_dict()
     assert same(fresh, found)
     for place, origin in ((1, TINY.stems.index("drums")), (2, TINY.stems.index("vocals"))):
@@ -223,8 +220,8 @@ def test_a_warm_start_says_which_heads_are_of_another_stem_and_which_are_fresh(t
     assert "heads by position" in checkpoint.warm_start(TfswaUNet(TINY), tmp_path / "plain.ckpt")
 
 
-def test_a_warm_start_takes_no_weight_of_another_band_or_attention(tmp_path: Path) -> None:
-    """Of the same shape, at the same place in the list."""
+def test_a_warm_start_skips_weights_of_another_band_or_attention(tmp_path: Path) -> None:
+    """Even if they have the same name and shape."""
     bands = (Band(start=0, stop=128, stride=8), Band(start=128, stop=1024, stride=56))
     old = TfswaUNet(dataclasses.replace(TINY, bands=bands, tdfs=(4, 4), branches=("time", "frequency")))
     for weight in old.parameters():
@@ -245,9 +242,9 @@ def test_a_warm_start_takes_no_weight_of_another_band_or_attention(tmp_path: Pat
     assert numbered and taken(branches=("time", "window")) == every - numbered
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
-def test_freed_memory_stays_with_the_process() -> None:
-    """Blocks of 50 MB, which glibc always maps on their own: returned to the system, each brings new pages."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept() -> None:
+    """Blocks of 50 MB, which glibc always maps on their own: returned to the system, each causes page faults."""
     script = """
 import resource, numpy as np
 from training.distributed import keep_freed_memory
@@ -267,7 +264,7 @@ print(new_pages(), returned)
     assert kept < returned / 10
 
 
-def test_attention_as_matrix_products_is_the_same_attention(songs: Path, tmp_path: Path, tiny: None) -> None:
+def test_fused_and_plain_attention_agree(songs: Path, tmp_path: Path, tiny: None) -> None:
     found = {}
     for fused in (True, False):
         run = run_of(songs, tmp_path / str(fused), f"training.fused_attention={fused}")
@@ -279,7 +276,7 @@ def test_attention_as_matrix_products_is_the_same_attention(songs: Path, tmp_pat
 @pytest.mark.parametrize(
     ("seconds", "line"), [(0.2, "examples are 0.1741 s long instead of 0.2 s"), (0.175, "")]
 )
-def test_examples_are_as_long_as_the_network_need_not_pad(
+def test_example_lengths_need_no_padding(
     songs: Path, tmp_path: Path, tiny: None, seconds: float, line: str
 ) -> None:
     run = run_of(
@@ -287,7 +284,7 @@ def test_examples_are_as_long_as_the_network_need_not_pad(
     )
     frames = [stft(mixture).shape[-1] for mixture, _, _ in run.batches()]
     assert frames == [8, 8, 16, 16]
-    assert run.rounded.startswith(line) and bool(run.rounded) == bool(line)
+    assert run.length_note.startswith(line) and bool(run.length_note) == bool(line)
 
 
 def test_a_progressive_run(songs: Path, tmp_path: Path, tiny: None) -> None:
@@ -314,7 +311,7 @@ def test_the_paper_s_learning_rate() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_stops_early_and_keeps_a_record(
+def test_a_run_stops_early_and_logs_to_tensorboard(
     songs: Path, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -335,7 +332,7 @@ def test_a_run_stops_early_and_keeps_a_record(
     assert len(record.Scalars("train/loss")) == last["step"]
 
 
-def test_hidden_patches_alone_are_predicted(songs: Path, tmp_path: Path, tiny: None) -> None:
+def test_pretraining_predicts_masked_patches(songs: Path, tmp_path: Path, tiny: None) -> None:
     run = run_of(songs, tmp_path, "training=pretrain", "training.warmup_steps=1", "training.workers=0",
                  "training.steps=3", "training.accelerator=cpu", "training.precision=32-true")  # fmt: skip
     before, heads = weights(run), run.model.heads.state_dict()
@@ -348,40 +345,40 @@ def test_hidden_patches_alone_are_predicted(songs: Path, tmp_path: Path, tiny: N
     run.save({}, best=False)
     after = run_of(songs, tmp_path / "after", f"training.warm_start={tmp_path / 'last.ckpt'}")
     assert torch.equal(after.model.state_dict()["split.frequency"], run.average.state["split.frequency"])
-    hidden = hide(torch.zeros(2, 8, 1024, 64), generator=torch.Generator().manual_seed(0))
-    assert 0.3 < hidden.float().mean() < 0.5
-    patches = hidden.float().view(2, 1, 32, 32, 4, 16)
+    mask = draw_mask(torch.zeros(2, 8, 1024, 64), generator=torch.Generator().manual_seed(0))
+    assert 0.3 < mask.float().mean() < 0.5
+    patches = mask.float().view(2, 1, 32, 32, 4, 16)
     assert set(patches.mean(dim=(3, 5)).flatten().tolist()) == {0.0, 1.0}
     assert isinstance(run.trained, MaskedSpectrogram)
 
 
-def test_the_learning_rate_finder_takes_the_steepest_place() -> None:
+def test_the_learning_rate_finder_suggests_the_steepest_point() -> None:
     rates = [10 ** (-6 + i / 10) for i in range(60)]
     curve = [1 / (1 + math.exp((i - 30) / 2)) + (i > 45) * (i - 45) ** 2 for i in range(60)]
-    found = learning_rate_finder.suggest(rates, curve)
+    found = lr_finder.suggest(rates, curve)
     assert 10**-3.2 < found < 10**-2.5  # the smoothing lags a little
-    assert learning_rate_finder.has_exploded(curve)
-    assert not learning_rate_finder.has_exploded(curve[:45])
-    assert not learning_rate_finder.has_exploded(curve[:10])
-    assert learning_rate_finder.smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0] * 3)
+    assert lr_finder.has_exploded(curve)
+    assert not lr_finder.has_exploded(curve[:45])
+    assert not lr_finder.has_exploded(curve[:10])
+    assert lr_finder.smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0] * 3)
     with pytest.raises(ValueError, match="never decreased"):
-        learning_rate_finder.suggest(rates, sorted(curve))
+        lr_finder.suggest(rates, sorted(curve))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_noise_neither_explodes_nor_draws_the_learning_rate(seed: int) -> None:
-    """A loss that hardly moves at first, beside what batches differ by."""
+def test_the_learning_rate_finder_tolerates_noise(seed: int) -> None:
+    """At first the loss changes less than it varies from batch to batch."""
     noise = np.random.default_rng(seed).normal(0, 0.03, 100)
     rates = [10 ** (-6 + 6 * i / 99) for i in range(100)]
     curve = [0.1 - 0.5 / (1 + math.exp((60 - i) / 4)) + (i > 80) * (i - 80) ** 2 / 10 for i in range(100)]
     losses = [float(loss) for loss in curve + noise]
-    assert not any(learning_rate_finder.has_exploded(losses[:i]) for i in range(1, 80))
-    assert learning_rate_finder.has_exploded(losses)
-    assert rates[50] < learning_rate_finder.suggest(rates, losses) < rates[75]
+    assert not any(lr_finder.has_exploded(losses[:i]) for i in range(1, 80))
+    assert lr_finder.has_exploded(losses)
+    assert rates[50] < lr_finder.suggest(rates, losses) < rates[75]
 
 
 def test_magnitude_loss_by_hand() -> None:
-    """A scaled copy: every magnitude is half the target's, wherever the floor does not matter."""
+    """Every magnitude of the estimate is half the target's, and well above the floor."""
     target = torch.randn(1, 2, 2, 8192, generator=torch.Generator().manual_seed(0))
     known = torch.tensor([[1.0, 0.0]])
     estimate = torch.cat([target[:, :1] / 2, torch.zeros_like(target[:, 1:])], dim=1)
@@ -398,36 +395,36 @@ def test_consistency_loss_by_hand() -> None:
     assert float(losses.mixture_consistency(estimate, torch.full((1, 2, 10), 0.5))) == pytest.approx(1.5)
 
 
-def test_a_spectral_loss_takes_the_mixtures_spectrum_as_it_is_given(tiny: None) -> None:
-    """It is not computed again, and the order in which a spectrum lies in memory does not matter."""
+def test_the_spectral_loss_uses_the_given_mixture_spectrum(tiny: None) -> None:
+    """It is not computed again, and the memory layout of the output does not matter."""
     generator = torch.Generator().manual_seed(0)
     stems, known = torch.randn(2, 3, 2, 4096, generator=generator), torch.ones(2, 3)
     spectrum = torch.randn(2, 4, 3, 1025, 9, generator=generator).transpose(1, 2)
     given = 2 * stft(stems.sum(dim=1))
-    weighing = load_config(["data.pools=x", "training=cpu"]).training.loss
-    _, terms = losses.weigh_terms(
-        spectrum, stems.sum(dim=1), stems, known, weights=weighing, transformed=given
+    loss_settings = load_config(["data.pools=x", "training=cpu"]).training.loss
+    _, terms = losses.weighted_loss(
+        spectrum, stems.sum(dim=1), stems, known, weights=loss_settings, mixture_spectrum=given
     )
     wanted = stft(stems.flatten(0, 1)).view(spectrum.shape)
-    l1, sdr = losses.spectral_terms(spectrum, wanted, known, mixture=given, floor=weighing.sdr_floor)
+    l1, sdr = losses.spectral_terms(spectrum, wanted, known, mixture=given, floor=loss_settings.sdr_floor)
     torch.testing.assert_close((terms["stft"], terms["sdr"]), (l1, sdr))
 
 
-def test_terms_are_weighed(tiny: None) -> None:
+def test_terms_are_weighted(tiny: None) -> None:
     generator = torch.Generator().manual_seed(0)
     spectrum = torch.randn(1, 2, 4, 1025, 9, generator=generator)
     stems, known = torch.randn(1, 2, 2, 4096, generator=generator), torch.ones(1, 2)
     values = {"waveform": 2.0, "sdr": 0.0, "stft": 0.5, "magnitude": 0.25, "consistency": 3.0}
-    weighing = load_config(["data.pools=x", *(f"training.loss.{k}={v}" for k, v in values.items())])
+    loss_settings = load_config(["data.pools=x", *(f"training.loss.{k}={v}" for k, v in values.items())])
     mixture = stems.sum(dim=1)
-    total, terms = losses.weigh_terms(
-        spectrum, mixture, stems, known, weights=weighing.training.loss, transformed=stft(mixture)
+    total, terms = losses.weighted_loss(
+        spectrum, mixture, stems, known, weights=loss_settings.training.loss, mixture_spectrum=stft(mixture)
     )
     assert set(terms) == {"waveform", "stft", "magnitude", "consistency"}
     assert float(total) == pytest.approx(sum(values[name] * float(term) for name, term in terms.items()))
 
 
-def test_a_state_file_goes_on_elsewhere_at_its_step(songs: Path, tmp_path: Path, tiny: None) -> None:
+def test_a_state_file_continues_at_its_step(songs: Path, tmp_path: Path, tiny: None) -> None:
     train.train(config_of(songs, tmp_path / "first", "training.steps=3"))
     state = tmp_path / "state.safetensors"
     assert write_state(tmp_path / "first/last.ckpt", state) == 3

@@ -1,4 +1,4 @@
-"""A run's folder: who may write there, what is recorded, and how a run ends when it is asked to."""
+"""A run's folder: its lock, its record of starts, and stopping by a signal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import tfswa_sep
 from tfswa_sep.errors import OutputError, UsageError
 from training.configuration import load_config
 from training.run import start_processes
-from training.run_folder import held
+from training.run_folder import lock_folder
 from training.stop import SIGNALS, Stopped
 from training.train import train
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests/train_tiny.py"
 
 
-def words(pools: Path, out: Path, *more: str) -> list[str]:
+def overrides(pools: Path, out: Path, *more: str) -> list[str]:
     return [
         f"data.pools={pools}", f"out={out}", "data.mix.seconds=0.3", "training.workers=0",
         "training.threads=1", "training.batch_size=1", "training.accelerator=cpu",
@@ -39,7 +39,7 @@ def words(pools: Path, out: Path, *more: str) -> list[str]:
 
 
 def start(*runs: list[str], **environment: str) -> subprocess.Popen[str]:
-    """A process that trains, and that a group signal reaches with all its workers."""
+    """Start training in a process group of its own, so that a signal reaches its workers too."""
     return subprocess.Popen(
         [sys.executable, str(TINY), json.dumps(runs)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
@@ -50,15 +50,15 @@ def start(*runs: list[str], **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_run_s_folder_tells_what_was_run(
+def test_every_start_is_recorded(
     pools: Path, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    last = train(load_config(words(pools, tmp_path, "training.steps=1")))
-    train(load_config(words(pools, tmp_path, "training.steps=2", "seed=4")))
+    last = train(load_config(overrides(pools, tmp_path, "training.steps=1")))
+    train(load_config(overrides(pools, tmp_path, "training.steps=2", "seed=4")))
     capsys.readouterr()
-    assert train(load_config(words(pools, tmp_path, "training.steps=2", "seed=4"))) == last
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "finished at step 2" in said and str(last) in said
+    assert train(load_config(overrides(pools, tmp_path, "training.steps=2", "seed=4"))) == last
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1 and "finished at step 2" in output and str(last) in output
     first, second = json.loads((tmp_path / "run.json").read_text())  # the third did nothing
     assert (first["step"], second["step"]) == (0, 1)
     assert first["changed_settings"] == {}
@@ -73,41 +73,39 @@ def test_a_run_s_folder_tells_what_was_run(
     written = OmegaConf.load(tmp_path / "config.yaml")
     assert written == OmegaConf.create(
         OmegaConf.to_container(
-            load_config(words(pools, tmp_path, "training.steps=2", "seed=4")), resolve=True
+            load_config(overrides(pools, tmp_path, "training.steps=2", "seed=4")), resolve=True
         )
     )
 
 
-def test_two_runs_do_not_write_into_one_folder(pools: Path, tmp_path: Path, tiny: None) -> None:
-    config = load_config(words(pools, tmp_path, "training.steps=1"))
+def test_two_runs_cannot_write_to_one_folder(pools: Path, tmp_path: Path, tiny: None) -> None:
+    config = load_config(overrides(pools, tmp_path, "training.steps=1"))
     with (
-        held(tmp_path, start_processes(config)),
+        lock_folder(tmp_path, start_processes(config)),
         pytest.raises(UsageError, match=r"another run is writing to .*: wait until it ends, or choose"),
     ):
         train(config)
     train(config)
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written"):
-        train(load_config(words(pools, tmp_path / "file/out", "training.steps=1")))
+    with pytest.raises(OutputError, match="cannot write to"):
+        train(load_config(overrides(pools, tmp_path / "file/out", "training.steps=1")))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_saves_and_ends_a_run_which_then_goes_on(
-    number: signal.Signals, pools: Path, tmp_path: Path
-) -> None:
-    """As Slurm sends it: to all processes of a job step, the data workers among them."""
-    line = words(
+def test_a_run_stopped_by_a_signal_resumes(number: signal.Signals, pools: Path, tmp_path: Path) -> None:
+    """Slurm signals all processes of a job step, including data workers."""
+    arguments = overrides(
         pools, tmp_path, "training.steps=100000", "training.save_every=100000",
         "training.validate_every=100000", "training.workers=1",
     )  # fmt: skip
     steps = []
     for _ in range(2):
-        with start(line) as process:
+        with start(arguments) as process:
             assert process.stdout is not None and process.stderr is not None
-            for said in process.stdout:
-                if said.startswith("step "):
+            for line in process.stdout:
+                if line.startswith("step "):
                     os.killpg(process.pid, number)
                     break
             rest, errors = process.stdout.read(), process.stderr.read()
@@ -119,7 +117,7 @@ def test_a_signal_saves_and_ends_a_run_which_then_goes_on(
 
 
 def slurm(process: int, **changes: str) -> dict[str, str]:
-    """What srun sets for one of two tasks on one node."""
+    """The variables that srun sets for one of two tasks on one node."""
     return {
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
         "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_PROCID": str(process),
@@ -128,20 +126,20 @@ def slurm(process: int, **changes: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_tasks_of_srun_are_processes_of_one_run(pools: Path, tmp_path: Path) -> None:
-    line = words(pools, tmp_path, "training.steps=2")
-    tasks = [start(line, **slurm(process)) for process in range(2)]
-    said = [task.communicate(timeout=300) for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], said
-    assert "step 2 loss" in said[0][0] and "step" not in said[1][0]  # one of them speaks
+def test_srun_tasks_form_one_run(pools: Path, tmp_path: Path) -> None:
+    arguments = overrides(pools, tmp_path, "training.steps=2")
+    tasks = [start(arguments, **slurm(process)) for process in range(2)]
+    outputs = [task.communicate(timeout=300) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert "step 2 loss" in outputs[0][0] and "step" not in outputs[1][0]  # only one process logs
     (entry,) = json.loads((tmp_path / "run.json").read_text())
     assert entry["processes"] == 2
 
 
-def test_tasks_of_srun_must_be_spread_evenly(
+def test_srun_tasks_must_be_spread_evenly(
     pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config(words(pools, tmp_path))
+    config = load_config(overrides(pools, tmp_path))
     for name, value in slurm(0, SLURM_NTASKS_PER_NODE="8").items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=r"srun started 2 tasks on 1 nodes: pass .*--ntasks-per-node"):

@@ -156,7 +156,7 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 def test_average_by_hand() -> None:
     model = nn.BatchNorm1d(1)
-    average = checkpoint.Average(model, 0.5)
+    average = checkpoint.WeightAverage(model, 0.5)
     with torch.no_grad():
         model.weight.fill_(11.0)
         model.running_mean.fill_(20.0)  # type: ignore[union-attr]

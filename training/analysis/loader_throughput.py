@@ -15,7 +15,7 @@ from rich.console import Console
 from tfswa_sep.model.config import PRESETS
 from tfswa_sep.model.stft_torch import stft
 from tfswa_sep.model.unet import TfswaUNet
-from training.distributed import pick_precision, settle
+from training.distributed import pick_precision, set_up_process
 from training.mixing.mixer import Mixer
 from training.mixing.settings import MixSettings
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     mixer = Mixer(options.pools, MixSettings(), device=device)
-    settle(device, fused_attention=device.type != "cpu")  # as training=cpu and training=h100 do
+    set_up_process(device, fused_attention=device.type != "cpu")  # as training=cpu and training=h100 do
     model = TfswaUNet(PRESETS[options.preset]).to(device).train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     still = mixer.batch(0, options.batch)[0]

@@ -16,10 +16,10 @@ from tfswa_sep.constants import HOP, N_FFT
 from tfswa_sep.model.stft_torch import istft, stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import losses
-from training.checkpoint import Average
-from training.configuration import model_shape
+from training.checkpoint import WeightAverage
+from training.configuration import build_model_config
 from training.data.loader import seconds_of, whole_seconds
-from training.distributed import on_cuda, pick_precision, settle
+from training.distributed import on_cuda, pick_precision, set_up_process
 from training.optimizer import make_optimizer
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -55,10 +55,10 @@ class Rehearsal:
     """Model, optimizer, average and one batch. `step` may be called again and again."""
 
     def __init__(self, config: DictConfig, *, checkpointing: bool | None = None) -> None:
-        shape, settings = model_shape(config.model), config.training
+        shape, settings = build_model_config(config.model), config.training
         cuda = on_cuda(settings.accelerator)
         self.device, self.settings = torch.device("cuda" if cuda else "cpu"), settings
-        settle(self.device, fused_attention=settings.fused_attention)
+        set_up_process(self.device, fused_attention=settings.fused_attention)
         self.dtype = PRECISIONS[pick_precision(settings.precision, settings.accelerator)]
         self.seconds = whole_seconds(seconds_of(config.data), shape)  # of an example
         wanted = config.model.checkpointing if checkpointing is None else checkpointing
@@ -68,7 +68,7 @@ class Rehearsal:
             if weight.ndim == 4:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, settings)
-        self.average = Average(self.model, settings.ema_decay)
+        self.average = WeightAverage(self.model, settings.ema_decay)
         size = (
             settings.batch_size,
             len(shape.stems),
@@ -86,13 +86,13 @@ class Rehearsal:
             transformed = stft(self.mixture)
             spectrum = self.model(transformed)
         inverse = overlap_add if isinstance(spectrum, FakeTensor) else istft
-        total, _ = losses.weigh_terms(
+        total, _ = losses.weighted_loss(
             spectrum,
             self.mixture,
             self.stems,
             self.known,
             weights=self.settings.loss,
-            transformed=transformed,
+            mixture_spectrum=transformed,
             inverse=inverse,
         )
         return total

@@ -15,7 +15,7 @@ import torch
 
 from tfswa_sep.errors import InputError, OutputError, TfswaError
 from tfswa_sep.model.config import ModelConfig
-from training.checkpoint import differences, read, save
+from training.checkpoint import differing_fields, read, save
 
 
 def average(first: Path, second: Path, *, share: float) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def average(first: Path, second: Path, *, share: float) -> dict[str, Any]:
         InputError: A checkpoint cannot be read, or the two are of different networks.
     """
     found, other = read(first), read(second)
-    if different := differences(_network(found, first), _network(other, second)):
+    if different := differing_fields(_network(found, first), _network(other, second)):
         names = ", ".join(different)
         raise InputError(
             f"{first} and {second} are of networks with different {names}: choose two checkpoints of the same network"
