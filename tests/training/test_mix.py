@@ -1,4 +1,4 @@
-"""Training mixtures: what is known of them, and what the augmentations must leave true."""
+"""Training mixtures: which stems are known, and what augmentation must not change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor
 
-from training.mixing.mixer import STEMS, Mixer
+from tfswa_sep.constants import STEMS
+from training.mixing.mixer import Mixer
 from training.mixing.pools import Pools
 from training.mixing.settings import MixSettings
 
@@ -65,14 +66,14 @@ def test_known_stems_sum_to_the_mixture(pools: Path, kind: str) -> None:
     assert known.all()
 
 
-def test_stems_of_a_song_are_cut_at_one_place(pools: Path) -> None:
+def test_stems_of_a_song_are_cut_at_the_same_position(pools: Path) -> None:
     _, stems, _ = Mixer(pools, only("song", **AS_IS)).batch(0, 4)
     for example in stems:
         assert torch.corrcoef(example.flatten(1)).min() > 0.99
 
 
-def test_an_albums_stems_come_as_loud_as_a_mix_has_them(own_pools: Path) -> None:
-    """Recorded 20 dB apart, they lie as far apart as `level` says; those of a teacher stay as they are."""
+def test_stems_of_the_album_get_the_levels_of_a_mix(own_pools: Path) -> None:
+    """Recorded 20 dB apart, they get the levels of `level`; stems by the teacher keep theirs."""
 
     def soften(row: dict[str, Any]) -> dict[str, Any]:
         if row["pool"] == "song" and row["stem"] == "bass":
@@ -93,14 +94,14 @@ def test_an_albums_stems_come_as_loud_as_a_mix_has_them(own_pools: Path) -> None
     assert bass_below_drums() > 12
 
 
-def test_stems_of_songs_apart_do_not_agree(pools: Path) -> None:
+def test_stems_of_different_songs_are_uncorrelated(pools: Path) -> None:
     settings = only("stems", drop=dict.fromkeys(STEMS, 0.0), **AS_IS)
     _, stems, _ = Mixer(pools, settings).batch(0, 2)
     for example in stems:
         assert (torch.corrcoef(example.flatten(1)) - torch.eye(4)).abs().max() < 0.2
 
 
-def test_accompaniment_is_no_stem(pools: Path) -> None:
+def test_accompaniment_is_not_a_stem(pools: Path) -> None:
     settings = only("accompaniment", drop={"vocals": 0.0, "accompaniment": 0.0}, codec=0.0)
     mixture, stems, known = Mixer(pools, settings).batch(0, 4)
     assert torch.equal(known, torch.tensor([[1.0, 0, 0, 0]]).expand(4, 4))
@@ -131,7 +132,7 @@ def test_mixtures_are_finite_and_within_full_scale(pools: Path) -> None:
 
 
 def test_a_peak_is_held_at_full_scale(own_pools: Path) -> None:
-    """Clicks: a mixture of little power and high peaks."""
+    """Clicks have high peaks and little power."""
     for path in own_pools.glob("*/*.npy"):
         clicks = np.zeros_like(np.load(path))
         clicks[::4000] = 32_000
@@ -148,21 +149,21 @@ def test_silence_is_mixed_without_a_nan(own_pools: Path) -> None:
         assert mixture.abs().max() == 0 and stems.abs().max() == 0
 
 
-def test_a_low_cut_takes_the_depth_of_other_alone(pools: Path) -> None:
-    """Stems of the song are scaled copies: what differs is what was cut."""
+def test_a_low_cut_removes_the_lows_of_other_only(pools: Path) -> None:
+    """The stems are scaled copies: they differ only by the cut."""
 
-    def depth(probability: float) -> Tensor:
+    def lows(probability: float) -> Tensor:
         settings = only("band", **{**AS_IS, "low_cut": {"band": probability}})
         stems = Mixer(pools, settings).batch(0, 8)[1].mean(dim=2)
-        deep: Tensor = torch.fft.rfft(stems).abs().square()[..., : round(60 * CHUNK)].sum(dim=-1)
-        return deep / stems.square().sum(dim=-1)
+        low: Tensor = torch.fft.rfft(stems).abs().square()[..., : round(60 * CHUNK)].sum(dim=-1)
+        return low / stems.square().sum(dim=-1)
 
-    free, cut = depth(0.0), depth(1.0)
+    free, cut = lows(0.0), lows(1.0)
     assert (cut[:, 3] < 0.3 * free[:, 3]).all()
     torch.testing.assert_close(cut[:, 1:3], free[:, 1:3], rtol=1e-3, atol=1e-6)
 
 
-def test_a_high_cut_takes_the_treble_of_the_bass_alone(pools: Path) -> None:
+def test_a_high_cut_removes_the_treble_of_the_bass_only(pools: Path) -> None:
     def treble(probability: float) -> Tensor:
         settings = only("band", **{**AS_IS, "high_cut": {"band": probability}})
         stems = Mixer(pools, settings).batch(0, 8)[1].mean(dim=2)
@@ -175,7 +176,7 @@ def test_a_high_cut_takes_the_treble_of_the_bass_alone(pools: Path) -> None:
 
 
 @pytest.mark.parametrize("empty", ["vocals", "bass", "accompaniment"])
-def test_an_empty_pool_is_told(own_pools: Path, empty: str) -> None:
+def test_an_empty_pool_is_reported(own_pools: Path, empty: str) -> None:
     edit_manifest(own_pools, lambda row: None if row["pool"] == empty else row)
     with pytest.raises(
         ValueError, match=rf"the pool '{empty}' is empty; run python -m training\.corpus\.build"
@@ -192,14 +193,14 @@ def test_a_chunk_never_crosses_a_segment(own_pools: Path, length: int) -> None:
         samples[start:end] = (i + 1) * level
     np.save(own_pools / "drums/stereo.npy", samples)
     edit_manifest(own_pools, lambda row: {**row, "segments": segments} if row["pool"] == "drums" else row)
-    (drums,) = Mixer(own_pools, only("stems")).pools.arrays["drums"]
+    (drums,) = Mixer(own_pools, only("stems")).pools.recordings["drums"]
     wanted = 14_000
     for seed in range(50):
         chunk = drums.read(wanted, np.random.default_rng(seed), sample_rate=RATE)
         assert chunk.shape == (1, wanted)
         values = np.rint(chunk[0].numpy() * 32_768).astype(int)
         edges = np.flatnonzero(np.diff(values)) + 1
-        pieces = [part for part in np.split(values, edges) if part[0] != 0]  # zeros: pauses between pieces
+        pieces = [part for part in np.split(values, edges) if part[0] != 0]  # zeros are pauses
         assert set(values) <= {0, *range(level, 10 * level + 1, level)}
         if length > wanted:
             assert len(pieces) == 1 and len(pieces[0]) == wanted
@@ -229,7 +230,7 @@ def test_a_voice_without_treble_is_mixed_with_music_without_treble(own_pools: Pa
     assert treble(whole, 9000) > 0.05
 
 
-def test_a_coder_takes_the_treble_of_all_stems_and_adds_noise_to_the_mixture_alone(pools: Path) -> None:
+def test_the_codec_removes_treble_from_all_stems_and_adds_noise_to_the_mixture_only(pools: Path) -> None:
     mixture, stems, known = Mixer(pools, only("stems", codec=1.0)).batch(0, 4)
     assert known.all()
     noise = mixture - stems.sum(dim=1)
@@ -238,7 +239,7 @@ def test_a_coder_takes_the_treble_of_all_stems_and_adds_noise_to_the_mixture_alo
     assert treble(stems, 20_900) < 1e-4 and treble(mixture, 20_900) < 1e-3
 
 
-def test_a_song_is_sung_by_another_voice(pools: Path) -> None:
+def test_a_song_can_get_another_voice(pools: Path) -> None:
     _, stems, known = Mixer(pools, only("song", **AS_IS | {"song_voice": 1.0})).batch(0, 6)
     assert known.all()
     for example in stems:
@@ -246,24 +247,24 @@ def test_a_song_is_sung_by_another_voice(pools: Path) -> None:
         assert torch.corrcoef(example[:2].flatten(1))[0, 1].nan_to_num().abs() < 0.3
 
 
-def test_a_song_that_a_teacher_took_apart_keeps_its_voice(own_pools: Path) -> None:
+def test_a_song_with_estimated_stems_keeps_its_voice(own_pools: Path) -> None:
     edit_manifest(own_pools, lambda row: row | ({"teacher": "one"} if row["pool"] == "song" else {}))
     _, stems, _ = Mixer(own_pools, only("song", **AS_IS | {"song_voice": 1.0})).batch(0, 4)
     for example in stems:
         assert torch.corrcoef(example.flatten(1)).min() > 0.99
 
 
-def test_songs_that_a_teacher_took_apart_can_be_drawn_less_often(own_pools: Path) -> None:
+def test_songs_with_estimated_stems_can_be_drawn_less_often(own_pools: Path) -> None:
     mixer = Mixer(own_pools, only("song", **AS_IS, estimated_songs=0.25))
     (song,) = mixer.pools.songs["song"].values()
-    taken_apart = replace(song, estimated=True, masked=["drums"])
-    mixer.pools.songs["song"] = {"taken apart": taken_apart, "with stems": song}
+    estimated = replace(song, estimated=True, masked=["drums"])
+    mixer.pools.songs["song"] = {"estimated": estimated, "true": song}
     known = mixer.batch(0, 60)[2][:, STEMS.index("drums")]
-    assert 0.65 < known.mean() < 0.95  # 0.8 is expected, 0.5 were they drawn alike
+    assert 0.65 < known.mean() < 0.95  # expected: 0.8; with equal weights: 0.5
 
 
-def test_voices_are_drawn_by_kind_and_then_by_the_root_of_their_minutes(own_pools: Path) -> None:
-    """Two sources of speech, one nine times as long as the other, and one that was sung in a song."""
+def test_voices_are_drawn_by_kind_and_then_by_the_square_root_of_their_minutes(own_pools: Path) -> None:
+    """Two sources of speech, one nine times as long as the other, and one sung in a song."""
     minutes = {"mono": 9.0, "takes": 1.0}
 
     def kinds(row: dict[str, Any]) -> dict[str, Any]:
@@ -279,13 +280,13 @@ def test_voices_are_drawn_by_kind_and_then_by_the_root_of_their_minutes(own_pool
     path.write_text(json.dumps(content))
 
     def shares(voices: dict[str, float]) -> list[float]:
-        found, rng = Pools(own_pools, torch.device("cpu"), voices=voices), np.random.default_rng(0)
-        drawn = [found.draw("vocals", rng) for _ in range(4000)]
-        return [sum(d is array for d in drawn) / len(drawn) for array in found.arrays["vocals"]]
+        pools, rng = Pools(own_pools, torch.device("cpu"), voices=voices), np.random.default_rng(0)
+        drawn = [pools.draw("vocals", rng) for _ in range(4000)]
+        return [sum(d is recording for d in drawn) / len(drawn) for recording in pools.recordings["vocals"]]
 
     assert shares({"speech": 0.2, "song": 0.3, "singing": 0.5}) == pytest.approx([0.3, 0.1, 0.6], abs=0.04)
     assert shares({"song": 1.0}) == [0, 0, 1]
-    with pytest.raises(ValueError, match=r"none of the voices asked for is there, only \['song', 'speech'\]"):
+    with pytest.raises(ValueError, match=r"no voices of the requested kinds, only \['song', 'speech'\]"):
         shares({"singing": 1.0})
 
 
@@ -308,7 +309,7 @@ def test_a_compressed_voice_has_less_dynamic(own_pools: Path) -> None:
 
 
 def test_a_voice_stays_in_the_centre_unless_it_is_panned(own_pools: Path) -> None:
-    edit_manifest(own_pools, lambda row: None if row["source"] == "takes" else row)  # the other one is mono
+    edit_manifest(own_pools, lambda row: None if row["source"] == "takes" else row)  # leaves the mono one
 
     def sides(pan: float) -> float:
         settings = only(
@@ -328,24 +329,22 @@ def test_a_voice_stays_in_the_centre_unless_it_is_panned(own_pools: Path) -> Non
 
 
 @pytest.mark.parametrize("estimated", [False, True])
-def test_the_stems_of_a_song_are_equalized_each_alone_unless_a_teacher_made_them(
-    own_pools: Path, estimated: bool
-) -> None:
-    """The song's stems are scaled copies of one noise: equalized alike they still agree."""
+def test_only_estimated_stems_of_a_song_share_an_equalizer(own_pools: Path, estimated: bool) -> None:
+    """The stems are scaled copies of one noise: with the same equalizer they stay correlated."""
     row = {"teacher": "one"} if estimated else {}
     edit_manifest(own_pools, lambda r: r | (row if r["pool"] == "song" else {}))
     _, stems, _ = Mixer(own_pools, only("song", **AS_IS | {"equalizer": 6.0})).batch(0, 4)
-    agreement = torch.stack([torch.corrcoef(example.flatten(1)).min() for example in stems])
-    assert agreement.min() > 0.99 if estimated else agreement.max() < 0.98
+    correlation = torch.stack([torch.corrcoef(example.flatten(1)).min() for example in stems])
+    assert correlation.min() > 0.99 if estimated else correlation.max() < 0.98
 
 
-def test_a_band_that_is_not_built_to_the_end_does_not_play(own_pools: Path) -> None:
+def test_an_unfinished_band_is_not_used(own_pools: Path) -> None:
     assert set(Pools(own_pools, torch.device("cpu"), voices={"singing": 1.0}).songs["band"]) == {"b"}
     edit_manifest(own_pools, lambda row: None if row["source"] == "b.bass" else row)
     assert not Pools(own_pools, torch.device("cpu"), voices={"singing": 1.0}).songs["band"]
 
 
-def test_a_band_plays_together_and_another_voice_sings(pools: Path) -> None:
+def test_a_band_gets_a_voice(pools: Path) -> None:
     settings = only("band", drop={"vocals": 0.0}, **AS_IS)
     mixture, stems, known = Mixer(pools, settings).batch(0, 4)
     assert known.all()

@@ -1,4 +1,4 @@
-"""One voice made into many."""
+"""Vocal effects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from training.mixing import voices
 
 RATE, N = 44_100, 30_000
-MANNERS = ("formant", "whisper", "growl", "drive", "harmony", "double", "choir")
+EFFECTS = ("formant", "whisper", "growl", "drive", "harmony", "double", "choir")
 
 
 def vowel(hertz: float = 200.0, formant: float = 1000.0) -> Tensor:
@@ -61,7 +61,7 @@ def test_another_tempo_keeps_the_pitch(tempo: float) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.82, 1.2])
-def test_formants_move_and_the_pitch_stays(ratio: float) -> None:
+def test_formants_shift_at_constant_pitch(ratio: float) -> None:
     moved = voices.resynthesize(vowel(), N, formant=ratio)
     assert pitch(moved) == pytest.approx(200, abs=2)
     assert centroid(moved) / centroid(vowel()) == pytest.approx(ratio, abs=0.1)
@@ -82,8 +82,8 @@ def test_a_whisper_has_the_formants_and_no_pitch() -> None:
     assert 0.3 < float(whispered.square().mean() / vowel().square().mean()) < 3
 
 
-def test_a_growl_is_rough_at_the_rate_of_a_growl() -> None:
-    rough = voices.growl(vowel(400.0), np.random.default_rng(0))
+def test_a_growl_modulates_at_its_rate() -> None:
+    rough = voices.add_growl(vowel(400.0), np.random.default_rng(0))
     loudness = rough[0].unfold(0, 220, 55).square().mean(dim=1)
     wobble = torch.fft.rfft(loudness - loudness.mean()).abs()
     hertz = float(wobble.argmax()) * RATE / 55 / len(loudness)
@@ -92,16 +92,16 @@ def test_a_growl_is_rough_at_the_rate_of_a_growl() -> None:
     assert float(loudness.std() / loudness.mean()) > 3 * float(steady.std() / steady.mean())
 
 
-def test_doubles_stand_left_and_right() -> None:
-    double = voices.doubled(vowel(), np.random.default_rng(0), pairs=1)
+def test_doubles_are_panned_left_and_right() -> None:
+    double = voices.add_doubles(vowel(), np.random.default_rng(0), pairs=1)
     assert double.shape == (2, N) and not torch.equal(double[0], double[1])
 
 
-@pytest.mark.parametrize("manner", MANNERS)
-def test_every_manner_gives_a_whole_chunk(manner: str) -> None:
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_every_effect_returns_a_whole_chunk(effect: str) -> None:
     for seed in range(3):
         x = vowel()[:, : N - 1000]
         for sound in (x, x.repeat(2, 1), torch.zeros_like(x)):
-            y = voices.perform(sound, N, np.random.default_rng(seed), {manner: 1.0}, white())
+            y = voices.perform(sound, N, np.random.default_rng(seed), {effect: 1.0}, white())
             assert y.shape[0] in (1, 2) and y.shape[1] == N and torch.isfinite(y).all()
             assert (float(y.abs().max()) > 0.01) == bool(sound.any())

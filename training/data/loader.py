@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tfswa_sep.constants import STEMS
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.multitrack import names_without
 from tfswa_sep.inference.metadata import is_stem_name
@@ -26,7 +27,7 @@ from training.data import folder, musdb
 from training.data.cache import CachedTrack, build_cache
 from training.data.chunks import SongChunks
 from training.data.tracks import Track, decode, to_float
-from training.mixing.mixer import STEMS, Mixer
+from training.mixing.mixer import Mixer
 from training.mixing.settings import MixSettings
 from training.stop import ignore_stop_signals
 

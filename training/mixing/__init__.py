@@ -1,1 +1,1 @@
-"""Training mixtures, drawn from the corpus's pools while training."""
+"""Training mixtures, drawn from the pools of the corpus."""
