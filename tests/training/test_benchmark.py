@@ -1,6 +1,6 @@
-"""The benchmark measures what it says: whole processes, side by side, in turns. No test is timed.
+"""The benchmark: measuring processes, contenders, peers, and the record.
 
-A tiny script stands for every program that is measured; the real peers need gigabytes and minutes.
+Tiny scripts replace the measured programs: the real peers need gigabytes and minutes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from training.benchmark.measure import (
     measure,
     seconds_to_first_line,
 )
-from training.benchmark.peers import PEERS, NoPeerError, Peer, install, peer_contenders
+from training.benchmark.peers import PEERS, Peer, PeerInstallError, install, peer_contenders
 from training.benchmark.record import measurement, plot, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,38 +48,38 @@ HELP = """
                                   [default: auto].
   --bit-depth <16|24>             Not bf16.
 """
-# Stands for `tfswa-sep`: notes how it was called, and does what the words after its name want.
+# Replaces `tfswa-sep`: logs its arguments, and does what they ask for.
 COMMAND = """#!{python}
 import json, os, sys
 from pathlib import Path
-words = sys.argv[1:]
-with open({said!r}, "a") as said:
-    said.write(json.dumps([*words, os.environ.get("OMP_NUM_THREADS")]) + "\\n")
-if "--help" in words:
+arguments = sys.argv[1:]
+with open({log!r}, "a") as log:
+    log.write(json.dumps([*arguments, os.environ.get("OMP_NUM_THREADS")]) + "\\n")
+if "--help" in arguments:
     print({help!r})
-elif words[:2] == ["models", "path"]:
+elif arguments[:2] == ["models", "path"]:
     print({model!r})
-elif words[:2] == ["eval", "run"]:
+elif arguments[:2] == ["eval", "run"]:
     mean = {{"vocals": {{"sdr": 4.0, "gain": 1.0}}}}
-    Path(words[words.index("--json") + 1]).write_text(json.dumps({{"methods": [{{"mean": mean}}]}}))
+    Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps({{"methods": [{{"mean": mean}}]}}))
 else:
-    assert Path(words[0]).is_file() and Path(words[2]).is_dir()
-    sys.exit("no 16 bits here" if words[5:8:2] == ["torch", "auto"] else 0)
+    assert Path(arguments[0]).is_file() and Path(arguments[2]).is_dir()
+    sys.exit("no 16 bits here" if arguments[5:8:2] == ["torch", "auto"] else 0)
 """
 
 
-def run_log(said: Path) -> list[list[Any]]:
-    return [json.loads(line) for line in said.read_text().splitlines()]
+def read_log(path: Path) -> list[list[Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program in the place of tfswa-sep, with a `python` beside it as in a virtual environment."""
+    """A fake tfswa-sep, with a `python` next to it as in a virtual environment."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     (tmp_path / "bin").mkdir()
     (tmp_path / "model").write_bytes(bytes(1234))
     program = tmp_path / "bin" / "command"
-    facts = {"said": str(tmp_path / "said"), "model": str(tmp_path / "model"), "help": HELP}
+    facts = {"log": str(tmp_path / "log"), "model": str(tmp_path / "model"), "help": HELP}
     program.write_text(COMMAND.format(python=sys.executable, **facts))
     (tmp_path / "bin" / "python").write_text("#!/bin/sh\necho 100 samples\n")
     for path in (tmp_path / "bin").iterdir():
@@ -95,13 +95,13 @@ def contender(name: str = "fake", code: str = "pass", **changes: Any) -> Contend
     return Contender(name=name, **(fields | changes))
 
 
-def test_a_song_is_looped_to_the_asked_length(tmp_path: Path) -> None:
+def test_a_song_is_looped_to_the_requested_length(tmp_path: Path) -> None:
     loop = np.arange(1, 1001, dtype=np.int16)
     soundfile.write(tmp_path / "loop.wav", loop, 8000)
     benchmark.make_song(tmp_path / "loop.wav", tmp_path / "long.wav", minutes=0.01)
-    found, rate = soundfile.read(tmp_path / "long.wav", dtype="int16")
+    result, rate = soundfile.read(tmp_path / "long.wav", dtype="int16")
     assert rate == 8000
-    np.testing.assert_array_equal(found, np.tile(loop, 5)[:4800])
+    np.testing.assert_array_equal(result, np.tile(loop, 5)[:4800])
 
 
 def measure_apart(code: str) -> Run:
@@ -129,12 +129,12 @@ def test_memory_is_that_of_all_processes_together() -> None:
     assert 2 * size < together.memory < 3 * size
 
 
-def test_a_command_that_fails_is_no_measurement() -> None:
+def test_a_failed_command_is_an_error() -> None:
     command = [sys.executable, "-c", "import sys; print('no such stem'); sys.exit(3)"]
-    with pytest.raises(FailedCommandError, match="ended with 3: no such stem"):
+    with pytest.raises(FailedCommandError, match="exit code 3: no such stem"):
         measure(command)
-    with pytest.raises(FailedCommandError, match="ended with 1"):
-        seconds_to_first_line([sys.executable, "-c", "pass"])  # says nothing
+    with pytest.raises(FailedCommandError, match="exit code 1"):
+        seconds_to_first_line([sys.executable, "-c", "pass"])  # prints nothing
 
 
 def test_the_time_ends_with_the_first_line_and_the_call_with_the_process() -> None:
@@ -144,80 +144,86 @@ def test_the_time_ends_with_the_first_line_and_the_call_with_the_process() -> No
     assert 0 < first < time.perf_counter() - started - 0.2
 
 
-def test_precisions_are_those_that_the_help_names() -> None:
+def test_precisions_are_read_from_the_help() -> None:
     assert precisions_of(HELP) == ("fp32", "int8")
     assert precisions_of("  --bit-depth <16|24>  Not int8.") == ()
-    spoken_of = "  Float32 unless --precision says otherwise.\n\nOptions:\n  --json FILE  Write it there.\n"
-    assert precisions_of(spoken_of + HELP) == ("fp32", "int8") and precisions_of(spoken_of) == ()
-    assert default_precision(spoken_of + HELP) == "auto"
+    mentioned = "  Float32 unless --precision says otherwise.\n\nOptions:\n  --json FILE  Write it there.\n"
+    assert precisions_of(mentioned + HELP) == ("fp32", "int8") and precisions_of(mentioned) == ()
+    assert default_precision(mentioned + HELP) == "auto"
     assert default_precision(HELP) == "auto"
     assert default_precision("  --precision <fp32|int8>  Not auto [default: int8].") == "int8"
     assert default_precision("  --bit-depth <16|24>  [default: 24]") == "fp32"
 
 
-def test_every_setting_of_ours_is_a_contender(command: Path, tmp_path: Path) -> None:
-    found = our_contenders(
+def test_every_setting_of_our_command_is_a_contender(command: Path, tmp_path: Path) -> None:
+    result = our_contenders(
         str(command), backends=["onnx"], precisions=None, threads=[1, 2], extra=["--stems", "vocals"]
     )
-    assert [(each.backend, each.precision, each.threads) for each in found] == [
+    assert [(each.backend, each.precision, each.threads) for each in result] == [
         ("auto", "auto", None), ("onnx", "fp32", 1), ("onnx", "fp32", 2),
         ("onnx", "int8", 1), ("onnx", "int8", 2),
     ]  # fmt: skip
-    last = found[-1]
+    last = result[-1]
     assert last.command[4:] == (
         "--quiet", "--backend", "onnx", "--precision", "int8", "--threads", "2", "--stems", "vocals"
     )  # fmt: skip
-    assert last.first[0] == str(command.parent / "python")
-    assert last.first[3:] == ("{song}", "onnx", "threads=2", "precision=int8")
+    assert last.first_sample[0] == str(command.parent / "python")
+    assert last.first_sample[3:] == ("{song}", "onnx", "threads=2", "precision=int8")
     assert last.model_bytes == 1234 and last.stems == 1
     torch = our_contenders(str(command), backends=["torch"], precisions=None, threads=[1], extra=[])[1:]
     assert [(each.precision, each.stems) for each in torch] == [("fp32", 4), ("auto", 4)]
-    asked = [words for words in run_log(tmp_path / "said") if words[:2] == ["models", "path"]]
+    asked = [line for line in read_log(tmp_path / "log") if line[:2] == ["models", "path"]]
     assert ["models", "path", "small", "--backend", "onnx", "--precision", "int8", None] in asked
 
 
-def test_a_contender_that_cannot_run_is_named_with_the_reason(tmp_path: Path) -> None:
+def test_a_failing_contender_is_reported_with_the_reason(tmp_path: Path) -> None:
     song = tmp_path / "song.wav"
     song.write_bytes(b"")
-    good = contender(first=(sys.executable, "-c", "print('here')"))
-    contenders = [good, contender("bad", "raise SystemExit('no such backend')")]
+    good = contender(first_sample=(sys.executable, "-c", "print('here')"))
+    advice = 'run: pip install "tfswa-sep[torch]"'  # not rich markup
+    contenders = [good, contender("bad", f"raise SystemExit({advice!r})")]
     out = io.StringIO()
-    found = benchmark.race(
+    result = benchmark.measure_all(
         contenders,
         song,
         minutes=0.5,
         runs=2,
         patience=60.0,
-        scores={good.quality: {"vocals": 1.0}},
+        scores={good.without_threads: {"vocals": 1.0}},
         console=Console(file=out),
     )
-    (row,) = found["measurements"]
+    (row,) = result["measurements"]
     assert (row["name"], len(row["runs"]), len(row["first_sample_runs"])) == ("fake", 2, 2)
     assert (row["ratio"], row["sdr"]) == (1.0, {"vocals": 1.0})
-    assert [each["name"] for each in found["not_run"]] == ["bad (torch fp32)"]
-    assert found["not_run"][0]["reason"].endswith("ended with 1: no such backend")
+    assert [each["name"] for each in result["not_run"]] == ["bad (torch fp32)"]
+    assert result["not_run"][0]["reason"] == f"exit code 1: {advice}"
+    Console(file=out, width=200).print(table({**result, "busy_cores": 0.0}))
+    assert f"bad (torch fp32) failed: exit code 1: {advice}" in out.getvalue()
+    assert f"not run: bad (torch fp32): exit code 1: {advice}" in out.getvalue()
 
 
-def test_what_takes_too_long_runs_once(tmp_path: Path) -> None:
+def test_slow_contenders_run_once(tmp_path: Path) -> None:
     song = tmp_path / "song.wav"
     song.write_bytes(b"")
     contenders, console = [contender()], Console(file=io.StringIO())
-    found = benchmark.race(contenders, song, minutes=0.5, runs=2, patience=0.0, scores={}, console=console)
-    assert [len(row["runs"]) for row in found["measurements"]] == [1]
+    result = benchmark.measure_all(
+        contenders, song, minutes=0.5, runs=2, patience=0.0, scores={}, console=console
+    )
+    assert [len(row["runs"]) for row in result["measurements"]] == [1]
 
 
-def test_medians_count_and_ratios_are_to_ours() -> None:
+def test_medians_and_ratios_to_our_command() -> None:
     runs = (Run(9.0, 1.0, 10), Run(3.0, 3.0, 30), Run(4.0, 2.0, 20))
-    row = measurement(contender(threads=2), 0.5, runs, [], base=2.0)
+    row = measurement(contender(threads=2), 0.5, runs, [], baseline=2.0)
     assert row["median"] == {"wall": 4.0, "cpu": 2.0, "memory": 20, "first_sample": 4.0}
     assert (row["real_time_factor"], row["ratio"], row["threads"]) == (pytest.approx(4.0 / 30), 2.0, 2)
 
 
-def test_table_and_plot_say_what_the_record_says() -> None:
+def test_table_and_plot_show_the_record() -> None:
     runs = (Run(6.0, 1.0, 2 * 10**6),)
     rows = [
-        measurement(contender("ours"), 1.0, runs, [0.75], base=6.0, sdr={"vocals": 4.321}),
-        measurement(contender("peer", weights="random", threads=1), 1.0, runs, [], base=3.0),
+        measurement(contender("ours"), 1.0, runs, [0.75], baseline=6.0, sdr={"vocals": 4.321}),
+        measurement(contender("peer", weights="random", threads=1), 1.0, runs, [], baseline=3.0),
     ]
     record = {
         "machine": "a machine", "busy_cores": 1.0, "measurements": rows,
@@ -249,7 +255,7 @@ def test_table_and_plot_say_what_the_record_says() -> None:
 
 
 @pytest.mark.slow
-def test_a_peer_has_an_environment_of_its_own(tmp_path: Path) -> None:
+def test_a_peer_has_its_own_environment(tmp_path: Path) -> None:
     wheel = tmp_path / "fake-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as file:
         file.writestr("fake.py", "print('first')")
@@ -261,7 +267,7 @@ def test_a_peer_has_an_environment_of_its_own(tmp_path: Path) -> None:
     peer = Peer(
         name="fake",
         requirements=(str(wheel),),
-        random=False,
+        random_weights=False,
         weights="venv/lib/python*/site-packages/fake.py",
         command=("{python}", "-m", "fake", "{song}"),
     )
@@ -271,8 +277,8 @@ def test_a_peer_has_an_environment_of_its_own(tmp_path: Path) -> None:
     assert (one.environment["OMP_NUM_THREADS"], one.model_bytes) == ("1", len("print('first')"))
     assert seconds_to_first_line(one.command) > 0
     (folder / "kept").touch()
-    assert (install(peer, tmp_path) / "kept").exists()  # it is made once
-    with pytest.raises(NoPeerError, match=r"(?i)wheel"):  # pip has changed its words
+    assert (install(peer, tmp_path) / "kept").exists()  # installed only once
+    with pytest.raises(PeerInstallError, match=r"(?i)wheel"):  # capitalized differently by versions of pip
         install(Peer(name="fake", requirements=("no/such.whl",)), tmp_path)
     assert not (folder / "kept").exists()
 
@@ -283,7 +289,7 @@ def test_peers_are_pinned() -> None:
         assert peer.backend != "torch" or "torch==2.13.0" in peer.requirements
 
 
-def test_others_stems_are_scored_by_our_command(command: Path, tmp_path: Path) -> None:
+def test_the_stems_of_peers_are_scored_by_our_command(command: Path, tmp_path: Path) -> None:
     (tmp_path / "songs" / "a song").mkdir(parents=True)
     for stem in ("vocals", "drums"):
         soundfile.write(tmp_path / "songs" / "a song" / f"{stem}.wav", np.full(800, 0.25), 44_100)
@@ -321,8 +327,8 @@ def test_the_command_measures_and_writes_everything(
     assert len(record["not_run"]) == 2
     assert "not run: tfswa-sep (torch auto, 2 threads)" in " ".join(capsys.readouterr().out.split())
     ElementTree.fromstring((tmp_path / "plot.svg").read_text())
-    runs = [words for words in run_log(tmp_path / "said") if words[-3:-1] == ["--stems", "vocals"]]
-    assert [words[-1] for words in runs] == [None, "2", "2"] * 2  # OMP_NUM_THREADS
+    runs = [line for line in read_log(tmp_path / "log") if line[-3:-1] == ["--stems", "vocals"]]
+    assert [line[-1] for line in runs] == [None, "2", "2"] * 2  # OMP_NUM_THREADS
 
 
 def test_the_profile_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,1 +1,1 @@
-"""Time, memory, size and quality of the installed command and its peers: `python -m training.benchmark`."""
+"""Benchmark of the installed command and its peers: `python -m training.benchmark`."""

@@ -26,7 +26,7 @@ import soundfile
 from rich.console import Console
 
 from tfswa_sep.evaluation.provenance import machine, versions
-from training.benchmark.contenders import Contender, filled_in, find_command, our_contenders, score
+from training.benchmark.contenders import Contender, fill_in, find_command, our_contenders, score
 from training.benchmark.measure import (
     BUSY_CORES,
     FailedCommandError,
@@ -35,23 +35,23 @@ from training.benchmark.measure import (
     measure,
     seconds_to_first_line,
 )
-from training.benchmark.peers import PEERS, NoPeerError, install, peer_contenders
+from training.benchmark.peers import PEERS, PeerInstallError, install, peer_contenders
 from training.benchmark.record import Record, measurement, plot, table
 
 HELP_RUNS = 11
 
 
 def make_song(source: Path, target: Path, *, minutes: float) -> None:
-    """Write `source`, looped, as a 16-bit WAV of that many minutes; only one loop is held in memory."""
+    """Loop `source` into a 16-bit WAV of that many minutes, with only one loop in memory."""
     loop, rate = soundfile.read(source, dtype="int16", always_2d=True)
-    left = round(60 * minutes * rate)
+    remaining = round(60 * minutes * rate)
     with soundfile.SoundFile(target, "w", rate, loop.shape[1], subtype="PCM_16") as song:
-        while left > 0:
-            song.write(loop[:left])
-            left -= min(left, len(loop))
+        while remaining > 0:
+            song.write(loop[:remaining])
+            remaining -= min(remaining, len(loop))
 
 
-def race(
+def measure_all(
     contenders: list[Contender],
     song: Path,
     *,
@@ -61,43 +61,54 @@ def race(
     scores: Mapping[str, dict[str, float]],
     console: Console,
 ) -> Record:
-    """Let all contenders separate a song in turns, `runs` times.
+    """Run all contenders on a song, in turns.
 
-    patience: seconds; who needs longer runs once.  scores: of score_all.
-    Returns the record's "measurements", "not_run" and "busy_cores", the most that other work took.
+    Args:
+        contenders: The first is the one that the others are compared with.
+        song: The song to separate.
+        minutes: Its length.
+        runs: Runs per contender.
+        patience: Contenders slower than this many seconds run only once.
+        scores: The result of `score_all`.
+        console: Where progress is printed.
+
+    Returns:
+        The record's "measurements", "not_run" and "busy_cores", the maximum of `busy_cores()`.
     """
-    done: dict[Contender, list[Run]] = {each: [] for each in contenders}
-    first: dict[Contender, list[float]] = {each: [] for each in contenders}
+    finished: dict[Contender, list[Run]] = {each: [] for each in contenders}
+    first_samples: dict[Contender, list[float]] = {each: [] for each in contenders}
     not_run: list[dict[str, str]] = []
     busiest = 0.0
     for turn in range(runs):
         busiest = max(busiest, busy_cores())
-        for each in [each for each, found in done.items() if not found or found[0].wall <= patience]:
-            console.print(f"turn {turn + 1} of {runs}: {each.label}, {minutes:g} min", highlight=False)
+        for each in [each for each, past in finished.items() if not past or past[0].wall <= patience]:
+            console.out(f"run {turn + 1} of {runs}: {each.label}, {minutes:g} min", highlight=False)
             try:
                 with tempfile.TemporaryDirectory(dir=song.parent) as out:
-                    command = filled_in(each.command, song=song, out=Path(out))
-                    done[each].append(measure(command, environment=each.environment))
-                if each.first:
-                    command = filled_in(each.first, song=song)
-                    first[each].append(seconds_to_first_line(command, environment=each.environment))
+                    command = fill_in(each.command, song=song, out=Path(out))
+                    finished[each].append(measure(command, environment=each.environment))
+                if each.first_sample:
+                    command = fill_in(each.first_sample, song=song)
+                    first_samples[each].append(seconds_to_first_line(command, environment=each.environment))
             except FailedCommandError as error:
-                del done[each]
+                del finished[each]
                 not_run.append({"name": each.label, "reason": str(error).splitlines()[-1]})
-                console.print(f"{each.label} cannot run: {error}", highlight=False)
-    ours = done.get(contenders[0])
-    base = statistics.median(run.wall for run in ours) if ours else None
-    found = [
-        measurement(each, minutes, done[each], first[each], base=base, sdr=scores.get(each.quality))
-        for each in done
+                console.out(f"{each.label} failed: {error}", highlight=False)
+    ours = finished.get(contenders[0])
+    baseline = statistics.median(run.wall for run in ours) if ours else None
+    measurements = [
+        measurement(
+            each, minutes, past, first_samples[each], baseline=baseline, sdr=scores.get(each.without_threads)
+        )
+        for each, past in finished.items()
     ]
-    return {"measurements": found, "not_run": not_run, "busy_cores": round(busiest, 2)}
+    return {"measurements": measurements, "not_run": not_run, "busy_cores": round(busiest, 2)}
 
 
-def line_up(
+def find_contenders(
     options: argparse.Namespace, command: str, console: Console
 ) -> tuple[list[Contender], list[Record]]:
-    """The contenders, and those that cannot be."""
+    """Return the contenders, and the peers that cannot be installed."""
     contenders = our_contenders(
         command,
         backends=options.backend,
@@ -105,36 +116,36 @@ def line_up(
         threads=options.threads,
         extra=options.extra,
     )
-    missing: list[Record] = []
+    not_installed: list[Record] = []
     for peer in PEERS:
         if peer.name not in options.peers:
             continue
-        console.print(f"{peer.name}: environment in {options.cache / peer.name}", highlight=False)
+        console.out(f"{peer.name}: environment in {options.cache / peer.name}", highlight=False)
         try:
             install(peer, options.cache)
-        except NoPeerError as error:
-            missing.append({"name": peer.name, "reason": str(error)})
+        except PeerInstallError as error:
+            not_installed.append({"name": peer.name, "reason": str(error)})
         else:
             contenders += peer_contenders(peer, options.cache, threads=options.threads, scorer=command)
-    return contenders, missing
+    return contenders, not_installed
 
 
 def score_all(contenders: list[Contender], data: Path, console: Console) -> dict[str, dict[str, float]]:
-    """{name, backend and precision: the mean SDR of each stem}; threads make no difference to it."""
+    """Score each program and setting once, whatever its threads: `Contender.without_threads` -> SDR per stem."""
     scores: dict[str, dict[str, float]] = {}
     for each in contenders:
-        if not each.score or each.quality in scores:
+        if not each.score or each.without_threads in scores:
             continue
-        console.print(f"SDR of {each.quality}", highlight=False)
+        console.out(f"scoring {each.without_threads}", highlight=False)
         try:
-            scores[each.quality] = score(each, data)
+            scores[each.without_threads] = score(each, data)
         except FailedCommandError as error:
-            console.print(f"{each.quality} has no SDR: {error}", highlight=False)
+            console.out(f"cannot score {each.without_threads}: {error}", highlight=False)
     return scores
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmark",
         description=__doc__,
@@ -187,17 +198,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the options, measure, print the table and write the record; returns the exit code."""
+    """Run the command line; return the exit code."""
     options, console = parse(arguments), Console()
     command = find_command(options.command)
-    console.print(machine(), highlight=False)
+    console.out(machine(), highlight=False)
     busy = busy_cores()
     if busy > BUSY_CORES:
-        console.print(
+        console.out(
             f"Other processes keep {busy:.1f} cores busy: these timings will be too long.", highlight=False
         )
     startup = [measure([command, "--help"]).wall for _ in range(HELP_RUNS)]
-    contenders, missing = line_up(options, command, console)
+    contenders, not_installed = find_contenders(options, command, console)
     record: Record = {
         "command": [Path(command).name, *options.extra],
         "song": options.song.name,
@@ -206,14 +217,14 @@ def main(arguments: list[str] | None = None) -> int:
         "versions": versions() | {peer.name: peer.version for peer in PEERS if peer.name in options.peers},
         "help_seconds": statistics.median(startup),
         "measurements": [],
-        "not_run": missing,
+        "not_run": not_installed,
     }
     scores = score_all(contenders, options.valid, console) if options.valid else {}
     with tempfile.TemporaryDirectory(prefix="tfswa-sep-benchmark-") as folder:
         for minutes in options.minutes:
             song = Path(folder) / f"song_{minutes:g}_minutes.wav"
             make_song(options.song, song, minutes=minutes)
-            found = race(
+            result = measure_all(
                 contenders,
                 song,
                 minutes=minutes,
@@ -222,11 +233,11 @@ def main(arguments: list[str] | None = None) -> int:
                 scores=scores,
                 console=console,
             )
-            record["measurements"] += found["measurements"]
-            record["not_run"] += found["not_run"]
-            record["busy_cores"] = max(record["busy_cores"], found["busy_cores"])
+            record["measurements"] += result["measurements"]
+            record["not_run"] += result["not_run"]
+            record["busy_cores"] = max(record["busy_cores"], result["busy_cores"])
             song.unlink()
-    # In a file the table needs not fit a terminal.
+    # Redirected output need not fit a terminal.
     (console if console.is_terminal else Console(width=200)).print(table(record))
     if options.json:
         options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Print a line as soon as `Separator.stream` gives samples: first_sample.py SONG BACKEND [OPTION=VALUE...].
+"""Print a line when `Separator.stream` yields its first samples: first_sample.py SONG BACKEND [OPTION=VALUE...].
 
-Run by the Python of the installed command, as a recording program would use it: block by block.
+This runs in the environment of the installed command, and feeds blocks like a recording program would.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ BLOCK = 16_384  # samples
 
 
 def blocks(song: str) -> Iterator[NDArray[Any]]:
-    """A song's samples, (c, n) at a time."""
+    """Read a song in blocks (c, n)."""
     with soundfile.SoundFile(song) as file:
         while len(samples := file.read(BLOCK, dtype="float32", always_2d=True)):
             yield samples.T
 
 
 def main(song: str, backend: str, *settings: str) -> None:
-    """Separate until the first samples are there."""
+    """Separate until the first samples."""
     options: dict[str, Any] = {}
     for name, value in (setting.split("=") for setting in settings):
         options[name] = int(value) if name == "threads" else value

@@ -1,4 +1,4 @@
-"""Run a command as a process of its own, and say what it cost."""
+"""Run a command in its own process, and measure its time and memory."""
 
 from __future__ import annotations
 
@@ -15,51 +15,60 @@ from typing import IO
 
 import psutil
 
-BUSY_CORES = 0.3  # other work above which timings are not to be trusted
-_LOOK_EVERY = 0.2  # seconds between two looks at a process tree; each costs about 5 ms
+BUSY_CORES = 0.3  # with more cores busy, timings are unreliable
+_POLL_SECONDS = 0.2  # between two polls of the process tree, which take about 5 ms each
 
 
 class FailedCommandError(Exception):
-    """A command ended with an error: its last words."""
+    """A command failed; the message has its exit code and last output."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One process from start to end, with all that it started."""
+    """The resources used by one process and its descendants."""
 
     wall: float  # seconds
     cpu: float  # seconds, user and system, all threads
-    memory: int  # bytes, highest resident; at least this benchmark's own, which the kernel counts before exec
+    memory: (
+        int  # bytes, peak resident; at least that of this benchmark, since the kernel counts from the fork
+    )
 
 
 def measure(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Run:
-    """Run a command to its end.
+    """Run a command to completion.
 
-    Memory is that of the whole process tree, looked at a few times a second, or the kernel's exact figure for
-    its largest process, whichever is more.  environment: what is added to this process's own.
-    Raises FailedCommandError with its last words if it fails.
+    The memory is that of the whole process tree, polled a few times per second, or the kernel's exact figure for
+    its largest process if that is more.
+
+    Args:
+        command: The command line.
+        environment: Variables to add to the environment.
+
+    Raises:
+        FailedCommandError: The command failed.
     """
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
-        process = _start(command, environment, said)
-        with _watched_memory(process.pid) as peak:
+        process = _start(command, environment, output)
+        with _poll_memory(process.pid) as peak:
             _, status, usage = os.wait4(process.pid, 0)
             wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
-        _check(process, said)
+        _check(process, output)
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     memory = max(usage.ru_maxrss * unit, *peak)
     return Run(wall=wall, cpu=usage.ru_utime + usage.ru_stime, memory=memory)
 
 
 def seconds_to_first_line(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> float:
-    """Seconds from a command's start to the first line that it prints; it is then waited for.
+    """Measure the seconds from a command's start to its first line of output, and let it finish.
 
-    Raises FailedCommandError if it prints none or fails.
+    Raises:
+        FailedCommandError: The command failed or printed nothing.
     """
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
-        process = _start(command, environment, said, stdout=subprocess.PIPE)
+        process = _start(command, environment, output, stdout=subprocess.PIPE)
         assert process.stdout is not None
         with process.stdout:
             line = process.stdout.readline()
@@ -68,54 +77,54 @@ def seconds_to_first_line(command: Sequence[str], *, environment: Mapping[str, s
         process.wait()
         if not line:
             process.returncode = process.returncode or 1
-        _check(process, said)
+        _check(process, output)
     return seconds
 
 
 def busy_cores(seconds: float = 0.5) -> float:
-    """How many cores other work keeps busy now, on average over some seconds."""
+    """Return how many cores are busy, averaged over some seconds."""
     return psutil.cpu_percent(interval=seconds) / 100 * (psutil.cpu_count() or 1)
 
 
 def _start(
     command: Sequence[str],
     environment: Mapping[str, str] | None,
-    said: IO[bytes],
+    output: IO[bytes],
     *,
     stdout: int | None = None,
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        stdout=said if stdout is None else stdout,
-        stderr=said,
+        stdout=output if stdout is None else stdout,
+        stderr=output,
         env={**os.environ, **(environment or {})},
     )
 
 
-def _check(process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+def _check(process: subprocess.Popen[bytes], output: IO[bytes]) -> None:
     if process.returncode:
-        said.seek(0)
-        last = said.read().decode(errors="replace").strip()[-500:]
-        raise FailedCommandError(f"ended with {process.returncode}: {last}")
+        output.seek(0)
+        last = output.read().decode(errors="replace").strip()[-500:]
+        raise FailedCommandError(f"exit code {process.returncode}: {last}")
 
 
 @contextlib.contextmanager
-def _watched_memory(pid: int) -> Iterator[list[int]]:
-    """A list whose one number grows to the most bytes that a process and its descendants held at once."""
+def _poll_memory(pid: int) -> Iterator[list[int]]:
+    """Yield a list of one number: the peak memory in bytes of a process and its descendants so far."""
     peak, ended = [0], threading.Event()
 
-    def look() -> None:
-        with contextlib.suppress(psutil.Error):  # it has ended
+    def poll() -> None:
+        with contextlib.suppress(psutil.Error):  # the process has ended
             root = psutil.Process(pid)
-            while not ended.wait(_LOOK_EVERY):
-                held = 0
+            while not ended.wait(_POLL_SECONDS):
+                total = 0
                 for process in (root, *root.children(recursive=True)):
                     with contextlib.suppress(psutil.Error):
-                        held += process.memory_info().rss
-                peak[0] = max(peak[0], held)
+                        total += process.memory_info().rss
+                peak[0] = max(peak[0], total)
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield peak

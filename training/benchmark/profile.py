@@ -1,8 +1,7 @@
-"""Show where a separation spends its time: `python -m training.benchmark.profile SONG [--minutes M]`.
+"""Profile a separation: `python -m training.benchmark.profile SONG [--minutes M]`.
 
-Separates a song into files with the ONNX backend and one thread, and adds up the CPU time of each step; the rest
-is decoding, resampling, cross-fading and encoding. These are shares of CPU time, not of wall time: with several
-workers the steps of one segment overlap with another's network.
+Separates a song into files with the ONNX backend and one thread, and prints the CPU time of each step; "rest" is
+decoding, resampling, cross-fading and encoding. With several workers, the wall time is divided differently.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ STEPS = {
 
 
 def profile(song: Path, out: Path, *, model: str | None = None, precision: str = "fp32") -> dict[str, float]:
-    """Seconds of the processor by step, "rest" and "all" among them.
+    """Return the CPU seconds of each step, including "rest" and "all".
 
-    Functions of the package are replaced while it runs: no other thread may separate meanwhile.
+    Functions of the package are patched meanwhile: no other thread may use it.
     """
     spent = dict.fromkeys(STEPS.values(), 0.0)
 
     def timed(function: Callable[..., Any], step: str) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            began = time.thread_time()  # with one thread ONNX Runtime computes in the thread that calls
+            began = time.thread_time()  # with one thread, ONNX Runtime computes in the calling thread
             try:
                 return function(*arguments, **options)
             finally:
@@ -50,10 +49,10 @@ def profile(song: Path, out: Path, *, model: str | None = None, precision: str =
 
     separator = Separator(model, backend="onnx", precision=precision, threads=1)
     _ = separator.backend  # loaded before the clock starts
-    with ExitStack() as replaced:
+    with ExitStack() as patches:
         for name, step in STEPS.items():
-            place = onnx_backend.OnnxBackend if name == "_run" else onnx_backend
-            replaced.enter_context(patch.object(place, name, timed(getattr(place, name), step)))
+            owner = onnx_backend.OnnxBackend if name == "_run" else onnx_backend
+            patches.enter_context(patch.object(owner, name, timed(getattr(owner, name), step)))
         began = time.process_time()
         separator.separate_file(song, out=out)
         spent["all"] = time.process_time() - began
@@ -62,7 +61,7 @@ def profile(song: Path, out: Path, *, model: str | None = None, precision: str =
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.benchmark.profile", description=__doc__)
     parser.add_argument(
         "song", type=Path, nargs="?", default=Path("examples/demo/demo.ogg"), help="song to loop"

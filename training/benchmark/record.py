@@ -1,4 +1,4 @@
-"""A record of measurements: what is kept of each, and the table and the picture made of it."""
+"""The benchmark's record, and the table and plot made from it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from training.benchmark.contenders import Contender
 from training.benchmark.measure import BUSY_CORES, Run
@@ -27,16 +28,20 @@ def measurement(
     contender: Contender,
     minutes: float,
     runs: Sequence[Run],
-    first: Sequence[float],
+    first_samples: Sequence[float],
     *,
-    base: float | None,
+    baseline: float | None,
     sdr: dict[str, float] | None = None,
 ) -> Record:
-    """What is kept of one contender with one song: every run, and the median of each number on its own.
+    """Summarize the runs of one contender on one song: all runs, and the median of each number.
 
-    first: seconds to the first samples of a stem, one a run; none of a program that has no stream.
-    base: median seconds of the contender that the others are compared with; None if it could not run.
-    sdr: dB of each stem.
+    Args:
+        contender: What ran.
+        minutes: Length of the song.
+        runs: Its runs.
+        first_samples: Seconds to the first samples, per run; empty for programs that cannot stream.
+        baseline: Median seconds of the contender that the others are compared with; None if it failed.
+        sdr: SDR of each stem in dB.
     """
     wall = statistics.median(run.wall for run in runs)
     return {
@@ -48,34 +53,34 @@ def measurement(
         "threads": contender.threads,
         "minutes": minutes,
         "runs": [asdict(run) for run in runs],
-        "first_sample_runs": list(first),
+        "first_sample_runs": list(first_samples),
         "median": {
             "wall": wall,
             "cpu": statistics.median(run.cpu for run in runs),
             "memory": round(statistics.median(run.memory for run in runs)),
-            "first_sample": statistics.median(first) if first else wall,
+            "first_sample": statistics.median(first_samples) if first_samples else wall,
         },
         "real_time_factor": wall / (60 * minutes),
-        "ratio": wall / base if base else None,
+        "ratio": wall / baseline if baseline else None,
         "model_bytes": contender.model_bytes,
         "sdr": sdr,
     }
 
 
 def table(record: Record) -> Table:
-    """One line a contender and length of song, and below what has to be known to read it."""
+    """Make a table with one row per contender and song length, and notes below it."""
     rows, notes = record["measurements"], []
     if any(row["weights"] == "random" for row in rows):
         notes.append("* random weights of the same shape: speed and memory only")
     if any(not row["first_sample_runs"] for row in rows):
-        notes.append("first sample in brackets: no stream, the stems come at the end")
+        notes.append("first sample in brackets: no streaming, the stems are written at the end")
     if record["busy_cores"] > BUSY_CORES:
         notes.append(
             f"other work kept up to {record['busy_cores']:.1f} cores busy: these timings are too long"
         )
     notes += [f"not run: {each['name']}: {each['reason']}" for each in record["not_run"]]
     lengths = ", ".join(f"{minutes:g}" for minutes in dict.fromkeys(row["minutes"] for row in rows))
-    result = Table(title=f"Songs of {lengths} min", caption="\n".join(notes), caption_justify="left")
+    result = Table(title=f"Songs of {lengths} min", caption=Text("\n".join(notes)), caption_justify="left")
     for column in _COLUMNS:
         result.add_column(
             column, justify="left" if column in ("program", "backend", "precision") else "right"
@@ -101,7 +106,7 @@ def table(record: Record) -> Table:
 
 
 def plot(record: Record) -> str:
-    """A bar a contender, as long as the logarithm of its real-time factor: an SVG that stands alone."""
+    """Draw an SVG bar chart of the real-time factors on a logarithmic scale; "" without measurements."""
     rows = record["measurements"]
     if not rows:
         return ""
@@ -114,23 +119,23 @@ def plot(record: Record) -> str:
 
     parts = []
     for power in range(low, high + 1):
-        line = "#c33" if power == 0 else "#ddd"  # as long as the music lasts
+        line = "#c33" if power == 0 else "#ddd"  # real time
         parts.append(f'<path d="M{x(power):.1f} 24V{height - 30}" stroke="{line}"/>')
         parts.append(
             f'<text x="{x(power):.1f}" y="{height - 14}" text-anchor="middle">{10.0**power:g}</text>'
         )
     for number, (row, log) in enumerate(zip(rows, logs, strict=True)):
         y = 30 + number * _ROW
-        words = [row["name"], row["backend"], row["precision"], f"{row['minutes']:g} min"]
+        label = [row["name"], row["backend"], row["precision"], f"{row['minutes']:g} min"]
         if row["threads"]:
-            words.append(f"{row['threads']} thr")
+            label.append(f"{row['threads']} thr")
         colour = "#36c" if row["name"] == rows[0]["name"] else "#999"
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 13}" text-anchor="end">{escape(" ".join(words))}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 13}" text-anchor="end">{escape(" ".join(label))}</text>')
         parts.append(
             f'<rect x="{_LEFT}" y="{y}" width="{x(log) - _LEFT:.1f}" height="{_ROW - 6}" fill="{colour}"/>'
         )
         parts.append(f'<text x="{x(log) + 6:.1f}" y="{y + 13}">{row["real_time_factor"]:.3f}</text>')
-    title = escape(f"Real-time factor (seconds a second of music): {record['machine']}")
+    title = escape(f"Real-time factor (seconds per second of music): {record['machine']}")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
         f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#fff"/>'
