@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -16,20 +17,39 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from tfswa_sep.audio import tags
+from tfswa_sep.audio import stem_mp4, tags
 from tfswa_sep.audio.decode import open_audio
-from tfswa_sep.errors import UsageError
+from tfswa_sep.errors import OutputError, UsageError
 from tfswa_sep.separator import separate
 
 Samples = NDArray[np.float32]
 Song = Callable[..., Path]
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+# Runs ffmpeg, and then cuts what it wrote, as ffmpeg 5 leaves it on a full disk: with exit code 0.
+FAILING_FFMPEG = """#!/bin/sh
+{ffmpeg} "$@" || exit
+for last; do :; done
+case "$last" in *.tmp) truncate -s -{cut} "${{last#file:}}";; esac
+"""
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
 
 def read(path: Path) -> Samples:
     with open_audio(path) as song:
         return np.concatenate(list(song.blocks()), axis=1)
+
+
+@pytest.fixture(params=("PATH", "imageio-ffmpeg"))
+def each_ffmpeg(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The system's ffmpeg, and the one of the `ffmpeg` extra, which is newer."""
+    if request.param == "PATH":
+        program = shutil.which("ffmpeg") or pytest.skip("needs ffmpeg")
+    else:
+        program = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin/ffmpeg").symlink_to(program)
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    return str(program)
 
 
 def tones(rate: int, seconds: float = 1.0, channels: int = 2) -> Samples:
@@ -155,8 +175,9 @@ def test_stems_that_are_sums_have_files_of_their_names(fake_backend: Any, song: 
     np.testing.assert_allclose(read(result.files["drums+bass"]), 0.5 * tones(44_100), rtol=0, atol=1e-4)
 
 
-@needs_ffmpeg
-def test_a_stem_file_is_read_back_by_musdb(fake_backend: Any, song: Song, tmp_path: Path) -> None:
+def test_a_stem_file_is_read_back_by_musdb(
+    fake_backend: Any, song: Song, tmp_path: Path, each_ffmpeg: str
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         musdb = pytest.importorskip("musdb")
@@ -181,6 +202,64 @@ def test_a_stem_file_is_read_back_by_musdb(fake_backend: Any, song: Song, tmp_pa
     at = data.rindex(b"stem", 0, data.index(b'"mastering_dsp"'))
     assert int.from_bytes(data[at - 4 : at], "big") == len(data) - at + 4  # the last box in udta, in moov
     assert b'"Vocals"' in data
+
+
+@pytest.mark.parametrize("kind", ("wav", "flac", "mp3", "ogg", "opus", "m4a"))
+@pytest.mark.parametrize("rate", (44_100, 96_000))
+def test_a_stem_file_of_each_format(
+    fake_backend: Any, song: Song, tmp_path: Path, each_ffmpeg: str, kind: str, rate: int
+) -> None:
+    path = song("a.wav", tones(rate, 0.5), rate)
+    result = separate(path, model=fake_backend(), out=tmp_path, stem_file=True, audio_format=kind)
+    assert result.stem_file is not None and result.stem_file.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("rate", (8_000, 44_100, 48_000))
+def test_an_m4a_is_never_shorter_than_its_stem(
+    fake_backend: Any, song: Song, each_ffmpeg: str, rate: int
+) -> None:
+    for frames in (1, 20, 44, 1023, 1500, 3333):
+        path = song("a.wav", np.full((2, frames), 0.3, np.float32), rate)
+        out = path.parent / str(frames)
+        result = separate(path, model=fake_backend(), out=out, audio_format="m4a", stems="vocals")
+        assert read(result.files["vocals"]).shape[1] >= frames
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("cut", (100, 3000))
+@pytest.mark.parametrize("options", ({"audio_format": "m4a"}, {"stem_file": True}), ids=("m4a", "stem file"))
+def test_what_ffmpeg_did_not_write_whole_replaces_nothing(
+    fake_backend: Any,
+    song: Song,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cut: int,
+    options: dict[str, Any],
+) -> None:
+    path = song("a.wav", tones(44_100, 1.0))
+    old = separate(path, model=fake_backend(), out=tmp_path, **options)
+    before = {file: file.read_bytes() for file in (tmp_path / "a").iterdir()}
+    program = tmp_path / "ffmpeg"
+    program.write_text(FAILING_FFMPEG.format(ffmpeg=shutil.which("ffmpeg"), cut=cut))
+    program.chmod(0o755)
+    for module in ("encode", "stem_mp4"):
+        monkeypatch.setattr(f"tfswa_sep.audio.{module}.find_ffmpeg", lambda: str(program))
+    with pytest.raises(
+        OutputError, match=r"cannot write .*(samples were written|Invalid data|damaged|End of file)"
+    ):
+        separate(path, model=fake_backend(), out=tmp_path, **options)
+    assert {file: file.read_bytes() for file in (tmp_path / "a").iterdir()} == before
+    assert set(old.files.values()) <= set(before)
+
+
+def test_an_mp4_with_a_box_of_no_length_is_refused() -> None:
+    for data in (
+        bytes(40),
+        b"\0\0\0\x08ftyp" + bytes(40),
+        b"\0\0\0\x0cmoov\0\0\0\0",
+    ):
+        with pytest.raises(OSError, match=r"unexpected layout|damaged"):
+            stem_mp4._add_box(io.BytesIO(data), b"{}")
 
 
 @needs_ffmpeg

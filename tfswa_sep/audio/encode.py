@@ -18,8 +18,10 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
 from tfswa_sep.audio.formats import AudioFormat
+from tfswa_sep.audio.mp4 import check_mp4
 from tfswa_sep.audio.resample import Samples, interleave
 from tfswa_sep.audio.tags import write_cover, write_mp3_text
 from tfswa_sep.errors import OutputError
@@ -55,6 +57,8 @@ class Encoder:
         self.peak = 0.0
         self._target = target
         self._format = audio_format
+        self._rate = rate
+        self._channels = channels
         self._cover = cover
         self._tags = dict(tags or {})
         try:
@@ -93,19 +97,31 @@ class Encoder:
         )  # libsndfile takes the upper bits of 32
 
     def close(self) -> None:
-        """Write what is buffered through to the disk."""
+        """Write what is buffered through to the disk, and check that the file holds all of it."""
         if self._sink.closed:
             return
         try:
+            if self._format.container == "m4a":  # its length is in whole milliseconds: never round it down
+                self._sink.write(np.zeros((self._rate // 1000 + 1, self._channels), np.float32))
             self._sink.close()
             if self._format.container == "mp3" and self._tags:
                 write_mp3_text(self.path, self._tags)
             if self._cover:
                 write_cover(self.path, self._format.extension, self._cover)
+            self._check_whole()
             with self.path.open("rb+") as file:
                 os.fsync(file.fileno())
         except (OSError, soundfile.LibsndfileError) as error:
             raise cannot_write(self._target, error) from None
+
+    def _check_whole(self) -> None:
+        """Open the file again and count its samples: an encoder can fail without an error."""
+        if isinstance(self._sink, _Ffmpeg):
+            check_mp4(self.path, 1, self.frames, messages=self._sink.messages)
+            return
+        with soundfile.SoundFile(soundfile_name(self.path)) as written:
+            if written.frames < self.frames:
+                raise OSError(0, f"only {written.frames} of {self.frames} samples were written")
 
     def abandon(self) -> None:
         """End the writing, whatever the file holds."""
@@ -201,6 +217,7 @@ class _Ffmpeg:
             command += ["-metadata", f"{'track' if name == 'tracknumber' else name}={text}"]
         bitrate = min(audio_format.bitrate, 6 * rate * channels // 1000)  # AAC's own limit: 6 bits a sample
         command += ["-c:a", "aac", "-b:a", f"{bitrate}k", "-f", "ipod", f"file:{path.resolve()}"]
+        self.messages = b""  # of the process, once it has ended
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages
@@ -223,6 +240,8 @@ class _Ffmpeg:
             raise self._failure() from None
         if self._process.wait():
             raise self._failure()
+        self._messages.seek(0)
+        self.messages = self._messages.read()
         self._messages.close()
 
     def abandon(self) -> None:

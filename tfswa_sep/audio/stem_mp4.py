@@ -2,19 +2,21 @@
 
 An MP4 with five AAC streams, the mix first, and a box `stem` in moov/udta with JSON that names and colours
 the other four. ffmpeg writes the streams; the box is ours: no library writes it without MP4Box.
-Format: Native Instruments, "Stem file specification"; boxes: ISO/IEC 14496-12, 4.2.
+Format: Native Instruments, "Stem file specification".
 """
 
 from __future__ import annotations
 
+import io
 import json
-import struct
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 from tfswa_sep.audio.ffmpeg import INSTALL, find_ffmpeg, last_error
+from tfswa_sep.audio.mp4 import check_mp4, make_box, read_boxes
 from tfswa_sep.errors import UsageError
 
 ORDER = {"drums": "#009E73", "bass": "#D55E00", "other": "#CC79A7", "vocals": "#56B4E9"}  # and their colours
@@ -46,30 +48,32 @@ def check_stem_file(stems: tuple[str, ...]) -> None:
         raise UsageError(f"--stem-file needs ffmpeg: {INSTALL}")
 
 
-def write_stem_file(path: Path, stems: Mapping[str, Path], rate: int, *, title: str | None = None) -> None:
-    """Write the audio files `stems` (by the names in ORDER), and their sum in front, to `path`.
+def write_stem_file(
+    path: Path, stems: Mapping[str, Path], rate: int, frames: int, *, title: str | None = None
+) -> None:
+    """Write the audio files `stems` (by the names in ORDER), preceded by their sum, to `path`.
 
-    rate: Hz, of the stems.  title: of the song; all other tags are those of the first stem.
-    Raises OSError with a reason.
+    Args:
+        path: Where to.
+        stems: Stem -> file.
+        rate: Hz, of the stems.
+        frames: Samples per channel of each stem.
+        title: Of the song; all other tags are taken from the first stem.
+
+    Raises:
+        OSError: With a reason.
     """
     program = find_ffmpeg()
     assert program is not None  # check_stem_file has seen to it
     command = [program, "-nostdin", "-hide_banner", "-loglevel", "level+error", "-y"]
     for stem in ORDER:
         command += ["-protocol_whitelist", "file", "-i", f"file:{stems[stem].resolve()}"]
-    command += ["-filter_complex", f"amix=inputs={len(ORDER)}:normalize=0[mix]", "-map", "[mix]"]
+    inputs = "".join(f"[{index}:a]" for index in range(len(ORDER)))  # ffmpeg 7 and later want them named
+    command += ["-filter_complex", f"{inputs}amix=inputs={len(ORDER)}:normalize=0[mix]", "-map", "[mix]"]
     for index in range(len(ORDER)):
         command += ["-map", f"{index}:a"]
-    command += [
-        "-c:a",
-        "aac",
-        "-b:a",
-        _BITRATE,
-        "-ac",
-        "2",
-        "-ar",
-        str(rate if rate in _RATES else _RATES[0]),
-    ]
+    rate_there = rate if rate in _RATES else _RATES[0]
+    command += ["-c:a", "aac", "-b:a", _BITRATE, "-ac", "2", "-ar", str(rate_there)]
     # Only the mix plays where a program knows nothing of stems.
     command += ["-disposition:a", "0", "-disposition:a:0", "default"]
     command += ["-map_metadata", "0", *(["-metadata", f"title={title}"] if title else [])]
@@ -77,6 +81,8 @@ def write_stem_file(path: Path, stems: Mapping[str, Path], rate: int, *, title: 
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
         raise OSError(0, last_error(done.stderr))
+    least = frames * rate_there // rate - rate_there // 100  # ffmpeg may end a few ms early
+    check_mp4(path, 1 + len(ORDER), least, messages=done.stderr)
     described = {
         "mastering_dsp": _NO_MASTERING,
         "stems": [{"name": stem.capitalize(), "color": color} for stem, color in ORDER.items()],
@@ -84,36 +90,19 @@ def write_stem_file(path: Path, stems: Mapping[str, Path], rate: int, *, title: 
     }
     with path.open("rb+") as file:
         _add_box(file, json.dumps(described).encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _add_box(file: IO[bytes], content: bytes) -> None:
     """Put the box `stem` into moov/udta. moov must be the last box: then no offset in the file changes."""
-    size = file.seek(0, 2)
-    at, length, kind = 0, 0, b""
-    while at + length < size:
-        at += length
-        file.seek(at)
-        length, kind = struct.unpack(">I4s", file.read(8))
-        if length == 1:  # a 64-bit length follows
-            length = int.from_bytes(file.read(8), "big")
-    if kind != b"moov" or at + length != size:
+    *_, (kind, start, length) = read_boxes(file)
+    if kind != b"moov":
         raise OSError(0, "ffmpeg wrote an MP4 of an unexpected layout")
-    file.seek(at + 8)
+    file.seek(start + 8)
     children = file.read(length - 8)
-    stem = _box(b"stem", content)
-    start = 0
-    while start < len(children):
-        child, kind = struct.unpack_from(">I4s", children, start)
-        if kind == b"udta":
-            udta = _box(b"udta", children[start + 8 : start + child] + stem)
-            children = children[:start] + udta + children[start + child :]
-            break
-        start += child
-    else:
-        children += _box(b"udta", stem)
-    file.seek(at)
-    file.write(_box(b"moov", children))
-
-
-def _box(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I4s", len(content) + 8, kind) + content
+    found = [box for box in read_boxes(io.BytesIO(children)) if box[0] == b"udta"]
+    _, at, size = found[0] if found else (b"", len(children), 0)
+    udta = make_box(b"udta", children[at + 8 : at + size] + make_box(b"stem", content))
+    file.seek(start)
+    file.write(make_box(b"moov", children[:at] + udta + children[at + size :]))

@@ -227,7 +227,8 @@ class StemWriter:
         try:
             self._files["stem file"] = joined = AtomicFile(self._stem_file.parent)
             files = {stem: self._files[stem].path for stem in self._paths}
-            write_stem_file(joined.path, files, self._rate, title=self._tags.get("title"))
+            frames = next(iter(self._encoders.values())).frames
+            write_stem_file(joined.path, files, self._rate, frames, title=self._tags.get("title"))
         except OSError as error:
             raise cannot_write(self._stem_file, error) from None
         return joined

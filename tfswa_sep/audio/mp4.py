@@ -1,0 +1,67 @@
+"""Whether an MP4 that ffmpeg wrote is whole, and the boxes that it consists of.
+
+Boxes: ISO/IEC 14496-12, 4.2.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
+
+
+def check_mp4(path: Path, tracks: int, frames: int, *, messages: bytes = b"") -> None:
+    """Read all boxes and packets of an MP4, without decoding them, and count the samples.
+
+    Args:
+        path: The file.
+        tracks: How many audio tracks it must have.
+        frames: How many samples per channel each must have at least.
+        messages: What ffmpeg said while writing: on a full disk it may still end with 0.
+
+    Raises:
+        OSError: Something is missing.
+    """
+    program = find_ffmpeg()
+    assert program is not None
+    command = [program, "-nostdin", "-hide_banner", "-loglevel", "level+error"]
+    command += ["-protocol_whitelist", "file,pipe", "-i", f"file:{path.resolve()}"]
+    command += ["-map", "0:a", "-c", "copy", "-f", "framecrc", "-"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    counts = [0] * tracks
+    for line in done.stdout.decode("ascii", errors="replace").splitlines():
+        if not line.startswith("#"):
+            track, _, start, length = (int(field) for field in line.split(",")[:4])
+            if start >= 0:  # before that lies what decoders need to start, and drop
+                counts[track] += length
+    if done.returncode or min(counts) < frames:
+        why = messages or (done.stderr if done.returncode else b"")
+        raise OSError(0, last_error(why) if why else f"only {min(counts)} of {frames} samples were written")
+    with path.open("rb") as file:
+        list(read_boxes(file))
+
+
+def read_boxes(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and length in bytes of each box of a file. Raises OSError unless they fill it exactly."""
+    size = file.seek(0, 2)
+    start = 0
+    while start < size:
+        file.seek(start)
+        header = file.read(16)
+        length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if length == 1:
+            length = int.from_bytes(header[8:], "big")
+        elif length == 0:  # to the end of the file
+            length = size - start
+        if length < 8 or start + length > size:
+            raise OSError(0, "the MP4 file is damaged")
+        yield kind, start, length
+        start += length
+
+
+def make_box(kind: bytes, content: bytes) -> bytes:
+    """A box."""
+    return (len(content) + 8).to_bytes(4, "big") + kind + content
