@@ -40,6 +40,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.rpartition("/")[2].partition("?")[0]
         self.server.asked.append(f"{self.command} {self.path}")
+        if authorization := self.headers.get("Authorization"):
+            self.server.authorized.append(authorization)
         self.server.gets[name] += self.command == "GET"
         first = self.server.gets[name] <= 1
         if self.path.startswith("/api/models/org/repo/revision/"):
@@ -118,7 +120,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class ModelServer(http.server.ThreadingHTTPServer):
-    """asked: the requests so far.  repository: the model files that org/repo is said to have."""
+    """asked: the requests so far.  authorized: their credentials.  repository: the model files of org/repo."""
 
     daemon_threads = True
     block_on_close = False
@@ -126,6 +128,7 @@ class ModelServer(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[str] = []
+        self.authorized: list[str] = []
         self.gets: Counter[str] = Counter()
         self.repository = ["tiny.onnx"]
         self.closing = threading.Event()

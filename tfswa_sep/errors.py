@@ -15,6 +15,23 @@ The message of each error is one line that says what, which file, and what to do
 
 from __future__ import annotations
 
+import errno
+
+_ADVICE = {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "the disk is read-only, choose another folder",
+    errno.ENOSPC: "free up space, or choose another folder",
+    errno.EDQUOT: "free up space, or choose another folder",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another disk",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+    errno.E2BIG: "shorten the song's tags",  # which ffmpeg gets as arguments
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "a part of the path is a file, choose another folder",
+    errno.EIO: "check the disk",
+}
+
 
 class TfswaError(Exception):
     """Base of every error that tfswa-sep raises on purpose."""
@@ -60,3 +77,8 @@ class BatchError(TfswaError):
     """Some songs of a batch failed; the others are done."""
 
     exit_code = 7
+
+
+def advice(error: BaseException) -> str:
+    """What to do about an error of the operating system, as the end of a sentence."""
+    return _ADVICE.get(getattr(error, "errno", None) or 0, "check the disk, or choose another folder")

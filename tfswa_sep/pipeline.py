@@ -26,6 +26,7 @@ from tfswa_sep.errors import UsageError
 from tfswa_sep.inference.backend import Backend
 from tfswa_sep.inference.separate_blocks import separate_blocks
 from tfswa_sep.inference.stem_matrix import make_up_song, parse_stems
+from tfswa_sep.installation import install_command
 from tfswa_sep.options import OutputOptions
 
 Progress = Callable[[float, float | None], None]  # (seconds done, seconds in all or None where unknown)
@@ -179,4 +180,4 @@ def _warnings(song: AudioReader, rate: int, options: OutputOptions, written: Wri
     if written.gain < 1:
         yield f"all stems were turned down by {-20 * np.log10(written.gain):.2f} dB to avoid clipping"
     if not tags.can_write_covers() and tags.may_have_cover(song.path):
-        yield 'covers are not copied without mutagen: pip install "tfswa-sep[tags]"'
+        yield f"covers are not copied without mutagen: {install_command(extra='tags')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -45,6 +46,34 @@ def test_an_address_is_believed_once(server: ModelServer, tmp_path: Path) -> Non
         registry.fetch(registry.find_model(address), "onnx")
     assert len(registry.remove(address)) == 1  # what was put aside
     assert registry.fetch(registry.find_model(address), "onnx").read_bytes() == BODY
+
+
+def test_a_password_in_an_address_is_used_but_neither_recorded_nor_printed(
+    server: ModelServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"{server.url}/tiny.onnx".replace("://", "://me:se%40cret@")
+    assert main.run(["models", "pull", address]) == 0
+    assert server.authorized == ["Basic " + base64.b64encode(b"me:se@cret").decode()]
+    assert main.run(["models"]) == main.run(["models", "info", address]) == 0
+    assert main.run(["models", "pull", address.replace("tiny", "gone"), "--json", "--debug"]) == 4
+    printed = "".join(capsys.readouterr())
+    records = [path.read_bytes() for path in (tmp_path / "config").rglob("*") if path.is_file()]
+    assert f"{server.url}/tiny.onnx" in printed and records
+    for text in (printed, *map(str, records), *map(str, tmp_path.rglob("*"))):
+        assert "cret" not in text and "me:" not in text
+    assert main.run(["models", "rm", address]) == 0 and main.run(["models"]) == 0
+    assert "tiny.onnx" not in capsys.readouterr().out.replace(address, "").splitlines()[1:]
+
+
+def test_a_password_that_an_earlier_version_recorded_is_dropped(server: ModelServer, tmp_path: Path) -> None:
+    address = f"{server.url}/tiny.onnx"
+    registry.fetch(registry.find_model(address), "onnx")
+    record = tmp_path / "config" / "pins.json"
+    record.write_text(record.read_text().replace("://", "://me:secret@"))
+    assert [model.name for model in registry.known_models()] == ["small", address]
+    assert registry.find_model(address).files[0].where == address
+    registry.fetch(registry.find_model(address.replace("tiny", "slow")), "onnx")
+    assert "secret" not in record.read_text()
 
 
 def test_a_hash_in_the_address_is_checked(server: ModelServer) -> None:

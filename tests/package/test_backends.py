@@ -190,7 +190,7 @@ def test_missing_package_is_told_with_its_install_line(
 ) -> None:
     found = SimpleNamespace(submodule_search_locations=[])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == gone else found)
-    with pytest.raises(DeviceError, match=rf'needs the package {gone}: pip install "tfswa-sep\[torch\]"'):
+    with pytest.raises(DeviceError, match=rf'needs the package {gone}: .*install "tfswa-sep\[torch\]"'):
         load(onnx_model(), "onnx", "torch", backend="torch")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DeviceError, match="pip install onnxruntime"):
@@ -203,7 +203,7 @@ def test_onnx_takes_the_gpu_that_it_was_built_for(
     path, built_with = onnx_model(), ["CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: built_with)
     for device, message in (
-        ("cuda", "built without CUDA: pip install onnxruntime-gpu instead, or use --device cpu"),
+        ("cuda", "built without CUDA: use --device cpu, or replace it: .* install onnxruntime-gpu"),
         ("coreml", "built without Core ML: use --device cpu"),
     ):
         with pytest.raises(DeviceError, match=message):

@@ -127,6 +127,9 @@ def test_the_shell_completes_commands() -> None:
         (["--stems=vocals,accompaniment", "song.wav"], {"song/vocals.wav", "song/accompaniment.wav"}),
         (["-o", "a/b", "song.wav", "--stems", "drums+bass"], {"a/b/song/drums+bass.wav"}),
         (["song.wav", "--format", "flac", "--stems", "bass"], {"song/bass.flac"}),
+        (["--two-stems", "vocals", "song.wav"], {"song/vocals.wav", "song/accompaniment.wav"}),
+        (["song.wav", "--two-stems=drums"], {"song/drums.wav", "song/no_drums.wav"}),
+        (["song.wav", "--stems", "no_vocals,instrumental"], {"song/no_vocals.wav", "song/instrumental.wav"}),
         (["--stems", "bass", "--name", "{stem} of {track}{ext}", "--", "song.wav"], {"bass of song.wav"}),
     ],
 )
@@ -222,6 +225,12 @@ def test_folders_are_walked_and_mirrored(work: Path, capsys: pytest.CaptureFixtu
     assert files_in(work / "globbed") == {"a/bass.wav"}
 
 
+def test_a_file_whose_name_begins_with_a_dash(work: Path) -> None:
+    write_song(work / "-dash.wav")
+    assert main.run(["-dash.wav", "--stems", "bass"]) == 0
+    assert files_in(work) == {"song.wav", "-dash.wav", "-dash/bass.wav"}
+
+
 def test_shards_take_every_song_once(work: Path) -> None:
     songs = [str(write_song(work / f"{name}.wav", seconds=0.1)) for name in "abcde"]
     for shard, expected in (("1/2", "ace"), ("2/2", "bd")):
@@ -254,10 +263,21 @@ def test_one_bad_file_does_not_end_the_batch(work: Path, capsys: pytest.CaptureF
     assert main.run(["text.mp3", "song.wav", "none.wav", "--stems", "vocals"]) == 7
     assert files_in(work) == {"song.wav", "text.mp3", "song/vocals.wav"}
     out, err = capsys.readouterr()
-    none, text = err.splitlines()
+    text, none = err.splitlines()
     assert text.startswith("tfswa-sep: ") and "text.mp3" in text
     assert none == "tfswa-sep: no such file: none.wav"
     assert out.endswith("\n\n1 done, 2 failed\n") and max(map(len, out.splitlines())) <= 80
+
+
+def test_failures_are_reported_in_the_order_of_the_songs(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["song.wav", "none.wav", "out", "--stems", "bass", "--json"]) == 7
+    songs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(song["song"], song["status"]) for song in songs] == [
+        ("song.wav", "done"), ("none.wav", "failed"), ("out", "failed"),
+    ]  # fmt: skip
+    assert songs[2]["error"]["message"] == "no such file: out (to write the stems to out: --out out)"
 
 
 def test_a_song_that_failed_holds_no_samples() -> None:
@@ -303,7 +323,16 @@ def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.Ca
         (["song.wav", "--format", "flac", "--bit-depth", "32f"], 2, "32f"),
         (["song.wav", "--threads", "0"], 2, "--threads"),
         (["song.wav", "--no-such-option"], 2, "--no-such-option"),
-        (["separate"], 2, "Missing argument 'SONG' (see tfswa-sep --help)"),
+        (["separate"], 2, "Missing argument 'SONG' (see tfswa-sep separate --help)"),
+        (["models", "path"], 2, "Missing argument 'MODEL' (see tfswa-sep models path --help)"),
+        (["song.wav", "-n", "htdemucs"], 2, "no such option: -n, did you mean --model?"),
+        (["song.wav", "--mp3"], 2, "did you mean --format mp3?"),
+        (["song.wav", "--output_dir", "out"], 2, "did you mean --out?"),
+        (["song.wav", "--two-stems", "vocals", "--stems", "bass"], 2, "cannot be combined"),
+        (["song.wav", "--stems", "karaoke"], 2, "did you mean accompaniment?"),
+        (["song.wav", "--stems", "vocal"], 2, "did you mean vocals?"),
+        ([""], 2, "the name of a song is empty"),
+        (["https://me:secret@host/a.mp3"], 3, "tfswa-sep: https://***@host/a.mp3 is an address, not a file"),
         (["song.wav", "--name", "{stem}{ext}", "text.mp3"], 2, "--name needs {track}"),
         (["song.wav", "--name", "../{stem}{ext}"], 2, "../"),
         (["models", "path", "large"], 4, "unknown model 'large'"),
@@ -418,6 +447,23 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: str, 
         assert process.wait(timeout=20) == code
     assert line.startswith("tfswa-sep: ") and line.endswith("no partial files were left")
     assert files_in(tmp_path) == {"song.wav"} and not (tmp_path / "song").exists()
+
+
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interruption_with_json_reports_what_was_done(tmp_path: Path, sent: str, code: int) -> None:
+    write_song(tmp_path / "a.wav", seconds=0.1)
+    write_song(tmp_path / "b.wav", seconds=20)
+    command = [sys.executable, "-c", SLOW.format(root=str(ROOT)), "a.wav", "b.wav", "--json"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        done = json.loads(process.stdout.readline())
+        process.send_signal(getattr(signal, sent))
+        (error,) = map(json.loads, process.stdout.read().splitlines())
+        assert process.wait(timeout=20) == code
+    assert (done["song"], done["status"]) == ("a.wav", "done")
+    assert error["error"]["exit_code"] == code and "no partial files" in error["error"]["message"]
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float = 10) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -18,6 +19,9 @@ pytestmark = pytest.mark.slow
 STEMS = ("vocals", "drums", "bass", "other")
 ALL = [*(f"song/{stem}.wav" for stem in STEMS), "song/.song.tfswa-sep.json"]  # what a whole run makes
 HALF = ["song/.tfswa-sep-*.tmp"] * 4  # what a run leaves that cannot clean up
+# Root may read and write everything unless it gives that up.
+AS_ANYBODY = 'exec setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-dac_override "$@"'
+AS_ANYBODY = AS_ANYBODY if os.geteuid() == 0 else 'exec "$@"'
 NO_FFMPEG = 'PATH=/nowhere exec "$@"'
 long_song = song(seconds=20)
 very_long_song = song(seconds=150)  # still under way when a signal comes, however fast the machine
@@ -113,6 +117,19 @@ def old_stem(folder: Path) -> None:
     (folder / "song" / "bass.wav").write_bytes(b"mine")
 
 
+def closed(name: str, mode: int = 0) -> Callable[[Path], Undo]:
+    """A folder that only root can read."""
+
+    def prepare(folder: Path) -> Undo:
+        if os.geteuid() == 0 and not shutil.which("setpriv"):
+            pytest.skip("needs setpriv")
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).chmod(mode)
+        return lambda: (folder / name).chmod(0o755)
+
+    return prepare
+
+
 def folder_in_the_way(folder: Path) -> None:
     write_song(folder / "song.wav")
     (folder / "song" / "bass.wav").mkdir(parents=True)
@@ -192,13 +209,15 @@ ROWS = [
     F("12 samples a second", song(rate=12, seconds=100), "song.wav", 3, "unsupported sample rate of 12 Hz"),
     F("silence", song(change=silence), "song.wav", 0, "note: song.wav is silent", new=ALL),
     F("video without sound", by_ffmpeg("a.mkv", "-f", "lavfi", "-i", "testsrc=d=0.2:s=64x64"), "a.mkv", 3, "no audio track"),
-    F("m4a without ffmpeg", by_ffmpeg("song.m4a", *SINE), "song.m4a", 3, "reading it needs ffmpeg", "apt install ffmpeg", shell=NO_FFMPEG),
+    F("m4a without ffmpeg", by_ffmpeg("song.m4a", *SINE), "song.m4a", 3, "reading it needs ffmpeg", "install imageio-ffmpeg", shell=NO_FFMPEG),
     F("link to nothing", link("gone.wav"), "song.wav", 3, "no such file: song.wav"),
     F("a model by a user who is not there", song(), "song.wav --model ~nosuch/x.onnx", 4, "no such model file"),
     F("link in a circle", link("song.wav"), "song.wav", 3, "song.wav"),
     F("named pipe", pipe, "song.wav", 3, "song.wav is not a regular file", "stdin"),
     F("nothing on stdin", nothing, "-", 3, "stdin is empty", stdin=b""),
     F("text on stdin", nothing, "-", 3, "standard input is a text file", stdin=b"no song\n" * 9),
+    F("a folder that is closed", both(song("album/song.wav"), closed("album/cd")), "album -r --stems bass", 7, "album/cd cannot be opened: Permission denied", shell=AS_ANYBODY, new=["song/bass.wav", "song/.song.*.json"]),
+    F("a folder with nothing else", closed("album/cd"), "album -r", 3, "album/cd cannot be opened: Permission denied", shell=AS_ANYBODY),
     # options
     F("unknown stem", song(), "song.wav --stems harp", 2, "unknown stem 'harp'", "vocals, drums, bass, other"),
     F("no stem", song(), "song.wav --stems ,", 2, "no stem was selected"),
@@ -228,6 +247,8 @@ ROWS = [
     F("unknown model", song(), "song.wav --model smal", 4, "did you mean 'small'?"),
     F("no such device", song(), "song.wav --device tpu", 2, "tpu"),
     # where the stems go
+    F("out belongs to another", both(song(), closed("out", 0o555)), "song.wav -o out", 5, "cannot write out/song (Permission denied): check its permissions", shell=AS_ANYBODY),
+    F("too few open files", song(), "song.wav", 5, "ulimit -n", shell='ulimit -n 9; exec "$@"'),
     F("out is a file", song(), "song.wav --out song.wav", 5, "cannot write song.wav", "Not a directory"),
     F("a stem is there", old_stem, "song.wav --no-overwrite", 5, "song/bass.wav already exists"),
     F("a folder in the way", folder_in_the_way, "song.wav", 5, "song/bass.wav is a folder"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tfswa_sep.batch.inputs import STDIN, find_songs
-from tfswa_sep.errors import InputError
+from tfswa_sep.errors import InputError, UsageError
 
 
 @pytest.fixture
@@ -35,16 +35,61 @@ def close(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "scandir", refuse)
 
 
-def test_a_folder_that_cannot_be_opened_is_told_and_the_rest_found(
+def test_a_folder_that_cannot_be_opened_is_a_failure_beside_the_songs(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     close("album/closed", monkeypatch)
-    found = find_songs(["album"], recursive=True)
-    assert [str(song.path) for song in found] == ["album/a.wav", "album/deep/b.wav"]
-    notes = [note for song in found for note in song.notes]
-    assert notes == ["album/closed cannot be opened: Permission denied; its files were skipped"]
+    *songs, closed = find_songs(["album"], recursive=True)
+    assert [str(song.path) for song in songs] == ["album/a.wav", "album/deep/b.wav"]
+    assert (str(closed.path), closed.problem) == (
+        "album/closed", "album/closed cannot be opened: Permission denied",
+    )  # fmt: skip
     with pytest.raises(InputError, match="album/closed cannot be opened: Permission denied"):
         find_songs(["album/closed"], recursive=True)
+
+
+def test_linked_folders_are_searched_once(work: Path) -> None:
+    (work / "elsewhere" / "cd").mkdir(parents=True)
+    (work / "elsewhere" / "cd" / "c.wav").touch()
+    (work / "album" / "closed" / "c.wav").unlink()
+    for link, target in (("linked", "../elsewhere"), ("a_loop", "."), ("b_loop", "../album"), ("c", "deep")):
+        (work / "album" / link).symlink_to(target)
+    songs = find_songs(["album"], recursive=True)
+    assert [(str(song.path), str(song.folder)) for song in songs] == [
+        ("album/a.wav", "."), ("album/deep/b.wav", "deep"), ("album/linked/cd/c.wav", "linked/cd"),
+    ]  # fmt: skip
+    assert [str(song.path) for song in find_songs(["album"], recursive=False)] == ["album/a.wav"]
+
+
+def test_what_is_left_out_is_counted(work: Path) -> None:
+    names = ("cover.jpg", "back.JPG", "README", ".hidden", *(f"x.{extension}" for extension in MORE.split()))
+    for name in names:
+        (work / "album" / name).touch()
+    songs = find_songs(["album"], recursive=False)
+    assert len(songs) == 1 + len(MORE.split())
+    note = "album: ignored 3 files that are not audio (2 .jpg, 1 without extension)"
+    assert [song.notes for song in songs if song.notes] == [(note,)]
+
+
+MORE = "3gp mpc ogv weba snd amr ts m4r dsf spx"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ([""], UsageError, "the name of a song is empty"),
+        (["album", " "], UsageError, "the name of a song is empty"),
+        (["https://host/song.mp3"], InputError, "is an address, not a file: download it first"),
+        (["album/a.wav", "out"], InputError, "to write the stems there, use --out out"),
+        (["out"], InputError, "no songs in the folder out: it is empty"),
+        (["."], InputError, "use --recursive to search its subfolders"),
+        (["alone"], InputError, "no songs in the folder alone$"),
+    ],
+)
+def test_what_names_no_song(work: Path, arguments: list[str], error: type[Exception], message: str) -> None:
+    (work / "out").mkdir()
+    with pytest.raises(error, match=message):
+        find_songs(arguments, recursive=False)
 
 
 def test_folders_that_fit_a_pattern_are_searched(work: Path) -> None:

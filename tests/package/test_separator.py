@@ -175,9 +175,21 @@ def test_wrong_use_writes_nothing(fake_backend: Fake, song: Song, tmp_path: Path
     assert os.listdir(tmp_path) == ["songs"]
 
 
-def test_numbers_that_are_not_finite_are_not_written(fake_backend: Fake, song: Song, tmp_path: Path) -> None:
-    backend = fake_backend(shares=(np.nan, 0.5, 0.25, 0.25))
-    with pytest.raises(ModelError, match="NaN or infinite"):
+@pytest.mark.parametrize(
+    ("name", "device", "precision", "advice"),
+    [
+        ("onnx", "cpu", "fp32", "choose another model with --model"),
+        ("onnx", "cpu", "int8", "try --precision fp32$"),
+        ("onnx", "cuda:0", "fp32", "try --device cpu$"),
+        ("torch", "cuda:0", "bf16", "try --device cpu or --precision fp32 or --backend onnx"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_not_written(
+    fake_backend: Fake, song: Song, tmp_path: Path, name: str, device: str, precision: str, advice: str
+) -> None:
+    shares = (np.nan, 0.5, 0.25, 0.25)
+    backend = fake_backend(shares=shares, name=name, device=device, precision=precision)
+    with pytest.raises(ModelError, match=f"NaN or infinite values: {advice}"):
         separate(song("a.wav", 20_000), model=backend, out=tmp_path / "out")
     assert os.listdir(tmp_path) == ["songs"]
 

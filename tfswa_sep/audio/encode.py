@@ -6,6 +6,7 @@ full scale: all others clip there, and every clipped sample is counted.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import tempfile
@@ -24,7 +25,7 @@ from tfswa_sep.audio.formats import AudioFormat
 from tfswa_sep.audio.mp4 import check_mp4
 from tfswa_sep.audio.resample import Samples, interleave
 from tfswa_sep.audio.tags import write_cover, write_mp3_text
-from tfswa_sep.errors import OutputError
+from tfswa_sep.errors import OutputError, advice
 
 _AUTO_DOWNGRADE = 0x1210  # libsndfile's SFC_RF64_AUTO_DOWNGRADE, which soundfile has no name for
 _SUBTYPES = {"mp3": ("MP3", "MPEG_LAYER_III"), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS")}
@@ -261,7 +262,7 @@ class _Ffmpeg:
 
 def cannot_write(path: Path, error: Exception) -> OutputError:
     """What to say when `path` could not be written."""
+    if isinstance(error, soundfile.LibsndfileError):  # gives no reason; a full disk is the common one
+        error = OSError(errno.ENOSPC, "the disk may be full")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
-    # libsndfile has no words for a failed write: its one common cause is a full disk.
-    reason = reason if reason and not isinstance(error, soundfile.LibsndfileError) else "the disk may be full"
-    return OutputError(f"cannot write {path} ({reason}): free up space, or choose another folder with --out")
+    return OutputError(f"cannot write {path} ({reason}): {advice(error)}")

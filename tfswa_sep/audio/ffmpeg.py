@@ -18,11 +18,8 @@ from numpy.typing import NDArray
 
 from tfswa_sep.audio.containers import find_demuxer
 from tfswa_sep.errors import InputError, TruncatedError
+from tfswa_sep.installation import ffmpeg_install_command
 
-INSTALL = (
-    "install it (Debian and Ubuntu: apt install ffmpeg; macOS: brew install ffmpeg; "
-    "Windows: winget install ffmpeg; anywhere: pip install imageio-ffmpeg)"
-)
 _CUT_SECONDS = 1.0  # a container's duration may be this much longer than its sound
 
 
@@ -41,7 +38,7 @@ class FfmpegDecoder:
                 if channels
                 else ("is not wav, flac, ogg, opus, mp3 or aiff; reading it")
             )
-            raise InputError(f"{path} {reason} needs ffmpeg: {INSTALL}")
+            raise InputError(f"{path} {reason} needs ffmpeg: {ffmpeg_install_command()}")
         demuxer = find_demuxer(path)
         if demuxer is None:
             raise InputError(f"{path} cannot be read as audio (unknown kind of file): check the file")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfswa_sep.audio.ffmpeg import INSTALL, find_ffmpeg
+from tfswa_sep.audio.ffmpeg import find_ffmpeg
 from tfswa_sep.errors import UsageError
+from tfswa_sep.installation import ffmpeg_install_command
 
 BIT_DEPTHS = {"wav": ("32f", "24", "16"), "flac": ("24", "16")}  # the first is the default
 BITRATES = {"mp3": 320, "ogg": 256, "opus": 192, "m4a": 256}  # kbit/s of a stereo file, the default
@@ -101,5 +102,5 @@ def find_format(container: str, bit_depth: str | None = None, bitrate: int | Non
     if bitrate is not None and not low <= bitrate <= high:
         raise UsageError(f"{container} files cannot have {bitrate} kbit/s: choose from {low} to {high}")
     if container == "m4a" and find_ffmpeg() is None:
-        raise UsageError(f"writing m4a needs ffmpeg: {INSTALL}")
+        raise UsageError(f"writing m4a needs ffmpeg: {ffmpeg_install_command()}")
     return AudioFormat(container=container, bit_depth="", bitrate=bitrate or BITRATES[container])

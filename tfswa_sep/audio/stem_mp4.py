@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from tfswa_sep.audio.ffmpeg import INSTALL, find_ffmpeg, last_error
+from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
 from tfswa_sep.audio.mp4 import check_mp4, make_box, read_boxes
 from tfswa_sep.errors import UsageError
+from tfswa_sep.installation import ffmpeg_install_command
 
 ORDER = {"drums": "#009E73", "bass": "#D55E00", "other": "#CC79A7", "vocals": "#56B4E9"}  # and their colours
 EXTENSION = ".stem.mp4"
@@ -45,7 +46,7 @@ def check_stem_file(stems: tuple[str, ...]) -> None:
     if set(stems) != set(ORDER):
         raise UsageError(f"a stem file needs {', '.join(ORDER)}: remove --stems or --stem-file")
     if find_ffmpeg() is None:
-        raise UsageError(f"--stem-file needs ffmpeg: {INSTALL}")
+        raise UsageError(f"--stem-file needs ffmpeg: {ffmpeg_install_command()}")
 
 
 def write_stem_file(

@@ -29,7 +29,8 @@ class PlannedSong:
     name: str  # what it is called to its owner
     track: str  # what it is called in its stems' paths
     folder: Path  # below --out
-    notes: tuple[str, ...] = ()  # what its owner should know, one line each
+    notes: tuple[str, ...] = ()  # for the user, one line each
+    problem: str = ""  # why it cannot be separated, if that is already clear
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
         taken.add(key)
         note = f"another song is also named {plain}: the stems of {name} are named {track}"
         notes = (*song.notes, note) if number > 1 else song.notes
-        planned.append(PlannedSong(song.path, name, track, song.folder, notes))
+        planned.append(PlannedSong(song.path, name, track, song.folder, notes, song.problem))
     if len(planned) > 1 and "{track}" not in pattern:
         raise UsageError("with several songs --name needs {track}, or they would overwrite each other")
     return planned
@@ -168,16 +169,29 @@ def _file_system_key(path: Path) -> str:
     return unicodedata.normalize("NFC", str(path).casefold())
 
 
-def check_song(song: Path, commands: Sequence[str]) -> None:
-    """Raise InputError for a song that is not there, with a hint where it looks like one of `commands`."""
+def check_song(song: PlannedSong, commands: Sequence[str], *, alone: bool) -> None:
+    """Check that a song exists.
+
+    Args:
+        song: The song.
+        commands: Names of commands, for a hint where one of them is misspelt.
+        alone: Whether it is the only song; else a name without extension may be meant as the output folder.
+
+    Raises:
+        InputError: The song does not exist, or has a `problem`.
+    """
+    if song.problem:
+        raise InputError(song.problem)
     try:
-        song.stat()
+        song.path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError:  # open_audio says why
         return
     else:
         return
-    near = difflib.get_close_matches(str(song), commands, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(song.name, commands, n=1, cutoff=0.7)
     hint = f" (did you mean the command {near[0]!r}?)" if near else ""
-    raise InputError(f"no such file: {song}{hint}")
+    if not near and not alone and not song.path.suffix:
+        hint = f" (to write the stems to {song.name}: --out {song.name})"
+    raise InputError(f"no such file: {song.name}{hint}")

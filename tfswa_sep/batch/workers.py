@@ -37,24 +37,22 @@ def run_songs(
     jobs: int = 1,
     on_progress: SongProgress | None = None,
 ) -> Iterator[Outcome]:
-    """Yield each song's outcome as it comes; with several jobs the order is open.
+    """Separate songs, and yield the outcome of each as it is done; with several jobs in any order.
 
-    check: raises for a song that cannot be meant.
-    Raises what every other song would meet too, such as a missing device.
+    Args:
+        songs: The songs.
+        work: How they are separated.
+        check: Called for each song before its turn; raises a TfswaError if it cannot be separated.
+        jobs: Processes.
+        on_progress: Called with the progress of each song.
+
+    Raises:
+        TfswaError: An error that every other song would meet too, such as a missing device.
     """
-    ready = []
-    for song in songs:
-        try:
-            check(song)
-            ready.append(song)
-        except TfswaError as error:
-            yield Outcome(song, "failed", error=error)
-    several = min(jobs, len(ready)) > 1
-    outcomes = (
-        _run_in_processes(ready, work, jobs, on_progress)
-        if several
-        else _run_serially(ready, work, on_progress)
-    )
+    if min(jobs, len(songs)) > 1:
+        outcomes = _run_in_processes(songs, work, check, jobs, on_progress)
+    else:
+        outcomes = _run_serially(songs, work, check, on_progress)
     for outcome in outcomes:
         if isinstance(outcome.error, FATAL_ERRORS):
             raise outcome.error
@@ -62,10 +60,22 @@ def run_songs(
 
 
 def _run_serially(
-    songs: Sequence[PlannedSong], work: Work, on_progress: SongProgress | None
+    songs: Sequence[PlannedSong],
+    work: Work,
+    check: Callable[[PlannedSong], object],
+    on_progress: SongProgress | None,
 ) -> Iterator[Outcome]:
     for song in songs:
-        yield _separate(song, work, on_progress)
+        yield _check(song, check) or _separate(song, work, on_progress)
+
+
+def _check(song: PlannedSong, check: Callable[[PlannedSong], object]) -> Outcome | None:
+    """The outcome of a song that fails the check."""
+    try:
+        check(song)
+    except TfswaError as error:
+        return Outcome(song, "failed", error=error)
+    return None
 
 
 def _separate(song: PlannedSong, work: Work, on_progress: SongProgress | None) -> Outcome:
@@ -84,15 +94,30 @@ def _separate(song: PlannedSong, work: Work, on_progress: SongProgress | None) -
 
 
 def _run_in_processes(
-    songs: Sequence[PlannedSong], work: Work, jobs: int, on_progress: SongProgress | None
+    songs: Sequence[PlannedSong],
+    work: Work,
+    check: Callable[[PlannedSong], object],
+    jobs: int,
+    on_progress: SongProgress | None,
 ) -> Iterator[Outcome]:
     waiting = list(reversed(songs))
+    failed: list[Outcome] = []
     busy: dict[Connection, tuple[SpawnProcess, PlannedSong]] = {}
+
+    def take_song() -> PlannedSong | None:
+        while waiting:
+            song = waiting.pop()
+            outcome = _check(song, check)
+            if outcome is None:
+                return song
+            failed.append(outcome)
+        return None
+
     try:
-        for _ in range(min(jobs, len(songs))):
+        while len(busy) < jobs and (song := take_song()):
             process, connection = _start(work)
-            busy[connection] = process, waiting.pop()
-            connection.send(busy[connection][1])
+            busy[connection] = process, song
+            connection.send(song)
         while busy:
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection)
@@ -101,27 +126,32 @@ def _run_in_processes(
                     message = ready.recv()
                 except (EOFError, ConnectionError):
                     process.join()
-                    del busy[ready]
-                    yield Outcome(song, "failed", error=_crash_error(song, process.exitcode))
-                    if waiting:
-                        process, ready = _start(work)
-                else:
-                    if not isinstance(message, Outcome):
-                        if on_progress:
-                            on_progress(song, *message)
-                        continue
-                    del busy[ready]
-                    yield message
-                if waiting:
-                    busy[ready] = process, waiting.pop()
-                    ready.send(busy[ready][1])
-                else:
+                    message = Outcome(song, "failed", error=_crash_error(song, process.exitcode))
+                if not isinstance(message, Outcome):
+                    if on_progress:
+                        on_progress(song, *message)
+                    continue
+                del busy[ready]
+                yield from _drain(failed)
+                yield message
+                if (song := take_song()) is None:
                     ready.close()  # the process ends by itself
+                    continue
+                if process.exitcode is not None:
+                    process, ready = _start(work)
+                busy[ready] = process, song
+                ready.send(song)
+        yield from _drain(failed)
     finally:
         for process, _ in busy.values():
             process.terminate()
         for process, _ in busy.values():
             process.join(_PATIENCE)
+
+
+def _drain(outcomes: list[Outcome]) -> Iterator[Outcome]:
+    while outcomes:
+        yield outcomes.pop(0)
 
 
 def _start(work: Work) -> tuple[SpawnProcess, Connection]:

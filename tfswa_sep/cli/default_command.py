@@ -6,16 +6,18 @@ from typing import Any
 
 from typer.core import TyperGroup
 
+from tfswa_sep.cli.habits import protect_file_names
+
 
 class SeparateByDefault(TyperGroup):
-    """A group whose command may be left out: what begins with a song or an option for it means `separate`."""
+    """A group whose command may be left out: arguments that begin with a song or an option mean `separate`."""
 
     fallback = "separate"
-    alone = "--help"  # what is meant where nothing is said
+    alone = "--help"  # what no arguments at all mean
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the fallback in front, unless a command or an option of this group stands there."""
-        args = args or [self.alone]
+        """Put the fallback in front, unless the arguments begin with a command or an option of this group."""
+        args = protect_file_names(args) or [self.alone]
         own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
         if args[0] not in self.commands and args[0].partition("=")[0] not in own:
             args = [self.fallback, *args]
@@ -23,12 +25,12 @@ class SeparateByDefault(TyperGroup):
 
 
 class RunByDefault(SeparateByDefault):
-    """A group of which `run` is meant where no other command is named."""
+    """A group where `run` may be left out."""
 
     fallback = alone = "run"
 
 
 class ListByDefault(SeparateByDefault):
-    """A group of which `list` is meant where nothing is said."""
+    """A group where no arguments mean `list`."""
 
     fallback = alone = "list"

@@ -1,14 +1,14 @@
-"""What works on this machine, how fast, and the exact line that installs what is missing.
+"""What works on this machine, how fast, and the line that installs what is missing.
 
-Nothing here raises for what it finds: a finding says whether it is right, and what to type if it is not.
+Nothing here raises: a problem is a Finding.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,17 +20,12 @@ from pathlib import Path
 
 from tfswa_sep import registry
 from tfswa_sep.errors import TfswaError
+from tfswa_sep.installation import ffmpeg_install_command, install_command
 
 CLIP_SECONDS = 5
 _CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 # PyPI's torch for Linux is built for CUDA 13; drivers of an older CUDA need the wheels of another index.
 _CUDA_WHEELS = (((13, 0), None), ((12, 6), "https://download.pytorch.org/whl/cu126"))
-_FFMPEG = {"darwin": "brew install ffmpeg", "win32": "winget install ffmpeg"}
-_LINUX_INSTALLERS = (
-    ("apt-get", "sudo apt-get install ffmpeg"),
-    ("dnf", "sudo dnf install ffmpeg-free"),
-    ("pacman", "sudo pacman -S ffmpeg"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +35,13 @@ class Finding:
     about: str
     right: bool
     text: str
-    install: str = ""  # what to type to get it, where it can be had
+    install: str = ""  # the line that installs it
+    optional: bool = False  # tfswa-sep works without
     exit_code: int = 0  # of the error that a separation would meet
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything; what takes long comes last.
-
-    Separation works if a finding about a backend is right: see `works`.
-    """
+    """Examine everything, the slow checks last."""
     yield _version("tfswa-sep")
     yield Finding(
         about="Python", right=True, text=f"{platform.python_version()} on {platform.platform(terse=True)}"
@@ -60,52 +53,46 @@ def examine() -> Iterator[Finding]:
     yield _folder("cache", registry.cache_folder())
     yield _folder("settings", registry.config_folder())
     yield from _graphics_cards()
-    for backend in ("onnx", "torch"):
-        yield _try_backend(backend)
+    yield _try_backend("onnx")
+    if importlib.util.find_spec("torch"):  # else its own line above says enough
+        yield _try_backend("torch")
 
 
 def works(findings: list[Finding]) -> int:
-    """The exit code: 0 if some backend separates, else that of the error that the default one met."""
+    """The exit code: 0 if any backend works, else that of the default backend's error."""
     tried = [finding for finding in findings if finding.about.startswith("backend ")]
     return 0 if any(finding.right for finding in tried) else tried[0].exit_code
 
 
 def torch_install_line(platform_name: str, cuda: tuple[int, int] | None) -> str:
-    """What installs the PyTorch backend that is right for a machine.
+    """The line that installs the build of PyTorch for a machine; "" where the driver is too old for any.
 
-    platform_name: as sys.platform.  cuda: the CUDA that an Nvidia driver is for, None without such a card.
-    "" where the driver is too old for any torch of today.
+    Args:
+        platform_name: As sys.platform.
+        cuda: The CUDA version of the Nvidia driver; None without such a GPU.
     """
-    packages = [re.split(r"[;\s]", need)[0] for need in importlib.metadata.requires("tfswa-sep") or []
-                if re.search(r"extra\s*==\s*['\"]torch['\"]", need)]  # fmt: skip
     index: str | None = None
     if cuda:
-        fitting = [wheels for least, wheels in _CUDA_WHEELS if cuda >= least]
-        if not fitting:
+        suitable = [wheels for least, wheels in _CUDA_WHEELS if cuda >= least]
+        if not suitable:
             return ""
-        index = fitting[0]
-        if platform_name == "win32" and index is None:  # PyPI's torch for Windows is for the processor
+        index = suitable[0]
+        if platform_name == "win32" and index is None:  # PyPI's torch for Windows is a CPU build
             index = "https://download.pytorch.org/whl/cu130"
     elif platform_name == "linux":  # PyPI's is a CUDA build of several GB
         index = _CPU_WHEELS
-    return _pip_line(*packages, index=index)
+    return install_command(extra="torch", index=index)
 
 
-def _version(package: str, *in_its_place: str) -> Finding:
-    for name in (package, *in_its_place):
+def _version(package: str, *alternatives: str) -> Finding:
+    for name in (package, *alternatives):
         with suppress(importlib.metadata.PackageNotFoundError):
             return Finding(about=name, right=True, text=importlib.metadata.version(name))
-    install = torch_install_line(sys.platform, _nvidia_cuda()) if package == "torch" else _pip_line(package)
-    text = "not installed; needed only to run on a GPU" if package == "torch" else "not installed"
-    return Finding(about=package, right=package == "torch", text=text, install=install)
-
-
-def _pip_line(*packages: str, index: str | None = None) -> str:
-    extra = ["--extra-index-url", index] if index else []
-    if "pipx" in Path(sys.prefix).parts:
-        options = [f"--pip-args={shlex.join(extra)}"] if extra else []
-        return shlex.join(["pipx", "inject", "tfswa-sep", *packages, *options])
-    return shlex.join([sys.executable, "-m", "pip", "install", *packages, *extra])
+    if package == "torch":
+        install = torch_install_line(sys.platform, _nvidia_cuda())
+        text = "not installed; needed only for GPUs"
+        return Finding(about=package, right=True, text=text, install=install, optional=True)
+    return Finding(about=package, right=False, text="not installed", install=install_command(package))
 
 
 def _ffmpeg() -> Finding:
@@ -114,17 +101,14 @@ def _ffmpeg() -> Finding:
     program = find_ffmpeg()
     if program:
         return Finding(about="ffmpeg", right=True, text=str(program))
-    line = _FFMPEG.get(sys.platform) or next(
-        (line for tool, line in _LINUX_INSTALLERS if shutil.which(tool)), ""
-    )
     text = "not found; needed only for m4a, video and rare formats"
-    return Finding(about="ffmpeg", right=True, text=text, install=line or _pip_line("imageio-ffmpeg"))
+    return Finding(about="ffmpeg", right=True, text=text, install=ffmpeg_install_command(), optional=True)
 
 
 def _folder(about: str, folder: Path) -> Finding:
     try:
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        free = shutil.disk_usage(there).free / 1e9
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        free = shutil.disk_usage(existing).free / 1e9
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     except OSError as error:
         return Finding(about=about, right=False, text=f"{folder}: {error.strerror}")
@@ -137,10 +121,10 @@ def _nvidia_cuda() -> tuple[int, int] | None:
     if program is None:
         return None
     try:
-        told = subprocess.run([program], capture_output=True, text=True, timeout=20, check=True).stdout
+        output = subprocess.run([program], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    match = re.search(r"CUDA (?:UMD )?Version:\s*(\d+)\.(\d+)", told)
+    match = re.search(r"CUDA (?:UMD )?Version:\s*(\d+)\.(\d+)", output)
     return (int(match[1]), int(match[2])) if match else None
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import textwrap
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
 from tfswa_sep.cli.shared_options import Debug, Json
+from tfswa_sep.cli.terminal import say
+
+if TYPE_CHECKING:
+    from tfswa_sep.cli.diagnostics import Finding
 
 
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
@@ -22,20 +27,23 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
     findings = []
     for finding in examine():
         findings.append(finding)
-        if as_json:
-            continue
-        mark = "ok" if finding.right and not finding.install else "--" if finding.right else "NO"
-        start = f"{mark}  {finding.about:<15}  "
-        print(textwrap.fill(finding.text, 80, initial_indent=start, subsequent_indent=" " * 21), flush=True)
-        if finding.install:
-            print(f"{'':<21}{finding.install}")
+        if not as_json:
+            _print_finding(finding)
     code = works(findings)
     if as_json:
-        print(
-            json.dumps({"works": code == 0, "findings": [asdict(finding) for finding in findings]}, indent=2)
-        )
-    elif code:
-        print("\nSeparation does not work on this machine.")
+        document = {"works": code == 0, "findings": [asdict(finding) for finding in findings]}
+        say(json.dumps(document, indent=2))
     else:
-        print("\nSeparation works.")
+        say()
+        say("Separation does not work on this machine." if code else "Separation works.")
     raise typer.Exit(code)
+
+
+def _print_finding(finding: Finding) -> None:
+    optional = finding.optional or (finding.right and finding.install)
+    mark = "--" if optional else "ok" if finding.right else "NO"
+    start = f"{mark}  {finding.about:<15}  "
+    for line in textwrap.wrap(finding.text, 80, initial_indent=start, subsequent_indent=" " * len(start)):
+        say(line)
+    if finding.install:
+        say(f"{'':<{len(start)}}{finding.install}")

@@ -14,7 +14,7 @@ import typer
 
 from tfswa_sep.cli.default_command import RunByDefault
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Quiet, with_options
-from tfswa_sep.cli.terminal import print_error
+from tfswa_sep.cli.terminal import one_line, print_error, printable, say
 from tfswa_sep.errors import OutputError, UsageError
 from tfswa_sep.options import Runtime
 
@@ -181,7 +181,7 @@ def compare(
         print_error(f"note: {warning}")
     if as_json:
         told = [{**asdict(difference), "verdict": difference.verdict} for difference in found.differences]
-        print(json.dumps({"differences": told, "warnings": found.warnings}, indent=2))
+        say(json.dumps({"differences": told, "warnings": found.warnings}, indent=2))
         return
     from tfswa_sep.evaluation.report.tables import difference_table
 
@@ -213,7 +213,7 @@ def listen(
     from tfswa_sep.evaluation.listening.page import listening_page
 
     _write(out, listening_page(first, second, reference=reference, seconds=seconds, trials=trials))
-    print(out)
+    say(str(out))
 
 
 @app.command("listen-results")
@@ -236,7 +236,7 @@ def listen_results(
     found = read_answers(answers)
     if as_json:
         told = [{**asdict(each), "verdict": each.verdict} for each in found.preferences]
-        print(json.dumps({**asdict(found), "preferences": told}, indent=2))
+        say(json.dumps({**asdict(found), "preferences": told}, indent=2))
         return
     from tfswa_sep.evaluation.report.tables import preference_table
 
@@ -271,11 +271,19 @@ def _print_table(table: Table) -> None:
     """Print a table on stdout: as wide as it needs to be where that is no terminal, so that no cell wraps."""
     from rich.console import Console
     from rich.measure import Measurement
+    from rich.segment import Segment, Segments
 
     console = Console(width=None if sys.stdout.isatty() else WIDEST)
     if not sys.stdout.isatty():
         console.width = Measurement.get(console, console.options, table).maximum
-    console.print(table)
+    # Names of songs may hold control characters.
+    segments = [
+        segment
+        if segment.control or segment.text == "\n"
+        else Segment(printable(segment.text), segment.style)
+        for segment in console.render(table)
+    ]
+    console.print(Segments(segments), end="")
 
 
 def _metrics(names: str | None) -> tuple[str, ...]:
@@ -350,7 +358,9 @@ def _progress(*, songs: int, shown: bool) -> Iterator[tuple[Progress | None, Cal
     with Live(bars, console=Console(stderr=True), transient=True) as live:
 
         def on_progress(song: str, method: str, seconds: float, total: float) -> None:
-            bars.update(part, description=f"{song}: {method}", completed=round(seconds), total=round(total))
+            bars.update(
+                part, description=one_line(f"{song}: {method}"), completed=round(seconds), total=round(total)
+            )
 
         def on_song(found: Evaluation) -> None:
             bars.update(whole, completed=max((len(method.songs) for method in found.methods), default=0))

@@ -1,8 +1,8 @@
-"""The command line: its commands put together, and one line with the right exit code on failure.
+"""The command line: all commands together.
 
-What a command found goes to stdout, as one JSON object with --json; progress, warnings and the one line of an
-error go to stderr. Only tfswa_sep.cli prints or exits. Nothing heavy is imported
-before it is needed, so that --help, an unknown model and a missing song are answered at once.
+Results go to stdout, with --json as one JSON object; progress, warnings and the one line of an error go to
+stderr. Only tfswa_sep.cli prints or exits. Nothing heavy is imported before it is needed, so that --help, an
+unknown model and a missing song are answered at once.
 """
 
 from __future__ import annotations
@@ -65,16 +65,16 @@ def _root(
 
 
 def main() -> None:
-    """The `tfswa-sep` command: run what the process's arguments say, and exit with its code."""
+    """The `tfswa-sep` command: run the process's arguments, and exit with the right code."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; return its exit code. Nothing that goes wrong comes out as an exception."""
+    """Run one command line and return its exit code; no failure raises."""
     command = typer.main.get_command(app)
     return terminal.run(
         lambda: command.main(list(arguments), prog_name=PROGRAM, standalone_mode=False),
         debug="--debug" in arguments,
         as_json="--json" in arguments
-        and (arguments[0] != "eval" or arguments[1:2] == ["compare"]),  # eval itself takes a file
+        and (arguments[0] != "eval" or arguments[1:2] == ["compare"]),  # --json of `eval run` takes a file
     )

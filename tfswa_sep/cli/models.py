@@ -1,4 +1,4 @@
-"""`tfswa-sep models`: what models there are, where their files lie, and whether they are whole."""
+"""`tfswa-sep models`: list models, and download, verify and remove their files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 
 from tfswa_sep.cli.default_command import ListByDefault
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Precision
+from tfswa_sep.cli.terminal import printable, say
 from tfswa_sep.errors import ModelError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def list_models(as_json: Json = False, debug: Debug = False) -> None:
 
     models = registry.known_models()
     if as_json:
-        print(json.dumps({"models": [asdict(model) for model in models]}, indent=2))
+        say(json.dumps({"models": [asdict(model) for model in models]}, indent=2))
         return
     for model in models:
         _print_model(model)
@@ -50,14 +51,15 @@ def show_model(name: Name, offline: Offline = False, as_json: Json = False, debu
     model = registry.find_model(name)
     files = [_state(file) for file in model.files]
     if as_json:
-        print(json.dumps({**asdict(model), "files": files}, indent=2))
+        say(json.dumps({**asdict(model), "files": files}, indent=2))
         return
     _print_model(model)
     for file in files:
-        print(f"\n  {_kind(file)}: {file['state']}")
+        say()
+        say(f"  {_kind(file)}: {file['state']}")
         for label in ("where", "path", "sha256"):
             if file[label]:
-                print(f"    {label:<7} {file[label]}")
+                say(f"    {label:<7} {file[label]}")
 
 
 @app.command("path")
@@ -71,7 +73,7 @@ def model_path(
     """Print the path of a model file, downloading it if needed."""
     from tfswa_sep import registry
 
-    print(registry.fetch(registry.with_precision(registry.find_model(name), precision), backend))
+    say(str(registry.fetch(registry.with_precision(registry.find_model(name), precision), backend)))
 
 
 @app.command("pull")
@@ -88,17 +90,17 @@ def pull_models(
     for name in names:
         model = registry.find_model(name)
         if backend not in ("all", *(file.backend for file in model.files)):
-            registry.fetch(model, backend)  # says what there is
+            registry.fetch(model, backend)  # raises an error that names the available ones
         for i, file in enumerate(model.files):
             if backend in ("all", file.backend):
                 registry.fetch(replace(model, files=(file,)), file.backend)
-                known = registry.find_model(name).files[i]  # an address has its hash on record now
+                known = registry.find_model(name).files[i]  # the hash of an address is recorded by now
                 pulled.append({"model": model.name, **_state(known)})
                 if not as_json:
-                    told = f"{_kind(pulled[-1])}, sha256 {pulled[-1]['sha256']}"
-                    print(f"{pulled[-1]['path']}\n  {told}", flush=True)
+                    say(pulled[-1]["path"])
+                    say(f"  {_kind(pulled[-1])}, sha256 {pulled[-1]['sha256']}")
     if as_json:
-        print(json.dumps({"files": pulled}, indent=2))
+        say(json.dumps({"files": pulled}, indent=2))
 
 
 @app.command("verify")
@@ -118,10 +120,10 @@ def verify_models(
     models = [registry.find_model(name) for name in names] if names else registry.known_models()
     files = [{"model": model.name, **_state(file)} for model in models for file in model.files]
     if as_json:
-        print(json.dumps({"files": files}, indent=2))
+        say(json.dumps({"files": files}, indent=2))
     else:
         for file in files:
-            print(f"{file['model']}, {_kind(file)}: {file['state']}", flush=True)
+            say(f"{file['model']}, {_kind(file)}: {file['state']}")
     if damaged := [file["path"] for file in files if file["damaged"]]:
         raise ModelError(f"damaged: {', '.join(damaged)} (download again: tfswa-sep models pull)")
 
@@ -136,7 +138,10 @@ def remove_models(names: Names, debug: Debug = False) -> None:
 
     for name in names:
         removed = registry.remove(name)
-        print("\n".join(map(str, removed)) or f"{name}: nothing to delete")
+        for path in removed:
+            say(str(path))
+        if not removed:
+            say(f"{name}: nothing to delete")
 
 
 def _kind(file: dict[str, Any]) -> str:
@@ -144,17 +149,18 @@ def _kind(file: dict[str, Any]) -> str:
 
 
 def _state(file: ModelFile) -> dict[str, Any]:
-    """A model's file as an object for JSON, with what is known of it on this machine."""
+    """A model's file as an object for JSON, with its state on this machine."""
     from tfswa_sep import registry
 
     path: Path = registry.local_path(file)
-    there = os.path.exists(path)  # a Path raises for a folder that may not be read
-    problem = registry.problem_of(file) if there else None
-    here = "not downloaded" if not there else f"damaged: it {problem}" if problem else "ok"
+    exists = os.path.exists(path)  # a Path raises for a folder that may not be read
+    problem = registry.problem_of(file) if exists else None
+    state = "not downloaded" if not exists else f"damaged: it {problem}" if problem else "ok"
     return {
         **asdict(file),
-        "path": str(path) if there else "",
-        "state": here,
+        "where": printable(file.where),
+        "path": str(path) if exists else "",
+        "state": state,
         "damaged": problem is not None,
     }
 
@@ -162,6 +168,7 @@ def _state(file: ModelFile) -> dict[str, Any]:
 def _print_model(model: ModelInfo) -> None:
     from tfswa_sep import registry
 
-    print(f"{model.name}{' (the default)' if model.default else ''}")
+    say(f"{model.name}{' (the default)' if model.default else ''}")
     for label, text in registry.describe(model):
-        print(textwrap.fill(text, 80, initial_indent=f"  {label:<9} ", subsequent_indent=" " * 12))
+        for line in textwrap.wrap(text, 80, initial_indent=f"  {label:<9} ", subsequent_indent=" " * 12):
+            say(line)

@@ -1,4 +1,4 @@
-"""`tfswa-sep separate`, the command that may be left out: songs in, stems out."""
+"""`tfswa-sep separate`, the command that may be left out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tfswa_sep.cli.progress import show_progress
 from tfswa_sep.cli.shared_options import Debug, Model, Offline, Quiet, with_options
-from tfswa_sep.cli.terminal import progress_bars
+from tfswa_sep.constants import ACCOMPANIMENT, VOCALS
 from tfswa_sep.errors import BatchError, UsageError
 from tfswa_sep.options import OutputOptions, Runtime
 
@@ -39,6 +40,7 @@ Shard = Annotated[
     str | None,
     typer.Option(metavar="I/N", help="Separate only part I of N, to split a batch across machines."),
 ]
+TwoStems = Annotated[str | None, typer.Option("--two-stems", hidden=True)]  # of demucs
 JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object per song, one per line.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show how long each song took.")]
 
@@ -59,6 +61,7 @@ def separate(
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
+    two_stems: TwoStems = None,
 ) -> None:
     """Separate songs into stems.
 
@@ -68,13 +71,12 @@ def separate(
     from tfswa_sep.batch import inputs, plan, workers
     from tfswa_sep.cli.separate_report import SeparateReport
 
-    commands = list(getattr(context.parent and context.parent.command, "commands", ()))
-    info = _fetch_model(model, runtime)
+    options = _with_two_stems(options, two_stems)
     part, parts = _parse_shard(shard)
+    info = _fetch_model(model, runtime)
     found = inputs.find_songs(songs, recursive=recursive)
-    if len(found) == 1 and str(found[0].path) != inputs.STDIN:
-        plan.check_song(found[0].path, commands)
     planned = plan.plan_songs(found, options.name)[part - 1 :: parts]
+    several = len(planned) > 1
     threads = runtime.threads or workers.threads_per_job(min(jobs, len(planned)))
     work = plan.Work(
         model=info,
@@ -83,42 +85,47 @@ def separate(
         overwrite=overwrite,
         keep=frozenset(realpath(song.path) for song in found),
     )
+    commands = list(getattr(context.parent and context.parent.command, "commands", ()))
     report = SeparateReport(count=len(planned), as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with ExitStack() as opened:
         planned = [_fetch_stdin(song, opened) for song in planned]
-        bars = opened.enter_context(progress_bars(shown=not quiet and not as_json))
-        numbers = {song: number for number, song in enumerate(planned, 1)}
-
-        def label(song: PlannedSong) -> str:
-            return f"[{numbers[song]}/{len(planned)}] {song.name}" if len(planned) > 1 else song.name
-
-        def show(song: PlannedSong, done: float, total: float | None) -> None:
-            if bars:
-                bars.update(label(song), done, total)
-
+        progress = opened.enter_context(show_progress(shown=not quiet and not as_json))
+        labels = {
+            song: f"[{number}/{len(planned)}] {song.name}" if several else song.name
+            for number, song in enumerate(planned, 1)
+        }
         outcomes = workers.run_songs(
             planned,
             work,
-            check=lambda song: plan.check_song(song.path, commands),
+            check=lambda song: plan.check_song(song, commands, alone=not several),
             jobs=jobs,
-            on_progress=show,
+            on_progress=lambda song, done, total: progress.update(labels[song], done, total),
         )
         for outcome in outcomes:
-            if outcome.error and len(planned) == 1:
+            if outcome.error and not several:
                 raise outcome.error
-            with bars.away() if bars else ExitStack():
-                if bars:
-                    bars.remove(label(outcome.song))
+            progress.remove(labels[outcome.song])
+            with progress.paused():
                 report.add(outcome)
     report.print_summary()
     if report.failed:
         raise typer.Exit(BatchError.exit_code)
 
 
-def _fetch_model(name: str | None, runtime: Runtime) -> ModelInfo:
-    """The model to use; what of it can be checked before anything heavy is loaded is checked here.
+def _with_two_stems(options: OutputOptions, stem: str | None) -> OutputOptions:
+    """The options, with --two-stems STEM as the stems: STEM, and everything else."""
+    if stem is None:
+        return options
+    if options.stems is not None:
+        raise UsageError("--two-stems and --stems cannot be combined: remove one of them")
+    stem = stem.strip().lower()
+    return replace(options, stems=f"{stem},{ACCOMPANIMENT if stem == VOCALS else f'no_{stem}'}")
 
-    A download waits until the backend is chosen.
+
+def _fetch_model(name: str | None, runtime: Runtime) -> ModelInfo:
+    """The model to use, checked as far as possible before anything heavy is loaded.
+
+    A model with files for several backends is downloaded later, when the backend is chosen.
     """
     from tfswa_sep import registry
     from tfswa_sep.inference.hardware import prefers_int8
@@ -131,7 +138,7 @@ def _fetch_model(name: str | None, runtime: Runtime) -> ModelInfo:
     bundled = [f.backend for f in info.files if len(info.files) == 1 or f.where.startswith("bundled:")]
     for backend in dict.fromkeys(bundled) if runtime.backend == "auto" else [runtime.backend]:
         registry.fetch(info, backend)
-    # An address is pinned by now, with what it held.
+    # An address is pinned by now: look up its hash.
     return info if all(file.sha256 for file in info.files) else find()
 
 

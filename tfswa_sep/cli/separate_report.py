@@ -1,4 +1,4 @@
-"""What `tfswa-sep separate` tells of its songs: line by line, and as a table at the end."""
+"""What `tfswa-sep separate` prints about its songs: results line by line, and a table at the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 
 from tfswa_sep.batch.plan import Outcome
-from tfswa_sep.cli import terminal
+from tfswa_sep.cli.progress import clock
+from tfswa_sep.cli.terminal import one_line, print_error, report_error, say
 
 
 @dataclass(kw_only=True)
@@ -19,7 +20,7 @@ class SeparateReport:
     verbose: bool
     debug: bool
     outcomes: list[Outcome] = field(default_factory=list)
-    shown: set[str] = field(default_factory=set)  # warnings, each of which is told once
+    warned: set[str] = field(default_factory=set)  # each warning is printed once
 
     @property
     def failed(self) -> int:
@@ -27,18 +28,18 @@ class SeparateReport:
         return sum(outcome.status == "failed" for outcome in self.outcomes)
 
     def add(self, outcome: Outcome) -> None:
-        """Say what became of a song."""
+        """Print the outcome of a song."""
         error = None
         if outcome.error is not None:
-            error = terminal.report(outcome.error, debug=self.debug, trace=outcome.trace)
+            error = report_error(outcome.error, debug=self.debug, trace=outcome.trace)
         if not self.quiet:
             for warning in outcome.warnings:
-                if warning not in self.shown:
-                    terminal.print_error(f"note: {warning}")
-                self.shown.add(warning)
+                if warning not in self.warned:
+                    print_error(f"note: {warning}")
+                self.warned.add(warning)
         if self.as_json:
-            told = outcome.as_json()
-            print(json.dumps({**told, "error": error} if error else told), flush=True)
+            document = outcome.as_json()
+            say(json.dumps({**document, "error": error} if error else document))
         elif not self.quiet:
             self._print(outcome)
         self.outcomes.append(outcome)
@@ -47,15 +48,14 @@ class SeparateReport:
         result = outcome.result
         if outcome.status == "done" and not any(earlier.status == "done" for earlier in self.outcomes):
             backend = f"{result['backend']} {result['precision']}".strip()
-            print(f"model {result['model']}, backend {backend}, device {result['device']}")
+            say(f"model {result['model']}, backend {backend}, device {result['device']}")
         if outcome.status == "skipped":
-            print(
-                f"{outcome.song.name} is already separated with these options (use --overwrite to redo it):"
-            )
-        if outcome.files:
-            print(*outcome.files, sep="\n", flush=True)
+            name = one_line(outcome.song.name)
+            say(f"{name} is already separated with these options (use --overwrite to redo it):")
+        for file in outcome.files:
+            say(file)
         if self.verbose and outcome.status == "done":
-            print(f"{result['seconds']:.1f} s of audio took {outcome.took:.1f} s", flush=True)
+            say(f"{result['seconds']:.1f} s of audio took {outcome.took:.1f} s")
 
     def print_summary(self) -> None:
         """Print the table of several songs."""
@@ -71,25 +71,16 @@ class SeparateReport:
         table.add_column("length", justify="right")
         table.add_column("took", justify="right")
         for outcome in self.outcomes:
-            name = Text(terminal.one_line(outcome.song.name))
-            length = _clock(outcome.result["seconds"]) if outcome.result else ""
-            took = _clock(outcome.took) if outcome.status == "done" else ""
+            name = Text(one_line(outcome.song.name))
+            length = clock(outcome.result["seconds"]) if outcome.result else ""
+            took = clock(outcome.took) if outcome.status == "done" else ""
             style = {"done": "green", "skipped": "", "failed": "bold red"}[outcome.status]
             table.add_row(name, Text(outcome.status, style=style), length, took)
-        print()
+        say()
         Console().print(table)
         counts = {status: sum(o.status == status for o in self.outcomes) for status in _STATUSES}
-        print()
-        print(", ".join(f"{number} {status}" for status, number in counts.items() if number), flush=True)
+        say()
+        say(", ".join(f"{number} {status}" for status, number in counts.items() if number))
 
 
 _STATUSES = ("done", "skipped", "failed")
-
-
-def _clock(seconds: float) -> str:
-    """1:02:03, 2:03 or 3.4 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,42 +1,50 @@
-"""Between a command and its terminal: progress, warnings, and failures as one line and an exit code."""
+"""Between a command and its terminal: what is printed, and failures as one line and an exit code."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import re
 import signal
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from typer import Abort, TyperException
 
-from tfswa_sep.errors import DeviceError, OutputError, TfswaError, UsageError
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
+from tfswa_sep.cli.habits import usage_message
+from tfswa_sep.errors import DeviceError, OutputError, TfswaError, UsageError, advice
 
 PROGRAM = "tfswa-sep"
-# A write that fails so is one to stdout: all others have been made an OutputError.
+# Writes to files fail with an OutputError, so an OSError of these kinds without a file name is stdout's.
 _STDOUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
-INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as the shell has it: 128 + the signal's number
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as in the shell: 128 + the number of the signal
+_PASSWORD = re.compile(r"""(?<=://)[^/\s'"]*@""")
+_JOINERS = "\u200c\u200d"  # invisible, but part of Persian words and of emoji
 
 
 class _Terminated(BaseException):
-    """SIGTERM came. No Exception: only the clean-up of temporary files stands in its way."""
+    """SIGTERM. Not an Exception, so that only the removal of temporary files delays it."""
 
 
 def run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
-    """Run `command` and return the process's exit code; whatever goes wrong is told in one line on stderr.
+    """Run `command` and report any failure in one line on stderr.
 
-    debug: show the traceback too.  as_json: also print the error as a JSON object on stdout.
+    Args:
+        command: What to run.
+        debug: Print the traceback too.
+        as_json: Also print the error as a JSON object on stdout.
+
+    Returns:
+        The exit code of the process.
     """
     _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file name that is no text must not end the program
+        if hasattr(stream, "reconfigure"):  # a file name that cannot be encoded must not end the program
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
@@ -49,49 +57,63 @@ def _run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
     try:
         code = command()
         sys.stdout.flush()
-        if code == INTERRUPTED:
-            print_error("interrupted; no partial files were left")
-        return code if isinstance(code, int) else 0
-    except _Terminated:
-        print_error("terminated; no partial files were left")
-        return TERMINATED
+        if code != INTERRUPTED:
+            return code if isinstance(code, int) else 0
+        report = report_error(KeyboardInterrupt())
     except BrokenPipeError:
         return _exit_quietly()
-    except SystemExit as stop:  # typer's way to say that the pipe broke, and the end of shell completion
+    except SystemExit as stop:  # typer raises it for a broken pipe, and after shell completion
         return _exit_quietly() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, _Terminated) as error:
         if isinstance(error, OSError) and error.filename is None and error.errno in _STDOUT_ERRORS:
-            error = OutputError(f"cannot write to stdout ({error.strerror}): free some disk space")
+            error = OutputError(f"cannot write to stdout ({error.strerror}): {advice(error)}")
             as_json = False
             _discard_stdout()
-        told = report(error, debug=debug)
-        if as_json:
-            print(json.dumps({"error": told}))
-        return int(told["exit_code"])
+        report = report_error(error, debug=debug)
+    if as_json:
+        print(json.dumps({"error": report}), flush=True)
+    return int(report["exit_code"])
 
 
-def report(error: BaseException, *, debug: bool = False, trace: str = "") -> dict[str, str | int]:
-    """Say an error in one line on stderr, and return it as {"kind", "message", "exit_code"}."""
-    kind, code, message = type(error).__name__, 1, str(error)
-    if isinstance(error, TfswaError):
-        code = error.exit_code
-    elif isinstance(error, TyperException):  # a command line that makes no sense
-        kind, code, message = UsageError.__name__, UsageError.exit_code, error.format_message()
-        message = f"{message.rstrip('.')} (see {PROGRAM} --help)"
-    elif isinstance(error, MemoryError):
-        code, message = (
-            DeviceError.exit_code,
-            "out of memory: close other programs or use a machine with more memory",
-        )
-    elif isinstance(error, KeyboardInterrupt | Abort):
-        code, message = INTERRUPTED, "interrupted"
-    else:
-        message = f"bug in {PROGRAM}: please report it with the output of --debug: {kind}: {message}"
-    if debug and trace:  # of another process
-        print(trace, file=sys.stderr, end="")
-    elif debug:
-        traceback.print_exception(error)
+def report_error(error: BaseException, *, debug: bool = False, trace: str = "") -> dict[str, str | int]:
+    """Print an error as one line on stderr.
+
+    Args:
+        error: The error.
+        debug: Print its traceback first.
+        trace: The traceback, if the error comes from another process.
+
+    Returns:
+        {"kind", "message", "exit_code"}, for JSON.
+    """
+    if debug:
+        trace = trace or "".join(traceback.format_exception(error))
+        print(*map(printable, trace.splitlines()), sep="\n", file=sys.stderr)
+    kind, code, message = _describe(error)
     return {"kind": kind, "message": print_error(message), "exit_code": code}
+
+
+def _describe(error: BaseException) -> tuple[str, int, str]:
+    """Kind, exit code and message."""
+    kind = type(error).__name__
+    if isinstance(error, TfswaError):
+        return kind, error.exit_code, str(error)
+    if isinstance(error, TyperException):  # an invalid command line
+        return UsageError.__name__, UsageError.exit_code, usage_message(error, PROGRAM)
+    if isinstance(error, MemoryError):
+        advised = "close other programs or use a machine with more memory"
+        return kind, DeviceError.exit_code, f"out of memory: {advised}"
+    if isinstance(error, KeyboardInterrupt | Abort):
+        return kind, INTERRUPTED, "interrupted; no partial files were left"
+    if isinstance(error, _Terminated):
+        return "Terminated", TERMINATED, "terminated; no partial files were left"
+    return kind, 1, f"bug in {PROGRAM}: please report it with the output of --debug: {kind}: {error}"
+
+
+def say(text: str = "") -> None:
+    """Print a line of results on stdout; on a terminal without the control characters that file names may hold."""
+    text = _PASSWORD.sub("***@", text)
+    print(printable(text) if sys.stdout.isatty() else text, flush=True)
 
 
 def print_error(message: str) -> str:
@@ -102,65 +124,23 @@ def print_error(message: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks, and with what cannot be printed written out."""
-    words = " ".join(text.split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+    """The printable text, with every run of white space as one space."""
+    return printable(" ".join(text.split()))
 
 
-@contextmanager
-def progress_bars(*, shown: bool) -> Iterator[ProgressBars | None]:
-    """Bars with the time left on stderr; None if not `shown` or where stderr is no terminal."""
-    if not shown or not sys.stderr.isatty():
-        yield None
-        return
-    bars = ProgressBars()
-    try:
-        yield bars
-    finally:
-        bars.stop()
+def printable(text: str) -> str:
+    """The text with control characters escaped, and without passwords in addresses.
+
+    Escape sequences could alter the terminal; characters that change the direction of writing, a file's name.
+    """
+    text = _PASSWORD.sub("***@", text)
+    if text.isprintable():
+        return text
+    return "".join(c if _is_harmless(c) else ascii(c)[1:-1] for c in text)
 
 
-class ProgressBars:
-    """A bar for each song that is being separated: its name, the stage, and the time left."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Column
-
-        name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
-        stage = TextColumn("{task.fields[stage]}", table_column=Column(width=10))
-        columns = (name, stage, BarColumn(bar_width=20), TimeRemainingColumn())
-        # Not redirected: what is printed to stdout may be meant for another program.
-        options = {"transient": True, "redirect_stdout": False, "redirect_stderr": False, "expand": True}
-        self._bars = Progress(*columns, console=Console(stderr=True), **options)  # type: ignore[arg-type]
-        self._tasks: dict[str, TaskID] = {}
-        self._bars.start()
-
-    def update(self, label: str, done: float, total: float | None) -> None:
-        """Show how many seconds of the song `label` are done, and of how many, None where unknown."""
-        if label not in self._tasks:
-            self._tasks[label] = self._bars.add_task(label, total=total, stage="")
-        stage = "writing" if total and done >= total else "separating" if done else "reading"
-        self._bars.update(self._tasks[label], completed=done, total=total, stage=stage)
-
-    def remove(self, label: str) -> None:
-        """The song `label` is done."""
-        if label in self._tasks:
-            self._bars.remove_task(self._tasks.pop(label))
-
-    @contextmanager
-    def away(self) -> Iterator[None]:
-        """No bar is on the screen meanwhile, so that lines can be printed."""
-        self._bars.stop()
-        try:
-            yield
-        finally:
-            self._bars.start()
-
-    def stop(self) -> None:
-        """Take all bars away."""
-        self._bars.stop()
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
 
 
 def _terminate(signal_number: int, frame: object) -> NoReturn:
@@ -168,7 +148,7 @@ def _terminate(signal_number: int, frame: object) -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Have 0, 1 and 2 be something: else the next file that is opened becomes one, and is printed to."""
+    """Open 0, 1 and 2 where they are closed: else the next opened file would get the number, and the output."""
     for handle in (0, 1, 2):
         try:
             os.fstat(handle)
@@ -180,10 +160,10 @@ def _open_standard_streams() -> None:
 
 @contextmanager
 def _native_stderr_silenced(*, debug: bool) -> Iterator[None]:
-    """Keep decoders written in C from talking to stderr about a file's faults; with `debug` they may."""
+    """Silence the complaints that decoders written in C print on stderr, except with `debug`."""
     try:
         ours = sys.stderr.fileno() == 2 and not debug
-    except (OSError, ValueError):  # a test has put something else in its place
+    except (OSError, ValueError):  # replaced by a test
         ours = False
     if not ours:
         yield
@@ -203,7 +183,7 @@ def _native_stderr_silenced(*, debug: bool) -> Iterator[None]:
 
 
 def _exit_quietly() -> int:
-    """Who read our output has stopped, as `head` does: no error, nor may Python find one as it exits."""
+    """The reader of our output has stopped, as `head` does: no error, and Python must not report one at exit."""
     _discard_stdout()
     return BROKEN_PIPE
 

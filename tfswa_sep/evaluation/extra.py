@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from tfswa_sep.errors import UsageError
+from tfswa_sep.installation import install_command
 
 
 def need(package: str, purpose: str) -> Any:
@@ -17,7 +18,7 @@ def need(package: str, purpose: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise UsageError(f'{purpose} needs {package}. Type: pip install "tfswa-sep[eval]"') from None
+        raise UsageError(f"{purpose} needs {package}: {install_command(extra='eval')}") from None
     except RuntimeError as error:  # stempeg looks for ffmpeg as soon as it is imported
         raise UsageError(f"{purpose} needs ffmpeg and ffprobe on the PATH: {error}") from None
 

@@ -16,13 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep.errors import DeviceError
+from tfswa_sep.installation import install_command
 from tfswa_sep.options import Runtime
 
 _BACKEND_OF_DEVICE = {"mps": "torch", "coreml": "onnx"}  # the backend that knows a device
-_INSTALL = {  # what a backend needs, and what brings it
-    "onnx": (("onnxruntime",), "pip install onnxruntime"),
-    "torch": (("torch", "safetensors", "einops"), 'pip install "tfswa-sep[torch]"'),
-}
+_PACKAGES = {"onnx": ("onnxruntime",), "torch": ("torch", "safetensors", "einops")}
 
 
 class Backend(Protocol):
@@ -109,7 +107,8 @@ def choose_backend(offered: Sequence[str], runtime: Runtime) -> str:
     if backend == "auto":
         backend = _fastest(offered, device)
     if backend in offered and (package := _missing(backend)):  # else the missing file is what to report
-        raise DeviceError(f"the {backend} backend needs the package {package}: {_INSTALL[backend][1]}")
+        install = install_command(extra="torch") if backend == "torch" else install_command(package)
+        raise DeviceError(f"the {backend} backend needs the package {package}: {install}")
     if device in _BACKEND_OF_DEVICE and _BACKEND_OF_DEVICE[device] != backend:
         raise DeviceError(
             f"the {backend} backend cannot use {device}: use --backend {_BACKEND_OF_DEVICE[device]}"
@@ -167,7 +166,7 @@ def _fastest(offered: Sequence[str], device: str) -> str:
 
 def _missing(backend: str) -> str | None:
     """The first package that a backend needs and that is not installed."""
-    return next((name for name in _INSTALL[backend][0] if importlib.util.find_spec(name) is None), None)
+    return next((name for name in _PACKAGES[backend] if importlib.util.find_spec(name) is None), None)
 
 
 def _has_gpu() -> bool:

@@ -21,6 +21,7 @@ from tfswa_sep.inference.hardware import choose_workers, count_cores
 from tfswa_sep.inference.mask_apply import apply_masks
 from tfswa_sep.inference.metadata import KEY, ModelMetadata, contradicts, parse_metadata
 from tfswa_sep.inference.stft_numpy import stft
+from tfswa_sep.installation import install_command
 from tfswa_sep.model.config import ModelConfig
 
 _NAMES = {"cuda": "CUDA", "coreml": "Core ML"}  # of devices other than the CPU
@@ -157,8 +158,8 @@ def _providers(device: str) -> list[Any]:
     elif kind == "coreml":
         providers.append(("CoreMLExecutionProvider", {}))
     if providers and providers[0][0] not in built_with:
-        install = "pip install onnxruntime-gpu instead, or " if kind == "cuda" else ""
-        raise DeviceError(f"this onnxruntime was built without {_NAMES[kind]}: {install}use --device cpu")
+        replace = f", or replace it: {install_command('onnxruntime-gpu')}" if kind == "cuda" else ""
+        raise DeviceError(f"this onnxruntime was built without {_NAMES[kind]}: use --device cpu{replace}")
     if providers and kind != "coreml" and hasattr(onnxruntime, "preload_dlls"):
         # CUDA's libraries as pip installs them: ONNX Runtime finds them only so. It prints what is missing.
         with redirect_stdout(io.StringIO()):

@@ -70,10 +70,16 @@ def separate_blocks(
     ]
     for block in passes[0] if shifts == 1 else _mean(passes):
         if not np.isfinite(block.sum()):
-            raise ModelError(
-                "the network returned NaN or infinite values: try --backend onnx or --device cpu"
-            )
+            raise ModelError(f"the network returned NaN or infinite values: {_other_ways(model)}")
         yield block.mean(axis=1, keepdims=True) if mono else block
+
+
+def _other_ways(model: Backend) -> str:
+    """What to try where this backend fails."""
+    ways = ["--device cpu"] if model.device != "cpu" else []
+    ways += ["--precision fp32"] if model.precision not in ("", "fp32") else []
+    ways += ["--backend onnx"] if model.name == "torch" else []
+    return f"try {' or '.join(ways)}" if ways else "choose another model with --model"
 
 
 def _offsets(shifts: int, step: int) -> list[int]:

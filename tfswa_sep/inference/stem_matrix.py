@@ -5,6 +5,7 @@ Axis letters: s stem of the model, k stem asked for.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,15 +14,17 @@ from numpy.typing import NDArray
 from tfswa_sep.constants import ACCOMPANIMENT, INSTRUMENTAL, OTHER, STEMS, VOCALS
 from tfswa_sep.errors import UsageError
 
+WITHOUT = "no_"  # "no_drums" is everything but the drums
+_MEANT = {"karaoke": ACCOMPANIMENT, "backing": ACCOMPANIMENT, "music": ACCOMPANIMENT, "voice": VOCALS}
 _UNNAMED = ""  # the part of a song that no stem of a model names
 
 
 def parse_stems(
     request: str | Sequence[str] | None, available: Sequence[str]
 ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """Understand a choice of stems: names, "accompaniment", and sums such as "drums+bass"; None means all.
+    """Parse a choice of stems: names, "accompaniment", "no_drums", and sums such as "drums+bass"; None means all.
 
-    What the model does not put out is the song minus what it does, where that is known to be the rest: a
+    A stem that the model does not output is the song minus those that it does, where that is what remains: a
     model of vocals alone has an accompaniment. "instrumental" is another word for it.
 
     Args:
@@ -50,7 +53,9 @@ def parse_stems(
         if row is None:
             whole = _whole(available)
             unknown = next((term for term in terms if not _parts(term, whole)), "+".join(terms))
-            raise UsageError(f"unknown stem '{unknown}': {_choices(available)}")
+            raise UsageError(
+                f"unknown stem '{unknown}': {_suggestion(unknown, available)}{_choices(available)}"
+            )
         if frozenset(terms) not in seen:
             seen.add(frozenset(terms))
             rows["+".join(terms)] = row
@@ -110,6 +115,8 @@ def _parts(expression: str, whole: frozenset[str]) -> frozenset[str]:
             found |= whole - {VOCALS}
         elif term in whole - {_UNNAMED}:
             found.add(term)
+        elif term.startswith(WITHOUT) and term.removeprefix(WITHOUT) in whole - {_UNNAMED}:
+            found |= whole - {term.removeprefix(WITHOUT)}
         else:
             return frozenset()
     return frozenset(found)
@@ -124,6 +131,13 @@ def _cover(wanted: frozenset[str], available: Sequence[str], whole: frozenset[st
             chosen.append(index)
             left -= parts[index]
     return None if left else chosen
+
+
+def _suggestion(unknown: str, available: Sequence[str]) -> str:
+    names = with_accompaniment(available)
+    near = [_MEANT.get(unknown, ""), *difflib.get_close_matches(unknown, names, n=1)]
+    meant = next((name for name in near if name in names), "")
+    return f"did you mean {meant}? Else " if meant else ""
 
 
 def _choices(available: Sequence[str]) -> str:

@@ -4,6 +4,7 @@
     hf://org/repo@revision/file.onnx    one file, of a branch, a tag or a commit; without @revision of `main`
     https://host/file.onnx              one file of a web server
     https://host/file.onnx#sha256=...   the same, and what it must be
+    https://user:password@host/file     the password is used, but neither recorded nor printed
 
 Where no hash is given, an address is believed once: the commit, size and SHA-256 that it had at its first use
 are written to pins.json in the folder for settings, and nothing else is accepted from it ever after, until
@@ -23,7 +24,7 @@ from typing import Any
 
 from tfswa_sep.audio.atomic_file import write_text
 from tfswa_sep.errors import ModelError, OutputError
-from tfswa_sep.registry import download, folders, integrity
+from tfswa_sep.registry import download, folders, integrity, web
 from tfswa_sep.registry.models_toml import ModelFile, ModelInfo, is_allowed_url, suffix_of, unlisted_model
 
 _HUGGING_FACE = re.compile(
@@ -51,7 +52,7 @@ def find(address: str, *, ask_hub: bool = True) -> ModelInfo:
     """
     if not address.isprintable() or ".." in re.split(r"[/\\]", address):
         raise ModelError(f"{address!r} is not a valid model address")
-    plain, _, fragment = address.partition("#")
+    plain, fragment = _split(address)
     if pinned := _read_pins().get(plain):
         files = pinned
     elif plain.startswith("hf://"):
@@ -82,7 +83,13 @@ def pin(info: ModelInfo, used: ModelFile, path: Path) -> None:
 def forget(address: str) -> bool:
     """Drop the pin of an address; whether there was one. Raises OutputError."""
     with _changing_pins() as pins:
-        return pins.pop(address.partition("#")[0], None) is not None
+        return pins.pop(_split(address)[0], None) is not None
+
+
+def _split(address: str) -> tuple[str, str]:
+    """The address without fragment and password, and the fragment."""
+    plain, _, fragment = address.partition("#")
+    return web.take_credentials(plain), fragment
 
 
 def _with_hash(files: tuple[ModelFile, ...], fragment: str, address: str) -> ModelFile:
@@ -138,7 +145,10 @@ def _read_pins() -> dict[str, tuple[ModelFile, ...]]:
         return {}
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return {address: tuple(_pinned_file(file) for file in files) for address, files in document.items()}
+        return {
+            web.take_credentials(address): tuple(_pinned_file(file) for file in files)
+            for address, files in document.items()
+        }
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
@@ -154,7 +164,7 @@ def _as_pin(file: ModelFile) -> dict[str, Any]:
 def _pinned_file(fields: Any) -> ModelFile:
     if {key: type(value) for key, value in fields.items()} != _FILE_TYPES:
         raise ValueError("a file is not described as expected")
-    file = ModelFile(**fields)
+    file = ModelFile(**{**fields, "where": web.take_credentials(fields["where"])})
     known = file.where.startswith("hf://") or is_allowed_url(file.where)
     if not known or ".." in file.where or not re.fullmatch(r"([0-9a-f]{64})?", file.sha256) or file.bytes < 0:
         raise ValueError(f"not understood: {file.where!r}")

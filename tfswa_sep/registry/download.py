@@ -22,7 +22,7 @@ from tfswa_sep.errors import ModelError, OutputError, TfswaError
 from tfswa_sep.registry import folders
 from tfswa_sep.registry.integrity import MAX_BYTES, damage, digest
 from tfswa_sep.registry.models_toml import HUGGING_FACE, ModelFile
-from tfswa_sep.registry.web import guarded_client, network_errors
+from tfswa_sep.registry.web import credentials, guarded_client, network_errors
 
 PATIENCE = 3  # attempts in a row that bring not one byte
 PAUSE_SECONDS = 1.0  # between attempts
@@ -188,10 +188,11 @@ def _receive(session: Any, url: str, out: BinaryIO, limit: int) -> str | None:
     from huggingface_hub import constants
 
     headers = {"User-Agent": "tfswa-sep", "Accept-Encoding": "identity", "Range": f"bytes={out.tell()}-"}
+    options: dict[str, Any] = {"follow_redirects": True, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT}
+    if known := credentials(url):
+        options["auth"] = known
     try:
-        with session.stream(
-            "GET", url, headers=headers, follow_redirects=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-        ) as answer:
+        with session.stream("GET", url, headers=headers, **options) as answer:
             if answer.status_code == 416:  # nothing is missing, or the server has another file by now
                 return None
             if answer.status_code >= 400:

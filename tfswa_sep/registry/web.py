@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tfswa_sep.errors import ModelError, TfswaError
 
@@ -24,6 +24,7 @@ class _Guard:
     limit: int  # bytes of an answer
 
 
+_credentials: dict[tuple[str, int], tuple[str, str]] = {}  # origin -> user and password, of this process only
 _guard: ContextVar[_Guard | None] = ContextVar("_guard", default=None)
 
 
@@ -58,6 +59,24 @@ def guarded_client(chosen: str, *, limit: int) -> Iterator[Any]:
         yield session
     finally:
         _guard.reset(token)
+
+
+def take_credentials(url: str) -> str:
+    """Keep user:password@ of an address in memory, for downloads from that origin; return the rest of it."""
+    try:
+        parts = urlsplit(url)
+        if parts.username is None and parts.password is None:
+            return url
+        plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        _credentials[_origin(plain)] = unquote(parts.username or ""), unquote(parts.password or "")
+    except ValueError:  # not an address
+        return url
+    return plain
+
+
+def credentials(url: str) -> tuple[str, str] | None:
+    """User and password for an address."""
+    return _credentials.get(_origin(url))
 
 
 def _check_request(request: Any) -> None:

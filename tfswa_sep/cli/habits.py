@@ -1,0 +1,63 @@
+"""What people who come from demucs, Spleeter or audio-separator type, and what it is called here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from typer import TyperException
+
+_OPTIONS = {
+    "-n": "--model",
+    "-d": "--device",
+    "-p": "--stems",
+    "-f": "--name",
+    "-c": "--format",
+    "-b": "--bitrate",
+    "--mp3": "--format mp3",
+    "--flac": "--format flac",
+    "--int24": "--bit-depth 24",
+    "--float32": "--bit-depth 32f",
+    "--mp3-bitrate": "--bitrate",
+    "--clip-mode": "--rescale",
+    "--filename": "--name",
+    "--model_filename": "--model",
+    "--output_dir": "--out",
+    "--output_format": "--format",
+    "--single_stem": "--stems",
+}
+
+
+def usage_message(error: TyperException, program: str) -> str:
+    """The message of an invalid command line, with the option that was probably meant."""
+    context: Any = getattr(error, "ctx", None)
+    message = error.format_message().rstrip(".").replace("Value error, ", "")
+    unknown = getattr(error, "option_name", None)
+    if unknown and context:
+        shown = [parameter for parameter in context.command.params if not getattr(parameter, "hidden", False)]
+        known = {name for parameter in shown for name in parameter.opts}
+        meant = [_OPTIONS[unknown]] if unknown in _OPTIONS else getattr(error, "possibilities", None) or []
+        meant = [name for name in meant if name.split()[0] in known]
+        message = f"no such option: {unknown}"
+        message += f", did you mean {' or '.join(meant)}?" if meant else ""
+    return f"{message} (see {context.command_path if context else program} --help)"
+
+
+def protect_file_names(arguments: Sequence[str]) -> list[str]:
+    """Write files whose names begin with a dash as ./-name, so that they are not taken for options."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [
+        f"./{argument}" if number < end and _is_file_with_dash(argument) else argument
+        for number, argument in enumerate(arguments)
+    ]
+
+
+def _is_file_with_dash(argument: str) -> bool:
+    return (
+        argument.startswith("-")
+        and "=" not in argument
+        and bool(Path(argument).suffix)
+        and os.path.lexists(argument)
+    )

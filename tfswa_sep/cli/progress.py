@@ -1,0 +1,118 @@
+"""The progress of each song on stderr: bars on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tfswa_sep.cli.terminal import one_line, print_error
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+INTERVAL = 10.0  # seconds from one line to the next
+_STEP = 0.1  # of the song, from one line to the next
+
+
+@contextmanager
+def show_progress(*, shown: bool) -> Iterator[Progress]:
+    """Yields what shows the progress, and takes it off the screen at the end."""
+    progress = (ProgressBars() if sys.stderr.isatty() else ProgressLines()) if shown else Progress()
+    try:
+        yield progress
+    finally:
+        progress.stop()
+
+
+class Progress:
+    """Shows nothing."""
+
+    def update(self, label: str, done: float, total: float | None) -> None:
+        """`done` seconds of the song `label` are separated, of `total`; None if unknown."""
+
+    def remove(self, label: str) -> None:
+        """The song `label` is finished."""
+
+    def stop(self) -> None:
+        """Clear the screen of any bars."""
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Clear the screen meanwhile, so that lines can be printed."""
+        yield
+
+
+class ProgressLines(Progress):
+    """For logs: a line per song every 10 s, but not before another tenth of the song is done."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, float]] = {}  # label -> time and seconds done at the last line
+
+    def update(self, label: str, done: float, total: float | None) -> None:
+        """See Progress."""
+        now = time.monotonic()
+        then, before = self._last.setdefault(label, (now, 0.0))
+        if now - then < INTERVAL or (total and (done - before < _STEP * total or done >= total)):
+            return
+        self._last[label] = now, done
+        percent = f"{done / total:.0%}, " if total else ""
+        print_error(f"{label}: {percent}{clock(done)}{f' of {clock(total)}' if total else ' separated'}")
+
+    def remove(self, label: str) -> None:
+        """See Progress."""
+        self._last.pop(label, None)
+
+
+class ProgressBars(Progress):
+    """A bar per song: its name, the stage, and the time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
+        stage = TextColumn("{task.fields[stage]}", table_column=Column(width=10))
+        columns = (name, stage, BarColumn(bar_width=20), TimeRemainingColumn())
+        # Not redirected: what is printed to stdout may be meant for another program.
+        options = {"transient": True, "redirect_stdout": False, "redirect_stderr": False, "expand": True}
+        self._bars = Progress(*columns, console=Console(stderr=True), **options)  # type: ignore[arg-type]
+        self._tasks: dict[str, TaskID] = {}
+        self._bars.start()
+
+    def update(self, label: str, done: float, total: float | None) -> None:
+        """See Progress."""
+        if label not in self._tasks:
+            self._tasks[label] = self._bars.add_task(one_line(label), total=total, stage="")
+        stage = "writing" if total and done >= total else "separating" if done else "reading"
+        self._bars.update(self._tasks[label], completed=done, total=total, stage=stage)
+
+    def remove(self, label: str) -> None:
+        """See Progress."""
+        if label in self._tasks:
+            self._bars.remove_task(self._tasks.pop(label))
+
+    def stop(self) -> None:
+        """See Progress."""
+        self._bars.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """See Progress."""
+        self._bars.stop()
+        try:
+            yield
+        finally:
+            self._bars.start()
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, 2:03 or 3.4 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
