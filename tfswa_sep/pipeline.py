@@ -25,7 +25,7 @@ from tfswa_sep.audio.stem_writer import StemWriter, Written
 from tfswa_sep.errors import UsageError
 from tfswa_sep.inference.backend import Backend
 from tfswa_sep.inference.separate_blocks import separate_blocks
-from tfswa_sep.inference.stem_matrix import make_up_song, parse_stems
+from tfswa_sep.inference.stem_matrix import adds_up_to_song, parse_stems
 from tfswa_sep.installation import install_command
 from tfswa_sep.options import OutputOptions
 
@@ -159,7 +159,7 @@ def _check_exact_sum(
     if encoding.is_lossy or rescale:
         with_what = "--rescale" if rescale else f"lossy {encoding.container} files"
         raise UsageError(f"stems cannot add up exactly with {with_what}: remove one of them")
-    if not make_up_song(stem_matrix, available):
+    if not adds_up_to_song(stem_matrix, available):
         raise UsageError(
             "--exact-sum needs stems that make up the whole song, each once, "
             "such as vocals,accompaniment: change --stems"

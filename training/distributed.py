@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
 from tfswa_sep.errors import UsageError
-from tfswa_sep.inference.torch_backend import processor_multiplies_bf16
+from tfswa_sep.inference.torch_backend import cpu_has_native_bf16
 from tfswa_sep.model.blocks import Stage
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt parameters, from glibc's malloc.h
@@ -74,10 +74,8 @@ def pick_precision(precision: str, accelerator: str = "auto") -> str:
     """Resolve "auto": bf16 if the hardware supports it, else float32 (emulated bf16 is many times slower)."""
     if precision != "auto":
         return precision
-    if on_cuda(accelerator):
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = processor_multiplies_bf16()
+    on_gpu = on_cuda(accelerator)
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_native_bf16()
     return "bf16-mixed" if fast else "32-true"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tfswa_sep.model.mask_head import band_features
-from tfswa_sep.model.unet import StemHead, TfswaUNet, by_bins
+from tfswa_sep.model.unet import StemHead, TfswaUNet, tokens_to_bins
 
 MASK_RATIO = 0.4  # of the patches
 PATCH = (32, 16)  # bins, frames: 690 Hz by 0.19 s
@@ -41,7 +41,9 @@ class MaskedSpectrogram(nn.Module):
         ]
         trunk = self.network.trunk(visible)
         with torch.autocast(mixture.device.type, enabled=False):
-            predicted = torch.cat(by_bins(self.head(trunk.float()), config.bands, stems=1), dim=3)[:, 0]
+            predicted = torch.cat(tokens_to_bins(self.head(trunk.float()), config.bands, stems=1), dim=3)[
+                :, 0
+            ]
         error = (predicted - magnitudes).abs() * masked
         loss: Tensor = error.sum() / (masked.sum() * config.magnitudes).clamp(min=1)
         return loss

@@ -317,11 +317,11 @@ def test_cores_are_counted() -> None:
 
 def asked_anew() -> bool:
     """A processor does not change while a program runs, but here it does."""
-    hardware._instructions.cache_clear()
+    hardware._cpu_flags.cache_clear()
     try:
         return hardware.faster_in_int8()
     finally:
-        hardware._instructions.cache_clear()
+        hardware._cpu_flags.cache_clear()
 
 
 @pytest.mark.parametrize(

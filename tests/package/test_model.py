@@ -21,7 +21,7 @@ from tfswa_sep.model.blocks import DynamicFusion, FrequencyLinear
 from tfswa_sep.model.config import BRANCHES, PRESETS, Band, ModelConfig
 from tfswa_sep.model.mask_head import apply_masks, band_features
 from tfswa_sep.model.stft_torch import istft, separate_waveform, stft
-from tfswa_sep.model.unet import TfswaUNet, all_heads
+from tfswa_sep.model.unet import TfswaUNet, run_heads_together
 
 TINY = ModelConfig(
     features="complex",
@@ -155,7 +155,7 @@ def test_heads_side_by_side_are_the_heads_one_by_one(split: Literal["bands", "st
         nn.init.normal_(head.hidden[1].weight)  # type: ignore[union-attr, index]
     apart = copy.deepcopy(network)
     x = torch.randn(2, shape.dims[0], shape.rows, 12)
-    found = all_heads(list(network.heads), x)  # type: ignore[arg-type]
+    found = run_heads_together(list(network.heads), x)  # type: ignore[arg-type]
     wanted = [torch.cat(parts, dim=1) for parts in zip(*[head(x) for head in apart.heads], strict=True)]
     factors = [torch.randn_like(value) for value in wanted]
     for values in (found, wanted):

@@ -7,7 +7,7 @@ import pytest
 
 from tfswa_sep.audio.stem_paths import song_folder, target_paths, track_name
 from tfswa_sep.errors import OutputError, UsageError
-from tfswa_sep.inference.stem_matrix import make_up_song, parse_stems, with_accompaniment
+from tfswa_sep.inference.stem_matrix import adds_up_to_song, parse_stems, with_accompaniment
 
 FOUR = ("vocals", "drums", "bass", "other")
 
@@ -90,7 +90,7 @@ def test_what_is_not_known_to_be_the_rest_is_unknown(available: tuple[str, ...],
     ),
 )
 def test_which_stems_make_up_the_song(available: tuple[str, ...], request_: str | None, whole: bool) -> None:
-    assert make_up_song(parse_stems(request_, available)[1], available) is whole
+    assert adds_up_to_song(parse_stems(request_, available)[1], available) is whole
 
 
 def test_the_accompaniment_comes_along_where_it_can_be_made() -> None:

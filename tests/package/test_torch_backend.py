@@ -24,7 +24,7 @@ from tiny_model import TINY
 from tfswa_sep.errors import DeviceError, ModelError
 from tfswa_sep.inference import torch_backend
 from tfswa_sep.inference.metadata import KEY
-from tfswa_sep.inference.torch_backend import MAX_BATCH_SIZE, TorchBackend, fitting
+from tfswa_sep.inference.torch_backend import MAX_BATCH_SIZE, TorchBackend, segments_that_fit
 from tfswa_sep.model.unet import TfswaUNet
 from tfswa_sep.separator import Separator
 from training.distributed import pick_precision
@@ -270,9 +270,9 @@ def test_fp32_takes_no_16_bits(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_batch_fits_into_free_memory(model: Path) -> None:
-    assert fitting(1000, 100) == 8
-    assert fitting(100, 1000) == 1
-    assert fitting(1 << 40, 1) == MAX_BATCH_SIZE == fitting(1 << 40, 0)
+    assert segments_that_fit(1000, 100) == 8
+    assert segments_that_fit(100, 1000) == 1
+    assert segments_that_fit(1 << 40, 1) == MAX_BATCH_SIZE == segments_that_fit(1 << 40, 0)
     assert TorchBackend(model, device="cpu").batch_size == 1
 
 

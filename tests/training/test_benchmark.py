@@ -334,11 +334,13 @@ def test_the_command_measures_and_writes_everything(
 def test_the_profile_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     song = tmp_path / "song.wav"
     soundfile.write(song, np.random.default_rng(0).uniform(-0.2, 0.2, (44_100, 2)), 44_100)
-    network = onnx_backend.OnnxBackend._run
+    network = onnx_backend.OnnxBackend._run_network
     spent = profile.profile(song, tmp_path / "out")
     steps = [*profile.STEPS.values(), "rest"]
     assert sum(spent[step] for step in steps) == pytest.approx(spent["all"]) and set(spent) == {*steps, "all"}
     assert all(spent[step] > 0 for step in steps) and spent["network"] > spent["STFT"]
-    assert onnx_backend.OnnxBackend._run is network and len(list((tmp_path / "out/song").iterdir())) == 4
+    assert (
+        onnx_backend.OnnxBackend._run_network is network and len(list((tmp_path / "out/song").iterdir())) == 4
+    )
     assert profile.main([str(song), "--minutes", "0.02"]) == 0
     assert "network" in capsys.readouterr().out

@@ -1,1 +1,1 @@
-"""From blocks of samples to blocks of stems: segments, STFT, features, backends, masks."""
+"""Blocks of samples in, blocks of stems out: segments, STFT, features, backends, masks."""

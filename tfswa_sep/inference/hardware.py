@@ -1,4 +1,4 @@
-"""What this machine's processor can do."""
+"""The CPU: its cores, and the precision that suits it."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ import sys
 from functools import cache
 from pathlib import Path
 
-MAX_WORKERS = 4  # segments computed at once: each holds 100 to 150 MB
+MAX_WORKERS = 4  # concurrent segments: each takes 100 to 150 MB
 _CPUINFO = Path("/proc/cpuinfo")
-# Instructions for sums of products of bytes, by Linux' names, and what macOS' sysctl and Windows'
-# IsProcessorFeaturePresent call them and AVX: neither tells of VNNI and AMX.
-_INT8_INSTRUCTIONS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
-_MACOS = {"FEAT_DotProd": "asimddp", "avx2_0": "avx2", "avx512f": "avx512f"}
-_WINDOWS = {40: "avx2", 41: "avx512f", 43: "asimddp"}
+# CPU flags as Linux names them: the int8 dot products, and what macOS's sysctl and Windows's
+# IsProcessorFeaturePresent report, neither of which covers VNNI and AMX.
+_INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
+_MACOS_FLAGS = {"FEAT_DotProd": "asimddp", "avx2_0": "avx2", "avx512f": "avx512f"}
+_WINDOWS_FLAGS = {40: "avx2", 41: "avx512f", 43: "asimddp"}
 
 
 def count_cores() -> int:
-    """Physical cores that this process may use; 0, for a library's own choice, where that is unknown."""
+    """Physical cores that this process may use; 0 if unknown, which leaves the choice to the library."""
     if not hasattr(os, "sched_getaffinity"):
         return 0
-    siblings = set()
+    cores = set()
     for processor in os.sched_getaffinity(0):
         topology = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
         try:
-            siblings.add(topology.read_text().strip())
+            cores.add(topology.read_text().strip())
         except OSError:
-            siblings.add(str(processor))
+            cores.add(str(processor))
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # what a container is granted
-        granted = max(1, int(quota) // int(period))
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # a container's limit
+        limit = max(1, int(quota) // int(period))
     except (OSError, ValueError):
-        granted = len(siblings)
-    return min(len(siblings), granted)
+        limit = len(cores)
+    return min(len(cores), limit)
 
 
 def choose_workers(threads: int) -> int:
-    """Workers that leave the fewest of the threads idle when each has an equal share: 6 are 3 times 2.
+    """The number of workers that leaves the fewest threads idle when each gets an equal share: 3 for 6 threads.
 
-    Two where ONNX Runtime chooses the threads (0) and the workers share them all: 18 % faster than one.
+    With `threads` 0, ONNX Runtime chooses and all workers share its threads: two are 18 % faster than one.
     """
     if not threads:
         return 2
@@ -51,15 +51,14 @@ def choose_workers(threads: int) -> int:
 
 
 def prefers_int8(device: str = "auto") -> bool:
-    """Whether the int8 file of a model is the faster one on `device`: on a CPU that is made for it."""
-    return (device == "cpu" or (device == "auto" and not _onnx_uses_gpu())) and faster_in_int8()
+    """Whether a model's int8 file is the faster one on `device`."""
+    return (device == "cpu" or (device == "auto" and not _has_onnxruntime_gpu())) and faster_in_int8()
 
 
-def _onnx_uses_gpu() -> bool:
-    """Whether the ONNX Runtime that is installed is the one for Nvidia's cards.
+def _has_onnxruntime_gpu() -> bool:
+    """Whether onnxruntime-gpu is installed, which uses the GPU where it can and has no int8 convolutions there.
 
-    It takes one where it finds it, and computes no convolutions in 8 bits there. Its files are looked at:
-    importlib.metadata, which knows packages' names, is needed for nothing else and takes 38 ms to load.
+    Looks at its files, since loading importlib.metadata takes 38 ms.
     """
     spec = importlib.util.find_spec("onnxruntime")
     folders = (spec and spec.submodule_search_locations) or []
@@ -67,31 +66,31 @@ def _onnx_uses_gpu() -> bool:
 
 
 def faster_in_int8() -> bool:
-    """Whether a network in 8 bits takes less time here than one in float32; False where that is unknown.
+    """Whether this CPU runs a network faster in int8 than in fp32; False if unknown.
 
-    It does with instructions for sums of products of bytes (with VNNI 0.6 of the time, measured), and with
-    AVX2, which makes 32 such products where it makes 8 of float32 (0.73 of the time, measured). AVX-512
-    without such instructions makes 16 of float32, and gained nothing (measured). Not measured on Arm.
+    Measured: int8 takes 0.6 of the time with VNNI and 0.73 with AVX2, which multiplies 32 bytes at once but only
+    8 floats; AVX-512 without VNNI multiplies 16 floats and gains nothing. Not measured on Arm.
     """
-    found = _instructions()
-    return bool(_INT8_INSTRUCTIONS & found) or ("avx2" in found and "avx512f" not in found)
+    flags = _cpu_flags()
+    return bool(_INT8_FLAGS & flags) or ("avx2" in flags and "avx512f" not in flags)
 
 
 @cache
-def _instructions() -> frozenset[str]:
-    """What the processor has of the instructions that matter here, by Linux' names; empty where unknown."""
+def _cpu_flags() -> frozenset[str]:
+    """The CPU's flags that matter here, as Linux names them; empty if unknown."""
     try:
         if sys.platform == "win32":
-            has = ctypes.windll.kernel32.IsProcessorFeaturePresent
-            return frozenset(name for number, name in _WINDOWS.items() if has(number))
+            is_present = ctypes.windll.kernel32.IsProcessorFeaturePresent
+            return frozenset(flag for number, flag in _WINDOWS_FLAGS.items() if is_present(number))
         if sys.platform == "darwin":
-            asked = subprocess.run(["sysctl", "hw.optional"], capture_output=True, text=True, check=True)
-            there = re.findall(r"(\w+): 1$", asked.stdout, re.MULTILINE)
-            translated = platform.machine() != "arm64"  # a Python for Intel cannot use what Apple's has
-            return frozenset(
-                _MACOS[name] for name in there if name in _MACOS and not (translated and "FEAT" in name)
-            )
-        told = re.search(r"^(?:flags|Features)\s*:(.*)$", _CPUINFO.read_text(), re.MULTILINE)
-        return frozenset(told[1].split() if told else ())
+            sysctl = subprocess.run(["sysctl", "hw.optional"], capture_output=True, text=True, check=True)
+            names = re.findall(r"(\w+): 1$", sysctl.stdout, re.MULTILINE)
+            if (
+                platform.machine() != "arm64"
+            ):  # an Intel Python, perhaps under Rosetta, cannot use Arm's features
+                names = [name for name in names if not name.startswith("FEAT")]
+            return frozenset(_MACOS_FLAGS[name] for name in names if name in _MACOS_FLAGS)
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", _CPUINFO.read_text(), re.MULTILINE)
+        return frozenset(flags[1].split() if flags else ())
     except (OSError, subprocess.SubprocessError):
         return frozenset()

@@ -1,7 +1,7 @@
-"""The network's masks and filters put to use, in NumPy; the twin of `tfswa_sep.model.mask_head` in PyTorch.
+"""Apply the network's masks and filters to the mixture, in NumPy; in PyTorch: `tfswa_sep.model.mask_head`.
 
-Axis letters: b batch, s stem of the model, k stem asked for, c channel, f bins, t frames; n samples,
-p bins of a token, m some of the frames.
+Axis letters: b batch, s model stem, k requested stem, c channel, f bins, t frames, n samples, p bins per token,
+m frames of a chunk.
 """
 
 from __future__ import annotations
@@ -12,13 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.inference.features import (
-    BINS_AT_ONCE,
-    FRAMES_AT_ONCE,
-    Floats,
-    Spectrum,
-    phase_turns,
-)
+from tfswa_sep.inference.features import TILE_BINS, TILE_FRAMES, Floats, Spectrum, phase_rotations
 from tfswa_sep.inference.stft_numpy import add_frames
 from tfswa_sep.model.config import HIGHEST_LOGIT, MASK_FLOOR, SHARE_FLOOR, Band, ModelConfig
 
@@ -30,57 +24,67 @@ def apply_masks(
     config: ModelConfig,
     stem_matrix: Floats | None = None,
 ) -> Floats:
-    """What the network made of `features.band_features`, as waveforms.
+    """Turn the network's output into the stems' waveforms.
 
     Args:
         masks: The network's output, (b, s * parts * p, tokens, t) per band.
-        spectrum: (b, c, f, t) of the mixture.
+        spectrum: STFT of the mixture, (b, c, f, t).
         mixture: (b, c, n).
-        config: Of the model.
-        stem_matrix: (k, s), the stems asked for as sums of the model's; None for the model's own.
+        config: The model's.
+        stem_matrix: (k, s), the requested stems as sums of the model's; None for the model's own.
 
     Returns:
         (b, s, c, n), or (b, k, c, n) with a matrix.
     """
-    rest = _last_is_residual(config, stem_matrix)
-    wanted: Floats | int = (
-        len(config.stems) - rest if stem_matrix is None else stem_matrix[: len(stem_matrix) - rest]
-    )
-    stems = wanted if isinstance(wanted, int) else len(wanted)
+    stems = len(config.stems) if stem_matrix is None else len(stem_matrix)
+    masked = stems - 1 if _last_is_residual(config, stem_matrix) else stems
     b, c, n = mixture.shape
-    waves = np.empty((b, stems + rest, c, n), np.float32)
-    masked_waves(masks, spectrum, config, wanted, out=waves[:, :stems])
-    if rest:
-        np.subtract(mixture, waves[:, :stems].sum(axis=1), out=waves[:, -1])
+    waves = np.empty((b, stems, c, n), np.float32)
+    for item in range(b):
+        chunks = masked_frames(
+            [band[item] for band in masks],
+            spectrum[item],
+            config,
+            masked if stem_matrix is None else stem_matrix[:masked],
+        )
+        out = waves[item, :masked].reshape(masked * c, n)
+        add_frames(chunks, (masked * c, *spectrum.shape[2:]), n_fft=config.n_fft, hop=config.hop, out=out)
+    if masked < stems:
+        np.subtract(mixture, waves[:, :masked].sum(axis=1), out=waves[:, -1])
     return waves
 
 
 def _last_is_residual(config: ModelConfig, stem_matrix: Floats | None) -> bool:
-    """Whether the last stem asked for is what the others leave of the song: it needs no transform."""
-    whole = stem_matrix is None or (len(stem_matrix) > 1 and bool((stem_matrix.sum(axis=0) == 1).all()))
-    return whole and config.mixture_consistent and len(config.stems) > 1
+    """Whether the last stem is the mixture minus the others, which saves an inverse transform."""
+    complete = stem_matrix is None or (len(stem_matrix) > 1 and bool((stem_matrix.sum(axis=0) == 1).all()))
+    return complete and config.mixture_consistent and len(config.stems) > 1
 
 
 def masked_frames(
     bands: Sequence[Floats], spectrum: Spectrum, config: ModelConfig, stem_matrix: Floats | int
 ) -> Iterator[Spectrum]:
-    """The stems' spectra of one item of a batch, some frames at a time: see `stft_numpy.add_frames`.
+    """The stems' spectra of one batch item, in chunks of frames for `stft_numpy.add_frames`.
 
-    bands: the network's output, (s * parts * p, tokens, t) each.  spectrum: (c, f, t) of the mixture.
-    stem_matrix: a (k, s) matrix applied to the stems, or k for the first k of them as they are.
-    Yields (k * c, m, f), written over each time.
+    Args:
+        bands: The network's output, (s * parts * p, tokens, t) per band.
+        spectrum: STFT of the mixture, (c, f, t).
+        config: The model's.
+        stem_matrix: A (k, s) matrix applied to the stems, or k for the model's first k.
+
+    Yields:
+        (k * c, m, f), in a buffer that the next chunk overwrites.
     """
     c, f, t = spectrum.shape
     stems = stem_matrix if isinstance(stem_matrix, int) else len(stem_matrix)
     make_mask = _MASKS[config.masks]
-    buffer = np.empty((stems, c, FRAMES_AT_ONCE, f), np.complex64)
-    taps = [_neighbours(spectrum, band, config) if band.taps else None for band in config.bands]
-    for start in range(0, t, FRAMES_AT_ONCE):
-        frames = slice(start, min(start + FRAMES_AT_ONCE, t))
-        mixture = spectrum[:, :, frames].swapaxes(1, 2)  # (c, m, f), as it lies in memory
+    buffer = np.empty((stems, c, TILE_FRAMES, f), np.complex64)
+    neighbours = [_neighbours(spectrum, band, config) if band.taps else None for band in config.bands]
+    for start in range(0, t, TILE_FRAMES):
+        frames = slice(start, min(start + TILE_FRAMES, t))
+        mixture = spectrum[:, :, frames].swapaxes(1, 2)  # (c, m, f), contiguous
         chunk = buffer[:, :, : frames.stop - start]
-        for band, values, near in zip(config.bands, bands, taps, strict=True):
-            step = max(BINS_AT_ONCE // band.stride, 1)
+        for band, values, frames_around in zip(config.bands, bands, neighbours, strict=True):
+            step = max(TILE_BINS // band.stride, 1)
             parts = values.reshape(len(config.stems), -1, *values.shape[1:])
             for token in range(0, band.tokens, step):
                 tile = parts[:, :, token : token + step, frames]
@@ -88,48 +92,34 @@ def masked_frames(
                 low = band.start + token * band.stride
                 high = low + mask.shape[-1]
                 np.multiply(mask, mixture[:, :, low:high], out=chunk[..., low:high])
-                if near is not None:
-                    for tap, neighbour in zip(_filters(tile, band, config, stem_matrix), near, strict=True):
+                if frames_around is not None:
+                    filters = _filters(tile, band, config, stem_matrix)
+                    for tap, neighbour in zip(filters, frames_around, strict=True):
                         tap *= neighbour[:, frames, low - band.start : high - band.start]
                         chunk[..., low:high] += tap
-                if high == config.bins:  # Nyquist's bin goes with its neighbour
+                if high == config.bins:  # the Nyquist bin shares its neighbour's mask
                     np.multiply(mask[..., -1], mixture[:, :, -1], out=chunk[..., -1])
         yield chunk.reshape(stems * c, -1, f)
 
 
-def masked_waves(
-    bands: Sequence[Floats], spectrum: Spectrum, config: ModelConfig, stem_matrix: Floats | int, out: Floats
-) -> None:
-    """Fill `out`, of which each item is contiguous, with the stems (b, k, c, n) of a batch.
-
-    bands: the network's output, (b, s * parts * p, tokens, t) each.  spectrum: (b, c, f, t) of the mixture.
-    stem_matrix: see `masked_frames`.
-    """
-    _, k, c, n = out.shape
-    shape = (k * c, *spectrum.shape[2:])
-    for item, waves in enumerate(out):
-        chunks = masked_frames([band[item] for band in bands], spectrum[item], config, stem_matrix)
-        add_frames(chunks, shape, n_fft=config.n_fft, hop=config.hop, out=waves.reshape(k * c, n))
-
-
 def _neighbours(spectrum: Spectrum, band: Band, config: ModelConfig) -> Spectrum:
-    """What the band's filters are multiplied by: the frames around each, (taps, c, t, f of the band).
+    """The frames that a band's filters span around each frame, (taps, c, t, bins of the band); zero outside.
 
-    Without the turn that a tone in the middle of a bin makes from frame to frame. Frames outside are zero.
+    Phases are rotated back by what a tone at its bin's centre advances from frame to frame.
     """
     reach = band.taps // 2
     around = np.pad(spectrum[:, band.start : band.stop].swapaxes(1, 2), ((0, 0), (reach, reach), (0, 0)))
     c, _, t = spectrum.shape
-    near = np.empty((band.taps, c, t, band.stop - band.start), np.complex64)
-    for i, frames in enumerate(near):
-        np.multiply(around[:, i : i + t], phase_turns(band, config, frames=reach - i), out=frames)
-    return near
+    shifted = np.empty((band.taps, c, t, band.stop - band.start), np.complex64)
+    for i, frames in enumerate(shifted):
+        np.multiply(around[:, i : i + t], phase_rotations(band, config, frames=reach - i), out=frames)
+    return shifted
 
 
 def _filters(
     values: Floats, band: Band, config: ModelConfig, stem_matrix: Floats | int
 ) -> Iterator[Spectrum]:
-    """A tile of the network's output, (s, parts * p, tokens, t), as the filters' taps, (k, c, t, f) each."""
+    """The filters' taps, (k, c, t, f) each, from a tile of the network's output, (s, parts * p, tokens, t)."""
     s, _, tokens, t = values.shape
     c, p = config.channels, band.stride
     taps = values[:, config.mask_parts * p :].reshape(s, c, band.taps, 2, p, tokens, t)
@@ -138,13 +128,13 @@ def _filters(
         if config.mixture_consistent:
             tap -= tap.mean(axis=0)
         real, imaginary = (
-            _summed(tap, stem_matrix).transpose(2, 0, 1, 5, 4, 3).reshape(2, -1, c, t, tokens * p)
+            _sum_stems(tap, stem_matrix).transpose(2, 0, 1, 5, 4, 3).reshape(2, -1, c, t, tokens * p)
         )
         yield real + 1j * imaginary
 
 
 def _real_mask(values: Floats, band: Band, config: ModelConfig, stem_matrix: Floats | int) -> Floats:
-    """A tile of the network's output, (s, c * p, tokens, t), as gains (k, c, t, f)."""
+    """Gains (k, c, t, f) from a tile of the network's output, (s, c * p, tokens, t)."""
     gains = np.clip(values, -HIGHEST_LOGIT, HIGHEST_LOGIT)
     if config.mixture_consistent:  # a softmax over the stems
         np.exp(gains, out=gains)
@@ -156,63 +146,63 @@ def _real_mask(values: Floats, band: Band, config: ModelConfig, stem_matrix: Flo
         gains += 1
         np.reciprocal(gains, out=gains)
         share = np.ones_like(gains[0])
-    return _by_frames(np.multiply, _summed(gains, stem_matrix), share, channels=config.channels)
+    return _combine_by_frame(np.multiply, _sum_stems(gains, stem_matrix), share, channels=config.channels)
 
 
 def _signed_mask(values: Floats, band: Band, config: ModelConfig, stem_matrix: Floats | int) -> Floats:
-    """A tile of the network's output, (s, c * p, tokens, t), as numbers (k, c, t, f) between -1 and 1."""
+    """Gains (k, c, t, f) between -1 and 1 from a tile of the network's output, (s, c * p, tokens, t)."""
     gains = np.tanh(values)
     share = np.zeros_like(gains)
-    if config.mixture_consistent:  # as below
+    if config.mixture_consistent:  # as in _complex_mask
         np.abs(gains, out=share)
         share += np.float32(SHARE_FLOOR)
         share *= (1 - gains.sum(axis=0)) / share.sum(axis=0)
-    return _by_frames(
-        np.add, _summed(gains, stem_matrix), _summed(share, stem_matrix), channels=config.channels
+    return _combine_by_frame(
+        np.add, _sum_stems(gains, stem_matrix), _sum_stems(share, stem_matrix), channels=config.channels
     )
 
 
-def _by_frames(combine: np.ufunc, one: Floats, other: Floats, *, channels: int) -> Floats:
-    """Two parts (k, c * p, tokens, t), the other perhaps without k, put together as (k, c, t, f)."""
-    k, features, tokens, t = one.shape
+def _combine_by_frame(operation: np.ufunc, a: Floats, b: Floats, *, channels: int) -> Floats:
+    """`operation` of `a` (k, c * p, tokens, t) and `b`, of the same shape or without k, as (k, c, t, f)."""
+    k, features, tokens, t = a.shape
     shape = (channels, features // channels, tokens, t)
-    turned = np.empty((k, channels, t, tokens, shape[1]), np.float32)
-    others = other.reshape(*other.shape[:-3], *shape)
-    combine(one.reshape(k, *shape), others, out=turned.transpose(0, 1, 4, 3, 2))
-    return turned.reshape(k, channels, t, -1)
+    result = np.empty((k, channels, t, tokens, shape[1]), np.float32)
+    b = b.reshape(*b.shape[:-3], *shape)
+    operation(a.reshape(k, *shape), b, out=result.transpose(0, 1, 4, 3, 2))
+    return result.reshape(k, channels, t, -1)
 
 
 def _complex_mask(values: Floats, band: Band, config: ModelConfig, stem_matrix: Floats | int) -> Spectrum:
-    """A tile of the network's output, (s, c * 2 * p, tokens, t), as masks (k, c, t, f)."""
+    """Complex masks (k, c, t, f) from a tile of the network's output, (s, c * 2 * p, tokens, t)."""
     s, _, tokens, t = values.shape
     c, p = config.channels, band.stride
     split = values.reshape(s, c, 2, p, tokens, t).swapaxes(3, 4)
-    real = split[:, :, 0].reshape(s, c, tokens * p, t)  # a copy: neighbours lie apart
+    real = split[:, :, 0].reshape(s, c, tokens * p, t)  # a copy: the axes are not adjacent
     imaginary = split[:, :, 1].reshape(s, c, tokens * p, t)
-    size = real * real
-    size += imaginary * imaginary
-    size += np.float32(MASK_FLOOR)
-    np.sqrt(size, out=size)
-    bounded = np.tanh(size)
-    np.divide(bounded, size, out=size)  # a magnitude of at most one
-    real = real * size
-    imaginary = imaginary * size
+    scale = real * real
+    scale += imaginary * imaginary
+    scale += np.float32(MASK_FLOOR)
+    np.sqrt(scale, out=scale)
+    magnitude = np.tanh(scale)
+    np.divide(magnitude, scale, out=scale)  # bounds the magnitude by one
+    real = real * scale
+    imaginary = imaginary * scale
     if config.mixture_consistent:
-        # What the masks leave of one is shared out by their size (Wisdom et al., arXiv:1811.08521).
-        bounded += np.float32(SHARE_FLOOR)
-        bounded /= bounded.sum(axis=0)
-        real += bounded * (1 - real.sum(axis=0))
-        imaginary -= bounded * imaginary.sum(axis=0)
+        # What the masks lack to sum to one is shared out by magnitude (Wisdom et al., arXiv:1811.08521).
+        magnitude += np.float32(SHARE_FLOOR)
+        magnitude /= magnitude.sum(axis=0)
+        real += magnitude * (1 - real.sum(axis=0))
+        imaginary -= magnitude * imaginary.sum(axis=0)
     mask = np.empty(real.shape, np.complex64)
     mask.real, mask.imag = real, imaginary
-    return _summed(mask, stem_matrix).swapaxes(2, 3)
+    return _sum_stems(mask, stem_matrix).swapaxes(2, 3)
 
 
 _MASKS = {"complex": _complex_mask, "signed": _signed_mask, "real": _real_mask}
 
 
-def _summed(masks: NDArray[Any], stem_matrix: Floats | int) -> NDArray[Any]:
-    """Masks (s, ...) of the model's stems as those (k, ...) of the stems asked for."""
+def _sum_stems(masks: NDArray[Any], stem_matrix: Floats | int) -> NDArray[Any]:
+    """Sum the model's masks (s, ...) into those of the requested stems (k, ...)."""
     if isinstance(stem_matrix, int):
         return masks[:stem_matrix]
     return np.asarray(np.einsum("ks,s...->k...", stem_matrix, masks))

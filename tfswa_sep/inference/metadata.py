@@ -1,4 +1,4 @@
-"""What a model file says about itself: one JSON object under the key "tfswa_sep", in ONNX and safetensors."""
+"""A model file's metadata: one JSON object under the key "tfswa_sep", in ONNX and safetensors."""
 
 from __future__ import annotations
 
@@ -11,42 +11,51 @@ from tfswa_sep.errors import ModelError
 from tfswa_sep.model.config import ModelConfig
 
 KEY = "tfswa_sep"
-FORMAT = 2  # 1 had the spectrogram's masks in the ONNX graph
-# Stems, and sums of them such as drums+bass, become file names: no dots, no slashes.
+FORMAT = 2  # in format 1 the masks were part of the ONNX graph
+# Stems, or sums such as drums+bass. They become file names: no dots, no slashes.
 _STEM = re.compile(r"[a-z][a-z0-9_-]*(\+[a-z][a-z0-9_-]*)*")
-_LONGEST_STEM = 48  # characters: beside the longest name of a song, what file systems take
-_LONGEST_SEGMENT = 1 << 24  # samples, 6 minutes at 44.1 kHz: a limit for files that are not ours
-_LARGEST_SPECTROGRAM = 1 << 26  # frames times n_fft, half a gigabyte a channel: likewise
+_MAX_STEM_NAME = 48  # characters: leaves room in a file name for the song's
+# Limits on what a hostile file can claim:
+_MAX_SEGMENT = 1 << 24  # samples, 6 minutes at 44.1 kHz
+_MAX_SPECTROGRAM = 1 << 26  # frames times n_fft, half a gigabyte per channel
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMetadata:
-    """How to feed a model, and what comes out of it."""
+    """What a model takes and returns."""
 
     name: str
     architecture: str  # preset
     license: str
-    config: dict[str, Any]  # the model's own configuration; the torch backend builds the network from it
+    config: dict[str, Any]  # ModelConfig.to_json
     stems: tuple[str, ...]
     sample_rate: int  # Hz
     channels: int
     n_fft: int  # samples
     hop: int  # samples
-    segment_samples: int  # samples that the network sees at once
-    margin_samples: int  # context samples at each side of a segment that are thrown away
+    segment_samples: int  # samples per segment
+    margin_samples: int  # samples of context discarded at each end of a segment
 
 
 def parse_metadata(text: str | None, *, file: str) -> ModelMetadata:
-    """Read and check the JSON `text` found in `file` (None: there was none). Raises ModelError, one line."""
+    """Read and check metadata.
+
+    Args:
+        text: The JSON; None if the file has none.
+        file: Its name, for errors.
+
+    Raises:
+        ModelError: The metadata is missing, invalid or of another format.
+    """
     if not text:
         raise ModelError(f"{file} is not a tfswa-sep model: it has no '{KEY}' metadata")
     try:
         fields = json.loads(text)
-        if (found := fields["format"]) != FORMAT:
-            old = isinstance(found, int) and found < FORMAT
-            advice = "download or export the model again" if old else "update tfswa-sep"
+        if (version := fields["format"]) != FORMAT:
+            is_old = isinstance(version, int) and version < FORMAT
+            advice = "download or export the model again" if is_old else "update tfswa-sep"
             raise ModelError(
-                f"{file} has metadata format {found!r}, but only {FORMAT} is supported: {advice}"
+                f"{file} has metadata format {version!r}, but only {FORMAT} is supported: {advice}"
             )
         stems = tuple(fields["stems"])
         metadata = ModelMetadata(
@@ -55,18 +64,18 @@ def parse_metadata(text: str | None, *, file: str) -> ModelMetadata:
             license=str(fields.get("license", "")),
             config=dict(fields.get("config", {})),
             stems=stems,
-            sample_rate=_whole(fields, "sample_rate", 8_000, 192_000),
-            channels=_whole(fields, "channels", 2, 2),
-            n_fft=_whole(fields, "n_fft", 64, 1 << 15),
-            hop=_whole(fields, "hop", 16, 1 << 15),
-            segment_samples=_whole(fields, "segment_samples", 64, _LONGEST_SEGMENT),
-            margin_samples=_whole(fields, "margin_samples", 0, _LONGEST_SEGMENT),
+            sample_rate=_integer(fields, "sample_rate", 8_000, 192_000),
+            channels=_integer(fields, "channels", 2, 2),
+            n_fft=_integer(fields, "n_fft", 64, 1 << 15),
+            hop=_integer(fields, "hop", 16, 1 << 15),
+            segment_samples=_integer(fields, "segment_samples", 64, _MAX_SEGMENT),
+            margin_samples=_integer(fields, "margin_samples", 0, _MAX_SEGMENT),
         )
         if not stems or len(set(stems)) < len(stems) or not all(map(is_stem_name, stems)):
             raise ValueError("stems")
         if metadata.n_fft % metadata.hop or metadata.n_fft % 2:
             raise ValueError("hop")
-        if (metadata.segment_samples // metadata.hop + 1) * metadata.n_fft > _LARGEST_SPECTROGRAM:
+        if (metadata.segment_samples // metadata.hop + 1) * metadata.n_fft > _MAX_SPECTROGRAM:
             raise ValueError("segment_samples")
         if 2 * metadata.margin_samples >= metadata.segment_samples:
             raise ValueError("margin_samples")
@@ -79,18 +88,18 @@ def parse_metadata(text: str | None, *, file: str) -> ModelMetadata:
 
 
 def is_stem_name(name: str) -> bool:
-    """Whether a model's stem may be called so: small letters, digits, - and _, or a sum of such names."""
-    return len(name) <= _LONGEST_STEM and _STEM.fullmatch(name) is not None
+    """Whether a name is lower-case letters, digits, - and _, or a sum of such names."""
+    return len(name) <= _MAX_STEM_NAME and _STEM.fullmatch(name) is not None
 
 
 def contradicts(metadata: ModelMetadata, config: ModelConfig) -> bool:
-    """Whether a file says one thing of itself and another of its network."""
+    """Whether a file's metadata disagrees with its network's configuration."""
     same = ("stems", "channels", "sample_rate", "n_fft", "hop")
     return any(getattr(config, field) != getattr(metadata, field) for field in same)
 
 
-def _whole(fields: dict[str, Any], key: str, least: int, most: int) -> int:
+def _integer(fields: dict[str, Any], key: str, minimum: int, maximum: int) -> int:
     value = fields[key]
-    if type(value) is not int or not least <= value <= most:
+    if type(value) is not int or not minimum <= value <= maximum:
         raise ValueError(key)
     return value

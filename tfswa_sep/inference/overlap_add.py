@@ -1,19 +1,19 @@
-r"""Segments with context, and the cross-fade that puts them together again, as a stream.
+r"""Cut a stream of audio into segments with context, and cross-fade the results.
 
-A network sees one segment at a time. Near a segment's edges it lacks context, so `margin` samples at both
-sides are thrown away; the kept parts of neighbours overlap by `fade` samples and are cross-faded.
+The network sees one segment at a time. Near its edges a segment lacks context, so `margin` samples at each end
+are discarded; the kept parts of neighbouring segments overlap by `fade` samples and are cross-faded.
 
     segment 0   mmmm|KKKKKKKKKKKK\\\\|mmmm
     segment 1               mmmm|////KKKKKKKKKK\\\\|mmmm
     segment 2                             mmmm|////KKKKKKKKKKKKKK|mmmm
     weights          11111111111111111111111111111111111111111111
 
-m context, thrown away; K kept with weight 1; / and \ fade in and out with weights w and 1 - w, so each
-sample's weights sum to one and an identity network gives the song back. Outside the song the context is
-zeros; the first segment does not fade in, nor the last one out.
+m context, discarded; K kept with weight 1; / and \ fade in and out with weights w and 1 - w, so each sample's
+weights sum to one and an identity network returns the song. Outside the song the context is zeros; the first
+segment does not fade in, and the last does not fade out.
 
-Only a few batches of segments are held at any time, however long the song is: those that worker threads
-compute and one that waits, so that reading and writing the song never keep the network waiting.
+Memory holds only the batches that worker threads compute and one more, so that the network never waits for
+reading and writing.
 Axis letters: b batch, s stem, c channel, n samples.
 """
 
@@ -33,10 +33,14 @@ _Batch = list[tuple[Samples, int, bool]]  # segments, each with its kept samples
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentPlan:
-    """How a song is cut. Raises ValueError for lengths that leave nothing to keep."""
+    """How a song is cut into segments.
 
-    segment: int  # samples that the network sees at once
-    margin: int  # samples of context thrown away at each side
+    Raises:
+        ValueError: Margins and fades leave nothing of the segment.
+    """
+
+    segment: int  # samples per segment
+    margin: int  # samples of context discarded at each end
     fade: int  # samples over which neighbours are cross-faded
 
     def __post_init__(self) -> None:
@@ -48,7 +52,7 @@ class SegmentPlan:
 
     @property
     def kept(self) -> int:
-        """Samples of a segment that are used."""
+        """Samples of a segment that are kept."""
         return self.segment - 2 * self.margin
 
     @property
@@ -58,7 +62,7 @@ class SegmentPlan:
 
 
 def plan_segments(*, segment: int, margin: int) -> SegmentPlan:
-    """The plan for a model: fades of 1/64 of the segment (0.07 s of 4.4 s); twice that scored no better."""
+    """The plan for a model: fades of 1/64 of a segment (0.07 s of 4.4 s); longer ones scored no better."""
     return SegmentPlan(
         segment=segment, margin=margin, fade=min(segment // 64, max(0, segment - 2 * margin) // 2)
     )
@@ -72,15 +76,21 @@ def overlap_add(
     batch_size: int = 1,
     workers: int = 1,
 ) -> Iterator[Samples]:
-    """Run `process` over a stream of (c, n) blocks of any size, as if it saw the whole song.
+    """Apply `process` to a stream of any length, segment by segment.
 
-    `process` maps (b, c, plan.segment) to (b, s, c, plan.segment), b at most batch_size; it is called from
-    `workers` threads at once. Yields (s, c, n)
-    blocks, as many samples in all as came in; nothing for an empty stream.
+    Args:
+        blocks: (c, n) each, of any n.
+        process: Maps segments (b, c, plan.segment) to stems (b, s, c, plan.segment).
+        plan: How the stream is cut.
+        batch_size: Segments per call, at most.
+        workers: Threads that call `process`.
+
+    Yields:
+        (s, c, n), as many samples in total as came in.
     """
     fade_in = ((np.arange(plan.fade) + 0.5) / max(plan.fade, 1)).astype(np.float32)
-    faded_tail: Samples | None = None  # what the segment before left in the overlap, already faded out
-    batches = _batches(_cut(blocks, plan), batch_size)
+    faded_tail: Samples | None = None  # the previous segment's part of the overlap, already faded out
+    batches = _batches(_segments(blocks, plan), batch_size)
     for batch, estimates in _in_order(batches, process, workers):
         for estimate, (_, samples, last) in zip(estimates, batch, strict=True):
             kept = estimate[..., plan.margin : plan.margin + samples]
@@ -99,27 +109,27 @@ def overlap_add(
 def _in_order(
     batches: Iterable[_Batch], process: Callable[[Samples], Samples], workers: int
 ) -> Iterator[tuple[_Batch, Samples]]:
-    """Each batch with what `process` makes of it, in their order, while threads compute those that follow."""
-    waiting: deque[tuple[_Batch, Future[Samples]]] = deque()
+    """Each batch and its result, in order, while threads compute the following batches."""
+    pending: deque[tuple[_Batch, Future[Samples]]] = deque()
 
     def finish() -> tuple[_Batch, Samples]:
-        batch, future = waiting.popleft()
+        batch, future = pending.popleft()
         return batch, future.result()
 
     with ThreadPoolExecutor(workers, thread_name_prefix="segment") as pool:
         try:
             for batch in batches:
-                waiting.append((batch, pool.submit(process, np.stack([segment for segment, _, _ in batch]))))
-                if len(waiting) > workers:
+                pending.append((batch, pool.submit(process, np.stack([segment for segment, _, _ in batch]))))
+                if len(pending) > workers:
                     yield finish()
-            while waiting:
+            while pending:
                 yield finish()
         finally:
-            for _, future in waiting:
+            for _, future in pending:
                 future.cancel()
 
 
-def _cut(blocks: Iterable[Samples], plan: SegmentPlan) -> Iterator[tuple[Samples, int, bool]]:
+def _segments(blocks: Iterable[Samples], plan: SegmentPlan) -> Iterator[tuple[Samples, int, bool]]:
     """Yield each segment (c, plan.segment), its kept samples inside the song, and whether it is last."""
     stream = iter(blocks)
     held: Samples | None = None  # from the start of the coming segment's left context

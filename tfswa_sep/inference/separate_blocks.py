@@ -1,6 +1,6 @@
-"""A model over a whole song: blocks of any length in, blocks of stems out.
+"""Separate a whole song: blocks of any length in, blocks of stems out.
 
-Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples.
+Axis letters: b batch, s model stem, k requested stem, c channel, n samples.
 """
 
 from __future__ import annotations
@@ -26,46 +26,41 @@ def separate_blocks(
     batch_size: int | None = None,
     shifts: int = 1,
 ) -> Iterator[Samples]:
-    """Separate a stream of blocks; only a few segments are in memory, however long it is.
+    """Separate a stream of blocks; memory does not grow with its length.
 
     Args:
         model: The loaded model.
         blocks: (c, n) each, of any n, at the model's rate and with its channels.
-        stem_matrix: (k, s + 1), the stems asked for as sums of the model's and, in the last column, the song.
-        mono: Both channels are copies of a mono song, so the stems get one channel too.
-        batch_size: Segments per call; None for as many as suit the device best.
-        shifts: Passes, each with its segments elsewhere, whose mean the stems are.
+        stem_matrix: (k, s + 1), the requested stems as sums of the model's stems and, in the last column, the song.
+        mono: Both channels are copies of a mono song, so the stems are mono too.
+        batch_size: Segments per call; None for the device's best.
+        shifts: Passes over the song, each with its segments at another offset; the stems are their mean.
 
     Yields:
-        (k, c, n), in all as many samples as came in.
+        (k, c, n), as many samples in total as came in.
 
     Raises:
-        ModelError: The network fails, or gives numbers that are not finite.
-        DeviceError: Memory runs out.
+        ModelError: The network fails, or returns NaN or infinite values.
+        DeviceError: Out of memory.
     """
     plan = plan_segments(segment=model.segment_samples, margin=model.margin_samples)
-    of_stems, of_song = stem_matrix[:, :-1], stem_matrix[:, -1]
-    is_identity = np.array_equal(of_stems, np.eye(len(model.stems)))  # then there is nothing to sum
-
-    def separate(segments: Samples) -> Samples:
-        if not segments.any():  # silence has silent stems, whatever a network's biases say, and costs nothing
-            return np.zeros((len(segments), len(stem_matrix), *segments.shape[1:]), np.float32)
-        stems = model(segments, stem_matrix=None if is_identity else of_stems)
-        return stems + of_song[:, None, None] * segments[:, None] if of_song.any() else stems
-
+    model_part, song_part = stem_matrix[:, :-1], stem_matrix[:, -1]
+    is_identity = np.array_equal(model_part, np.eye(len(model.stems)))
     size = batch_size or model.batch_size
     workers = max(1, model.workers // size)  # each computes `size` segments at once
-    at_once = threading.Semaphore(workers)  # passes read ahead side by side, but share the device
+    device = threading.Semaphore(workers)  # shared by the passes, each of which has its own threads
 
-    def separate_in_turn(segments: Samples) -> Samples:
-        with at_once:
-            return separate(segments)
+    def separate(segments: Samples) -> Samples:
+        if not segments.any():  # the stems of silence are silent, whatever the network's biases
+            return np.zeros((len(segments), len(stem_matrix), *segments.shape[1:]), np.float32)
+        with device:
+            stems = model(segments, stem_matrix=None if is_identity else model_part)
+        return stems + song_part[:, None, None] * segments[:, None] if song_part.any() else stems
 
-    process = separate if shifts == 1 else separate_in_turn
-    # tee keeps some 60 blocks, also those that every copy has read: a single pass does without
+    # A single pass does without tee, which keeps some 60 blocks that every copy has already read.
     copies = [iter(blocks)] if shifts == 1 else tee(blocks, shifts)
     passes = [
-        _dropped(overlap_add(_delayed(copy, offset), process, plan, batch_size=size, workers=workers), offset)
+        _drop(overlap_add(_delay(copy, offset), separate, plan, batch_size=size, workers=workers), offset)
         for copy, offset in zip(copies, _offsets(shifts, plan.step), strict=True)
     ]
     for block in passes[0] if shifts == 1 else _mean(passes):
@@ -83,24 +78,24 @@ def _other_ways(model: Backend) -> str:
 
 
 def _offsets(shifts: int, step: int) -> list[int]:
-    """By how many samples each pass is late: none for the first, then one at random from each part of `step`.
+    """The delay of each pass in samples: none, then a random one from each of `shifts - 1` equal parts of `step`.
 
-    The same for every song, so that a run can be repeated to the bit.
+    The same for every song, so that a run can be repeated bit for bit.
     """
     rng = np.random.default_rng(0)
     bounds = [step * i // shifts for i in range(shifts + 1)]
     return [0, *(int(rng.integers(low, high)) for low, high in pairwise(bounds[1:]))]
 
 
-def _delayed(blocks: Iterator[Samples], samples: int) -> Iterator[Samples]:
-    """The stream (c, n) behind `samples` of silence; nothing before an empty one."""
+def _delay(blocks: Iterator[Samples], samples: int) -> Iterator[Samples]:
+    """The stream (c, n) after `samples` of silence; an empty stream stays empty."""
     first = next(blocks, None)
     if first is not None:
         yield np.zeros((len(first), samples), np.float32)
         yield from chain([first], blocks)
 
 
-def _dropped(blocks: Iterable[Samples], samples: int) -> Iterator[Samples]:
+def _drop(blocks: Iterable[Samples], samples: int) -> Iterator[Samples]:
     """The stream (..., n) without its first `samples`."""
     for block in blocks:
         skipped = min(samples, block.shape[-1])
@@ -110,7 +105,7 @@ def _dropped(blocks: Iterable[Samples], samples: int) -> Iterator[Samples]:
 
 
 def _mean(streams: Sequence[Iterator[Samples]]) -> Iterator[Samples]:
-    """The mean of streams (..., n) of one length in all, cut into blocks of different lengths."""
+    """The mean of streams (..., n) of the same total length but different block lengths."""
     held: list[Samples | None] = [None] * len(streams)
     while True:
         for i, stream in enumerate(streams):

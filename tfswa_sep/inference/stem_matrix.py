@@ -1,6 +1,6 @@
-"""Which stems are asked for, as sums of those that a model has, or as the song minus some of them.
+"""The requested stems, as sums of a model's stems or as the song minus some of them.
 
-Axis letters: s stem of the model, k stem asked for.
+Axis letters: s model stem, k requested stem.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from tfswa_sep.constants import ACCOMPANIMENT, INSTRUMENTAL, OTHER, STEMS, VOCAL
 from tfswa_sep.errors import UsageError
 
 WITHOUT = "no_"  # "no_drums" is everything but the drums
-_MEANT = {"karaoke": ACCOMPANIMENT, "backing": ACCOMPANIMENT, "music": ACCOMPANIMENT, "voice": VOCALS}
-_UNNAMED = ""  # the part of a song that no stem of a model names
+_SYNONYMS = {"karaoke": ACCOMPANIMENT, "backing": ACCOMPANIMENT, "music": ACCOMPANIMENT, "voice": VOCALS}
+_UNNAMED = ""  # the rest of a song, for which a model has no stem
 
 
 def parse_stems(
     request: str | Sequence[str] | None, available: Sequence[str]
 ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """Parse a choice of stems: names, "accompaniment", "no_drums", and sums such as "drums+bass"; None means all.
+    """Parse a choice of stems: names, "accompaniment", "no_drums", and sums such as "drums+bass".
 
-    A stem that the model does not output is the song minus those that it does, where that is what remains: a
-    model of vocals alone has an accompaniment. "instrumental" is another word for it.
+    A stem that the model lacks can also be the song minus the model's stems: a model of vocals alone gives an
+    accompaniment, also called "instrumental".
 
     Args:
-        request: Expressions separated by commas, or a list of such.
+        request: Expressions separated by commas, or a list of such; None for all of the model's stems.
         available: The model's s stems, which may be sums themselves.
 
     Returns:
-        k names, in the order asked for and each once, and the (k, s + 1) matrix that makes them from the
+        k names, in the requested order without repetitions, and the (k, s + 1) matrix that makes them from the
         model's stems and, in the last column, the song.
 
     Raises:
-        UsageError: A stem is unknown (the message names the choices), or the choice is empty.
+        UsageError: A stem is unknown, or none is requested.
     """
     if request is None:
         request = list(available)
@@ -51,8 +51,8 @@ def parse_stems(
             continue  # a trailing comma
         row = _combine(terms, available)
         if row is None:
-            whole = _whole(available)
-            unknown = next((term for term in terms if not _parts(term, whole)), "+".join(terms))
+            song = _song_parts(available)
+            unknown = next((term for term in terms if not _parts(term, song)), "+".join(terms))
             raise UsageError(
                 f"unknown stem '{unknown}': {_suggestion(unknown, available)}{_choices(available)}"
             )
@@ -65,33 +65,33 @@ def parse_stems(
 
 
 def with_accompaniment(available: Sequence[str]) -> tuple[str, ...]:
-    """The stems of a model, and the accompaniment where it can be made of them and the song."""
+    """A model's stems, and the accompaniment if it can be made from them and the song."""
     named = {ACCOMPANIMENT, INSTRUMENTAL} & set(available)
     if named or _combine([ACCOMPANIMENT], available) is None:
         return tuple(available)
     return (*available, ACCOMPANIMENT)
 
 
-def make_up_song(mix: NDArray[np.float32], available: Sequence[str]) -> bool:
-    """Whether the stems of a matrix of `parse_stems` are the whole song, each part of it once."""
-    total, whole = mix.sum(axis=0), _whole(available)
-    parts = [part for stem in available for part in _parts(stem, whole)]
-    complete = len(parts) == len(whole) and set(parts) == whole
-    stems, song = set(total[:-1].tolist()), float(total[-1])
-    return (stems, song) == ({0.0}, 1.0) or (complete and (stems, song) == ({1.0}, 0.0))
+def adds_up_to_song(stem_matrix: NDArray[np.float32], available: Sequence[str]) -> bool:
+    """Whether the stems of a matrix from `parse_stems` contain each part of the song exactly once."""
+    total, song = stem_matrix.sum(axis=0), _song_parts(available)
+    parts = [part for stem in available for part in _parts(stem, song)]
+    model_covers_song = len(parts) == len(song) and set(parts) == song
+    weights = set(total[:-1].tolist()), float(total[-1])  # of the model's stems, and of the song
+    return weights == ({0.0}, 1.0) or (model_covers_song and weights == ({1.0}, 0.0))
 
 
 def _combine(terms: Sequence[str], available: Sequence[str]) -> NDArray[np.float32] | None:
-    """The row of `parse_stems` for a sum of terms; None where neither it nor its opposite can be made."""
-    whole = _whole(available)
-    parts = [_parts(term, whole) for term in terms]
+    """The row of `parse_stems` for a sum of terms; None if neither it nor the rest of the song can be made."""
+    song = _song_parts(available)
+    parts = [_parts(term, song) for term in terms]
     if not all(parts):
         return None
-    wanted = frozenset[str]().union(*parts)
+    requested = frozenset[str]().union(*parts)
     row = np.zeros(len(available) + 1, dtype=np.float32)
-    if (chosen := _cover(wanted, available, whole)) is not None:
+    if (chosen := _cover(requested, available, song)) is not None:
         row[chosen] = 1
-    elif (chosen := _cover(whole - wanted, available, whole)) is not None:
+    elif (chosen := _cover(song - requested, available, song)) is not None:
         row[chosen] = -1
         row[-1] = 1
     else:
@@ -99,33 +99,33 @@ def _combine(terms: Sequence[str], available: Sequence[str]) -> NDArray[np.float
     return row
 
 
-def _whole(available: Sequence[str]) -> frozenset[str]:
-    """All parts that a song has, as far as a model's stems tell; _UNNAMED if they may not be all."""
+def _song_parts(available: Sequence[str]) -> frozenset[str]:
+    """All parts of a song that a model's stems imply, with _UNNAMED if there may be more."""
     named = {part for stem in available for part in stem.split("+")} - {ACCOMPANIMENT, INSTRUMENTAL}
     if named <= set(STEMS):
         return frozenset(STEMS)
     return frozenset(named if OTHER in named else {*named, _UNNAMED})
 
 
-def _parts(expression: str, whole: frozenset[str]) -> frozenset[str]:
-    """The parts that a stem or a sum is made of; none for an unknown one."""
-    found: set[str] = set()
+def _parts(expression: str, song: frozenset[str]) -> frozenset[str]:
+    """The parts of a stem or a sum of stems; empty for an unknown one."""
+    parts: set[str] = set()
     for term in expression.split("+"):
-        if term in (ACCOMPANIMENT, INSTRUMENTAL) and VOCALS in whole:
-            found |= whole - {VOCALS}
-        elif term in whole - {_UNNAMED}:
-            found.add(term)
-        elif term.startswith(WITHOUT) and term.removeprefix(WITHOUT) in whole - {_UNNAMED}:
-            found |= whole - {term.removeprefix(WITHOUT)}
+        if term in (ACCOMPANIMENT, INSTRUMENTAL) and VOCALS in song:
+            parts |= song - {VOCALS}
+        elif term in song - {_UNNAMED}:
+            parts.add(term)
+        elif term.startswith(WITHOUT) and term.removeprefix(WITHOUT) in song - {_UNNAMED}:
+            parts |= song - {term.removeprefix(WITHOUT)}
         else:
             return frozenset()
-    return frozenset(found)
+    return frozenset(parts)
 
 
-def _cover(wanted: frozenset[str], available: Sequence[str], whole: frozenset[str]) -> list[int] | None:
-    """Which of the stems sum to these parts, the largest first; None for none."""
-    parts = [_parts(stem, whole) for stem in available]
-    chosen, left = list[int](), set(wanted)
+def _cover(requested: frozenset[str], available: Sequence[str], song: frozenset[str]) -> list[int] | None:
+    """Indices of the stems that sum to the requested parts, the largest first; None if there are none."""
+    parts = [_parts(stem, song) for stem in available]
+    chosen, left = list[int](), set(requested)
     for index in sorted(range(len(parts)), key=lambda index: -len(parts[index])):
         if parts[index] and parts[index] <= left:
             chosen.append(index)
@@ -135,9 +135,9 @@ def _cover(wanted: frozenset[str], available: Sequence[str], whole: frozenset[st
 
 def _suggestion(unknown: str, available: Sequence[str]) -> str:
     names = with_accompaniment(available)
-    near = [_MEANT.get(unknown, ""), *difflib.get_close_matches(unknown, names, n=1)]
-    meant = next((name for name in near if name in names), "")
-    return f"did you mean {meant}? Else " if meant else ""
+    candidates = [_SYNONYMS.get(unknown, ""), *difflib.get_close_matches(unknown, names, n=1)]
+    suggestion = next((name for name in candidates if name in names), "")
+    return f"did you mean {suggestion}? Else " if suggestion else ""
 
 
 def _choices(available: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
 """Waveform <-> complex spectrogram, in NumPy.
 
 Equal to torch.stft and torch.istft with a periodic Hann window, center=True, pad_mode="constant" and no
-normalisation. It lives outside the ONNX graph because ONNX Runtime refuses an exported inverse STFT.
+normalisation. It is not in the ONNX graph because ONNX Runtime cannot run an exported inverse STFT.
 
-Axis letters: n samples, f bins (n_fft // 2 + 1), t frames (n // hop + 1), m some frames of them.
+Axis letters: n samples, f bins (n_fft // 2 + 1), t frames (n // hop + 1), m frames of a chunk.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from numpy.typing import NDArray
 
 from tfswa_sep.constants import HOP, N_FFT
 
-_FRAMES_AT_ONCE = 128  # of a channel: they stay in the core's own cache
+_CHUNK_FRAMES = 128  # per channel: they fit into the core's cache
 
 
 def stft(samples: NDArray[np.float32], *, n_fft: int = N_FFT, hop: int = HOP) -> NDArray[np.complex64]:
     """Short-time Fourier transform of (..., n) samples.
 
-    Returns (..., f, t) complex64, a view whose memory is (..., t, f). The ends are padded by n_fft // 2
-    zeros, so that frame i is centred on sample i * hop.
-    Raises ValueError if hop does not divide n_fft.
+    Frame i is centred on sample i * hop: n_fft // 2 zeros are added at both ends.
+
+    Returns:
+        (..., f, t) complex64, a view whose memory layout is (..., t, f).
+
+    Raises:
+        ValueError: hop does not divide n_fft.
     """
-    # Undoes "forward", which divides by n_fft: the plain norm makes NumPy compute in double precision, which
-    # takes four times as long (its factor is the integer 1, and NumPy promotes).
+    # Undoes norm="forward", which divides by n_fft. The default norm is four times slower: its integer factor
+    # makes NumPy compute in double precision.
     scaled = _hann(n_fft, hop) * np.float32(n_fft)
     samples = np.asarray(samples, dtype=np.float32)
     length = samples.shape[-1]
@@ -39,8 +43,8 @@ def stft(samples: NDArray[np.float32], *, n_fft: int = N_FFT, hop: int = HOP) ->
     for channel, target in zip(flat, spectrum, strict=True):
         padded[n_fft // 2 : n_fft // 2 + length] = channel
         framed = sliding_window_view(padded, n_fft)[::hop]  # (t, n_fft), no copy
-        for start in range(0, frames, _FRAMES_AT_ONCE):
-            chunk = slice(start, start + _FRAMES_AT_ONCE)
+        for start in range(0, frames, _CHUNK_FRAMES):
+            chunk = slice(start, start + _CHUNK_FRAMES)
             np.fft.rfft(framed[chunk] * scaled, axis=-1, norm="forward", out=target[chunk])
     return spectrum.reshape(*samples.shape[:-1], frames, n_fft // 2 + 1).swapaxes(-1, -2)
 
@@ -50,12 +54,14 @@ def istft(
 ) -> NDArray[np.float32]:
     """Inverse of `stft`: (..., f, t) complex to (..., length) float32 samples.
 
-    Windowed frames are added up and divided by the summed squared window. Samples after the last frame are 0.
-    Raises ValueError if hop does not divide n_fft or f is not n_fft // 2 + 1.
+    The windowed frames' sum is divided by the sum of squared windows. Samples after the last frame are 0.
+
+    Raises:
+        ValueError: hop does not divide n_fft, or f is not n_fft // 2 + 1.
     """
     bins, frames = spectrum.shape[-2:]
     flat = spectrum.swapaxes(-1, -2).reshape(-1, frames, bins)
-    chunks = np.array_split(flat, range(_FRAMES_AT_ONCE, frames, _FRAMES_AT_ONCE), axis=1)
+    chunks = np.array_split(flat, range(_CHUNK_FRAMES, frames, _CHUNK_FRAMES), axis=1)
     samples = np.empty((len(flat), length), np.float32)
     add_frames(chunks, (len(flat), bins, frames), n_fft=n_fft, hop=hop, out=samples)
     return samples.reshape(*spectrum.shape[:-2], length)
@@ -69,14 +75,22 @@ def add_frames(
     hop: int = HOP,
     out: NDArray[np.float32],
 ) -> None:
-    """`istft` of a spectrum that comes as chunks of frames: (channels, m, f) each, into `out` (channels, n).
+    """`istft` of a spectrum that arrives in chunks of frames.
 
-    shape: (channels, f, t) of the whole. A chunk is used up before the next one is asked for.
+    Args:
+        chunks: (channels, m, f) each; not read again once the next is taken.
+        shape: (channels, f, t) of the whole spectrum.
+        n_fft: Samples per frame.
+        hop: Samples between frames.
+        out: Where the samples go, (channels, n).
+
+    Raises:
+        ValueError: hop does not divide n_fft, or f is not n_fft // 2 + 1.
     """
     window = _hann(n_fft, hop)
     channels, f, t = shape
     if f != n_fft // 2 + 1:
-        raise ValueError(f"a spectrum of {f} bins does not come from frames of {n_fft} samples")
+        raise ValueError(f"frames of {n_fft} samples have {n_fft // 2 + 1} bins, not {f}")
     overlap = n_fft // hop
     added = np.zeros((channels, t + overlap - 1, hop), dtype=np.float32)
     start = 0
@@ -85,7 +99,7 @@ def add_frames(
             frames = np.fft.irfft(spectra, n=n_fft, axis=-1)
             frames *= window
             hops = frames.reshape(-1, overlap, hop)
-            for part in range(overlap):  # a frame covers `overlap` hops: shifted adds, no loop over frames
+            for part in range(overlap):  # shifted sums instead of a loop over frames
                 target[start + part : start + part + len(hops)] += hops[:, part]
         start += chunk.shape[1]
     inside = slice(n_fft // 2, n_fft // 2 + out.shape[1])
@@ -107,7 +121,7 @@ def _hann(n_fft: int, hop: int) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=8)
 def _inverse_envelope(n_fft: int, hop: int, frames: int) -> NDArray[np.float32]:
-    """One over the squared windows' sum: (frames + n_fft // hop - 1, hop), zero where no frame is."""
+    """The reciprocal of the summed squared windows, (frames + n_fft // hop - 1, hop); zero outside all frames."""
     overlap = n_fft // hop
     squared = (_hann(n_fft, hop).astype(np.float64) ** 2).reshape(overlap, hop)
     envelope = np.zeros((frames + overlap - 1, hop))

@@ -1,1 +1,1 @@
-"""The network: its shape (config), attentions, blocks, masks (mask_head), STFT, and the whole (unet)."""
+"""TFSWA-UNet in PyTorch: configuration, attentions, blocks, masks, STFT, and the network itself (unet)."""

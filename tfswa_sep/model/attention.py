@@ -1,10 +1,10 @@
 """The three attentions of a TFSWA block.
 
-TSA mixes frames within one frequency, FSA mixes frequencies within one frame, and SW-MSA mixes
-a small (frequency, time) window, shifted by half a window in every other block.
+TSA attends over time within one frequency, FSA over frequency within one frame, and SW-MSA within small windows of
+(frequency, time), shifted by half a window in every other block.
 
 Sources: TFSWA-ResUNet, EURASIP JASP 2025:39 (the three together); Liu et al., Swin Transformer,
-arXiv:2103.14030, section 3.2 (shifted windows, their mask, relative position bias).
+arXiv:2103.14030, section 3.2 (shifted windows and their mask, relative position bias).
 Axis letters: see `tfswa_sep.model.config`.
 """
 
@@ -17,18 +17,18 @@ from torch.nn import functional
 
 
 class QueryKeyValue(nn.Linear):
-    """Queries, keys and values from one matrix (3 * dim, dim)."""
+    """Queries, keys and values from one matrix (3 * d, d)."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """(..., d) -> three of (..., d)"""
+        """(..., d) -> queries, keys and values, (..., d) each."""
         return super().forward(x).chunk(3, dim=-1)
 
 
 class _Attention(nn.Module):
-    """Queries, keys and values from one linear layer, and one more for what comes out.
+    """The input and output projections that the attentions have in common.
 
-    Features come last here: then every regrouping of axes moves whole feature vectors, where one that tears
-    them apart costs more than the attention itself (measured in ONNX Runtime).
+    Features are the last axis, so that rearranging moves whole feature vectors: otherwise it costs more than the
+    attention itself (measured in ONNX Runtime).
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -39,10 +39,10 @@ class _Attention(nn.Module):
 
 
 class TimeAttention(_Attention):
-    """TSA: every frequency attends over all of its own frames."""
+    """TSA: each frequency attends over all its frames."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, f, t, d) -> (b, f, t, d)"""
+        """(b, f, t, d) -> (b, f, t, d)."""
         f = x.shape[1]
         q, k, v = (rearrange(y, "b f t (h e) -> (b f) h t e", h=self.heads) for y in self.qkv(x))
         y = functional.scaled_dot_product_attention(q, k, v)
@@ -50,10 +50,10 @@ class TimeAttention(_Attention):
 
 
 class FrequencyAttention(_Attention):
-    """FSA: every frame attends over all of its own frequencies."""
+    """FSA: each frame attends over all its frequencies."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, f, t, d) -> (b, f, t, d)"""
+        """(b, f, t, d) -> (b, f, t, d)."""
         t = x.shape[2]
         q, k, v = (rearrange(y, "b f t (h e) -> (b t) h f e", h=self.heads) for y in self.qkv(x))
         y = functional.scaled_dot_product_attention(q, k, v)
@@ -61,10 +61,10 @@ class FrequencyAttention(_Attention):
 
 
 class ShiftedWindowAttention(_Attention):
-    """SW-MSA: every position attends within its own window of (frequency, time).
+    """SW-MSA: each position attends within its window of (frequency, time).
 
-    With `shifted`, the windows lie half a window further along both axes; the map is rolled, and a mask
-    keeps apart what only the roll brought together (Swin, figure 4).
+    With `shifted`, the windows are shifted by half a window along both axes: the map is rolled, and a mask
+    separates positions that only the roll made neighbours (Swin, figure 4).
     """
 
     relative_index: Tensor
@@ -77,19 +77,21 @@ class ShiftedWindowAttention(_Attention):
         self.bias_table = nn.Parameter(torch.zeros((2 * wf - 1) * (2 * wt - 1), heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
         index = torch.empty(wf * wt, wf * wt, dtype=torch.long)
-        if not index.is_meta:  # a file's check: computing it would import a second's worth of modules
+        if (
+            not index.is_meta
+        ):  # only shapes are checked; index arithmetic on meta tensors imports slow modules
             row, column = torch.arange(wf * wt) // wt, torch.arange(wf * wt) % wt
             index = (row[:, None] - row + wf - 1) * (2 * wt - 1) + column[:, None] - column + wt - 1
         self.register_buffer("relative_index", index, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, f, t, d) -> (b, f, t, d); f and t are multiples of the window."""
+        """(b, f, t, d) -> (b, f, t, d); f and t are multiples of the window's."""
         _, f, t, _ = x.shape
         (wf, wt), (sf, st), h = self.window, self.shift, self.heads
         if sf or st:
             x = torch.roll(x, (-sf, -st), dims=(1, 2))
-        # Attention in four dimensions is what ONNX can hold: windows that are all alike stand beside the
-        # batch, so that they share one bias; those with masks of their own beside the heads.
+        # ONNX's attention has four axes. Unshifted windows share one bias, so they join the batch axis; shifted
+        # ones have a mask each, so they join the heads.
         rows = "b (nf nt h)" if sf or st else "(b nf nt) h"
         sizes = {"nf": f // wf, "nt": t // wt, "wf": wf, "h": h}
         windows = f"b (nf wf) (nt wt) (h e) -> {rows} (wf wt) e"
@@ -104,11 +106,11 @@ class ShiftedWindowAttention(_Attention):
         return self.project(y)  # type: ignore[no-any-return]
 
     def _mask(self, f: int, t: int, like: Tensor) -> Tensor:
-        """(window, i, j): 0 within one region of the rolled map, a large negative number across regions."""
+        """(window, i, j): 0 within a region of the rolled map, a large negative number across regions."""
         (wf, wt), (sf, st) = self.window, self.shift
         row, column = torch.arange(f, device=like.device), torch.arange(t, device=like.device)
-        # The last window of an axis holds two regions: what was there, and what the roll brought round.
+        # The last window of an axis holds two regions: its own, and what was rolled round from the start.
         region = (row >= f - sf).long()[:, None] * 2 + (column >= t - st).long()[None, :]
         region = rearrange(region, "(nf wf) (nt wt) -> (nf nt) (wf wt)", wf=wf, wt=wt)
-        # Not minus infinity: half precision and quantized graphs bear a finite number better.
+        # Not minus infinity, which half precision and quantized graphs handle badly.
         return (region[:, :, None] != region[:, None, :]).to(like.dtype) * -1e4

@@ -1,7 +1,7 @@
-"""What a stage is built of: a residual stack of convolutions, and the block that fuses the attentions.
+"""The parts of a stage: residual convolutions, and the TFSWA block, which fuses the attentions.
 
-Batch normalisation follows its convolution wherever it can, because it then folds into it, at export or
-when PyTorch loads it; ReLU because INT8 kernels fuse it. Axis letters: see `tfswa_sep.model.config`.
+Batch norms follow a convolution wherever possible, so that export and loading can fold them into it; activations
+are ReLU because int8 kernels fuse it. Axis letters: see `tfswa_sep.model.config`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tfswa_sep.model.config import ModelConfig
 
 
 class ConvBlock(nn.Module):
-    """`convs` dense 3x3 convolutions with a residual connection around them."""
+    """`convs` 3x3 convolutions with a residual connection around them."""
 
     def __init__(self, dim: int, convs: int) -> None:
         super().__init__()
@@ -29,28 +29,28 @@ class ConvBlock(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, d, f, t) -> (b, d, f, t)"""
+        """(b, d, f, t) -> (b, d, f, t)."""
         return torch.relu(x + self.layers(x))
 
 
 class FrequencyLinear(nn.Module):
-    """A frame's frequencies mixed by two linear layers that all features share, beside a residual.
+    """A residual pair of linear layers over all frequencies of a frame, shared by all features.
 
-    The TDF block of Choi et al., arXiv:1912.02591, section 3.3: a harmonic meets all others of its voice,
-    which convolutions of the first stages are too small for. It begins as the identity.
+    The TDF block of Choi et al., arXiv:1912.02591, section 3.3: it relates the harmonics of a voice, which the
+    convolutions of the first stages are too small for. It starts as the identity.
     """
 
     def __init__(self, dim: int, rows: int, hidden: int) -> None:
         super().__init__()
         self.squeeze = nn.Linear(rows, hidden)
-        self.scale = nn.Parameter(torch.ones(dim))  # how much each feature takes part
+        self.scale = nn.Parameter(torch.ones(dim))  # per feature
         self.expand = nn.Linear(hidden, rows, bias=False)
         nn.init.zeros_(self.expand.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, d, f, t) -> (b, d, f, t)"""
+        """(b, d, f, t) -> (b, d, f, t)."""
         t = x.shape[3]
-        # Channels last, as training has it, this is no copy, and one product serves all features and frames.
+        # With channels_last, as in training, this copies nothing, and one product serves all features and frames.
         y = torch.matmul(self.squeeze.weight, rearrange(x, "b d f t -> b f (t d)"))
         y = rearrange(torch.relu(y + self.squeeze.bias[:, None]), "b f (t d) -> b f t d", t=t) * self.scale
         y = torch.matmul(self.expand.weight, y.flatten(2))
@@ -58,22 +58,22 @@ class FrequencyLinear(nn.Module):
 
 
 class MeanFusion(nn.Module):
-    """Equal weights."""
+    """The mean of the branches."""
 
     def forward(self, x: Tensor, branches: list[Tensor]) -> Tensor:
-        """x (b, f, t, d) and tensors of its shape -> their mean, (b, f, t, d)"""
+        """Branches (b, f, t, d) -> their mean, (b, f, t, d)."""
         return torch.stack(branches).mean(dim=0)
 
 
 class DynamicFusion(nn.Module):
-    """Weights of the attentions, from the input itself: pooled features, a small MLP, a softmax."""
+    """A sum of the branches, weighted by the input: pooling, a small MLP, a softmax."""
 
     def __init__(self, dim: int, branches: int) -> None:
         super().__init__()
         self.weigh = nn.Sequential(nn.Linear(dim, dim // 4), nn.ReLU(), nn.Linear(dim // 4, branches))
 
     def forward(self, x: Tensor, branches: list[Tensor]) -> Tensor:
-        """x (b, f, t, d) and tensors of its shape -> their weighted sum, (b, f, t, d)"""
+        """Input x and branches, (b, f, t, d) each -> weighted sum of the branches, (b, f, t, d)."""
         weights = self.weigh(x.mean(dim=(1, 2))).softmax(dim=-1)  # (b, branches)
         parts = [branch * weights[:, i, None, None, None] for i, branch in enumerate(branches)]
         total: Tensor = reduce(torch.add, parts)
@@ -81,11 +81,10 @@ class DynamicFusion(nn.Module):
 
 
 class TfswaBlock(nn.Module):
-    """Temporal, frequency and shifted-window attention, and a feed-forward layer, each with a residual.
+    """Attention over time, frequency and shifted windows, and a feed-forward layer, with residual connections.
 
-    `dynamic` runs the three side by side on one normalised input and sums them with weights that depend
-    on that input, `mean` with equal ones; `serial` runs them one after the other, as the journal version
-    does, where the window attention comes as the usual pair of a plain and a shifted one.
+    `dynamic` and `mean` fusion run the attentions in parallel on one normalised input; `serial` runs them one after
+    the other, as the published network does, with a plain and a shifted window attention.
     """
 
     def __init__(self, dim: int, config: ModelConfig, *, shifted: bool) -> None:
@@ -112,7 +111,7 @@ class TfswaBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, d, f, t) -> (b, d, f, t)"""
+        """(b, d, f, t) -> (b, d, f, t)."""
         if self.serial:
             for norm, attention in zip(self.norms, self.attentions, strict=True):
                 y = attention(rearrange(norm(x), "b d f t -> b f t d"))
@@ -125,12 +124,12 @@ class TfswaBlock(nn.Module):
 
 
 def conv_sizes(convs: int) -> list[int]:
-    """Convolutions in each ConvBlock of a stage: a residual around at most two trains best."""
+    """Convolutions in each ConvBlock of a stage: at most two, which trains best."""
     return [2] * (convs // 2) + [1] * (convs % 2)
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution: convolutions, then attentions, then all frequencies mixed."""
+    """The blocks of one resolution: convolutions, then attentions, then TDF."""
 
     def __init__(self, config: ModelConfig, stage: int, *, shift_first: bool) -> None:
         super().__init__()
@@ -142,7 +141,7 @@ class Stage(nn.Module):
         self.tdf = FrequencyLinear(dim, config.rows >> stage, hidden) if hidden else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, d, f, t) -> (b, d, f, t)"""
+        """(b, d, f, t) -> (b, d, f, t)."""
         for block in self.blocks:
             x = block(x)
         return self.tdf(x)  # type: ignore[no-any-return]

@@ -1,9 +1,9 @@
-"""The network's shape, as plain data, and the presets that have a name.
+"""The network's configuration and its presets.
 
-Axis letters, here and in every module of this package:
+Axis letters in this package:
 
     b batch   s stem   c audio channel   n samples
-    f frequency (bins, or tokens after the split)   t frames   d features   h heads
+    f frequency (bins, or tokens after the band split)   t frames   d features   h heads
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from tfswa_sep.constants import HOP, MODEL_CHANNELS, N_FFT, SAMPLE_RATE, STEMS
 
 BRANCHES = ("time", "frequency", "window")  # TSA, FSA, SW-MSA
 
-COMPRESSION = 0.3  # exponent of the magnitudes that the network sees; quiet partials stay visible
-POWER_FLOOR = 1e-6  # added to squared magnitudes: an STFT value of 1e-3 lies 114 dB under a full-scale sine
-HIGHEST_LOGIT = 40.0  # logits of real masks are cut off there: their exponentials stay finite in float32
-MASK_FLOOR = 1e-6  # added to a mask's squared size, so that its root has a slope at zero
-SHARE_FLOOR = 1e-3  # what every stem gets at least of what the masks leave over
+COMPRESSION = 0.3  # exponent of the magnitude features: keeps quiet partials visible
+POWER_FLOOR = 1e-6  # added to squared magnitudes; an STFT value of 1e-3 is 114 dB below a full-scale sine
+HIGHEST_LOGIT = 40.0  # limit on the logits of real masks: their exponentials stay finite in float32
+MASK_FLOOR = 1e-6  # added to a mask's squared magnitude, so that the root is differentiable at zero
+SHARE_FLOOR = 1e-3  # added to a mask's magnitude when the masks' remainder is shared out
 
-_OLD_NAMES = {"stem": "split"}  # fields of older files, from when the input layer was called the stem
-# What a file means that is older than a field.
+_OLD_NAMES = {"stem": "split"}  # older files call the input layer the stem
+# The values of fields that older files lack.
 _OLD_DEFAULTS = {
     "features": "complex",
     "masks": "complex",
@@ -39,18 +39,18 @@ class Band:
 
     start: int  # first bin
     stop: int  # one past the last bin
-    stride: int  # bins a token
-    taps: int = 0  # frames that a complex filter of each stem spans, beside its masks; 0: masks alone
+    stride: int  # bins per token
+    taps: int = 0  # frames that each stem's complex filter spans; 0: masks only
 
     @property
     def tokens(self) -> int:
-        """Tokens that the band becomes."""
+        """Tokens of the band."""
         return (self.stop - self.start) // self.stride
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that decides the shape of a TFSWA-UNet; stored as JSON beside the weights.
+    """The configuration of a TFSWA-UNet, stored as JSON with the weights.
 
     The defaults are the preset `small`.
     """
@@ -60,13 +60,12 @@ class ModelConfig:
     sample_rate: int = SAMPLE_RATE  # Hz
     n_fft: int = N_FFT  # samples
     hop: int = HOP  # samples
-    segment_samples: int = 196_096  # what inference feeds at once: 384 frames, 4.4 s
-    margin_samples: int = 4_096  # context thrown away at each side of a segment; twice that scored no better
-    # The input layer: bands with weights of their own ("bands"), or equal sub-bands stacked as features ("stack").
+    segment_samples: int = 196_096  # samples per segment at inference: 384 frames, 4.4 s
+    margin_samples: int = 4_096  # context discarded at each end of a segment; twice that scored no better
+    # The input layer: bands with their own weights ("bands"), or equal sub-bands stacked as features ("stack").
     split: Literal["bands", "stack"] = "bands"
-    # Finest, and with filters, up to 1.4 kHz, where most of what separation gets wrong lies; the longest up
-    # to 340 Hz, where a window of the STFT is too short to tell one tone from its neighbour
-    # (experiments/011-finer-bands.md, 013-nine-frame-filters.md).
+    # Finest and with filters up to 1.4 kHz, where most of the error lies; the longest filters up to 340 Hz, where
+    # neighbouring tones share a bin (experiments/011-finer-bands.md, 013-nine-frame-filters.md).
     bands: tuple[Band, ...] = (
         Band(start=0, stop=16, stride=1, taps=9),
         Band(start=16, stop=64, stride=1, taps=3),
@@ -74,63 +73,61 @@ class ModelConfig:
         Band(start=128, stop=384, stride=8),
         Band(start=384, stop=1024, stride=20),
     )
-    # What the network sees beside magnitudes: complex values, the advance of phases in bands that have filters
-    # (elsewhere trained networks ignore them: experiments/012-filters-tdf.md), or nothing.
+    # Features besides magnitudes: complex values; the phase advance in bands with filters (trained networks ignore
+    # it elsewhere: experiments/012-filters-tdf.md); or none.
     features: Literal["complex", "advance", "magnitude"] = "advance"
-    # What a bin is multiplied by: a complex number of at most one, a real one between -1 and 1 ("signed"), or
-    # a gain between 0 and 1 ("real"). The latter two are half the values, and cheaper.
+    # What multiplies a bin: a complex number of magnitude at most 1, a real one between -1 and 1 ("signed"), or a
+    # gain between 0 and 1 ("real"). The latter two are half as many values, and cheaper.
     masks: Literal["complex", "signed", "real"] = "signed"
-    dims: tuple[int, ...] = (32, 64, 96, 160)  # features a stage, finest first
-    convs: tuple[int, ...] = (1, 3, 4, 6)  # 3x3 convolutions a stage, in the encoder and in the decoder
-    # Hidden rows through which all frequencies of a frame mix at the end of a stage (TDF), 0: they do not;
-    # empty: in no stage.
+    dims: tuple[int, ...] = (32, 64, 96, 160)  # features per stage, finest first
+    convs: tuple[int, ...] = (1, 3, 4, 6)  # 3x3 convolutions per stage, in encoder and decoder
+    # Hidden size of each stage's TDF, which mixes all frequencies of a frame; 0 for none, empty for none at all.
     tdfs: tuple[int, ...] = (32, 16, 0, 0)
-    attentions: tuple[int, ...] = (0, 0, 1, 1)  # TFSWA blocks a stage, in the encoder and in the decoder
+    attentions: tuple[int, ...] = (0, 0, 1, 1)  # TFSWA blocks per stage, in encoder and decoder
     heads: int = 4
     window: tuple[int, int] = (5, 4)  # tokens of frequency, frames
-    # The attentions of a TFSWA block. Without TSA, with which real songs are separated worse
-    # (experiments/007-attentions.md).
+    # The attentions of a TFSWA block. TSA made real songs worse (experiments/007-attentions.md).
     branches: tuple[str, ...] = ("frequency", "window")
-    # Side by side with weights from the input, side by side with equal ones, or one after the other.
+    # In parallel with weights computed from the input, in parallel with equal weights, or in series.
     fusion: Literal["dynamic", "mean", "serial"] = "dynamic"
     head_dim: int = 32  # hidden features of each stem's head
-    # Masks that sum to one over the stems, so that the stems sum to the mixture.
+    # The masks sum to one over the stems, so the stems sum to the mixture.
     mixture_consistent: bool = True
 
     def sees_phases(self, band: Band) -> bool:
-        """Whether the network sees phases of a band; see `mask_head.band_features`."""
+        """Whether a band has phase features; see `mask_head.band_features`."""
         return self.features == "complex" or (self.features == "advance" and band.taps > 0)
 
     @property
     def magnitudes(self) -> int:
-        """Magnitudes of a bin that the network sees: of the channels, of their middle and of their side."""
+        """Magnitude features per bin: of the channels, of mid and of side."""
         return self.channels + (2 if self.features != "magnitude" and self.channels == 2 else 0)
 
     def feature_count(self, band: Band) -> int:
-        """Features of a bin that the network sees; see `mask_head.band_features`."""
+        """Features per bin of a band; see `mask_head.band_features`."""
         return self.magnitudes + (2 * self.channels if self.sees_phases(band) else 0)
 
     @property
     def mask_parts(self) -> int:
-        """Values of a bin in one stem's mask: real and imaginary parts of every channel, or gains."""
+        """Values per bin of one stem's mask: real and imaginary parts of every channel, or gains."""
         return self.channels * (2 if self.masks == "complex" else 1)
 
     def filter_parts(self, band: Band) -> int:
-        """Values of a bin in one stem's filter: real and imaginary parts of each tap of every channel."""
+        """Values per bin of one stem's filter: real and imaginary parts of each tap of every channel."""
         return 2 * self.channels * band.taps
 
     def head_parts(self, band: Band) -> int:
-        """Values of a bin that the network gives for one stem: its mask's, then its filter's."""
+        """Values per bin and stem that the network returns: the mask's, then the filter's."""
         return self.mask_parts + self.filter_parts(band)
 
     @property
     def bins(self) -> int:
-        """Bins that the network works on: all but Nyquist's."""
+        """Bins that the network sees: all but the Nyquist bin."""
         return self.n_fft // 2
 
     @property
     def tokens(self) -> int:
-        """Frequency tokens after the split."""
+        """Frequency tokens after the band split."""
         return sum(band.tokens for band in self.bands)
 
     @property
@@ -140,24 +137,24 @@ class ModelConfig:
 
     @property
     def rows(self) -> int:
-        """Rows of the first stage's map."""
+        """Frequency rows of the first stage."""
         return self.bands[0].tokens if self.split == "stack" else self.tokens
 
     @property
     def frame_multiple(self) -> int:
-        """Frame counts are padded to a multiple of this, so that strides and windows fit."""
+        """Frames are padded to a multiple of this, so that strides and windows fit."""
         return int(2 ** (len(self.dims) - 1) * self.window[1])
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types that `from_json` reads back."""
+        """A dictionary of JSON types for `from_json`."""
         return dataclasses.asdict(self)
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> ModelConfig:
-        """Read `to_json`'s dictionary, also one of an older version.
+        """Read the dictionary of `to_json`, or one from an older version.
 
         Raises:
-            ValueError: a field is unknown or of the wrong kind.
+            ValueError: A field is unknown or malformed.
         """
         data = _OLD_DEFAULTS | {_OLD_NAMES.get(key, key): value for key, value in data.items()}
         known = {field.name for field in dataclasses.fields(ModelConfig)}
@@ -176,7 +173,7 @@ class ModelConfig:
         return config
 
     def check(self) -> None:
-        """Raise ValueError where the numbers do not fit together."""
+        """Raise ValueError if the settings contradict one another."""
         stages = len(self.dims)
         if not (len(self.convs) == len(self.attentions) == stages):
             raise ValueError("dims, convs and attentions must name the same number of stages")
@@ -204,7 +201,7 @@ class ModelConfig:
         rows = self.rows
         if rows % 2 ** (stages - 1):
             raise ValueError(f"{rows} frequency tokens cannot be halved {stages - 1} times")
-        if self.window[0] * self.window[1] > 1024:  # each position attends to all of them
+        if self.window[0] * self.window[1] > 1024:  # attention costs grow with its square
             raise ValueError(f"a window of {self.window[0]} by {self.window[1]} is too large")
         for stage, (dim, blocks) in enumerate(zip(self.dims, self.attentions, strict=True)):
             if blocks and (dim % self.heads or (rows >> stage) % self.window[0]):
@@ -219,18 +216,16 @@ def _uniform_bands(count: int, *, stride: int) -> tuple[Band, ...]:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    # Cheap by design: non-uniform bands, dense 3x3 convolutions, most of them and attention where the map is
-    # small.
+    # Cheap by design: non-uniform bands, and most convolutions and all attention at low resolution.
     "small": ModelConfig(),
-    # `small` with twice the features in every stage: 3.8 times the work, and it can begin as `small`
-    # (training/surgery.py).
+    # Twice the features of `small` in every stage, 3.8 times its cost; can be grown from it (training/surgery.py).
     "large": ModelConfig(
         dims=(64, 128, 192, 320),
         tdfs=(64, 32, 0, 0),
         heads=8,
         head_dim=64,
     ),
-    # The user's size: 15.4 M parameters, triple attention in all four stages.
+    # 15.4 M parameters, all three attentions in all four stages.
     "reference": ModelConfig(
         masks="complex",
         dims=(48, 96, 184, 320),
@@ -240,8 +235,8 @@ PRESETS: dict[str, ModelConfig] = {
         branches=BRANCHES,
         head_dim=64,
     ),
-    # The journal version (EURASIP JASP 2025:39): magnitude of four stacked sub-bands, serial attention in
-    # the bottleneck only, one model a stem.
+    # As published (EURASIP JASP 2025:39): magnitudes of four stacked sub-bands, serial attention in the bottleneck
+    # only, one model per stem.
     "paper": ModelConfig(
         stems=("vocals",),
         split="stack",

@@ -1,4 +1,4 @@
-"""TFSWA-UNet: the mixture's spectrum in, every stem's spectrum out.
+"""TFSWA-UNet: the spectrum of the mixture in, the spectra of the stems out.
 
             mixture (b, 2c, bins, t)
                 │ features          compressed magnitudes, and phases of low bins
@@ -10,12 +10,12 @@
     ││      bottleneck              the last stage, once as encoder, once as decoder
     │└─► + stage 2 decoder
     └──► + stage 1 decoder
-                │ one head a stem   bounded masks, and filters of low bins
+                │ one head per stem bounded masks, and filters for low bins
                 ▼
             stems (b, s, 2c, bins, t)
 
 Axis letters: see `tfswa_sep.model.config`. Real and imaginary parts are channels (c0 re, c0 im, c1 re,
-c1 im), so that an exported graph holds no complex number.
+c1 im), so that an exported graph needs no complex numbers.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from tfswa_sep.model.mask_head import apply_masks, band_features
 
 
 @contextmanager
-def _statistics_kept(stage: nn.Module) -> Iterator[None]:
-    """While this lasts, batch norms of a stage in training leave their running statistics alone."""
+def _frozen_statistics(stage: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of a stage's batch norms unchanged, even in training."""
     norms = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]  # type: ignore[union-attr]
     for norm in norms:
@@ -52,12 +52,12 @@ def _statistics_kept(stage: nn.Module) -> Iterator[None]:
 
 
 def with_current_names(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict, also of a file from when the input layer was called the stem, by today's names."""
+    """A state dict with current names: older files call the input layer the stem."""
     return {re.sub(r"(^|\.)stem\.", r"\1split.", key): value for key, value in weights.items()}
 
 
 class BandSplit(nn.Module):
-    """Bands of bins -> tokens, each band with a convolution of its own, and an embedding of the frequency."""
+    """Bands of bins -> tokens: one convolution per band, and a frequency embedding."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -69,17 +69,17 @@ class BandSplit(nn.Module):
             for band in config.bands
         )
         self.norm = nn.BatchNorm2d(dim)
-        # Convolutions and attention cannot tell a low token from a high one by themselves.
+        # Convolutions and attention alone cannot tell low frequencies from high ones.
         self.frequency = nn.Parameter(torch.zeros(1, dim, config.tokens, 1))
 
     def forward(self, bands: list[Tensor]) -> Tensor:
-        """(b, features, bins of the band, t) each -> (b, d, tokens, t)"""
+        """(b, features, bins of the band, t) per band -> (b, d, tokens, t)."""
         parts = [conv(x) for conv, x in zip(self.convs, bands, strict=True)]
         return torch.relu(self.norm(torch.cat(parts, dim=2)) + self.frequency)
 
 
 class StackedBands(nn.Module):
-    """Equal sub-bands stacked as features, all seen by one convolution."""
+    """Equal sub-bands stacked as features of one convolution."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -88,12 +88,12 @@ class StackedBands(nn.Module):
         self.norm = nn.BatchNorm2d(config.dims[0])
 
     def forward(self, bands: list[Tensor]) -> Tensor:
-        """(b, features, bins / sub-bands, t) each -> (b, d, bins / sub-bands, t)"""
+        """(b, features, bins / sub-bands, t) per band -> (b, d, bins / sub-bands, t)."""
         return torch.relu(self.norm(self.conv(torch.cat(bands, dim=1))))
 
 
 class StemHead(nn.Module):
-    """Tokens -> what one stem's masks are made of, and its filters in bands that have them."""
+    """Tokens -> one stem's unbounded masks, and its filters in bands that have them."""
 
     def __init__(self, config: ModelConfig, outputs: int) -> None:
         super().__init__()
@@ -106,26 +106,26 @@ class StemHead(nn.Module):
             nn.Conv2d(hidden, (outputs + config.filter_parts(band)) * band.stride, 1) for band in self.bands
         )
         with torch.no_grad():
-            for band, conv in zip(self.bands, self.convs, strict=True):  # filters begin as nothing
+            for band, conv in zip(self.bands, self.convs, strict=True):  # filters start at zero
                 cast(nn.Conv2d, conv).weight[outputs * band.stride :] = 0
                 cast(Tensor, conv.bias)[outputs * band.stride :] = 0
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(b, d, tokens, t) -> (b, parts * bins of a token, tokens, t) a band, masks before filters"""
+        """(b, d, tokens, t) -> (b, parts * bins per token, tokens, t) per band, masks before filters."""
         return [conv(part) for conv, part in zip(self.convs, self.rows(self.hidden(x)), strict=True)]
 
     def rows(self, x: Tensor) -> Sequence[Tensor]:
-        """(b, d, tokens, t) -> the rows that each band's convolution sees"""
-        # Not a slice a band: the gradient of each is as large as the whole, and heads took twice as long.
+        """(b, d, tokens, t) -> the rows of each band."""
+        # Not slices: each one's gradient is as large as the whole, which doubled the heads' time.
         tokens = [band.tokens for band in self.bands]
         return [x] * len(tokens) if self.stacked else torch.split_with_sizes(x, tokens, dim=2)
 
 
-def all_heads(heads: Sequence[StemHead], x: Tensor) -> list[Tensor]:
-    """Every head's values as few wide convolutions: half the time of a head after the other (measured).
+def run_heads_together(heads: Sequence[StemHead], x: Tensor) -> list[Tensor]:
+    """All heads as a few wide convolutions: half the time of one head after the other (measured).
 
-    The weights stay those of the heads; a batch norm keeps statistics of its own.
-    (b, d, tokens, t) -> (b, s * parts * bins of a token, tokens, t) a band
+    The weights and the batch norms' statistics stay those of the heads.
+    (b, d, tokens, t) -> (b, s * parts * bins per token, tokens, t) per band.
     """
     convs = [cast(nn.Conv2d, head.hidden[0]) for head in heads]
     norms = [cast(nn.BatchNorm2d, head.hidden[1]) for head in heads]
@@ -144,18 +144,18 @@ def all_heads(heads: Sequence[StemHead], x: Tensor) -> list[Tensor]:
                 cast(Tensor, norm.running_mean).copy_(own_mean)
                 cast(Tensor, norm.running_var).copy_(own_var)
                 cast(Tensor, norm.num_batches_tracked).add_(1)
-    found = []
+    values = []
     for i, part in enumerate(heads[0].rows(torch.relu_(x))):
         outs = [cast(nn.Conv2d, head.convs[i]) for head in heads]
         weight, bias = (
             torch.cat([cast(Tensor, getattr(out, name)) for out in outs]) for name in ("weight", "bias")
         )
-        found.append(functional.conv2d(part, weight, bias, groups=len(heads)))
-    return found
+        values.append(functional.conv2d(part, weight, bias, groups=len(heads)))
+    return values
 
 
-def by_bins(values: Sequence[Tensor], bands: Sequence[Band], *, stems: int) -> list[Tensor]:
-    """(b, s * parts * bins of a token, tokens, t) a band -> (b, s, parts, bins of the band, t) a band"""
+def tokens_to_bins(values: Sequence[Tensor], bands: Sequence[Band], *, stems: int) -> list[Tensor]:
+    """(b, s * parts * bins per token, tokens, t) per band -> (b, s, parts, bins of the band, t) per band."""
     return [
         rearrange(value, "b (s o p) f t -> b s o (f p) t", s=stems, p=band.stride)
         for band, value in zip(bands, values, strict=True)
@@ -163,7 +163,7 @@ def by_bins(values: Sequence[Tensor], bands: Sequence[Band], *, stems: int) -> l
 
 
 class Upsample(nn.Module):
-    """Twice the frequencies and frames: a 1x1 convolution, then features become positions."""
+    """Double frequencies and frames: a 1x1 convolution, then a pixel shuffle."""
 
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()
@@ -172,12 +172,17 @@ class Upsample(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, d, f, t) -> (b, out, 2f, 2t)"""
+        """(b, d, f, t) -> (b, out, 2f, 2t)."""
         return self.conv(x)  # type: ignore[no-any-return]
 
 
 class TfswaUNet(nn.Module):
-    """The network. `checkpointing` trades a second forward pass for the memory of the stages."""
+    """The network.
+
+    Args:
+        config: Its shape.
+        checkpointing: Save memory in training by computing each stage's activations a second time.
+    """
 
     def __init__(self, config: ModelConfig, *, checkpointing: bool = False) -> None:
         super().__init__()
@@ -205,66 +210,66 @@ class TfswaUNet(nn.Module):
         """The spectrum of every stem.
 
         Args:
-            mixture: (b, 2c, n_fft / 2 + 1, t) of any t >= 1, real and imaginary parts as channels.
+            mixture: (b, 2c, n_fft / 2 + 1, t), t >= 1, real and imaginary parts as channels.
 
         Returns:
-            (b, s, 2c, n_fft / 2 + 1, t) in float32
+            (b, s, 2c, n_fft / 2 + 1, t), float32.
         """
         mixture = mixture.float()
-        with torch.autocast(mixture.device.type, enabled=False):  # powers of small numbers need float32
+        with torch.autocast(mixture.device.type, enabled=False):  # small powers need float32
             bands = band_features(mixture[:, :, : self.config.bins], self.config)
         values = self.raw_masks(bands)
         with torch.autocast(mixture.device.type, enabled=False):
             return self.mask(values, mixture)
 
     def raw_masks(self, bands: list[Tensor]) -> list[Tensor]:
-        """What the network makes of its features, before masks are bounded.
+        """Features -> unbounded masks and filters.
 
-        (b, features, bins of the band, t) each -> (b, s * parts * bins of a token, tokens, t) each, float32
-        except in training with autocast
+        (b, features, bins of the band, t) per band -> (b, s * parts * bins per token, tokens, t) per band, in
+        float32 except in training with autocast.
         """
         trunk = self.trunk(bands)
         heads = [cast(StemHead, head) for head in self.heads]
-        # Batch norms that several processes share cannot be put side by side.
+        # Batch norms that synchronise processes cannot be concatenated.
         if self.training and all(type(head.hidden[1]) is nn.BatchNorm2d for head in heads):
-            return all_heads(heads, trunk)
-        # bf16 heads double the error that a bf16 trunk brings (measured: 8e-4 of full scale, without 4e-4).
+            return run_heads_together(heads, trunk)
+        # bf16 heads would double the error of a bf16 trunk from 4e-4 to 8e-4 of full scale (measured).
         with torch.autocast(trunk.device.type, enabled=False):
-            found = [head(trunk.float()) for head in heads]
-            return [torch.cat(stems, dim=1) for stems in zip(*found, strict=True)]
+            values = [head(trunk.float()) for head in heads]
+            return [torch.cat(stems, dim=1) for stems in zip(*values, strict=True)]
 
     def trunk(self, bands: list[Tensor]) -> Tensor:
-        """(b, features, bins of the band, t) each -> (b, d, tokens, t), from which the heads make masks"""
+        """All but the heads: (b, features, bins of the band, t) per band -> (b, d, tokens, t)."""
         t = bands[0].shape[3]
         if missing := -t % self.config.frame_multiple:
             bands = [functional.pad(x, (0, missing)) for x in bands]
         x = self.split(bands)
         skips = []
         for stage, down in zip(self.encoder, [*self.down, None], strict=True):
-            x = self._run(stage, x)
+            x = self._run_stage(stage, x)
             if down is not None:
                 skips.append(x)
                 x = down(x)
-        x = self._run(self.decoder[-1], x)
+        x = self._run_stage(self.decoder[-1], x)
         for i in reversed(range(len(self.up))):
-            x = self._run(self.decoder[i], torch.relu(self.up[i](x) + skips[i]))
+            x = self._run_stage(self.decoder[i], torch.relu(self.up[i](x) + skips[i]))
         return x[..., :t]
 
-    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+    def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            found: Tensor = checkpoint(
-                stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(stage))
+            y: Tensor = checkpoint(
+                stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _frozen_statistics(stage))
             )
-            return found
+            return y
         return stage(x)  # type: ignore[no-any-return]
 
     def mask(self, values: Sequence[Tensor], mixture: Tensor) -> Tensor:
-        """The stems that `raw_masks` stand for; training compiles it.
+        """Apply the result of `raw_masks` to the mixture. Training compiles this method.
 
-        (b, s * parts * bins of a token, tokens, t) a band, (b, 2c, bins + 1, t) -> (b, s, 2c, bins + 1, t)
+        (b, s * parts * bins per token, tokens, t) per band, (b, 2c, bins + 1, t) -> (b, s, 2c, bins + 1, t).
         """
         parts = self.config.mask_parts
-        found = by_bins([value.float() for value in values], self.config.bands, stems=len(self.heads))
-        masks = torch.cat([value[:, :, :parts] for value in found], dim=3)
-        filters = [value[:, :, parts:] for value in found if value.shape[2] > parts]
+        by_bin = tokens_to_bins([value.float() for value in values], self.config.bands, stems=len(self.heads))
+        masks = torch.cat([value[:, :, :parts] for value in by_bin], dim=3)
+        filters = [value[:, :, parts:] for value in by_bin if value.shape[2] > parts]
         return apply_masks(masks, filters, mixture, self.config)

@@ -25,7 +25,7 @@ from training.benchmark.__main__ import make_song
 STEPS = {
     "stft": "STFT",
     "band_features": "features",
-    "_run": "network",
+    "_run_network": "network",
     "apply_masks": "masks and inverse STFT",
 }
 
@@ -51,7 +51,7 @@ def profile(song: Path, out: Path, *, model: str | None = None, precision: str =
     _ = separator.backend  # loaded before the clock starts
     with ExitStack() as patches:
         for name, step in STEPS.items():
-            owner = onnx_backend.OnnxBackend if name == "_run" else onnx_backend
+            owner = onnx_backend.OnnxBackend if name == "_run_network" else onnx_backend
             patches.enter_context(patch.object(owner, name, timed(getattr(owner, name), step)))
         began = time.process_time()
         separator.separate_file(song, out=out)
