@@ -22,13 +22,13 @@ from training.release.report import (
     DOCUMENTS as REPORTED,
 )
 from training.release.report import (
-    excerpts_table,
     fill_in,
-    glance_table,
-    means,
-    quality,
-    scores_table,
-    speed_table,
+    render_excerpts,
+    render_glance,
+    render_means,
+    render_quality,
+    render_scores,
+    render_speed,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,8 +152,10 @@ def test_the_short_tables_say_what_the_records_say() -> None:
         return {"name": name, "mean": {stem: {"sdr": sdr} for stem in stems}, "songs": [1, 2]}
 
     record = {"methods": [method("small", 4.56), method("mixture", -5.0)], "date": "2026-01-02T03:04:05"}
-    assert "on 2 excerpts" in quality(record) and "9.6 dB above the unseparated mixture" in quality(record)
-    assert "| small | 4.56 | 4.56 | 4.56 | 4.56 | 4.56 |" in excerpts_table(record)
+    assert "on 2 excerpts" in render_quality(
+        record
+    ) and "9.6 dB above the unseparated mixture" in render_quality(record)
+    assert "| small | 4.56 | 4.56 | 4.56 | 4.56 | 4.56 |" in render_excerpts(record)
     rows = [
         {
             "name": name,
@@ -168,7 +170,7 @@ def test_the_short_tables_say_what_the_records_say() -> None:
             ("demucs", 18.0, "random"),
         )
     ]
-    table = glance_table({"measurements": rows, "machine": "a machine"})
+    table = render_glance({"measurements": rows, "machine": "a machine"})
     assert "| **tfswa-sep** | 7.0 s |  | 2,000 MB |" in table and "14.0 s" not in table
     assert "| Demucs (htdemucs)* | 126.0 s | 18.0 times | 2,000 MB |" in table
 
@@ -178,27 +180,21 @@ def test_tables_say_what_the_records_say() -> None:
         "vocals": {"sdr": 6.123, "gain": 9.5, "songs": 1},
         "bass": {"sdr": -1.0, "gain": 0.25, "songs": 1},
     }
-    scores = scores_table(
-        {
-            "mean": stems,
-            "songs": [
-                {"song": "A", "apart": False, "stems": stems},
-                {"song": "B", "apart": True, "stems": {}},
-            ],
-            "date": "2026-01-02T03:04:05",
-            "backend": "onnx",
-            "machine": "a machine",
-        }
-    )
+    songs = [{"song": "A", "apart": False, "stems": stems}, {"song": "B", "apart": True, "stems": {}}]
+    method = {"mean": stems, "songs": songs, "backend": "onnx", "precision": "fp32"}
+    scores = render_scores({"methods": [method], "date": "2026-01-02T03:04:05", "machine": "a machine"})
     assert scores.splitlines()[0] == "| song | vocals | bass |"
     assert "| A | 6.12 (+9.50) | -1.00 (+0.25) |" in scores and "| B (apart) | - | - |" in scores
-    assert means({"methods": [{"mean": stems}]}).endswith("the means are: vocals 6.12, bass -1.00 dB.")
+    assert render_means({"methods": [{"mean": stems}]}).endswith("the means are: vocals 6.12, bass -1.00 dB.")
     median = {"wall": 12.34, "cpu": 1.0, "memory": 5e8}
-    found = {"minutes": 3.0, "backend": "onnx", "threads": None, "median": median, "real_time_factor": 0.0686}
-    peer = {**found, "name": "peer", "weights": "random", "precision": "fp32", "ratio": 2.5, "threads": 2}
+    ours = {
+        "name": "tfswa-sep", "weights": "own", "minutes": 3.0, "backend": "onnx", "precision": "fp32",
+        "threads": None, "median": median, "real_time_factor": 0.0686, "ratio": None,
+    }  # fmt: skip
+    peer = {**ours, "name": "peer", "weights": "random", "ratio": 2.5, "threads": 2}
     missing = [{"name": "other", "reason": "no wheel"}]
-    speed = speed_table({"measurements": [found, peer], "machine": "a machine", "not_run": missing})
-    assert "| 3 min | tfswa-sep | onnx | auto | 12.3 s | 0.069 | - | 500 MB |" in speed
+    speed = render_speed({"measurements": [ours, peer], "machine": "a machine", "not_run": missing})
+    assert "| 3 min | tfswa-sep | onnx fp32 | auto | 12.3 s | 0.069 | - | 500 MB |" in speed
     assert "| 3 min | peer* | onnx fp32 | 2 | 12.3 s | 0.069 | 2.50 | 500 MB |" in speed
     assert "random weights" in speed and "Not run: other (no wheel)." in speed
 

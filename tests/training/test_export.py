@@ -1,4 +1,4 @@
-"""Export: the files, their registry entry, and that both backends give the same stems from them."""
+"""Export: the files, their registry entry, and the agreement of both backends."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ bytes = 1
 """
 
 
-def test_registry_gets_sizes_and_hashes_and_nothing_else(tmp_path: Path) -> None:
+def test_only_sizes_and_hashes_change_in_the_registry(tmp_path: Path) -> None:
     registry, model = tmp_path / "models.toml", tmp_path / "tiny.onnx"
     registry.write_text(REGISTRY)
     model.write_bytes(b"abc")
@@ -78,7 +78,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "last.ckpt"
     torch.manual_seed(0)
     network = TfswaUNet(TINY)
-    for module in network.modules():  # as after training: statistics that a wrong fold would get wrong
+    for module in network.modules():  # non-trivial statistics, as after training
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean = 0.3 * torch.randn(module.num_features)
             module.running_var = 0.5 + torch.rand(module.num_features)
@@ -92,7 +92,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path) -> Path:
-    """The folder where the export command has put the network, as ONNX and as safetensors."""
+    """A folder with the exported network, as ONNX and safetensors."""
     folder = checkpoint.parent
     (folder / "models.toml").write_text(REGISTRY)
     command = ["export", str(checkpoint), "--name", "tiny", "--out", str(folder), "--torch"]
@@ -103,7 +103,7 @@ def exported(checkpoint: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_export_writes_files_that_the_backends_read(exported: Path) -> None:
+def test_the_backends_read_exported_files(exported: Path) -> None:
     for backend in (OnnxBackend(exported / "tiny.onnx"), TorchBackend(exported / "tiny.safetensors")):
         assert backend.stems == STEMS and (backend.sample_rate, backend.channels) == (RATE, 2)
         assert (backend.segment_samples, backend.margin_samples) == (31 * 512, 1024)
@@ -112,18 +112,18 @@ def test_export_writes_files_that_the_backends_read(exported: Path) -> None:
     for file in tomllib.loads((exported / "models.toml").read_text())["models"]["tiny"]["files"]:
         content = (exported / file["where"].removeprefix("bundled:")).read_bytes()
         assert (file["bytes"], file["sha256"]) == (len(content), sha256(content).hexdigest())
-    assert str(ROOT).encode() not in (exported / "tiny.onnx").read_bytes()  # no path of who exported it
+    assert str(ROOT).encode() not in (exported / "tiny.onnx").read_bytes()  # no local paths
 
 
 @pytest.mark.parametrize("stems", [("vocals", "drums+bass"), ("vocals", "accompaniment")])
-def test_a_network_of_sums_is_exported_and_read(tmp_path: Path, stems: tuple[str, ...]) -> None:
+def test_a_network_with_sums_of_stems_is_exported(tmp_path: Path, stems: tuple[str, ...]) -> None:
     network = TfswaUNet(dataclasses.replace(TINY, stems=stems, mixture_consistent=False)).eval()
     export.export_safetensors(network, tmp_path / "sums.safetensors", name="sums")
     assert TorchBackend(tmp_path / "sums.safetensors").stems == stems
 
 
 @pytest.mark.slow
-def test_export_notices_a_graph_that_differs(exported: Path) -> None:
+def test_a_different_graph_is_an_error(exported: Path) -> None:
     network = load_network(exported / "tiny.safetensors")[0].eval()
     assert export.compare(network, exported / "tiny.onnx") <= export.TOLERANCE
     nn.init.normal_(network.heads[0].convs[0].weight)  # type: ignore[index,union-attr]
@@ -151,7 +151,7 @@ def test_backends_agree_on_music(exported: Path) -> None:
     one, other = onnx(segments), pytorch(segments)
     assert one.shape == other.shape == (8, 4, 2, TINY.segment_samples)
     assert np.abs(one - other).max() < 1e-3
-    assert np.abs(one).max() > 0.1  # of full scale: there is something to agree on
+    assert np.abs(one).max() > 0.1  # of full scale
     mix = np.array([[0, 1, 1, 1]], np.float32)
     assert np.abs(onnx(segments, stem_matrix=mix) - pytorch(segments, stem_matrix=mix)).max() < 1e-3
     np.testing.assert_allclose(pytorch(segments, stem_matrix=mix)[:, 0], other[:, 1:].sum(axis=1), atol=1e-5)
@@ -170,7 +170,7 @@ def test_the_bundled_files_agree_on_music() -> None:
     assert np.abs(one).max() > 0.1
 
 
-def test_an_export_goes_beside_its_checkpoint_by_default(
+def test_exports_are_written_next_to_the_checkpoint_by_default(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fake(network: TfswaUNet, path: Path, *, name: str) -> float:

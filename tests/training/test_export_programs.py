@@ -1,4 +1,4 @@
-"""Exports for other programs: each gives torch's stems of music; the C++ example runs the compiled one."""
+"""Exports for other programs: agreement with torch, and the C++ example."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ ROOT = Path(__file__).resolve().parents[2]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 pytestmark = [
     pytest.mark.slow,
-    # Both of torch itself: its exporter copies a specification that torch has deprecated, and says so.
+    # torch's exporter uses deprecated parts of torch.
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
 ]
 
 
 @pytest.fixture(scope="module")
 def network() -> TfswaUNet:
-    """A tiny network with statistics that a wrong fold would get wrong."""
+    """A tiny network with non-trivial batch norm statistics."""
     torch.manual_seed(0)
     tiny = TfswaUNet(TINY)
     for module in tiny.modules():
@@ -68,18 +68,18 @@ def test_onnx_takes_any_batch_and_length(
     assert np.abs(backend(song[None, :, : TINY.segment_samples])).max() > 0.01
 
 
-def test_a_program_of_torch_export_keeps_its_metadata(
+def test_an_exported_program_keeps_its_metadata(
     network: TfswaUNet, program: ExportedProgram, song: np.ndarray, tmp_path: Path
 ) -> None:
     path = tmp_path / "tiny.pt2"
     programs.write(program, "pt2", path, config=TINY, name="tiny")
     assert programs.compare(programs.read("pt2", path), network, song) <= TOLERANCE
-    found = {KEY: ""}
-    torch.export.load(path, extra_files=found)
-    assert parse_metadata(found[KEY], file="tiny").name == "tiny"
+    extra_files = {KEY: ""}
+    torch.export.load(path, extra_files=extra_files)
+    assert parse_metadata(extra_files[KEY], file="tiny").name == "tiny"
 
 
-def test_torchscript_works_and_is_called_deprecated(
+def test_torchscript_works_with_a_deprecation_warning(
     network: TfswaUNet, song: np.ndarray, tmp_path: Path
 ) -> None:
     path = tmp_path / "tiny.torchscript.pt"
@@ -99,7 +99,7 @@ def test_torchscript_works_and_is_called_deprecated(
 def test_cpp_runs_the_compiled_program(
     network: TfswaUNet, song: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command, from a file to a package, and the example as its own comment says to build it."""
+    """Exports with the command, then builds and runs the example as its comment says."""
     model = tmp_path / "tiny.safetensors"
     export_safetensors(network, model, name="tiny")
     options = [
@@ -127,7 +127,7 @@ def test_cpp_runs_the_compiled_program(
     ran = subprocess.run([binary, *files, *shape], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "differ by" in ran.stdout
-    files[2].write_bytes(bytes(files[2].stat().st_size))  # it compares indeed
+    files[2].write_bytes(bytes(files[2].stat().st_size))  # the example must notice wrong masks
     assert subprocess.run([binary, *files, *shape], capture_output=True, check=False).returncode == 1
     wrong = subprocess.run([binary, *files, "3", "8", "128"], capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stderr) == (2, "the features are of another shape\n")

@@ -51,11 +51,11 @@ sys.exit(code)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as an upload and a download need; large files go by git-lfs, as to the real one."""
+    """A fake Hugging Face Hub for an upload and a download; large files use git-lfs, as on the real one."""
 
     files: dict[str, bytes]
     blobs: dict[str, bytes]
-    asked: list[str]
+    requests: list[str]
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -80,13 +80,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body, path = self.body(), self.path.partition("?")[0]
-        self.asked.append(f"POST {path}")
-        here = f"http://{self.headers['Host']}"
+        self.requests.append(f"POST {path}")
+        address = f"http://{self.headers['Host']}"
         if self.headers.get("Authorization") != "Bearer hf_right":
             self.answer({"error": "Invalid username or password."}, code=401)
         elif path == "/api/repos/create":
-            self.answer({"url": f"{here}/org/tried", "id": "org/tried", "name": "org/tried"})
-        elif path == "/api/validate-yaml":  # of the card's head
+            self.answer({"url": f"{address}/org/tried", "id": "org/tried", "name": "org/tried"})
+        elif path == "/api/validate-yaml":  # of the model card
             self.answer({"errors": [], "warnings": []})
         elif "/preupload/" in path:
             files = json.loads(body)["files"]
@@ -95,8 +95,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.answer({"files": modes})
         elif path.endswith("/info/lfs/objects/batch"):
             objects = [
-                {**wanted, "actions": {"upload": {"href": f"{here}/blob/{wanted['oid']}", "header": {}}}}
-                for wanted in json.loads(body)["objects"]
+                {**item, "actions": {"upload": {"href": f"{address}/blob/{item['oid']}", "header": {}}}}
+                for item in json.loads(body)["objects"]
             ]
             self.answer({"transfer": "basic", "objects": objects})
         elif "/commit/" in path:
@@ -108,7 +108,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
                     self.files[value["path"]] = base64.b64decode(value["content"])
                 elif entry["key"] == "lfsFile":
                     self.files[value["path"]] = self.blobs[value["oid"]]
-            self.answer({"commitUrl": f"{here}/org/tried/commit/{COMMIT}", "commitOid": COMMIT})
+            self.answer({"commitUrl": f"{address}/org/tried/commit/{COMMIT}", "commitOid": COMMIT})
         else:
             self.answer({}, code=404)
 
@@ -121,7 +121,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        self.asked.append(f"{self.command} {path}")
+        self.requests.append(f"{self.command} {path}")
         if path.startswith("/api/models/org/tried"):
             siblings = [{"rfilename": name} for name in self.files]
             self.answer({"id": "org/tried", "sha": COMMIT, "siblings": siblings, "xetEnabled": False})
@@ -141,7 +141,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    Hub.files, Hub.blobs, Hub.asked = {}, {}, []
+    Hub.files, Hub.blobs, Hub.requests = {}, {}, []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.05,))
         thread.start()
@@ -162,7 +162,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def record(path: Path, digests: Mapping[str, str], *, museval: bool = False) -> Path:
-    """Two songs and one that is apart, of as many methods as there are digests."""
+    """Write the scores of two songs, and one that is excluded from the means, for each digest."""
     methods = []
     for name, digest in digests.items():
         songs = []
@@ -176,10 +176,10 @@ def record(path: Path, digests: Mapping[str, str], *, museval: bool = False) -> 
         methods.append(
             MethodScores(name, "model", tuple(songs), sha256=digest, backend="onnx", precision="fp32")
         )
-    found = Evaluation(
+    evaluation = Evaluation(
         "MUSDB18 test", (), tuple(methods), "c", "2026-01-02T00:00:00", "m", {"tfswa-sep": "0.1.0"}
     )
-    path.write_text(found.to_json())
+    path.write_text(evaluation.to_json())
     return path
 
 
@@ -191,16 +191,14 @@ def test_scores_are_those_of_the_published_file(tmp_path: Path) -> None:
     assert "museval's (BSSEval v4), the median over frames of 1 s, then over the songs" in scores.table
     assert "| stem | songs | SDR v4 | global SDR |" in scores.table
     assert "| vocals | 2 | 4.99 | 3.99 |" in scores.table
-    with pytest.raises(
-        InputError, match=r"scores\.json holds no scores of tried\.onnx \(SHA-256 bbbbbbbbbbbb"
-    ):
+    with pytest.raises(InputError, match=r"scores\.json has no scores of tried\.onnx \(SHA-256 bbbbbbbbbbbb"):
         publish.read_scores(path, STEMS, {"b" * 64: "tried.onnx"})
     path.write_text("[]")
     with pytest.raises(InputError, match=r"scores\.json is no record of `tfswa-sep eval`"):
         publish.read_scores(path, STEMS, {})
 
 
-def test_a_record_of_another_model_is_one_clear_line(
+def test_scores_of_another_file_are_rejected(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def export_onnx(network: TfswaUNet, path: Path, **_: str) -> float:
@@ -209,26 +207,36 @@ def test_a_record_of_another_model_is_one_clear_line(
 
     monkeypatch.setattr(publish, "export_onnx", export_onnx)
     scores, out = tmp_path / "scores.json", tmp_path / "out"
-    words = [str(checkpoint), "--name", "tried", "--license", "cc0-1.0", "--data", "songs", "--out", str(out)]
+    arguments = [
+        str(checkpoint),
+        "--name",
+        "tried",
+        "--license",
+        "cc0-1.0",
+        "--data",
+        "songs",
+        "--out",
+        str(out),
+    ]
     record(scores, {"tried": "f" * 64})
-    assert publish.main([*words, "--scores", str(scores)]) == InputError.exit_code
+    assert publish.main([*arguments, "--scores", str(scores)]) == InputError.exit_code
     assert capsys.readouterr().err.count("\n") == 1 and not (out / "models.toml").exists()
     record(scores, {"another": "f" * 64, "tried": hashlib.sha256(b"a graph").hexdigest()})
-    assert publish.main([*words, "--scores", str(scores)]) == 0
+    assert publish.main([*arguments, "--scores", str(scores)]) == 0
     assert "| vocals | 2 | 3.99 |" in (out / "README.md").read_text("utf-8")
     assert read_models(out / "models.toml")["tried"].scores["vocals"] == 3.99
-    assert publish.main(words) == 0
+    assert publish.main(arguments) == 0
     assert "Not measured yet." in (out / "README.md").read_text("utf-8")
 
 
-def test_an_entry_is_what_the_registry_reads(tmp_path: Path) -> None:
+def test_the_registry_can_read_an_entry(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"abc")
-    entry = publish.registry_entry(
+    entry = publish.write_registry_entry(
         "a-b", TINY, {"onnx": ("a.onnx", tmp_path / "a.onnx")},
         summary='Says "hello"', license_name="cc0-1.0",
         data="songs", scores=publish.Scores({"vocals": 3.987}, ""),
     )  # fmt: skip
-    assert "default" not in entry  # which model is the default is for the owner of models.toml to say
+    assert "default" not in entry  # the owner of models.toml chooses the default
     (tmp_path / "models.toml").write_text(entry)
     model = read_models(tmp_path / "models.toml")["a-b"]
     assert (model.summary, model.stems, model.sample_rate) == ('Says "hello"', STEMS, 44_100)
@@ -236,15 +244,15 @@ def test_an_entry_is_what_the_registry_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_goes_to_the_hub_and_comes_back(hub: str, checkpoint: Path, tmp_path: Path) -> None:
-    """The real client, in a process of its own: it reads its environment when it is imported."""
-    words = [str(checkpoint), "--name", "tried", "--license", "cc0-1.0", "--data", "made-up songs"]
+def test_a_checkpoint_is_uploaded_and_downloaded(hub: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Uses the real client, in its own process because it reads the environment when imported."""
+    arguments = [str(checkpoint), "--name", "tried", "--license", "cc0-1.0", "--data", "made-up songs"]
     network, _ = load_checkpoint(checkpoint)
     round_to_half(network)
     export_safetensors(network, tmp_path / "scored.safetensors", name="tried", license_name="cc0-1.0")
     digest = hashlib.sha256((tmp_path / "scored.safetensors").read_bytes()).hexdigest()
     scores = record(tmp_path / "scores.json", {"tried": digest})
-    words += ["--out", str(tmp_path / "out"), "--scores", str(scores), "--repo", "org/tried"]
+    arguments += ["--out", str(tmp_path / "out"), "--scores", str(scores), "--repo", "org/tried"]
     environment = {
         **os.environ, "HF_ENDPOINT": hub, "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"), "no_proxy": "127.0.0.1",
@@ -252,7 +260,7 @@ def test_a_checkpoint_goes_to_the_hub_and_comes_back(hub: str, checkpoint: Path,
     }  # fmt: skip
     program = PUBLISH_AND_FETCH.format(entry=str(tmp_path / "out/models.toml"))
     done = subprocess.run(
-        [sys.executable, "-c", program, *words],
+        [sys.executable, "-c", program, *arguments],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

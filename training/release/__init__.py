@@ -1,1 +1,1 @@
-"""From a checkpoint to a released model: averaging, ONNX export, int8 quantization, model card."""
+"""From a checkpoint to a release: averaging, export, quantization, publishing."""

@@ -1,8 +1,8 @@
 """Average two checkpoints: `python -m training.release.average LAST.ckpt OTHER.ckpt --out AVERAGE.ckpt`.
 
-If both come from one run, or one was started from the other, their average often separates better than either
-(Wortsman et al., arXiv:2203.05482). See experiments/006-weight-averaging.md.
-Export the result with `python -m training.release.export AVERAGE.ckpt`.
+If both are from one run, or one was started from the other, the average often separates better than either
+(Wortsman et al., arXiv:2203.05482; experiments/006-weight-averaging.md). Export the result
+with `python -m training.release.export AVERAGE.ckpt`.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from training.checkpoint import differing_fields, read, save
 
 
 def average(first: Path, second: Path, *, share: float) -> dict[str, Any]:
-    """Average the EMA weights of two checkpoints; everything else is taken from the first.
+    """Average the averaged (EMA) weights of two checkpoints, and take everything else from the first.
 
     Args:
         first: Path of the first checkpoint.
         second: Path of the second checkpoint, of the same network.
-        share: Weight of the first, 0 to 1. Integer buffers, such as batch norm counters, stay the first's.
+        share: Weight of the first, 0 to 1.
 
     Raises:
         InputError: A checkpoint cannot be read, or the two are of different networks.
     """
-    found, other = read(first), read(second)
-    if different := differing_fields(_network(found, first), _network(other, second)):
+    one, other = read(first), read(second)
+    if different := differing_fields(_model_config(one, first), _model_config(other, second)):
         names = ", ".join(different)
         raise InputError(
             f"{first} and {second} are of networks with different {names}: choose two checkpoints of the same network"
         )
     weights = {
         key: torch.lerp(other["average"][key], value, share) if value.is_floating_point() else value
-        for key, value in found["average"].items()
+        for key, value in one["average"].items()
     }
-    return {**found, "average": weights}
+    return {**one, "average": weights}
 
 
-def _network(stored: dict[str, Any], path: Path) -> ModelConfig:
+def _model_config(stored: dict[str, Any], path: Path) -> ModelConfig:
     try:
         return ModelConfig.from_json(stored["shape"])
     except (KeyError, TypeError, ValueError):
@@ -50,7 +50,7 @@ def _network(stored: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.release.average", description=__doc__)
     parser.add_argument("first", type=Path, help="checkpoint; everything but the weights comes from this one")
     parser.add_argument("second", type=Path, help="checkpoint of the same network")

@@ -1,17 +1,16 @@
 """Export a checkpoint: `python -m training.release.export CHECKPOINT --torch`.
 
-Writes NAME.onnx next to the checkpoint or to --out, and checks that its stems match PyTorch's on music-like noise.
-The graph maps features to masks (see training/release/onnx_graph.py) for any batch size and the frames of one
-segment; training/release/programs.py exports other formats, with any number of frames. --torch also writes
-NAME.safetensors for the torch backend. `--out tfswa_sep/weights --registry models.toml` replaces the bundled
-weights and updates their sizes and hashes in models.toml; bundled files that do not match these are rejected.
+Writes NAME.onnx next to the checkpoint or to --out, and checks that its stems match PyTorch's on noise. The graph
+maps features to masks (training/release/onnx_graph.py), for any batch size and the frames of one segment. --torch
+also writes NAME.safetensors for the torch backend. For other formats see training/release/programs.py.
+
+`--out tfswa_sep/weights --registry models.toml` replaces the bundled weights, and updates their sizes and hashes.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import re
 import tempfile
@@ -30,15 +29,16 @@ from tfswa_sep.inference.torch_backend import load_network
 from tfswa_sep.model.config import PRESETS, ModelConfig
 from tfswa_sep.model.stft_torch import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
+from tfswa_sep.registry.integrity import digest
 from training.checkpoint import read
-from training.release.onnx_graph import MaskNetwork, features_of
+from training.release.onnx_graph import MaskNetwork, compute_features
 
-TOLERANCE = 1e-4  # of the loudest sample, between torch and ONNX Runtime in float32
+TOLERANCE = 1e-4  # maximum difference between torch and an export, relative to the peak
 LICENSE = "GPL-3.0-or-later"
 
 
 def load_checkpoint(path: Path) -> tuple[TfswaUNet, dict[str, Any]]:
-    """The averaged network of a training checkpoint, and the checkpoint itself."""
+    """Load the averaged network of a training checkpoint, and the checkpoint itself."""
     checkpoint = read(path)
     network = TfswaUNet(ModelConfig.from_json(checkpoint["shape"])).eval()
     network.load_state_dict(checkpoint["average"])
@@ -46,21 +46,23 @@ def load_checkpoint(path: Path) -> tuple[TfswaUNet, dict[str, Any]]:
 
 
 def load_model(path: Path) -> TfswaUNet:
-    """The network of a checkpoint or of a .safetensors file.
+    """Load the network of a checkpoint or a .safetensors file.
 
-    Raises InputError for a damaged checkpoint, ModelError for a damaged .safetensors file.
+    Raises:
+        InputError: The checkpoint is damaged.
+        ModelError: The .safetensors file is damaged.
     """
     network = load_network(path)[0] if path.suffix == ".safetensors" else load_checkpoint(path)[0]
     return network.eval()
 
 
 def round_to_half(network: TfswaUNet) -> None:
-    """Round the weights to what float16 holds: the files of both backends then carry the same numbers."""
+    """Round the weights to float16, so that the files of both backends hold the same values."""
     network.load_state_dict({k: v.half().to(v.dtype) for k, v in network.state_dict().items()})
 
 
-def metadata(config: ModelConfig, *, name: str, license_name: str = LICENSE) -> dict[str, Any]:
-    """What travels in the file: see tfswa_sep/inference/metadata.py."""
+def build_metadata(config: ModelConfig, *, name: str, license_name: str = LICENSE) -> dict[str, Any]:
+    """Build the metadata of a model file; see tfswa_sep/inference/metadata.py."""
     return {
         "format": FORMAT,
         "name": name,
@@ -78,89 +80,114 @@ def metadata(config: ModelConfig, *, name: str, license_name: str = LICENSE) -> 
 
 
 def export_onnx(network: TfswaUNet, path: Path, *, name: str, license_name: str = LICENSE) -> float:
-    """Write the graph with float32 weights, and return how far its stems are from torch's.
+    """Write an ONNX file with float32 weights, and compare it with torch.
 
-    Raises ValueError where the two differ by more than TOLERANCE.
+    Returns:
+        The result of `compare`.
+
+    Raises:
+        ValueError: The difference exceeds TOLERANCE.
     """
-    config, masks = network.config, MaskNetwork(network)
-    noise = [_musical_noise(config.channels, config.segment_samples, seed=i) for i in (0, 1)]
-    example = features_of(np.stack(noise), config)
-    names = [[f"{kind}_{i}" for i in range(len(config.bands))] for kind in ("features", "masks")]
+    config = network.config
+    noise = [_pink_noise(config.channels, config.segment_samples, seed=i) for i in (0, 1)]
+    example = compute_features(np.stack(noise), config)
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
-    program = torch.onnx.export(
-        masks,
-        tuple(example),
-        input_names=names[0],
-        output_names=names[1],
+    convert_to_onnx(
+        MaskNetwork(network),
+        path,
+        build_metadata(config, name=name, license_name=license_name),
+        bands=len(config.bands),
+        args=tuple(example),
         dynamic_shapes=(tuple(batch for _ in example),),
-        dynamo=True,
-        verbose=False,
     )
-    save_onnx(program, path, metadata(config, name=name, license_name=license_name))
     return compare(network, path)
 
 
-def save_onnx(program: torch.onnx.ONNXProgram | None, path: Path, told: dict[str, Any]) -> None:
-    """Write a graph with its weights, and with `told` as its metadata."""
+def convert_to_onnx(
+    model: torch.nn.Module | torch.export.ExportedProgram,
+    path: Path,
+    metadata: dict[str, Any],
+    *,
+    bands: int,
+    **options: Any,
+) -> None:
+    """Write a mask network as an ONNX file.
+
+    Args:
+        model: The network or an exported program.
+        path: File to write.
+        metadata: The result of `build_metadata`.
+        bands: Number of bands, each with an input and an output.
+        options: Passed to torch.onnx.export.
+    """
+    inputs, outputs = ([f"{kind}_{i}" for i in range(bands)] for kind in ("features", "masks"))
+    program = torch.onnx.export(
+        model, input_names=inputs, output_names=outputs, dynamo=True, verbose=False, **options
+    )
     assert program is not None  # dynamo=True
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder) / "raw.onnx"
         program.save(str(raw), external_data=False)
         graph = onnx.load(raw)
-    del graph.metadata_props[:]
-    entry = graph.metadata_props.add()
-    entry.key, entry.value = KEY, json.dumps(told)
-    for node in graph.graph.node:  # the exporter leaves source paths of this machine in every node
+    for node in graph.graph.node:  # the exporter stores source paths in every node
         del node.metadata_props[:]
         node.doc_string = ""
+    save_graph(graph, path, json.dumps(metadata))
+
+
+def save_graph(graph: onnx.ModelProto, path: Path, metadata: str) -> None:
+    """Check an ONNX graph and write it atomically, with this metadata only."""
+    del graph.metadata_props[:]
+    graph.metadata_props.add(key=KEY, value=metadata)
     onnx.checker.check_model(graph)
     with atomic_write(path) as temporary:
         onnx.save(graph, temporary)
 
 
 def compare(network: TfswaUNet, path: Path) -> float:
-    """Difference between the stems of torch and of the exported file, of the loudest sample.
+    """Return the maximum difference between the stems of torch and an ONNX file, relative to the peak.
 
-    Raises ValueError above TOLERANCE.
+    Raises:
+        ValueError: The difference exceeds TOLERANCE.
     """
     config = network.config
-    mixture = _musical_noise(config.channels, config.segment_samples)[None]
+    mixture = _pink_noise(config.channels, config.segment_samples)[None]
     with torch.inference_mode():
         expected = separate_waveform(network.eval(), mixture, n_fft=config.n_fft, hop=config.hop).numpy()
-    found = OnnxBackend(path)(mixture.numpy())
-    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    stems = OnnxBackend(path)(mixture.numpy())
+    difference = float(np.abs(stems - expected).max() / np.abs(expected).max())
     if not difference <= TOLERANCE:
-        raise ValueError(f"{path}: ONNX Runtime differs from torch by {difference:.1e} of the loudest sample")
+        raise ValueError(f"{path}: ONNX Runtime differs from torch by {difference:.1e} of the peak")
     return difference
 
 
 def export_safetensors(network: TfswaUNet, path: Path, *, name: str, license_name: str = LICENSE) -> None:
-    """Write the weights in float16; counters and the tables that the network makes itself stay out."""
+    """Write the weights in float16 as a .safetensors file."""
     state = {
         key: value.half() if value.is_floating_point() else value
         for key, value in network.state_dict().items()
     }
-    told = metadata(network.config, name=name, license_name=license_name)
+    metadata = build_metadata(network.config, name=name, license_name=license_name)
     with atomic_write(path) as temporary:
-        save_file(state, temporary, metadata={KEY: json.dumps(told)})
-        temporary.chmod(0o644)  # safetensors keeps its files to the owner
+        save_file(state, temporary, metadata={KEY: json.dumps(metadata)})
+        temporary.chmod(0o644)  # safetensors makes files readable only by their owner
 
 
 def update_registry(registry: Path, *, name: str, files: dict[str, Path]) -> None:
-    """Set sha256 and bytes of bundled files in models.toml, the rest of the text untouched.
+    """Update sha256 and bytes of bundled files in models.toml, and leave the rest of the text unchanged.
 
-    Raises ValueError where the entry has no such file.
+    Raises:
+        ValueError: The model has no such file.
     """
     text = registry.read_text()
     for backend, path in files.items():
-        content = path.read_bytes()
         pattern = re.compile(
             rf'(\[\[models\.{re.escape(name)}\.files\]\]\nbackend = "{backend}"\n'
             r'(?:precision = "\w+"\n)?'
             rf'where = "bundled:{re.escape(path.name)}"\n)'
             r'sha256 = "[0-9a-f]*"\nbytes = \d+'
         )
-        entry = f'\\g<1>sha256 = "{hashlib.sha256(content).hexdigest()}"\nbytes = {len(content)}'
+        entry = f'\\g<1>sha256 = "{digest(path)}"\nbytes = {path.stat().st_size}'
         text, count = pattern.subn(entry, text)
         if count != 1:
             raise ValueError(f"{registry} has no bundled {backend} file {path.name} under models.{name}")
@@ -168,8 +195,8 @@ def update_registry(registry: Path, *, name: str, files: dict[str, Path]) -> Non
         temporary.write_text(text)
 
 
-def _musical_noise(channels: int, samples: int, *, seed: int = 0) -> torch.Tensor:
-    """(c, n): noise that falls by 6 dB an octave, as loud music does, peaks at half of full scale."""
+def _pink_noise(channels: int, samples: int, *, seed: int = 0) -> torch.Tensor:
+    """Make noise (c, n) that falls by 6 dB per octave like loud music, with a peak of half full scale."""
     generator = torch.Generator().manual_seed(seed)
     spectrum = torch.fft.rfft(torch.randn(channels, samples, generator=generator))
     slope = torch.arange(1, spectrum.shape[1] + 1).clamp(min=samples // 1000)
@@ -178,7 +205,7 @@ def _musical_noise(channels: int, samples: int, *, seed: int = 0) -> torch.Tenso
 
 
 def main() -> None:
-    """Parse the command line, and export."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -212,7 +239,7 @@ def main() -> None:
         network, checkpoint = load_checkpoint(options.checkpoint)
         step = checkpoint["step"]
     name = options.name or options.untrained or "small"
-    config = network.config  # segment length and margin do not depend on the training
+    config = network.config  # segment length and margin are independent of training
     network.config = dataclasses.replace(
         config,
         segment_samples=(options.frames - 1) * config.hop if options.frames else config.segment_samples,

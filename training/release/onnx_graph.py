@@ -1,7 +1,7 @@
-"""The network as inference wants it: features of each band in, raw masks (and filters) of each band out.
+"""The network as exported for inference: features of each band in, raw masks (and filters) of each band out.
 
-The same numbers as TfswaUNet's: the heads of all stems become one, and batch norms disappear into the layers
-that follow or precede them. What lies around it is `tfswa_sep.inference.mask_apply`.
+It computes the same as TfswaUNet, but the heads of all stems are merged into one, and batch norms are folded into
+adjacent layers. `tfswa_sep.inference.mask_apply` applies the masks.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.unet import BandSplit, StemHead, TfswaUNet, Upsample
 
 
-def features_of(mixture: NDArray[np.float32], config: ModelConfig) -> list[Tensor]:
-    """What the network sees of samples (b, c, n): (b, features, bins of the band, t), a tensor a band."""
+def compute_features(mixture: NDArray[np.float32], config: ModelConfig) -> list[Tensor]:
+    """Compute the network's input from samples (b, c, n): for each band (b, features, bins of the band, t)."""
     spectrum = stft(mixture, n_fft=config.n_fft, hop=config.hop)
     return [torch.from_numpy(band) for band in band_features(spectrum, config)]
 
 
 class MaskNetwork(nn.Module):
-    """(b, features, bins of the band, t) a band -> (b, s * parts * stride, tokens, t) a band."""
+    """For each band: (b, features, bins of the band, t) -> (b, s * parts * stride, tokens, t)."""
 
     def __init__(self, network: TfswaUNet) -> None:
         super().__init__()
@@ -41,21 +41,21 @@ class MaskNetwork(nn.Module):
         for module in list(self.network.modules()):
             for name, layer in module.named_children():
                 if isinstance(layer, FrequencyLinear):
-                    setattr(module, name, _FeatureByFeature(layer))
+                    setattr(module, name, _PerFeatureMatMul(layer))
                 elif isinstance(layer, QueryKeyValue):
-                    setattr(module, name, _Apart(layer))
+                    setattr(module, name, _SplitQueryKeyValue(layer))
                 elif isinstance(layer, nn.Linear):
-                    setattr(module, name, _Flat(layer))
+                    setattr(module, name, _FlatLinear(layer))
         heads = [cast(StemHead, head) for head in self.network.heads]
-        self.hidden = _side_by_side([_fold_after(head.hidden[0], head.hidden[1]) for head in heads], groups=1)
+        self.hidden = _merge_convs([_fold_after(head.hidden[0], head.hidden[1]) for head in heads], groups=1)
         self.outputs = nn.ModuleList(
-            _side_by_side([cast(nn.Conv2d, head.convs[i]) for head in heads], groups=len(heads))
+            _merge_convs([cast(nn.Conv2d, head.convs[i]) for head in heads], groups=len(heads))
             for i in range(len(self.config.bands))
         )
         self.eval()
 
     def forward(self, *bands: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
+        """Compute the masks; see the class."""
         x = self.network.trunk(list(bands))
         masks, start = [], 0
         for band, output in zip(self.config.bands, self.outputs, strict=True):
@@ -65,21 +65,21 @@ class MaskNetwork(nn.Module):
         return tuple(masks)
 
 
-class _Flat(nn.Module):
-    """A linear layer on rows: the graph then has one Gemm, not a product and a sum."""
+class _FlatLinear(nn.Module):
+    """A linear layer on a matrix of rows, exported as one Gemm instead of a MatMul and an Add."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) -> (..., d of the layer)"""
+        """Apply the layer. (..., d) -> (..., d_out)"""
         y: Tensor = self.layer(x.flatten(0, -2))
         return y.view(*x.shape[:-1], -1)
 
 
-class _FeatureByFeature(nn.Module):
-    """All frequencies mixed, a product a feature: features come first here, and one for all would copy."""
+class _PerFeatureMatMul(nn.Module):
+    """FrequencyLinear as one product per feature, which needs no transposed copy."""
 
     def __init__(self, layer: FrequencyLinear) -> None:
         super().__init__()
@@ -87,13 +87,13 @@ class _FeatureByFeature(nn.Module):
         self.bias, self.scale = layer.squeeze.bias, layer.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, d, f, t) -> (b, d, f, t)"""
+        """Mix all frequencies. (b, d, f, t) -> (b, d, f, t)"""
         y = torch.relu(torch.matmul(self.squeeze, x) + self.bias[:, None])
         return x + torch.matmul(self.expand, y * self.scale[:, None, None])
 
 
-class _Apart(nn.Module):
-    """Queries, keys and values by a layer each: what one layer gives had to be cut, by copying."""
+class _SplitQueryKeyValue(nn.Module):
+    """Separate layers for queries, keys and values, since splitting the output of one layer copies it."""
 
     def __init__(self, layer: QueryKeyValue) -> None:
         super().__init__()
@@ -101,21 +101,21 @@ class _Apart(nn.Module):
         for weight, bias in zip(layer.weight.chunk(3), layer.bias.chunk(3), strict=True):
             part = nn.Linear(layer.in_features, len(weight))
             part.weight, part.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
-            self.layers.append(_Flat(part))
+            self.layers.append(_FlatLinear(part))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(..., d) -> three of (..., d)"""
+        """Compute queries, keys and values. (..., d) -> three of (..., d)"""
         return tuple(layer(x) for layer in self.layers)
 
 
 def fold_norms(module: nn.Module) -> None:
-    """Take the batch norms out of an input layer, an upsampling or a TFSWA block; its output stays the same."""
+    """Fold the batch norms of a BandSplit, an Upsample or a TfswaBlock into its other layers."""
     if isinstance(module, BandSplit):
         module.convs = nn.ModuleList(_fold_after(c, module.norm) for c in module.convs)
         module.norm = nn.Identity()  # type: ignore[assignment]
     elif isinstance(module, Upsample):
         conv, _, norm = module.conv
-        module.conv = nn.Sequential(_transposed(_fold_after(conv, norm, repeat=4)))
+        module.conv = nn.Sequential(_to_transposed(_fold_after(conv, norm, repeat=4)))
     elif isinstance(module, TfswaBlock):
         for i, attention in enumerate(module.attentions):
             _fold_before(module.norms[i if module.serial else 0], cast(nn.Module, attention.qkv))
@@ -128,7 +128,7 @@ def fold_norms(module: nn.Module) -> None:
 
 
 def _scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A batch norm as y = scale * x + shift, (d,) each."""
+    """Return scale and shift (d,) of a batch norm as scale * x + shift."""
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
@@ -136,7 +136,7 @@ def _scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _fold_after(conv: nn.Module, norm: nn.Module, *, repeat: int = 1) -> nn.Conv2d:
-    """A convolution and the norm after it as one; each of the norm's features comes `repeat` times."""
+    """Fold a norm into the convolution before it; each of its features is repeated `repeat` times."""
     assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None and norm.running_var is not None
     parts = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
@@ -149,19 +149,19 @@ def _fold_after(conv: nn.Module, norm: nn.Module, *, repeat: int = 1) -> nn.Conv
 
 
 @torch.no_grad()
-def _transposed(conv: nn.Conv2d) -> nn.ConvTranspose2d:
-    """A 1x1 convolution and a pixel shuffle by two as one layer: ONNX Runtime takes 0.6 of their time."""
+def _to_transposed(conv: nn.Conv2d) -> nn.ConvTranspose2d:
+    """Convert a 1x1 convolution and a pixel shuffle to one layer, which takes 0.6 of the time in ONNX Runtime."""
     dim, out = conv.in_channels, conv.out_channels // 4
     layer = nn.ConvTranspose2d(dim, out, 2, stride=2)
     assert layer.bias is not None and conv.bias is not None
     layer.weight.copy_(conv.weight.view(out, 2, 2, dim).permute(3, 0, 1, 2))
-    layer.bias.copy_(conv.bias[::4])  # that of a feature, in each of its four positions
+    layer.bias.copy_(conv.bias[::4])  # equal in the four positions of a feature
     return layer
 
 
 @torch.no_grad()
 def _fold_before(norm: nn.Module, layer: nn.Module) -> None:
-    """Let a linear layer or a 1x1 convolution do the work of the norm before it."""
+    """Fold a norm into the linear layer or 1x1 convolution after it."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     scale, shift = _scale_shift(norm)
     weight = layer.weight.flatten(1)
@@ -171,8 +171,8 @@ def _fold_before(norm: nn.Module, layer: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _side_by_side(convs: list[nn.Conv2d], *, groups: int) -> nn.Conv2d:
-    """Several 1x1 convolutions as one: of the same input (groups 1), or each of its own part of it."""
+def _merge_convs(convs: list[nn.Conv2d], *, groups: int) -> nn.Conv2d:
+    """Merge 1x1 convolutions into one: of the same input (groups=1), or each of its own part of the input."""
     inputs = convs[0].in_channels * groups
     joined = nn.Conv2d(inputs, sum(conv.out_channels for conv in convs), 1, groups=groups)
     assert joined.bias is not None

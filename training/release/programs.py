@@ -1,17 +1,16 @@
-"""Export a model for use in other programs: `python -m training.release.programs MODEL --out FOLDER [--formats ...]`.
+"""Export a model for other programs: `python -m training.release.programs MODEL --out FOLDER [--formats ...]`.
 
-MODEL is a training checkpoint or a .safetensors file. Each export holds the network from features to masks
-(training/release/onnx_graph.py) and its metadata (tfswa_sep/inference/metadata.py); see
-tfswa_sep/inference/mask_apply.py for the processing around it. The batch size is free, and so is the number of
-frames in multiples of the network's own (32 for `small`).
+MODEL is a training checkpoint or a .safetensors file. Each export maps features to masks
+(training/release/onnx_graph.py), for any batch size and any multiple of the network's frame count (32 for `small`),
+and includes metadata (tfswa_sep/inference/metadata.py). tfswa_sep/inference/mask_apply.py applies the masks.
 
     onnx         NAME.dynamic.onnx      ONNX; `tfswa-sep --model` reads it too
     pt2          NAME.pt2               a torch.export program, to run or compile in any PyTorch
-    aoti         NAME.aoti.pt2          the same, compiled for this machine's CPU by AOTInductor (needs a
-                                        C++ compiler), for C++: examples/masks.cpp
-    torchscript  NAME.torchscript.pt    traced; PyTorch has deprecated TorchScript and will remove it
+    aoti         NAME.aoti.pt2          compiled by AOTInductor for this machine's CPU, for C++
+                                        (examples/masks.cpp); needs a C++ compiler
+    torchscript  NAME.torchscript.pt    traced; deprecated, PyTorch will remove TorchScript
 
-Each export's stems of a song are compared with PyTorch's: no sample may differ by more than 1e-4 of the peak.
+The stems of a song are compared with PyTorch's; a difference of more than 1e-4 of the peak is an error.
 `--sample` also writes features.f32 and masks.f32 for examples/masks.cpp.
 """
 
@@ -38,8 +37,8 @@ from tfswa_sep.inference.stft_numpy import stft
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.stft_torch import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
-from training.release.export import TOLERANCE, load_model, metadata, save_onnx
-from training.release.onnx_graph import MaskNetwork, features_of
+from training.release.export import TOLERANCE, build_metadata, convert_to_onnx, load_model
+from training.release.onnx_graph import MaskNetwork, compute_features
 
 FORMATS = {
     "onnx": ".dynamic.onnx",
@@ -47,18 +46,18 @@ FORMATS = {
     "aoti": ".aoti.pt2",
     "torchscript": ".torchscript.pt",
 }
-MOST_FRAMES = 1 << 14  # of a segment: 3 minutes at 44.1 kHz
-Run = Callable[..., Sequence[Tensor]]  # features of each band -> masks of each band
+MAX_FRAMES = 1 << 14  # per segment: 3 minutes at 44.1 kHz
+MaskFunction = Callable[..., Sequence[Tensor]]  # features of each band -> masks of each band
 
 
 def export_program(network: TfswaUNet) -> torch.export.ExportedProgram:
-    """The network as torch.export's program, of any batch and any multiple of `frame_multiple` frames."""
+    """Export the network with torch.export, for any batch size and any multiple of `frame_multiple` frames."""
     config = network.config
     frames = config.frame_multiple * torch.export.Dim(
-        "blocks", min=1, max=MOST_FRAMES // config.frame_multiple
+        "blocks", min=1, max=MAX_FRAMES // config.frame_multiple
     )
     shape = {0: torch.export.Dim("batch", min=1, max=64), 3: frames}
-    example = features_of(_noise(config, batch=2, frames=3 * config.frame_multiple), config)
+    example = compute_features(_noise(config, batch=2, frames=3 * config.frame_multiple), config)
     return torch.export.export(
         MaskNetwork(network), tuple(example), dynamic_shapes=(tuple(shape for _ in example),)
     )
@@ -67,38 +66,30 @@ def export_program(network: TfswaUNet) -> torch.export.ExportedProgram:
 def write(
     program: torch.export.ExportedProgram, kind: str, path: Path, *, config: ModelConfig, name: str
 ) -> None:
-    """Write a program as one of "onnx", "pt2" and "aoti"."""
-    told = metadata(config, name=name)
+    """Write a program as "onnx", "pt2" or "aoti"."""
+    metadata = build_metadata(config, name=name)
     if kind == "pt2":
-        torch.export.save(program, path, extra_files={KEY: json.dumps(told)})
+        torch.export.save(program, path, extra_files={KEY: json.dumps(metadata)})
     elif kind == "aoti":
-        settings = {"aot_inductor.metadata": {KEY: json.dumps(told)}}
+        settings = {"aot_inductor.metadata": {KEY: json.dumps(metadata)}}
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     else:
-        names = [[f"{part}_{i}" for i in range(len(config.bands))] for part in ("features", "masks")]
-        save_onnx(
-            torch.onnx.export(
-                program, input_names=names[0], output_names=names[1], dynamo=True, verbose=False
-            ),
-            path,
-            told,
-        )
+        convert_to_onnx(program, path, metadata, bands=len(config.bands))
 
 
 def write_torchscript(network: TfswaUNet, path: Path, *, name: str) -> None:
-    """Trace the network, and write it. torch warns (DeprecationWarning) that TorchScript is deprecated."""
+    """Trace the network and write it as TorchScript, which raises torch's DeprecationWarning."""
     config = network.config
-    example = features_of(_noise(config, batch=2, frames=3 * config.frame_multiple), config)
+    example = compute_features(_noise(config, batch=2, frames=3 * config.frame_multiple), config)
     with warnings.catch_warnings():
-        # Shapes are traced as such wherever they matter: `compare` tries others.
+        # `compare` tests other shapes than the traced one.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         traced = torch.jit.trace(MaskNetwork(network), tuple(example), check_trace=False)  # type: ignore[no-untyped-call]
-    told = json.dumps(metadata(config, name=name))
-    torch.jit.save(traced, str(path), _extra_files={KEY: told})
+    torch.jit.save(traced, str(path), _extra_files={KEY: json.dumps(build_metadata(config, name=name))})
 
 
-def read(kind: str, path: Path) -> Run:
-    """What a written file computes, run by its own runtime."""
+def read(kind: str, path: Path) -> MaskFunction:
+    """Load an export in its runtime."""
     if kind == "onnx":
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
@@ -114,11 +105,16 @@ def read(kind: str, path: Path) -> Run:
     return torch.jit.load(str(path))  # type: ignore[no-any-return, no-untyped-call]
 
 
-def compare(run: Run, network: TfswaUNet, song: NDArray[np.float32]) -> float:
-    """The largest difference between a file's stems of a song and torch's, of the loudest sample.
+def compare(run: MaskFunction, network: TfswaUNet, song: NDArray[np.float32]) -> float:
+    """Return the maximum difference between the stems of an export and of torch, relative to the peak.
 
-    song: (c, n), of which the middle is used, as one segment and as two short ones.
-    Raises ValueError above TOLERANCE.
+    Args:
+        run: The export.
+        network: The exported network.
+        song: (c, n); its middle is separated, as one segment and as a batch of two short ones.
+
+    Raises:
+        ValueError: The difference exceeds TOLERANCE.
     """
     config, worst = network.config, 0.0
     segment = config.segment_samples // config.hop + 1
@@ -129,20 +125,21 @@ def compare(run: Run, network: TfswaUNet, song: NDArray[np.float32]) -> float:
             expected = separate_waveform(
                 network, torch.from_numpy(mixture), n_fft=config.n_fft, hop=config.hop
             ).numpy()
-            found = _separate(run, mixture, config)
-        worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
+            stems = _separate(run, mixture, config)
+        worst = max(worst, float(np.abs(stems - expected).max() / np.abs(expected).max()))
     if not worst <= TOLERANCE:
         raise ValueError(f"the stems differ from torch's by {worst:.1e} of the peak")
     return worst
 
 
 def write_sample(network: TfswaUNet, song: NDArray[np.float32], folder: Path) -> list[int]:
-    """Write a segment's features and torch's masks of it as raw float32, band after band.
+    """Write a segment's features and masks as raw float32, band by band.
 
-    Returns what examples/masks.cpp wants to know: frames, and the features and bins of each band.
+    Returns:
+        The shape arguments of examples/masks.cpp: frames, then the features and bins of each band.
     """
     config = network.config
-    features = features_of(_middle(song, config, batch=1, frames=4 * config.frame_multiple), config)
+    features = compute_features(_middle(song, config, batch=1, frames=4 * config.frame_multiple), config)
     with torch.inference_mode():
         masks = MaskNetwork(network)(*features)
     for name, bands in (("features", features), ("masks", masks)):
@@ -150,8 +147,8 @@ def write_sample(network: TfswaUNet, song: NDArray[np.float32], folder: Path) ->
     return [features[0].shape[3], *(size for band in features for size in band.shape[1:3])]
 
 
-def _separate(run: Run, mixture: NDArray[np.float32], config: ModelConfig) -> NDArray[np.float32]:
-    """(b, c, n) to stems (b, s, c, n), with all but the network in NumPy."""
+def _separate(run: MaskFunction, mixture: NDArray[np.float32], config: ModelConfig) -> NDArray[np.float32]:
+    """Separate with an export, and NumPy for everything else. (b, c, n) -> (b, s, c, n)"""
     spectrum = stft(mixture, n_fft=config.n_fft, hop=config.hop)
     features = band_features(spectrum, config)
     masks = [masks.numpy() for masks in run(*map(torch.from_numpy, features))]
@@ -161,7 +158,7 @@ def _separate(run: Run, mixture: NDArray[np.float32], config: ModelConfig) -> ND
 def _middle(
     song: NDArray[np.float32], config: ModelConfig, *, batch: int, frames: int
 ) -> NDArray[np.float32]:
-    """(b, c, n) from the middle of a song (c, n), which is repeated if it is too short."""
+    """Cut segments (b, c, n) from the middle of a song (c, n), which is repeated if it is too short."""
     length = (frames - 1) * config.hop
     song = np.tile(song, -(-batch * length // song.shape[1]))
     start = (song.shape[1] - batch * length) // 2
@@ -175,7 +172,7 @@ def _noise(config: ModelConfig, *, batch: int, frames: int) -> NDArray[np.float3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line, export and compare; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m training.release.programs",
         description=__doc__,
@@ -197,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     for kind in options.formats:
         path = options.out / f"{name}{FORMATS[kind]}"
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)  # said here, in our words
+            warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)  # reported below
             if program is None or kind == "torchscript":
                 print("TorchScript is deprecated and PyTorch will remove it; prefer pt2 or aoti.")
                 write_torchscript(network, path, name=name)

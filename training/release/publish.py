@@ -1,21 +1,20 @@
 """Publish a checkpoint: `python -m training.release.publish CHECKPOINT --name N --license L --data TEXT`.
 
-Writes these files to --out; nothing is uploaded without --repo:
+Writes these files to --out:
 
-    NAME.onnx, NAME.safetensors    the model, both compared as in training.release.export
+    NAME.onnx, NAME.safetensors    the model
     README.md                      the model card: data, licence, scores (from `tfswa-sep eval --json`)
     models.toml                    the registry entry; with --repo it names the commit
 
-Scores must be those of a published file: publish without scores, score the file, then publish again with
---scores. The same checkpoint always gives the same files; scores of any other file are rejected.
+Scores must be of one of these files: publish without scores, score the file, then publish again with --scores.
+The same checkpoint always gives the same files.
 
---repo OWNER/NAME uploads the files and the card to Hugging Face, using `hf auth login` or HF_TOKEN.
+--repo OWNER/NAME also uploads the model and its card to Hugging Face, using `hf auth login` or HF_TOKEN.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shlex
 import sys
@@ -32,6 +31,7 @@ from tfswa_sep.cli.terminal import print_error
 from tfswa_sep.errors import InputError, ModelError, TfswaError
 from tfswa_sep.evaluation.results import read_evaluation
 from tfswa_sep.model.config import ModelConfig
+from tfswa_sep.registry.integrity import digest
 from tfswa_sep.registry.models_toml import read_models
 from training.release.export import export_onnx, export_safetensors, load_checkpoint, round_to_half
 
@@ -40,29 +40,29 @@ BACKENDS = {"onnx": ".onnx", "torch": ".safetensors"}
 
 @dataclass(frozen=True)
 class Scores:
-    """What one evaluation found for one of the files."""
+    """The scores of a published file."""
 
-    means: dict[str, float]  # stem -> mean over the songs of the global SDR, dB: what models.toml holds
-    table: str  # Markdown, with the songs, the metric and how it was averaged
+    means: dict[str, float]  # stem -> mean over the songs of the global SDR in dB, for models.toml
+    table: str  # Markdown, with the data, the metric and how it was averaged
 
 
 def read_scores(path: Path, stems: Sequence[str], files: Mapping[str, str]) -> Scores:
-    """The scores that `tfswa-sep eval --json` gave to one of `files`.
+    """Read the scores of a published file.
 
     Args:
-        path: The record.
-        stems: The model's.
-        files: SHA-256 -> file name, of what is published.
+        path: A file written by `tfswa-sep eval --json`.
+        stems: The model's stems.
+        files: SHA-256 -> name of each published file.
 
     Raises:
-        InputError: The file is no such record, or one of other models only.
+        InputError: The file cannot be read, or has only scores of other files.
     """
     evaluation = read_evaluation(path)
     scored = next((method for method in evaluation.methods if method.sha256 in files), None)
     if scored is None:
-        wanted = " or ".join(f"{name} (SHA-256 {digest[:12]}...)" for digest, name in files.items())
+        names = " or ".join(f"{name} (SHA-256 {sha256[:12]}...)" for sha256, name in files.items())
         raise InputError(
-            f"{path} holds no scores of {wanted}: score that file with `tfswa-sep eval --model FILE --json {path}`"
+            f"{path} has no scores of {names}: score that file with `tfswa-sep eval --model FILE --json {path}`"
         )
     means, rows = {}, []
     official = "museval_sdr" in scored.metrics
@@ -72,29 +72,23 @@ def read_scores(path: Path, stems: Sequence[str], files: Mapping[str, str]) -> S
             continue
         means[stem] = round(mean["sdr"], 2)
         median = scored.median(stem)[0] if official else None
-        rows.append(
-            [
-                stem,
-                str(songs),
-                *([_decibels(median["museval_sdr"])] if median else []),
-                _decibels(mean["sdr"]),
-            ]
-        )
+        official_sdr = [_decibels(median["museval_sdr"])] if median else []
+        rows.append([stem, str(songs), *official_sdr, _decibels(mean["sdr"])])
     columns = ["stem", "songs", *(["SDR v4"] if official else []), "global SDR"]
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    counted = sum(not song.apart for song in scored.songs)
+    songs = sum(not song.apart for song in scored.songs)
     protocol = "Global SDR: one ratio per song, averaged (mean) over the songs."
     if official:
         protocol = (
             "SDR v4: museval's (BSSEval v4), the median over frames of 1 s, then over the songs. " + protocol
         )
     version = evaluation.versions.get("tfswa-sep", "of an unknown version")
-    computed = f"{scored.backend} {scored.precision or ''}".strip()
+    setting = f"{scored.backend} {scored.precision or ''}".strip()
     return Scores(
         means,
-        f"In dB, of `{files[scored.sha256 or '']}` on {evaluation.data} ({counted} songs), measured with tfswa-sep "
-        f"{version} ({computed}) on {evaluation.date[:10]}. {protocol}\n\n{table}",
+        f"In dB, of `{files[scored.sha256 or '']}` on {evaluation.data} ({songs} songs), measured with tfswa-sep "
+        f"{version} ({setting}) on {evaluation.date[:10]}. {protocol}\n\n{table}",
     )
 
 
@@ -102,7 +96,7 @@ def _decibels(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def registry_entry(
+def write_registry_entry(
     name: str,
     config: ModelConfig,
     files: dict[str, tuple[str, Path]],
@@ -112,8 +106,8 @@ def registry_entry(
     data: str,
     scores: Scores | None,
 ) -> str:
-    """The lines of models.toml. files: backend -> where the file will be, and where it is now."""
-    quoted = json.dumps  # JSON's strings and lists of strings are TOML's too
+    """Return an entry of models.toml. `files` maps each backend to the file's final and current location."""
+    quoted = json.dumps  # JSON strings and lists are valid TOML
     lines = [
         f"[models.{name}]",
         f"summary = {quoted(summary)}",
@@ -126,19 +120,18 @@ def registry_entry(
     if scores:
         lines += ["", f"[models.{name}.scores]", *(f"{quoted(k)} = {v:.2f}" for k, v in scores.means.items())]
     for backend, (where, path) in files.items():
-        content = path.read_bytes()
         lines += [
             "",
             f"[[models.{name}.files]]",
             f'backend = "{backend}"',
             f"where = {quoted(where)}",
-            f'sha256 = "{hashlib.sha256(content).hexdigest()}"',
-            f"bytes = {len(content)}",
+            f'sha256 = "{digest(path)}"',
+            f"bytes = {path.stat().st_size}",
         ]
     return "\n".join(lines) + "\n"
 
 
-def model_card(
+def write_model_card(
     name: str,
     config: ModelConfig,
     checkpoint: dict[str, Any],
@@ -149,8 +142,8 @@ def model_card(
     scores: Scores | None,
     command: str,
 ) -> str:
-    """README.md with the head that Hugging Face reads."""
-    head = ModelCardData(
+    """Return README.md with the front matter for Hugging Face."""
+    front_matter = ModelCardData(
         license=license_name.lower(), library_name="tfswa-sep", pipeline_tag="audio-to-audio",
         tags=["music", "source-separation", "onnx", "safetensors"],
     )  # fmt: skip
@@ -159,7 +152,7 @@ def model_card(
         f"{key} {training[key]}" for key in ("optimizer", "learning_rate", "batch_size") if key in training
     )
     return f"""---
-{head.to_yaml()}
+{front_matter.to_yaml()}
 ---
 
 # {name}
@@ -177,7 +170,7 @@ tfswa-sep song.mp3 --model {name}.onnx
 
 ## Training
 
-Data: {data}. {checkpoint["step"]} steps{f" ({recipe})" if recipe else ""}. Files were made by
+Data: {data}. {checkpoint["step"]} steps{f" ({recipe})" if recipe else ""}. The files were created by
 
 ```bash
 {command}
@@ -190,24 +183,24 @@ Data: {data}. {checkpoint["step"]} steps{f" ({recipe})" if recipe else ""}. File
 
 
 @contextmanager
-def told_plainly(repo: str) -> Iterator[None]:
-    """Turns what the server or the network says against an upload into a ModelError."""
+def report_upload_errors(repo: str) -> Iterator[None]:
+    """Turn server and network errors into a ModelError."""
     try:
         yield
     except (HfHubHTTPError, OSError) as error:
-        words = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ModelError(
-            f"cannot upload to {repo}: {words} (is HF_TOKEN set, and does it have write access?)"
+            f"cannot upload to {repo}: {reason} (is HF_TOKEN set, and does it have write access?)"
         ) from error
 
 
 def publish(options: argparse.Namespace, *, command: str) -> None:
-    """Write the files, and push them if asked to. Raises TfswaError."""
+    """Write the files, and upload them with --repo. Raises TfswaError."""
     out, name = options.out, options.name
     network, checkpoint = load_checkpoint(options.checkpoint)
     config = network.config
-    if options.repo:  # before the work, so that a wrong token is told at once
-        with told_plainly(options.repo):
+    if options.repo:  # first, so that a wrong token is reported at once
+        with report_upload_errors(options.repo):
             HfApi().create_repo(options.repo, private=options.private, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     round_to_half(network)
@@ -217,34 +210,34 @@ def publish(options: argparse.Namespace, *, command: str) -> None:
     print(f"{paths['onnx']}: step {checkpoint['step']}, differs from torch by {difference:.1e}")
     scores = None
     if options.scores:
-        digests = {hashlib.sha256(path.read_bytes()).hexdigest(): path.name for path in paths.values()}
-        scores = read_scores(options.scores, config.stems, digests)
+        names = {digest(path): path.name for path in paths.values()}
+        scores = read_scores(options.scores, config.stems, names)
     facts = {
         "summary": options.summary,
         "license_name": options.license,
         "data": options.data,
         "scores": scores,
     }
-    card = model_card(name, config, checkpoint, command=command, **facts)
+    card = write_model_card(name, config, checkpoint, command=command, **facts)
     (out / "README.md").write_text(card, encoding="utf-8")
     where = {backend: path.name for backend, path in paths.items()}
     if options.repo:
-        names = [*where.values(), "README.md"]
-        with told_plainly(options.repo):
-            commit = str(
-                HfApi().upload_folder(repo_id=options.repo, folder_path=out, allow_patterns=names).oid
+        with report_upload_errors(options.repo):
+            uploaded = HfApi().upload_folder(
+                repo_id=options.repo, folder_path=out, allow_patterns=[*where.values(), "README.md"]
             )
+        commit = str(uploaded.oid)
         where = {backend: f"hf://{options.repo}@{commit}/{file}" for backend, file in where.items()}
         print(f"https://huggingface.co/{options.repo}/tree/{commit}")
-    files = {backend: (place, paths[backend]) for backend, place in where.items()}
+    files = {backend: (location, paths[backend]) for backend, location in where.items()}
     entry = out / "models.toml"
-    entry.write_text(registry_entry(name, config, files, **facts), encoding="utf-8")
-    read_models(entry)  # raises where the registry would not understand it
+    entry.write_text(write_registry_entry(name, config, files, **facts), encoding="utf-8")
+    read_models(entry)  # checks that the registry can read it
     print(f"{entry}: add these lines to models.toml to use `--model {name}`")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line, and publish; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m training.release.publish",
         description=__doc__,

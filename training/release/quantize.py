@@ -2,11 +2,11 @@
 
     python -m training.release.quantize tfswa_sep/weights/small.onnx --songs FOLDER --registry models.toml
 
-Convolutions, linear layers, additions and what connects them run in int8: uint8 activations with ranges
-calibrated on music, and int8 weights with one scale per channel, as QuantizeLinear and DequantizeLinear around
-every layer (Jacob et al., arXiv:1712.05877). Weights use 7 bits, because CPUs without VNNI accumulate products in
-16 bits, which would overflow. Attention and softmax stay in float32: in int8 they were slower (measured), and so
-were transposed convolutions, for which there is no int8 kernel.
+Convolutions, linear layers, additions and what connects them run in int8, with QuantizeLinear and
+DequantizeLinear around every layer (Jacob et al., arXiv:1712.05877): uint8 activations with ranges calibrated on
+music, and int8 weights with one scale per channel. Weights use 7 bits, because CPUs without VNNI accumulate products
+in 16 bits, which would overflow. Attention, softmax and transposed convolutions stay in float32, which is faster
+(measured).
 
 `--sweep FILE` quantizes one convolution at a time, then everything but the linear layers and everything but the
 additions, and records accuracy and speed of each; `--keep NODE` leaves a node in float32; `--dynamic` needs no
@@ -41,53 +41,53 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from tfswa_sep.audio.atomic_file import atomic_write
 from tfswa_sep.evaluation.multitrack import find_songs
+from tfswa_sep.inference.metadata import KEY
 from tfswa_sep.inference.onnx_backend import OnnxBackend
 from tfswa_sep.model.config import ModelConfig
-from training.release.export import update_registry
-from training.release.onnx_graph import features_of
+from training.release.export import save_graph, update_registry
+from training.release.onnx_graph import compute_features
 
-Feed = dict[str, NDArray[np.float32]]  # a segment as the graph takes it
+Feed = dict[str, NDArray[np.float32]]  # input name -> features of a segment
 
-# What computes on bytes. Where a sum or a change of order stays in float32, what comes to it is widened and
-# what it gives cut to bytes again, which takes longer than the sum.
+# Cheap operators between int8 layers are included, since converting to float32 and back takes longer.
 OPERATORS = ("Conv", "Gemm", "Add", "Relu", "Concat", "Slice", "Transpose", "Reshape")
-SMALLEST = 1024  # weights of a layer from which on it is worth storing them as bytes
+MIN_WEIGHTS = 1024  # layers with fewer weights keep them in float32
 
 
 class Segments(CalibrationDataReader):  # type: ignore[misc]
-    """Segments of music for the calibration of ONNX Runtime, one after the other."""
+    """Segments of music for ONNX Runtime's calibration."""
 
     def __init__(self, feeds: Sequence[Feed]) -> None:
         self._feeds = iter(feeds)
 
     def get_next(self) -> Feed | None:
-        """The next segment, None after the last."""
+        """Return the next segment, or None after the last."""
         return next(self._feeds, None)
 
 
-def music(model: Path, songs: Path, *, count: int, seed: int = 0) -> list[Feed]:
-    """`count` random segments of the songs (folders of stems, see evaluation/multitrack.py), song by song.
+def draw_segments(model: Path, songs: Path, *, count: int, seed: int = 0) -> list[Feed]:
+    """Draw random segments of a folder of songs, with random gains of up to 6 dB.
 
-    Levels vary by +-6 dB, so that ranges fit quiet and loud songs. Raises InputError for no songs.
+    Raises:
+        InputError: There are no songs.
     """
     backend = OnnxBackend(model)
-    random, found, length = np.random.default_rng(seed), find_songs(songs), backend.segment_samples
+    random, tracks, length = np.random.default_rng(seed), find_songs(songs), backend.segment_samples
     feeds: list[Feed] = []
     with tempfile.TemporaryDirectory() as folder:
-        for i, song in enumerate(found[:count]):
+        for i, song in enumerate(tracks[:count]):
             path = Path(folder) / "mixture.wav"
             frames = song.write_mixture(path, rate=backend.sample_rate)
-            for _ in range(count // len(found) + (i < count % len(found))):
+            for _ in range(count // len(tracks) + (i < count % len(tracks))):
                 start = int(random.integers(max(frames - length, 0) + 1))
-                piece, _ = soundfile.read(path, length, start, dtype="float32", fill_value=0.0)
-                feeds.append(_as_feed(backend, piece.T * np.float32(10 ** (random.uniform(-6, 6) / 20))))
+                segment, _ = soundfile.read(path, length, start, dtype="float32", fill_value=0.0)
+                feeds.append(_make_feed(backend, segment.T * np.float32(10 ** (random.uniform(-6, 6) / 20))))
     return feeds
 
 
-def _as_feed(backend: OnnxBackend, segment: NDArray[np.float32]) -> Feed:
-    bands = features_of(segment[None], ModelConfig.from_json(backend.metadata.config))
+def _make_feed(backend: OnnxBackend, segment: NDArray[np.float32]) -> Feed:
+    bands = compute_features(segment[None], ModelConfig.from_json(backend.metadata.config))
     return {f"features_{i}": band.numpy() for i, band in enumerate(bands)}
 
 
@@ -99,15 +99,20 @@ def quantize(
     operators: Sequence[str] = OPERATORS,
     keep: Sequence[str] = (),
 ) -> None:
-    """Write `model` with these operators in 8 bits to `out`, calibrated on `feeds`.
+    """Quantize a model statically.
 
-    Nodes named in `keep` stay in float32.
+    Args:
+        model: ONNX file to quantize.
+        out: ONNX file to write.
+        feeds: Segments for the calibration.
+        operators: Operators to quantize.
+        keep: Names of nodes to keep in float32.
     """
     with tempfile.TemporaryDirectory() as folder:
         named, quantized = Path(folder) / "named.onnx", Path(folder) / "quantized.onnx"
-        # Shapes are needed, constants must stay unfolded: the windows' biases would be written out.
+        # Adds the shapes. Optimization would fold constants, and so expand the biases of the attention windows.
         quant_pre_process(str(model), str(named), skip_optimization=True, skip_symbolic_shape=True)
-        scores = attention_scores(onnx.load(named))
+        scores = find_attention_scores(onnx.load(named))
         quantize_static(
             str(named),
             str(quantized),
@@ -122,29 +127,29 @@ def quantize(
             calibrate_method=CalibrationMethod.MinMax,
         )
         graph = onnx.load(quantized)
-    store_as_bytes(graph)
+    store_weights_as_int8(graph)
     _finish(graph, model, out)
 
 
-def attention_scores(graph: onnx.ModelProto) -> list[str]:
-    """Names of the nodes between the products of queries and keys and the softmax, biases and masks included.
+def find_attention_scores(graph: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes between the query-key products and the softmax, including biases and masks.
 
-    A mask is -1e4: bytes that reach so far know no scores any more.
+    Masks are -1e4: with such a range, int8 could not resolve the scores.
     """
-    makers = {name: node for node in graph.graph.node for name in node.output}
-    todo = [node.input[0] for node in graph.graph.node if node.op_type == "Softmax"]
-    found: dict[str, None] = {}
-    while todo:
-        node = makers.get(todo.pop())
-        if node is None or node.op_type in ("MatMul", "Gemm", "Conv") or node.name in found:
+    producers = {name: node for node in graph.graph.node for name in node.output}
+    pending = [node.input[0] for node in graph.graph.node if node.op_type == "Softmax"]
+    names: dict[str, None] = {}
+    while pending:
+        node = producers.get(pending.pop())
+        if node is None or node.op_type in ("MatMul", "Gemm", "Conv") or node.name in names:
             continue
-        found[node.name] = None
-        todo += node.input
-    return list(found)
+        names[node.name] = None
+        pending += node.input
+    return list(names)
 
 
 def quantize_matrices(model: Path, out: Path) -> None:
-    """Write `model` with dynamic quantization: matrix products on bytes, ranges found as it runs."""
+    """Quantize matrix products dynamically, with ranges determined at run time."""
     with tempfile.TemporaryDirectory() as folder:
         quantized = Path(folder) / "quantized.onnx"
         quantize_dynamic(
@@ -159,13 +164,13 @@ def quantize_matrices(model: Path, out: Path) -> None:
     _finish(graph, model, out)
 
 
-def store_as_bytes(graph: onnx.ModelProto) -> None:
-    """Let layers that compute in float32 keep their weights as int8, a scale for each of their outputs."""
+def store_weights_as_int8(graph: onnx.ModelProto) -> None:
+    """Store the weights of float32 layers as int8 with one scale per output channel."""
     weights = {tensor.name: tensor for tensor in graph.graph.initializer}
-    outputs = {"Gemm": 0, "MatMul": 1, "ConvTranspose": 1, "Conv": 0}  # the weights' axis of outputs
+    outputs = {"Gemm": 0, "MatMul": 1, "ConvTranspose": 1, "Conv": 0}  # axis of the output channels
     for node in list(graph.graph.node):
         tensor = weights.get(node.input[1]) if node.op_type in outputs else None
-        if tensor is None or tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < SMALLEST:
+        if tensor is None or tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < MIN_WEIGHTS:
             continue
         axis = outputs[node.op_type]
         if node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute):
@@ -175,44 +180,43 @@ def store_as_bytes(graph: onnx.ModelProto) -> None:
         scale = np.maximum(np.abs(values).max(axis=others), 1e-12) / np.float32(127)
         shape = [-1 if i == axis else 1 for i in range(values.ndim)]
         rounded = np.rint(values / scale.reshape(shape)).astype(np.int8)
-        graph.graph.initializer.remove(weights.pop(tensor.name))  # layers may share theirs
+        graph.graph.initializer.remove(
+            weights.pop(tensor.name)
+        )  # also for other layers with the same weights
         graph.graph.initializer.extend(
             [
                 numpy_helper.from_array(rounded, f"{name}_bytes"),
                 numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"),
             ]
         )
-        wide = helper.make_node(
-            "DequantizeLinear", [f"{name}_bytes", f"{name}_scale"], [name], f"{name}_widened", axis=axis
+        dequantize = helper.make_node(
+            "DequantizeLinear", [f"{name}_bytes", f"{name}_scale"], [name], f"{name}_dequantized", axis=axis
         )
-        graph.graph.node.insert(0, wide)
+        graph.graph.node.insert(0, dequantize)
 
 
 def _finish(graph: onnx.ModelProto, model: Path, out: Path) -> None:
-    """Give the graph the metadata of the model that it was made of, and write it whole or not at all.
+    """Write a quantized graph with the metadata of the original model, and short names.
 
-    Names inside become short: there are thousands, and long ones made up a twentieth of the file.
+    There are thousands of names; long ones took a twentieth of the file.
     """
-    outside = {value.name for value in (*graph.graph.input, *graph.graph.output)}
-    short: dict[str, str] = {"": ""} | {name: name for name in outside}
+    public = {value.name for value in (*graph.graph.input, *graph.graph.output)}
+    short: dict[str, str] = {"": ""} | {name: name for name in public}
     for node in graph.graph.node:
         node.name = ""
         for names in (node.input, node.output):
             names[:] = [short.setdefault(name, f"{len(short):x}") for name in names]
     for tensor in graph.graph.initializer:
         tensor.name = short.setdefault(tensor.name, f"{len(short):x}")
-    del graph.metadata_props[:]
-    graph.metadata_props.extend(onnx.load(model, load_external_data=False).metadata_props)
     del graph.graph.value_info[:]
-    onnx.checker.check_model(graph)
-    with atomic_write(out) as temporary:
-        onnx.save(graph, temporary)
+    metadata = {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
+    save_graph(graph, out, metadata[KEY])
 
 
 def compare(model: Path, other: Path, feeds: Sequence[Feed], *, repeats: int = 5) -> dict[str, float]:
-    """How near the masks of `other` are to those of `model` (SNR, dB), its size and its time as ratios.
+    """Compare a model with a quantized one: SNR of the masks in dB, and ratios of file size and CPU time.
 
-    Both run on one thread, in turns; times are medians of the processor's.
+    Both run on one thread, in turns; the median time counts.
     """
     sessions, options = [], onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -220,9 +224,9 @@ def compare(model: Path, other: Path, feeds: Sequence[Feed], *, repeats: int = 5
         sessions.append(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
     power = error = 0.0
     for feed in feeds:
-        for wanted, found in zip(*(session.run(None, feed) for session in sessions), strict=True):
-            power += float(np.square(wanted).sum())
-            error += float(np.square(found - wanted).sum())
+        for expected, masks in zip(*(session.run(None, feed) for session in sessions), strict=True):
+            power += float(np.square(expected).sum())
+            error += float(np.square(masks - expected).sum())
     spent: tuple[list[float], list[float]] = [], []
     for _ in range(repeats):
         for session, times in zip(sessions, spent, strict=True):
@@ -237,7 +241,7 @@ def compare(model: Path, other: Path, feeds: Sequence[Feed], *, repeats: int = 5
 
 
 def sweep(model: Path, feeds: Sequence[Feed]) -> Iterator[dict[str, Any]]:
-    """Quantize one convolution at a time, then all but one kind of operator: what comes of masks and time."""
+    """Yield `compare` of one quantized convolution at a time, then of all but one kind of operator."""
     nodes = [node.name for node in onnx.load(model).graph.node if node.op_type == "Conv"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "one.onnx"
@@ -251,7 +255,7 @@ def sweep(model: Path, feeds: Sequence[Feed]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Parse the command line, and quantize."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -273,17 +277,17 @@ def main() -> None:
     parser.add_argument("--registry", type=Path, help="models.toml in which to update sizes and hashes")
     options = parser.parse_args()
     out = options.out or options.model.with_suffix(".int8.onnx")
-    feeds = music(options.model, options.songs, count=options.segments + 4)
-    fresh, feeds = feeds[:4], feeds[4:]  # compared on what was not calibrated on
+    feeds = draw_segments(options.model, options.songs, count=options.segments + 4)
+    held_out, feeds = feeds[:4], feeds[4:]
     if options.dynamic:
         quantize_matrices(options.model, out)
     else:
         quantize(options.model, out, feeds, keep=options.keep)
-    told = compare(options.model, out, fresh)
-    print(f"{out}: {out.stat().st_size} bytes; against {options.model.name}: {told}")
+    result = compare(options.model, out, held_out)
+    print(f"{out}: {out.stat().st_size} bytes; compared with {options.model.name}: {result}")
     if options.sweep:
         rows = []
-        for row in sweep(options.model, fresh):
+        for row in sweep(options.model, held_out):
             rows.append(row)
             print(row, flush=True)
         rows.sort(key=lambda row: row["mask_snr_db"])

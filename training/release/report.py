@@ -1,6 +1,6 @@
-"""Write the numbers of a released model into README.md and docs: `python -m training.release.report`.
+"""Write the numbers of a release into README.md and docs: `python -m training.release.report`.
 
-They come from these records, made with the installed wheel as the release checklist in docs/contributing.md says:
+They come from these records, which the release checklist in docs/contributing.md says how to create:
 
     experiments/small/excerpts.json       tfswa-sep eval --data DATA/train --exclude 'Music Delta*' --oracle --json
     experiments/small/excerpts_int8.json  the same with --precision int8
@@ -8,8 +8,8 @@ They come from these records, made with the installed wheel as the release check
     experiments/small/scores_int8.json    the same with --precision int8
     experiments/small/benchmark.json      python -m training.benchmark --json
 
-In README.md and docs/benchmarks.md, only the text between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced.
-A test compares both files with the records, so that they state only what was measured.
+Only text between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced. A test checks that the documents match
+the records.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ PROGRAMS = {
 }
 
 Record = dict[str, Any]
-Block = tuple[str, Callable[[Record], str]]  # a record's file, and what writes it
+Block = tuple[str, Callable[[Record], str]]  # file name of the record, and the function that renders it
 
 
 def fill_in(text: str, blocks: dict[str, Block], records: Path = RUN) -> str:
-    """A document with every block written anew; a block without its record says so.
+    """Replace every block of a document.
 
     Raises:
         ValueError: The document does not have each block exactly once.
@@ -51,8 +51,8 @@ def fill_in(text: str, blocks: dict[str, Block], records: Path = RUN) -> str:
     return text
 
 
-def quality(record: Record) -> str:
-    """The scores of the excerpts in two sentences."""
+def render_quality(record: Record) -> str:
+    """Write the scores on the excerpts in two sentences."""
     model = record["methods"][0]
     numbers = ", ".join(f"{stem} {model['mean'][stem]['sdr']:.1f}" for stem in STEMS)
     mixture = next(method for method in record["methods"] if method["name"] == "mixture")
@@ -63,8 +63,8 @@ def quality(record: Record) -> str:
     )
 
 
-def excerpts_table(record: Record) -> str:
-    """One row per method: the mean SDR of each stem and, where there are frames, the median of frames."""
+def render_excerpts(record: Record) -> str:
+    """Write a table with one row per method: the mean SDR of each stem."""
     rows = [["method", *STEMS, "mean"], ["---", *["---:"] * (len(STEMS) + 1)]]
     for method in record["methods"]:
         means = [method["mean"][stem]["sdr"] for stem in STEMS]
@@ -73,26 +73,28 @@ def excerpts_table(record: Record) -> str:
     return f"Mean SDR over the songs, dB, on {record['date'][:10]}:\n\n{table}"
 
 
-def glance_table(record: Record) -> str:
-    """The default command beside other programs: time, how many times as long, memory."""
-    first, *others = record["measurements"]
+def render_glance(record: Record) -> str:
+    """Write a table that compares the default command with other programs: time and memory."""
+    ours, *others = record["measurements"]
     rows = [
-        f"| {first['minutes']:g} minutes of music | time | | peak memory |",
+        f"| {ours['minutes']:g} minutes of music | time | | peak memory |",
         "| --- | ---: | ---: | ---: |",
     ]
-    for found in [first, *(other for other in others if other["name"] != first["name"])]:
-        name = PROGRAMS.get(found["name"], found["name"]) + ("*" if found.get("weights") == "random" else "")
-        name = f"**{name}**" if found is first else name
-        times = "" if found is first else f"{found['ratio']:.1f} times"
-        median = found["median"]
+    for measured in [ours, *(other for other in others if other["name"] != ours["name"])]:
+        name = PROGRAMS.get(measured["name"], measured["name"]) + _mark(measured)
+        name = f"**{name}**" if measured is ours else name
+        times = "" if measured is ours else f"{measured['ratio']:.1f} times"
+        median = measured["median"]
         rows.append(f"| {name} | {median['wall']:.1f} s | {times} | {median['memory'] / 1e6:,.0f} MB |")
-    notes = f"Measured on {record['machine']}."
-    return "\n".join(rows) + f"\n\n{notes} \\* Random weights, which take the same time."
+    return (
+        "\n".join(rows)
+        + f"\n\nMeasured on {record['machine']}. \\* Random weights, which take the same time."
+    )
 
 
-def scores_table(record: Record) -> str:
-    """One row per song, then the mean: the SDR of each stem, and in brackets how far above the mixture's."""
-    method = record.get("methods", [record])[0]  # a record of format 1 is of one method
+def render_scores(record: Record) -> str:
+    """Write a table with one row per song: the SDR of each stem, and in brackets its gain over the mixture."""
+    method = record["methods"][0]
     stems = list(method["mean"])
     rows = [["song", *stems], ["---", *["---:"] * len(stems)]]
     for song in method["songs"]:
@@ -100,53 +102,59 @@ def scores_table(record: Record) -> str:
         rows.append([name, *(_cell(song["stems"].get(stem)) for stem in stems)])
     rows.append(["**mean**", *(_cell(method["mean"][stem]) for stem in stems)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    backend = f"{method['backend']} {method.get('precision') or ''}".strip()
+    backend = f"{method['backend']} {method['precision'] or ''}".strip()
     return f"{table}\n\nMeasured on {record['date'][:10]}, {backend} backend; {record['machine']}."
 
 
-def means(record: Record) -> str:
-    """The mean SDR of each stem, in a sentence."""
+def render_means(record: Record) -> str:
+    """Write the mean SDR of each stem in a sentence."""
     (method,) = record["methods"]
-    found = ", ".join(f"{stem} {score['sdr']:.2f}" for stem, score in method["mean"].items())
-    return f"In int8 (`--precision int8`) the means are: {found} dB."
+    means = ", ".join(f"{stem} {score['sdr']:.2f}" for stem, score in method["mean"].items())
+    return f"In int8 (`--precision int8`) the means are: {means} dB."
 
 
-def speed_table(record: Record) -> str:
-    """One row per setting or program: the real-time factor and the highest memory of the whole command."""
+def render_speed(record: Record) -> str:
+    """Write a table with one row per setting or program: real-time factor and peak memory."""
     rows = [
         "| song | program | backend | threads | time | real-time factor | against ours | memory |",
         "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for found in record["measurements"]:
-        median, ratio = (
-            found["median"],
-            found.get("ratio"),
-        )  # old records have fewer fields
-        program = found.get("name", "tfswa-sep") + ("*" if found.get("weights") == "random" else "")
-        backend = f"{found['backend']} {found.get('precision', '')}".strip()
-        setting = f"| {found['minutes']:g} min | {program} | {backend} | {found['threads'] or 'auto'}"
-        cost = f"{median['wall']:.1f} s | {found['real_time_factor']:.3f}"
-        against = "-" if ratio is None else f"{ratio:.2f}"
-        rows.append(f"{setting} | {cost} | {against} | {median['memory'] / 1e6:.0f} MB |")
+    for measured in record["measurements"]:
+        median, ratio = measured["median"], measured["ratio"]
+        cells = (
+            f"{measured['minutes']:g} min",
+            measured["name"] + _mark(measured),
+            f"{measured['backend']} {measured['precision']}",
+            str(measured["threads"] or "auto"),
+            f"{median['wall']:.1f} s",
+            f"{measured['real_time_factor']:.3f}",
+            "-" if ratio is None else f"{ratio:.2f}",
+            f"{median['memory'] / 1e6:.0f} MB",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
     notes = [f"Measured on {record['machine']}."]
     if any("*" in row for row in rows):
         notes.append("\\* With random weights, which cost the same time and memory.")
-    notes += [f"Not run: {each['name']} ({each['reason']})." for each in record.get("not_run", [])]
+    notes += [f"Not run: {each['name']} ({each['reason']})." for each in record["not_run"]]
     return "\n".join(rows) + "\n\n" + " ".join(notes)
 
 
 DOCUMENTS: dict[str, dict[str, Block]] = {
     "README.md": {
-        "quality": ("excerpts.json", quality),
-        "speed at a glance": ("benchmark.json", glance_table),
+        "quality": ("excerpts.json", render_quality),
+        "speed at a glance": ("benchmark.json", render_glance),
     },
     "docs/benchmarks.md": {
-        "excerpts": ("excerpts.json", excerpts_table),
-        "scores": ("scores.json", scores_table),
-        "scores in int8": ("scores_int8.json", means),
-        "speed": ("benchmark.json", speed_table),
+        "excerpts": ("excerpts.json", render_excerpts),
+        "scores": ("scores.json", render_scores),
+        "scores in int8": ("scores_int8.json", render_means),
+        "speed": ("benchmark.json", render_speed),
     },
 }
+
+
+def _mark(measured: Record) -> str:
+    return "*" if measured["weights"] == "random" else ""
 
 
 def _cell(score: Record | None) -> str:
@@ -154,7 +162,7 @@ def _cell(score: Record | None) -> str:
 
 
 def main() -> None:
-    """Rewrite the documents."""
+    """Update the documents."""
     for name, blocks in DOCUMENTS.items():
         path = ROOT / name
         path.write_text(fill_in(path.read_text("utf-8"), blocks), encoding="utf-8")

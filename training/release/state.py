@@ -1,8 +1,7 @@
-"""Save a small file from which a run can continue elsewhere: `python -m training.release.state LAST.ckpt --out FILE`.
+"""Save a small file to continue a run elsewhere: `python -m training.release.state LAST.ckpt --out FILE`.
 
-FILE (.safetensors) holds the averaged weights in float16, the step and the settings, a tenth of a checkpoint's size.
-`python -m training.train ... training.continue_from=FILE` continues at that step of the schedule, with the batches
-that the seed gives for it; the optimizer state starts fresh.
+FILE (.safetensors) holds the averaged weights in float16, the step and the settings: a tenth of a checkpoint's size.
+`python -m training.train ... training.continue_from=FILE` continues at that step, with a new optimizer state.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from training import checkpoint
 
 
 def write_state(source: Path, target: Path) -> int:
-    """Write the state file of a checkpoint; returns its step.
+    """Write the state file of a checkpoint; return its step.
 
     Raises:
         InputError: The checkpoint cannot be read.
@@ -31,15 +30,15 @@ def write_state(source: Path, target: Path) -> int:
         for key, value in stored["average"].items()
         if not key.endswith("num_batches_tracked")
     }
-    about = {"config": stored["shape"], "step": stored["step"], "run": json.loads(stored["config"])}
+    metadata = {"config": stored["shape"], "step": stored["step"], "run": json.loads(stored["config"])}
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as temporary:
-        save_file(weights, temporary, metadata={KEY: json.dumps(about)})
+        save_file(weights, temporary, metadata={KEY: json.dumps(metadata)})
     return int(stored["step"])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m training.release.state",
         description=__doc__,
