@@ -74,7 +74,7 @@ class OutputOptions:
         stem_file: Also write all stems as one Native Instruments file, SONG.stem.mp4.
         downmix: Mix more than two channels down to stereo.
         allow_truncated: Take what there is of a song that is cut short.
-        overwrite: Replace files of an earlier run; False refuses to.
+        overwrite: Replace files that are there; False refuses to. (The command replaces only its own unless told.)
     """
 
     stems: str | Sequence[str] | None = None

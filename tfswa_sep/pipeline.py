@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep.audio import tags
+from tfswa_sep.audio.atomic_file import remove_abandoned_once
 from tfswa_sep.audio.decode import AudioReader, open_audio
 from tfswa_sep.audio.formats import AudioFormat, find_format
 from tfswa_sep.audio.stem_mp4 import EXTENSION, check_stem_file
 from tfswa_sep.audio.stem_paths import check_target, target_paths, track_name
-from tfswa_sep.audio.stem_writer import StemWriter, Written
-from tfswa_sep.errors import UsageError
+from tfswa_sep.audio.stem_writer import Record, StemWriter, Written
+from tfswa_sep.errors import OutputError, UsageError
 from tfswa_sep.inference.backend import Backend
 from tfswa_sep.inference.separate_blocks import separate_blocks
 from tfswa_sep.inference.stem_matrix import adds_up_to_song, parse_stems
@@ -57,6 +58,7 @@ def separate_song(
     model_name: str,
     track: str | None = None,
     keep: Collection[str] = (),
+    record: Record | None = None,
     batch_size: int | None = None,
     shifts: int = 1,
     on_progress: Progress | None = None,
@@ -70,6 +72,7 @@ def separate_song(
         model_name: For the result.
         track: What the song is called in its stems' paths; None for its file's name.
         keep: Real paths of files that are never replaced, such as the other songs of a batch.
+        record: Without `overwrite`, files that it owns are replaced all the same.
         batch_size: Segments per call; None for as many as suit the device best.
         shifts: See Runtime.
         on_progress: Called after each block, in this thread.
@@ -102,6 +105,11 @@ def separate_song(
             check_stem_file(names)
             stem_file = next(iter(targets.values())).parent / f"{track}{EXTENSION}"
             check_target(stem_file, song.path, keep)
+            if str(stem_file).casefold() in {str(target).casefold() for target in targets.values()}:
+                raise OutputError(
+                    f"a stem and the stem file would both be {stem_file}: choose another --name"
+                )
+        remove_abandoned_once(Path(options.out))
         rate = encoding.nearest_rate(song.sample_rate)
         mixture = None
         if options.exact_sum:
@@ -116,6 +124,7 @@ def separate_song(
             frames=None if song.frames is None else _at_rate(song.frames, song.sample_rate, rate),
             rescale=options.rescale,
             overwrite=options.overwrite,
+            record=record,
             mixture=mixture,
             remainder=names[-1],
             stem_file=stem_file,

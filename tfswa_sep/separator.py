@@ -20,7 +20,7 @@ from tfswa_sep import registry
 from tfswa_sep.audio.decode import MAX_PEAK, SAMPLE_RATES
 from tfswa_sep.audio.formats import find_format
 from tfswa_sep.audio.resample import Samples, resample
-from tfswa_sep.audio.stem_writer import write_stems
+from tfswa_sep.audio.stem_writer import Record, write_stems
 from tfswa_sep.constants import BLOCK_SAMPLES, MODEL_CHANNELS
 from tfswa_sep.errors import DeviceError, InputError
 from tfswa_sep.inference.backend import Backend, can_fall_back, choose_backend, load_backend
@@ -222,6 +222,7 @@ class Separator:
         *,
         track: str | None = None,
         keep: Collection[str] = (),
+        record: Record | None = None,
         on_progress: Progress | None = None,
         **choices: Any,
     ) -> SeparationResult:
@@ -232,6 +233,7 @@ class Separator:
             options: How it is read and its stems are written.
             track: What the song is called in its stems' paths; None for its file's name.
             keep: Real paths of files that are never replaced, such as the other songs of a batch.
+            record: Without `overwrite`, files that it owns are replaced all the same.
             on_progress: Called after each piece, in this thread, with the seconds done and in all.
             **choices: Fields of OutputOptions, such as out="stems", in place of those of `options`.
 
@@ -246,6 +248,7 @@ class Separator:
             model_name=self._name,
             track=track,
             keep=keep,
+            record=record,
             batch_size=self._runtime.batch_size,
             shifts=self._runtime.shifts,
             on_progress=on_progress,

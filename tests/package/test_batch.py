@@ -15,6 +15,7 @@ from test_cli import SplitEvenly, files_in, write_song
 
 from tfswa_sep import registry, separator
 from tfswa_sep.audio import ffmpeg
+from tfswa_sep.audio.atomic_file import AtomicFile
 from tfswa_sep.batch import manifest
 from tfswa_sep.cli import main
 from tfswa_sep.registry.models_toml import ModelFile, unlisted_model
@@ -143,14 +144,55 @@ def test_stems_of_all_earlier_runs_are_no_songs(work: Path, capsys: pytest.Captu
     assert list(known["outputs"]) == ["drums.wav"] and list(known["earlier"]) == ["vocals.wav"]
 
 
-def test_stems_that_take_the_place_of_another_song_s_are_told(
+def test_stems_of_another_song_of_the_same_name_are_replaced_only_if_asked(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    songs = [str(write_song(work / name / "01.wav", seconds=s)) for name, s in (("a", 0.2), ("b", 0.3))]
-    words = ("--out", "out", "--stems", "bass")
-    first, second, again, third = (
-        told(capsys, song, *words)[0] for song in (songs[0], songs[1], songs[1], songs[0])
+    first, second = (
+        str(write_song(work / name / "01.wav", seconds=s)) for name, s in (("a", 0.2), ("b", 0.3))
     )
-    where = "replaced those of another recording in out/01: use another --out to keep both"
-    assert first["warnings"] == again["warnings"] == [] and again["status"] == "skipped"
-    assert second["warnings"] == [f"the stems of {songs[1]} {where}"] and len(third["warnings"]) == 1
+    words = ("--out", "out", "--stems")
+    (song,) = told(capsys, first, *words, "bass")
+    before = (work / "out/01/bass.wav").read_bytes()
+    for stems in ("bass", "drums"):
+        assert main.run([second, *words, stems]) == 5
+        assert "out/01 has the stems of another recording" in capsys.readouterr().err
+    assert files_in(work / "out") == {"01/bass.wav"} and (work / "out/01/bass.wav").read_bytes() == before
+    (replaced,) = told(capsys, second, *words, "bass", "--overwrite")
+    assert song["warnings"] == [] and "replaced those of another recording" in replaced["warnings"][0]
+    (again,) = told(capsys, second, *words, "bass")
+    assert again["status"] == "skipped" and again["warnings"] == []
+
+
+def test_a_stem_that_was_edited_is_replaced_only_if_asked(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("song.wav", "--stems", "bass,drums")
+    told(capsys, *words)
+    (work / "song/bass.wav").write_bytes(b"edited")
+    assert main.run([*words]) == 5
+    assert "song/bass.wav already exists" in capsys.readouterr().err
+    assert (work / "song/bass.wav").read_bytes() == b"edited"
+    assert told(capsys, *words, "--overwrite")[0]["status"] == "done"
+    assert told(capsys, *words, "--bit-depth", "16")[0]["status"] == "done"  # ours are replaced unasked
+
+
+def test_a_run_that_was_killed_while_files_got_their_names_is_done_again(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = 0
+    commit = AtomicFile.commit
+
+    def die_later(self: AtomicFile, target: Path, **options: Any) -> None:
+        nonlocal commits
+        commits += target.suffix == ".wav"
+        if commits == 2:
+            raise KeyboardInterrupt
+        commit(self, target, **options)
+
+    words = ("song.wav", "--stems", "bass,drums")
+    for bits in ("16", "24"):  # at first there is nothing, then the stems of the first run
+        commits = 0
+        monkeypatch.setattr(AtomicFile, "commit", die_later)
+        assert main.run([*words, "--bit-depth", bits]) == 130
+        monkeypatch.setattr(AtomicFile, "commit", commit)
+        assert told(capsys, *words, "--bit-depth", bits)[0]["status"] == "done"

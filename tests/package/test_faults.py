@@ -251,9 +251,12 @@ ROWS = [
     F("too few open files", song(), "song.wav", 5, "ulimit -n", shell='ulimit -n 9; exec "$@"'),
     F("out is a file", song(), "song.wav --out song.wav", 5, "cannot write song.wav", "Not a directory"),
     F("a stem is there", old_stem, "song.wav --no-overwrite", 5, "song/bass.wav already exists"),
+    F("a file of somebody else", old_stem, "song.wav", 5, "song/bass.wav already exists", "--overwrite"),
+    F("a song of somebody else", both(song("tune.flac"), song("tune.wav")), "tune.flac --stems bass --name {track}{ext}", 5, "tune.wav already exists"),
+    F("a stem file like a stem", song("vocals.wav"), "vocals.wav --stem-file --name {stem}.stem.mp4", 5, "would both be vocals.stem.mp4"),
     F("a folder in the way", folder_in_the_way, "song.wav", 5, "song/bass.wav is a folder"),
     F("folder read-only", both(song(), frozen("out")), "song.wav -o out", 5, "cannot write out/song"),
-    F("folder read-only midway", thaw_later, "song.wav", 5, "cannot write song/vocals.wav", meanwhile=freeze_half_way, new=HALF),
+    F("folder read-only midway", thaw_later, "song.wav", 5, "cannot write song/", meanwhile=freeze_half_way, new=HALF),
     F("disk too small", both(long_song, small_disk), "song.wav -o disk", 5, "the stems need 28 MB", "only 2 MB free"),
     F("disk full midway", both(long_song, small_disk), "song.wav -o disk --format flac", 5, "No space left on device"),
     F("file size limit", long_song, "song.wav", 5, "cannot write song/", shell='ulimit -f 1000; exec "$@"'),
@@ -271,7 +274,7 @@ ROWS = [
     F("one circle of two", both(link("song.wav"), song("b.wav")), "song.wav b.wav --stems bass", 7, "song.wav cannot be opened", new=["b/bass.wav", "b/.b.*.json"]),
     F("one long name of two", song(), f"{'x' * 300}.wav song.wav --stems bass", 7, "xxx.wav cannot be opened", new=["song/bass.wav", "song/.song.*.json"]),
     F("one bad of three, jobs", both(song(), song("c.wav"), write("b.wav", b"")), "b.wav song.wav c.wav -j 2 --stems bass", 7, "b.wav is empty", new=["*/bass.wav", "*/.*.json"] * 2),
-    F("a worker killed", both(song("long.wav", seconds=20), song("b.wav")), "long.wav b.wav -j 2 --stems bass", 7, "long.wav: its worker process was killed by signal 9", meanwhile=kill_a_worker, new=["b/bass.wav", "b/.b.*.json", "long/.tfswa-sep-*.tmp"]),
+    F("a worker killed", both(song("long.wav", seconds=20), song("b.wav")), "long.wav b.wav -j 2 --stems bass", 7, "long.wav: its worker process was killed by signal 9", meanwhile=kill_a_worker, new=["b/bass.wav", "b/.b.*.json", "long/"]),
     F("one song twice", song(), "song.wav ./song.wav", 0, new=ALL),
     F("two songs of one name", both(song("a/song.wav"), song("b/SONG.wav")), "a/song.wav b/SONG.wav --stems bass", 0, "are named SONG_2", new=["song/bass.wav", "song/.*.json", "SONG_2/bass.wav", "SONG_2/.*.json"]),
 ]
@@ -295,8 +298,11 @@ def test_odd_names_survive(name: str, tmp_path: Path) -> None:
     Fault(name=name, prepare=nothing, typed=typed, code=0, says=(), new=new).check(tmp_path)
 
 
-def test_the_next_run_cleans_up_after_a_killed_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["song", "another"])
+def test_the_next_run_cleans_up_after_a_killed_one(tmp_path: Path, name: str) -> None:
     next(row for row in ROWS if row.name == "killed").check(tmp_path)
-    write_song(tmp_path / "song.wav")
-    subprocess.run([*COMMAND, "song.wav"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    assert set(listing(tmp_path)) == {"song.wav", *ALL}
+    write_song(tmp_path / f"{name}.wav")
+    subprocess.run([*COMMAND, f"{name}.wav"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    assert set(listing(tmp_path)) - {"song/"} == {
+        "song.wav", f"{name}.wav", *(path.replace("song", name) for path in ALL[:-1]), f"{name}/.{name}.tfswa-sep.json"
+    }  # fmt: skip

@@ -8,6 +8,7 @@ Temporary folders are locked and removed in the same way, except on Windows, whe
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import secrets
 import shutil
@@ -111,6 +112,21 @@ def remove_abandoned(folder: Path) -> None:
                 path.unlink()
             finally:
                 os.close(handle)
+
+
+def remove_abandoned_below(folder: Path) -> None:
+    """Remove temporary files in `folder`, and in the folders directly in it, whose writer was killed."""
+    remove_abandoned(folder)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                remove_abandoned(Path(entry.path))
+
+
+@functools.cache
+def remove_abandoned_once(folder: Path) -> None:
+    """Do so the first time that this process writes below `folder`: in a large batch it would take time."""
+    remove_abandoned_below(folder)
 
 
 @contextmanager

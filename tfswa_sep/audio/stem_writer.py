@@ -12,6 +12,7 @@ takes longer than to separate it.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -19,6 +20,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import soundfile
@@ -46,6 +48,18 @@ class Written:
     gain: float  # the common gain that rescale applied, 1.0 for none
 
 
+class Record(Protocol):
+    """Remembers which files of earlier runs are ours, even of a run that was killed; see batch.manifest."""
+
+    def owns(self, path: Path) -> bool:
+        """Whether an earlier run wrote this file, and it was not changed since: then it may be replaced."""
+        ...
+
+    def announce(self, files: Mapping[Path, Path]) -> None:
+        """Record whole temporary files that are about to get their names. Raises OutputError."""
+        ...
+
+
 class StemWriter:
     """Writes stems that come as (s, c, n) blocks at the model's rate; a context manager.
 
@@ -54,6 +68,7 @@ class StemWriter:
     and checks the disk's free space in advance.
     mixture: the song as (c, n) blocks at `rate`: the stem `remainder` becomes what the others leave of it.
     stem_file: where all stems go once more as one file, see stem_mp4.py.
+    overwrite: replace any file that is there; else only those that `record` owns.
     tags: title, artist and so on, by libsndfile's names; a stem's title has its name behind it.
     cover: a picture's file.
     Entering makes the folders and opens the temporary files. Leaving without `commit` removes both.
@@ -71,6 +86,7 @@ class StemWriter:
         frames: int | None = None,
         rescale: bool = False,
         overwrite: bool = True,
+        record: Record | None = None,
         mixture: Iterator[Samples] | None = None,
         remainder: str = "",
         stem_file: Path | None = None,
@@ -83,6 +99,7 @@ class StemWriter:
         self._channels = channels
         self._rescale = rescale
         self._overwrite = overwrite
+        self._record = record
         self._frames = frames
         self._mixture = BlockReader(mixture, channels) if mixture else None
         self._remainder = remainder
@@ -100,8 +117,10 @@ class StemWriter:
     def __enter__(self) -> StemWriter:
         first_format = find_format("wav", "32f") if self._rescale else self._format
         try:
-            for path in [*self._paths.values(), *([self._stem_file] if self._stem_file else [])]:
+            targets = [*self._paths.values(), *([self._stem_file] if self._stem_file else [])]
+            for path in targets:
                 self._check_target(path)
+            for path in targets:
                 self._make_folder(path.parent)
                 remove_abandoned(path.parent)
             for stem, path in self._paths.items():
@@ -131,9 +150,13 @@ class StemWriter:
         if self._stem_file:
             self._files["stem file"] = self._join()
             targets["stem file"] = self._stem_file
+        for path in targets.values():
+            self._check_target(path)  # again: something may have come while the song was separated
+        if self._record:
+            self._record.announce({self._files[stem].path: path for stem, path in targets.items()})
         for stem, path in targets.items():
             try:
-                self._files[stem].commit(path, overwrite=self._overwrite)
+                self._files[stem].commit(path, overwrite=self._may_replace(path))
             except OSError as error:
                 raise cannot_write(path, error) from None
         for folder in {path.parent for path in targets.values()}:
@@ -238,10 +261,13 @@ class StemWriter:
             raise OutputError(
                 f"{path} is a folder, so no stem can be written there: choose another --out or --name"
             )
-        if not self._overwrite and path.exists():
+        if os.path.lexists(path) and not self._may_replace(path):
             raise OutputError(
-                f"{path} already exists: remove --no-overwrite, or choose another folder with --out"
+                f"{path} already exists: use --overwrite to replace it, or choose another folder with --out"
             )
+
+    def _may_replace(self, path: Path) -> bool:
+        return self._overwrite or (self._record is not None and self._record.owns(path))
 
     def _make_folder(self, folder: Path) -> None:
         missing = []

@@ -2,7 +2,9 @@
 
 It names the song and the model by their SHA-256, the options, and the stems by size and time of change: to
 hash them took a tenth of a run's time (measured). Where all of it is still so, the work need not be done
-again; where a run was killed it is missing, or does not fit the stems.
+again. It is also what tells our files from others, which are never replaced unasked. So it is written twice:
+without a result before the stems get their names, and with one afterwards. After a run that was killed in between,
+each stem is the one on record as earlier or the one on record as new.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,43 @@ def _hash_here(file: ModelFile) -> str:
     return digest(path) if path.is_file() else ""  # not fetched: another of the model's files is used
 
 
+@dataclass(frozen=True)
+class Record:
+    """The manifest of a song, to StemWriter: which stems there are ours.
+
+    path: The manifest.
+    work: See describe_work.
+    replace: Whether stems of earlier runs may be replaced.
+    """
+
+    path: Path
+    work: Mapping[str, Any]
+    replace: bool = True
+
+    def owns(self, output: Path) -> bool:
+        """Whether an earlier run wrote this file, and it was not changed since: then it may be replaced."""
+        return self.replace and _is_ours(output, _read(self.path), self.path)
+
+    def announce(self, files: Mapping[Path, Path]) -> None:
+        """Record whole temporary files that are about to get their names: a run may be killed meanwhile.
+
+        Raises OutputError.
+        """
+        try:
+            marks = {target: _fingerprint(temporary) for temporary, target in files.items()}
+            document = _read(self.path)
+            earlier = {
+                output: _fingerprint(output) if _is_ours(output, document, self.path) else mark
+                for output, mark in _existing_outputs(self.path).items()
+            }
+            _write(self.path, self.work, marks, earlier)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path} ({error.strerror or error}): "
+                "free up space, or choose another folder with --out"
+            ) from None
+
+
 def write_manifest(
     path: Path, work: Mapping[str, Any], outputs: list[Path], result: Mapping[str, Any]
 ) -> None:
@@ -50,14 +90,9 @@ def write_manifest(
     What earlier runs with other options made, and is still there, stays on record: outputs_in tells of it.
     """
     try:
-        marks = {os.path.relpath(output, path.parent): _fingerprint(output) for output in outputs}
-        earlier = {
-            os.path.relpath(output, path.parent): mark
-            for output, mark in _existing_outputs(path).items()
-            if output not in outputs
-        }
-        document = {**work, "outputs": marks, "earlier": earlier, "result": result}
-        write_text(path, json.dumps(document, indent=1, ensure_ascii=False))
+        marks = {output: _fingerprint(output) for output in outputs}
+        earlier = {output: mark for output, mark in _existing_outputs(path).items() if output not in outputs}
+        _write(path, work, marks, earlier, result)
     except OSError as error:
         raise OutputError(f"the stems were written, but not {path} ({error.strerror or error})") from None
 
@@ -87,9 +122,33 @@ def has_stems_of_another_song(path: Path, work: Mapping[str, Any]) -> bool:
     return another and bool(_existing_outputs(path))
 
 
+def _is_ours(output: Path, document: Mapping[str, Any], path: Path) -> bool:
+    known = [_outputs(path, document, key).get(output) for key in ("outputs", "earlier")]
+    try:
+        return _fingerprint(output) in known
+    except OSError:
+        return False
+
+
 def outputs_in(folder: Path) -> set[Path]:
     """The stems that manifests in this folder tell of: they are no songs to separate."""
     return {output for path in folder.glob(f".*{_SUFFIX}") for output in _existing_outputs(path)}
+
+
+def _write(
+    path: Path,
+    work: Mapping[str, Any],
+    outputs: Mapping[Path, Any],
+    earlier: Mapping[Path, Any],
+    result: Mapping[str, Any] | None = None,
+) -> None:
+    """Without a result the work is under way. Raises OSError."""
+
+    def by_name(marks: Mapping[Path, Any]) -> dict[str, Any]:
+        return {os.path.relpath(output, path.parent): mark for output, mark in marks.items()}
+
+    document = {**work, "outputs": by_name(outputs), "earlier": by_name(earlier), "result": result}
+    write_text(path, json.dumps(document, indent=1, ensure_ascii=False))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfswa_sep.batch import manifest
 from tfswa_sep.batch.inputs import STDIN, STDIN_NAME, FoundSong, unique
-from tfswa_sep.errors import InputError, TfswaError, UsageError
+from tfswa_sep.errors import InputError, OutputError, TfswaError, UsageError
 from tfswa_sep.options import OutputOptions, Runtime
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Work:
     model: ModelInfo
     runtime: Runtime
     options: OutputOptions
-    overwrite: bool | None  # None: what is finished is left alone, anything else replaced
+    overwrite: bool | None  # None: finished songs are skipped; only our own files are ever replaced
     keep: frozenset[str] = frozenset()  # real paths of all songs: no stem of another may replace one
     loaded: list[Separator] = field(default_factory=list, compare=False)  # filled on first use
 
@@ -96,22 +96,29 @@ class Work:
             work = self._describe(song)
             if not self.overwrite and (result := manifest.finished_work(record, work)):
                 return Outcome(song, "skipped", result)
+            mixed = manifest.has_stems_of_another_song(record, work)
+            if mixed and not self.overwrite:
+                raise OutputError(
+                    f"{record.parent} has the stems of another recording, or of {song.path} before it was changed: "
+                    "use --overwrite to replace them, or choose another folder with --out"
+                )
             written = self.separator.separate_file(
                 song.path,
-                replace(self.options, out=out, overwrite=self.overwrite is not False),
+                replace(self.options, out=out, overwrite=bool(self.overwrite)),
                 track=song.track,
                 keep=self.keep,
+                record=manifest.Record(record, work, replace=self.overwrite is None),
                 on_progress=on_progress,
             )
         except TfswaError as error:
             raise type(error)(str(error).replace(str(song.path), song.name)) from error
         result = _describe(song, written)
         joined = [written.stem_file] if written.stem_file else []
-        mixed = manifest.has_stems_of_another_song(record, work)
         manifest.write_manifest(record, work, [*written.files.values(), *joined], result)
-        if mixed:  # only told: another song of this name looks as the same one does that was changed
-            note = f"the stems of {song.name} replaced those of another recording in {record.parent}"
-            result["warnings"].append(f"{note}: use another --out to keep both")
+        if mixed:
+            result["warnings"].append(
+                f"the stems of {song.name} replaced those of another recording in {record.parent}"
+            )
         return Outcome(song, "done", result, took=time.perf_counter() - began)
 
     def _describe(self, song: PlannedSong) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
+from tfswa_sep.audio.atomic_file import remove_abandoned_below
 from tfswa_sep.batch.plan import Outcome, PlannedSong, Work
 from tfswa_sep.errors import DeviceError, ModelError, TfswaError, UsageError
 from tfswa_sep.inference.hardware import count_cores
@@ -126,6 +128,7 @@ def _run_in_processes(
                     message = ready.recv()
                 except (EOFError, ConnectionError):
                     process.join()
+                    remove_abandoned_below(Path(work.options.out) / song.folder)
                     message = Outcome(song, "failed", error=_crash_error(song, process.exitcode))
                 if not isinstance(message, Outcome):
                     if on_progress:

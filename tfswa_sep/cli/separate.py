@@ -31,7 +31,8 @@ Overwrite = Annotated[
     bool | None,
     typer.Option(
         "--overwrite/--no-overwrite",
-        help="Redo finished songs, or never replace a file [default: skip finished songs].",
+        help="Redo finished songs and replace any file, or never replace a file [default: skip finished "
+        "songs, replace only stems of earlier runs].",
         show_default=False,
     ),
 ]
