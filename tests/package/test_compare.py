@@ -114,14 +114,17 @@ def test_songs_are_matched_by_name_whatever_their_folder_is_called(tmp_path: Pat
     assert "'song 0' lasts 1 s in tool (a.json) and 7 s in tool (d.json) (2 such songs)" in cut
 
 
-def test_a_table_that_is_piped_does_not_wrap(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_table_fits_80_columns_and_says_once_that_songs_are_few(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    paths = [record(tmp_path / f"a rather long name {side}.json", [1.0] * 6) for side in "ab"]
-    paths.append(record(tmp_path / "fewer.json", [2.0] * 5))
+    songs = {f"song{n}": (5.0, 6.0, -3.0) for n in range(6)}
+    paths = [stems_record(tmp_path / "a rather long name.json", **songs)]
+    paths.append(stems_record(tmp_path / "another.json", **dict.fromkeys(songs, (4.0, 6.0, 0.0))))
+    paths.append(stems_record(tmp_path / "fewer.json", song0=(1.0, 2.0, 3.0), song1=(2.0, 3.0, 4.0)))
     assert cli.run(["eval", "compare", *map(str, paths)]) == 0
-    out, err = capsys.readouterr()
-    assert out.count("no difference shown") == 1
-    assert out.count("fewer than 6 songs: say nothing") == 1
-    assert err.startswith("tfswa-sep: note: different songs: 5 are in both records")
+    out, _ = capsys.readouterr()
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+    assert out.count("fewer than 6 songs") == 1
+    verdicts = [line.split()[-1] for line in out.splitlines() if line.startswith(("vocals", "drums"))]
+    assert verdicts == ["worse", "unclear", "-", "-"]

@@ -185,8 +185,9 @@ def compare(
         return
     from tfswa_sep.evaluation.report.tables import difference_table
 
-    for second in dict.fromkeys(difference.second for difference in found.differences):
-        _print_table(difference_table([each for each in found.differences if each.second == second]))
+    seconds = dict.fromkeys(difference.second for difference in found.differences)
+    groups = ([each for each in found.differences if each.second == second] for second in seconds)
+    _print_tables(*map(difference_table, groups))
 
 
 @app.command("listen")
@@ -240,7 +241,7 @@ def listen_results(
         return
     from tfswa_sep.evaluation.report.tables import preference_table
 
-    _print_table(preference_table(found))
+    _print_tables(preference_table(found))
 
 
 def _write_record(found: Evaluation, files: list[Path]) -> None:
@@ -259,31 +260,30 @@ def _print_evaluation(found: Evaluation) -> None:
     from tfswa_sep.evaluation.report.tables import score_table, song_table, summary_table
     from tfswa_sep.evaluation.results import BASELINE
 
-    for method in found.methods:
-        if method.kind != BASELINE:
-            _print_table(song_table(method, found.data))
+    tables = [song_table(method, found.data) for method in found.methods if method.kind != BASELINE]
     if len(found.methods) > 1 or len(found.metrics) > 1:
-        _print_table(summary_table(found))
-    _print_table(score_table(found))
+        tables.append(summary_table(found))
+    _print_tables(*tables, score_table(found))
 
 
-def _print_table(table: Table) -> None:
-    """Print a table on stdout: as wide as it needs to be where that is no terminal, so that no cell wraps."""
+def _print_tables(*tables: Table) -> None:
+    """Print tables on stdout: as wide as they need to be where that is no terminal, so that no cell wraps."""
     from rich.console import Console
     from rich.measure import Measurement
     from rich.segment import Segment, Segments
 
-    console = Console(width=None if sys.stdout.isatty() else WIDEST)
-    if not sys.stdout.isatty():
-        console.width = Measurement.get(console, console.options, table).maximum
-    # Names of songs may hold control characters.
-    segments = [
-        segment
-        if segment.control or segment.text == "\n"
-        else Segment(printable(segment.text), segment.style)
-        for segment in console.render(table)
-    ]
-    console.print(Segments(segments), end="")
+    for number, table in enumerate(tables):
+        console = Console(width=None if sys.stdout.isatty() else WIDEST)
+        if not sys.stdout.isatty():
+            console.width = Measurement.get(console, console.options, table).maximum
+        # Names of songs may hold control characters.
+        segments = [
+            segment
+            if segment.control or segment.text == "\n"
+            else Segment(printable(segment.text), segment.style)
+            for segment in console.render(table)
+        ]
+        console.print("\n" * (number > 0), Segments(segments), sep="", end="")
 
 
 def _metrics(names: str | None) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ CONFIDENCE = 0.95
 SEED = 0
 SAME_SECONDS = 1.0  # two copies of a song differ in length by less: codecs pad by some milliseconds
 MEAN = "mean"  # what is said of all stems together, the accompaniment apart
+UNCLEAR = "unclear"
 MIN_SONGS = 6  # with 5, all differences of one sign still happen by chance one time in 16
 
 
@@ -43,15 +44,21 @@ class Difference:
     second_better_in: int  # songs
 
     @property
-    def verdict(self) -> str:
-        """What may be said."""
+    def short_verdict(self) -> str:
+        """How the second method does: "better", "worse", UNCLEAR, or "-" for too few songs."""
         if self.songs < MIN_SONGS or self.low is None or self.high is None:
-            return f"fewer than {MIN_SONGS} songs: say nothing"
-        if self.low > 0:
-            return f"{self.second} is better"
-        if self.high < 0:
-            return f"{self.first} is better"
-        return "no difference shown"
+            return "-"
+        return "better" if self.low > 0 else "worse" if self.high < 0 else UNCLEAR
+
+    @property
+    def verdict(self) -> str:
+        """What may be claimed."""
+        return {
+            "better": f"{self.second} is better",
+            "worse": f"{self.first} is better",
+            UNCLEAR: "no difference shown",
+            "-": f"fewer than {MIN_SONGS} songs: say nothing",
+        }[self.short_verdict]
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,11 @@ class Evaluation:
     machine: str
     versions: Mapping[str, str]  # package -> version
 
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Every stem that some method has a score for."""
+        return tuple(dict.fromkeys(stem for method in self.methods for stem in method.stems))
+
     def with_methods(self, methods: Sequence[MethodScores]) -> Evaluation:
         """The same run with other scores."""
         return replace(self, methods=tuple(methods))

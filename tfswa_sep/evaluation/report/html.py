@@ -6,7 +6,7 @@ from statistics import fmean
 
 from tfswa_sep.evaluation.extra import render
 from tfswa_sep.evaluation.report.charts import Scatter, bar_charts, box_plot, scatter
-from tfswa_sep.evaluation.report.tables import cell, differences, notes
+from tfswa_sep.evaluation.report.tables import KEPT_NOTE, cell, differences, notes
 from tfswa_sep.evaluation.results import BASELINE, LABELS, Evaluation
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#db2777")
@@ -20,7 +20,7 @@ def html_report(evaluation: Evaluation) -> str:
     """
     methods = evaluation.methods
     names = [method.name for method in methods]
-    stems = list(dict.fromkeys(stem for method in methods for stem in method.stems))
+    stems = evaluation.stems
     songs = {song.song: song.seconds for method in methods for song in method.songs}
     metric = main_metric(evaluation)
     values = {
@@ -54,9 +54,10 @@ def html_report(evaluation: Evaluation) -> str:
         metrics=[name for name in LABELS if any(name in method.metrics for method in methods)],
         colours=[COLOURS[number % len(COLOURS)] for number in range(len(names))],
         boxes=box_plot(values, names),
-        speed=_speed(evaluation, stems, metric),
+        speed=_speed(evaluation, metric),
         bars=bar_charts(scores, names),
         differences=differences(evaluation),
+        kept_note=KEPT_NOTE,
         notes=notes,
         cell=cell,
     )
@@ -68,11 +69,13 @@ def main_metric(evaluation: Evaluation) -> str:
     return "museval_sdr" if official and evaluation.methods else "sdr"
 
 
-def _speed(evaluation: Evaluation, stems: list[str], metric: str) -> Scatter | None:
+def _speed(evaluation: Evaluation, metric: str) -> Scatter | None:
     """Real-time factor against the mean over the stems of their medians."""
     points = {}
     for method in evaluation.methods:
-        medians = [score[metric] for stem in stems if (score := method.median(stem)[0]) is not None]
+        medians = [
+            score[metric] for stem in evaluation.stems if (score := method.median(stem)[0]) is not None
+        ]
         known = [median for median in medians if median is not None]
         if method.real_time_factor and known:
             points[method.name] = (method.real_time_factor, fmean(known))

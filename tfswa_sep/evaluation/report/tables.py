@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from tfswa_sep.constants import ACCOMPANIMENT
 from tfswa_sep.evaluation.bsseval import FAST_SECONDS
-from tfswa_sep.evaluation.compare import MEAN, Difference, bootstrap, mean_of_stems
-from tfswa_sep.evaluation.listening.answers import ListeningTest
+from tfswa_sep.evaluation.compare import MEAN, MIN_SONGS, UNCLEAR, Difference, bootstrap, mean_of_stems
+from tfswa_sep.evaluation.listening.answers import MIN_ANSWERS, ListeningTest
 from tfswa_sep.evaluation.results import BASELINE, LABELS, Evaluation, MethodScores, StemScore
 
 DETAILS = {"frame_sdr", "mixture_sdr", "gain", "kept", "leaked"}  # only in the table of one method
-PLACES = {"kept": 2, "leaked": 3}  # decimals; two for all that is in dB
+DECIMALS = {"leaked": 3}  # else 2
 
 FAST_NOTE = (
     f"fast fits its filters anew every {FAST_SECONDS} s: its SIR and SAR differ from those of museval and mir_eval "
     "by up to 0.7 dB; publish v4, which is museval's"
+)
+KEPT_NOTE = (
+    "kept: how much of the true stem is in the estimate (ideally 1); leaked: of the other stems (ideally 0)"
 )
 
 
@@ -27,15 +32,27 @@ def cell(score: StemScore | None, metric: str) -> str:
     value = None if score is None else score[metric]
     if value is None:
         return "-"
-    return f"{value:{'+' if metric == 'gain' else ''}.{PLACES.get(metric, 2)}f}"
+    return f"{value:{'+' if metric == 'gain' else ''}.{DECIMALS.get(metric, 2)}f}"
+
+
+def _table(title: str, texts: Sequence[str], numbers: Sequence[str], *, verdict: bool = False) -> Table:
+    """An empty table with columns of text, of numbers and perhaps a verdict."""
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, caption_justify="left"
+    )
+    for name in texts:
+        table.add_column(name, overflow="fold", no_wrap=name == "stem")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    if verdict:
+        table.add_column("verdict")
+    return table
 
 
 def song_table(method: MethodScores, data: str) -> Table:
-    """One line a song and stem, then the averages, then what has to be said."""
+    """One row per song and stem, then the averages; the caption says what else to know."""
     metrics = method.metrics
-    table = Table(title=f"{method.name} on {data}, dB")
-    for name in ("song", "stem", *(LABELS[metric] for metric in metrics)):
-        table.add_column(name, justify="left" if name in ("song", "stem") else "right")
+    table = _table(f"{method.name} on {data}, dB", ("song", "stem"), [LABELS[metric] for metric in metrics])
     for song in method.songs:
         name = f"({song.song})" if song.apart else song.song
         for stem in dict.fromkeys((*song.stems, *song.skipped)):
@@ -49,19 +66,18 @@ def song_table(method: MethodScores, data: str) -> Table:
                 cells = (cell(score, metric) for metric in metrics)
                 table.add_row(f"{label} of {count}", stem, *cells, style="bold")
         table.add_section()
-    table.caption = "\n".join([*notes(method), *([FAST_NOTE] if "fast_sir" in metrics else [])])
+    explained = [KEPT_NOTE] if "kept" in metrics else []
+    table.caption = "\n".join([*notes(method), *explained, *([FAST_NOTE] if "fast_sir" in metrics else [])])
     return table
 
 
 def summary_table(evaluation: Evaluation) -> Table:
-    """One line a stem and method: medians over the songs, as the MUSDB18 protocol has them."""
+    """One row per stem and method: medians over the songs, as in the MUSDB18 protocol."""
     known = {name for method in evaluation.methods for name in method.metrics}
     metrics = [name for name in LABELS if name in known and name not in DETAILS]
-    table = Table(title=f"{evaluation.data}, medians over the songs, dB")
-    for name in ("stem", "method", "songs", *(LABELS[metric] for metric in metrics)):
-        table.add_column(name, justify="left" if name in ("stem", "method") else "right")
-    stems = dict.fromkeys(stem for method in evaluation.methods for stem in method.stems)
-    for stem in stems:
+    title = f"{evaluation.data}, medians over the songs, dB"
+    table = _table(title, ("stem", "method"), ["songs", *(LABELS[metric] for metric in metrics)])
+    for stem in evaluation.stems:
         for method in evaluation.methods:
             score, count = method.median(stem)
             if score is not None:
@@ -73,12 +89,10 @@ def summary_table(evaluation: Evaluation) -> Table:
 
 
 def score_table(evaluation: Evaluation) -> Table:
-    """One line per stem and method, and the mean of the stems: mean SDR and how sure it is, median of frames."""
-    table = Table(title=f"{evaluation.data}, SDR in dB")
-    for name in ("stem", "method", "songs", "mean", "95 % interval", "median of frames"):
-        table.add_column(name, justify="left" if name in ("stem", "method") else "right")
-    stems = list(dict.fromkeys(stem for method in evaluation.methods for stem in method.stems))
-    for stem in stems:
+    """One row per stem and method, and for the mean of the stems: mean SDR with its interval, median of frames."""
+    columns = ("songs", "mean", "95 % interval", "median of frames")
+    table = _table(f"{evaluation.data}, SDR in dB", ("stem", "method"), columns)
+    for stem in evaluation.stems:
         for method in evaluation.methods:
             if stem in method.stems:
                 _add_score(table, stem, method, [stem])
@@ -113,7 +127,7 @@ def _add_score(table: Table, label: str, method: MethodScores, stems: Sequence[s
 
 
 def differences(evaluation: Evaluation) -> list[str]:
-    """How far the quick numbers are from museval's in this very run, if it has both."""
+    """How far the fast metrics are from museval's in this run, if it has both."""
     lines = []
     for method in evaluation.methods:
         if method.kind == BASELINE:
@@ -137,12 +151,11 @@ def differences(evaluation: Evaluation) -> list[str]:
 
 
 def difference_table(differences: Sequence[Difference]) -> Table:
-    """One method against another, one line a stem."""
+    """One method against another, one row per stem. Narrower than 80 columns."""
     one = differences[0]
-    table = Table(title=f"{one.second} against {one.first}: {LABELS[one.metric]}, dB")
-    columns = ("stem", "songs", "first", "second", "difference", "95 % interval", "better in", "verdict")
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("stem", "verdict") else "right")
+    columns = ("songs", "first", "second", "difference", "95 % interval", "wins")
+    title = f"{one.second} against {one.first}: {LABELS[one.metric]}, dB"
+    table = _table(title, ("stem",), columns, verdict=True)
     for each in differences:
         known = each.low is not None and each.high is not None
         table.add_row(
@@ -152,32 +165,31 @@ def difference_table(differences: Sequence[Difference]) -> Table:
             f"{each.mean_second:.2f}",
             f"{each.difference:+.2f}",
             f"{each.low:+.2f} to {each.high:+.2f}" if known else "-",
-            f"{each.second_better_in} of {each.songs}",
-            each.verdict,
+            str(each.second_better_in),
+            each.short_verdict,
             style="bold" if each.stem == MEAN else None,
         )
-    table.caption = "Means over the songs that both have scored; paired bootstrap over songs."
-    if any(each.stem == MEAN for each in differences) and len(differences) > 3:
-        table.caption += f" {MEAN}: of the stems, accompaniment apart."
+    lines = [
+        f"First: {one.first}. Second, which the verdict is on: {one.second}.",
+        "Means over the songs that both have scored; paired bootstrap over songs.",
+        "Wins: songs in which the second is better.",
+    ]
+    if any(each.short_verdict == UNCLEAR for each in differences):
+        lines.append("Unclear: the interval includes zero.")
+    if any(each.songs < MIN_SONGS for each in differences):
+        lines.append(f"No verdict on fewer than {MIN_SONGS} songs.")
+    if {MEAN, ACCOMPANIMENT} <= {each.stem for each in differences}:
+        lines.append("Mean: over the stems, without the accompaniment.")
+    table.caption = "\n".join(lines)
     return table
 
 
-def preference_table(found: ListeningTest) -> Table:
-    """What listeners prefer, one line per stem and method."""
-    table = Table(title=f"Listening test, {found.files} {'file' if found.files == 1 else 'files'} of answers")
-    for name in (
-        "stem",
-        "method",
-        "answers",
-        "better",
-        "no difference",
-        "preference",
-        "95 % interval",
-        "p",
-        "verdict",
-    ):
-        table.add_column(name, justify="left" if name in ("stem", "method", "verdict") else "right")
-    for each in found.preferences:
+def preference_table(test: ListeningTest) -> Table:
+    """What listeners prefer, one row per stem and method."""
+    title = f"Listening test, {test.files} {'file' if test.files == 1 else 'files'} of answers"
+    columns = ("answers", "better", "no difference", "preference", "95 % interval", "p")
+    table = _table(title, ("stem", "method"), columns, verdict=True)
+    for each in test.preferences:
         table.add_row(
             each.stem,
             each.method,
@@ -187,27 +199,28 @@ def preference_table(found: ListeningTest) -> Table:
             f"{each.share:.0%}",
             f"{each.low:.0%} to {each.high:.0%}",
             f"{each.p_value:.3f}",
-            each.verdict,
+            each.verdict if each.answers >= MIN_ANSWERS else "-",
         )
-    table.caption = (
-        "Preference: no difference counts half for each; Wilson's interval. p: sign test, ties left out."
-    )
-    if found.unanswered:
-        table.caption += f" Unanswered: {found.unanswered}."
+    lines = [
+        "Preference: no difference counts half for each; Wilson's interval.",
+        "p: sign test, ties left out.",
+    ]
+    if any(each.answers < MIN_ANSWERS for each in test.preferences):
+        lines.append(f"No verdict on fewer than {MIN_ANSWERS} answers.")
+    if test.unanswered:
+        lines.append(f"Unanswered: {test.unanswered}.")
+    table.caption = "\n".join(lines)
     return table
 
 
 def notes(method: MethodScores) -> list[str]:
-    """What has to be said about the songs: what was odd, what was left out and how often."""
+    """What to know about the songs: oddities, and what was left out and how often."""
     lines = [f"{song.song}: {note}" for song in method.songs for note in song.warnings]
     lines += [f"{song.song}, {stem}: {why}" for song in method.songs for stem, why in song.skipped.items()]
-    counts: dict[str, int] = {}
-    for song in method.songs:
-        for stem in song.skipped:
-            counts[stem] = counts.get(stem, 0) + 1
+    counts = Counter(stem for song in method.songs for stem in song.skipped)
     if counts:
-        told = ", ".join(f"{stem} {count}" for stem, count in counts.items())
-        lines.append(f"stems without a number, or not all of them: {told} (of {len(method.songs)} songs)")
+        listed = ", ".join(f"{stem} {count}" for stem, count in counts.items())
+        lines.append(f"stems without a number, or not all of them: {listed} (of {len(method.songs)} songs)")
     if any(song.apart for song in method.songs):
         lines.append("songs in parentheses are not in the averages")
     return lines
