@@ -2,12 +2,12 @@
 
     import tfswa_sep
 
-    tfswa_sep.separate("song.mp3", out="stems")      # a file into files, as the command does
-    separator = tfswa_sep.Separator("small")         # a model that is loaded once, for many songs
+    tfswa_sep.separate("song.mp3", out="stems")      # a file to files, as the command does
+    separator = tfswa_sep.Separator("small")         # loads the model once, for many songs
     stems = separator.separate(samples, rate=44100)  # (c, n) at full scale +-1 -> {"vocals": (c, n), ...}
     separator.save(stems, "stems")
 
-Importing the package costs nothing: each name loads what it needs when it is first used.
+Importing the package is fast: each name loads what it needs at first use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first asked for (PEP 562)."""
+    """Import a public name at first use (PEP 562)."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_LAZY[name]), name)

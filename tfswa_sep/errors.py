@@ -1,16 +1,16 @@
-"""What can go wrong, and the exit code that each kind gives.
+"""Errors and their exit codes.
 
-TfswaError            1  a bug of ours, or nothing below fits
+TfswaError            1  anything else
 ├── UsageError        2  an option or an argument makes no sense
-├── InputError        3  a song cannot be found, read or understood
-│   └── TruncatedError   a song is cut short: --allow-truncated takes what is there
-├── ModelError        4  a model is unknown, cannot be fetched, or is damaged
-├── OutputError       5  a stem cannot be written: permission, disk, format
-├── DeviceError       6  the backend or device is missing, or memory ran out
-└── BatchError        7  some songs of a batch failed, the others are done
+├── InputError        3  a song is missing or cannot be decoded
+│   └── TruncatedError   a song is cut short: --allow-truncated separates the rest
+├── ModelError        4  a model is unknown, cannot be downloaded, or is damaged
+├── OutputError       5  a stem cannot be written: permissions, disk, format
+├── DeviceError       6  a backend or device is missing, or memory ran out
+└── BatchError        7  some songs of a batch failed; the others are done
 
-Interruption has the shell's codes: 130 after Ctrl-C, 143 after SIGTERM.
-The message of each error is one line that says what, which file, and what to do.
+Interruptions have the shell's exit codes: 130 after Ctrl-C, 143 after SIGTERM. An error's message is one line that
+says what is wrong, with which file, and what to do.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class UsageError(TfswaError):
 
 
 class InputError(TfswaError):
-    """A song cannot be found, read or understood."""
+    """A song is missing or cannot be decoded."""
 
     exit_code = 3
 
 
 class TruncatedError(InputError):
-    """A song is cut short or damaged; what comes before can be read."""
+    """A song is cut short or damaged; the part before that can be decoded."""
 
 
 class ModelError(TfswaError):
-    """A model is unknown, cannot be fetched, or is damaged."""
+    """A model is unknown, cannot be downloaded, or is damaged."""
 
     exit_code = 4
 
@@ -68,7 +68,7 @@ class OutputError(TfswaError):
 
 
 class DeviceError(TfswaError):
-    """The backend or device is missing, or its memory ran out."""
+    """A backend or device is missing, or its memory ran out."""
 
     exit_code = 6
 

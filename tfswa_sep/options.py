@@ -1,4 +1,4 @@
-"""What can be chosen for a separation, documented once: for the command, the Python API, batches and evaluation."""
+"""The options of a separation, shared by the command, the Python API, batches and evaluation."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _DEVICE = re.compile(r"auto|cpu|mps|coreml|cuda(:\d{1,3})?")
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What computes, and where.
+    """Where and how the model runs.
 
     Attributes:
-        backend: "onnx", "torch", or "auto": torch if there is a GPU (CUDA or MPS) and the model has a file for
-            torch, else onnx.
-        device: "auto", "cpu", "cuda", "cuda:N", "mps" (torch) or "coreml" (onnx). Where both backend and device
-            are "auto" and the GPU cannot be used, the CPU is, and the backend's notes say so.
-        precision: "fp32", "int8" (onnx), or "auto", the fastest here: int8 on CPUs made for it, 16 bits with
-            torch where the device is faster with them.
+        backend: "onnx", "torch", or "auto": torch if there is a GPU (CUDA or MPS) and the model has a torch file,
+            else onnx.
+        device: "auto", "cpu", "cuda", "cuda:N", "mps" (torch) or "coreml" (onnx). If backend and device are "auto"
+            and the GPU cannot be used, the CPU is used, and the backend's notes say so.
+        precision: "fp32", "int8" (onnx), or "auto" for the fastest: int8 on CPUs with int8 instructions, 16 bits in
+            torch on devices that are faster with them.
         threads: CPU threads; None for one per physical core.
-        batch_size: Segments per call (torch: 16 at most); None for as many as suit the device best.
-        shifts: Passes over the song, each cut into segments at another offset; the stems are their mean. N passes
+        batch_size: Segments per call (torch: at most 16); None for the device's best.
+        shifts: Passes over the song, each with its segments at another offset; the stems are their mean. N passes
             take N times as long.
 
     Raises:
@@ -59,22 +59,23 @@ class Runtime:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """How a song is read, and its stems are written.
+    """How a song is read and its stems are written.
 
     Attributes:
-        stems: Names, "accompaniment", and sums such as "drums+bass", separated by commas or as a list; None for
+        stems: Names, "accompaniment", and sums such as "drums+bass", separated by commas or in a list; None for
             all of the model's.
         out: The folder.
-        name: Template of the files' paths in it, of {track}, {stem} and {ext} (".wav").
+        name: Template of the files' paths in `out`, with {track}, {stem} and {ext} (".wav").
         audio_format: "wav", "flac", "mp3", "ogg", "opus" or "m4a".
         bit_depth: "32f" (wav), "24" or "16"; None for 32f in wav and 24 in flac.
         bitrate: kbit/s of mp3, ogg, opus and m4a; None for a high one.
-        rescale: Bring stems that are too loud under full scale by one common gain, where files would clip.
-        exact_sum: The last stem becomes what the others leave of the song, so that all add up to it exactly.
+        rescale: Turn all stems down by one common gain if any would clip.
+        exact_sum: Make the last stem the song minus the others, so that all add up to the song exactly.
         stem_file: Also write all stems as one Native Instruments file, SONG.stem.mp4.
         downmix: Mix more than two channels down to stereo.
-        allow_truncated: Take what there is of a song that is cut short.
-        overwrite: Replace files that are there; False refuses to. (The command replaces only its own unless told.)
+        allow_truncated: Separate what is left of a song that is cut short.
+        overwrite: Replace existing files; False raises OutputError instead. The command replaces only its own by
+            default.
     """
 
     stems: str | Sequence[str] | None = None
@@ -92,5 +93,5 @@ class OutputOptions:
 
 
 def take_fields(kind: type[Any], values: dict[str, Any]) -> Mapping[str, Any]:
-    """Remove from `values` those that are fields of the dataclass `kind`, and return them."""
+    """Move those of `values` that are fields of the dataclass `kind` into a dictionary of their own."""
     return {field.name: values.pop(field.name) for field in fields(kind) if field.name in values}

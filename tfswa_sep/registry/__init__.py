@@ -1,14 +1,14 @@
 """A model's name, address or path -> a verified file on this machine.
 
-    models_toml.py   a list of models: the one in the package, and the user's own
-    addresses.py     hf:// and https:// addresses that the user names, pinned when they are first used
-    download.py      the network: resume, retry, lock, quarantine (web.py: which requests may leave)
+    models_toml.py   models.toml, the list of models: the package's and the user's
+    addresses.py     hf:// and https:// addresses, pinned at first use
+    download.py      resume, retry, lock, quarantine
+    web.py           which requests are allowed
     integrity.py     size, SHA-256 and first bytes
-    folders.py       where all of that lies
+    folders.py       where files are kept
 
-Whatever its way here, a file has the recorded size and SHA-256 before anything opens it. Nothing is
-unpickled: weights are .onnx or .safetensors.
-Nothing heavy is imported here, so that an unknown model or a damaged file is told at once.
+A file's size and SHA-256 are verified before anything opens it. Weights are .onnx or .safetensors; nothing is
+unpickled. Nothing heavy is imported here, so that an unknown model or a damaged file is reported at once.
 """
 
 from __future__ import annotations
@@ -42,18 +42,20 @@ WEIGHTS = PACKAGE / "weights"
 
 
 def load_registry(path: Path | None = None) -> dict[str, ModelInfo]:
-    """The models that have a name: {name: model}, the default model first.
+    """The registered models, {name: model}, the default first.
 
-    path: a models.toml; None: the one in the package (a wheel has it there, a checkout beside it), and over
-    it the user's own in the folder for settings, whose default comes before ours.
-    Raises ModelError for a file that is not there, is not TOML, or says anything that is not understood.
+    Args:
+        path: A models.toml; None for the package's, overridden by the user's in the settings folder.
+
+    Raises:
+        ModelError: A file is missing, not TOML, or has unknown or invalid entries.
     """
     if path is not None:
         return _default_first(read_models(path), path)
     path = PACKAGE / "models.toml"
     models = read_models(path if path.is_file() else PACKAGE.parent / "models.toml")
     own = config_folder() / "models.toml"
-    if os.path.isfile(own):  # a Path raises for a folder that may not be read
+    if os.path.isfile(own):  # Path.is_file raises if the folder cannot be read
         added = read_models(own)
         if any(model.default for model in added.values()):
             models = {name: replace(model, default=False) for name, model in models.items()}
@@ -62,10 +64,11 @@ def load_registry(path: Path | None = None) -> dict[str, ModelInfo]:
 
 
 def find_model(name_or_path: str | Path) -> ModelInfo:
-    """The model of that name, at that hf:// or https:// address, or in that .onnx or .safetensors file.
+    """The model with a name, at an hf:// or https:// address, or in an .onnx or .safetensors file.
 
-    Raises ModelError for an unknown name, with the nearest one, for an address that has no model, and for a
-    file that is not there or no model.
+    Raises:
+        ModelError: The name is unknown (the message suggests the nearest), the address has no model, or the file is
+            missing or not a model.
     """
     models = load_registry()
     name = str(name_or_path)
@@ -73,31 +76,35 @@ def find_model(name_or_path: str | Path) -> ModelInfo:
         return models[name]
     if addresses.is_address(name):
         return addresses.find(name)
-    path = Path(os.path.expanduser(name))  # a Path raises for users that are not there
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises for unknown users
     if path.suffix in SUFFIXES or len(path.parts) > 1 or os.path.isfile(path):
         return _local_model(path)
-    near = difflib.get_close_matches(name, models, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"available: {', '.join(models)}"
+    matches = difflib.get_close_matches(name, models, n=1, cutoff=0.5)
+    hint = f"did you mean {matches[0]!r}?" if matches else f"available: {', '.join(models)}"
     raise ModelError(f"unknown model {name!r}: {hint} (list them: tfswa-sep models)")
 
 
 def known_models() -> list[ModelInfo]:
-    """The models that have a name, the default first, and those at addresses that were used before."""
+    """The registered models, the default first, and those at addresses used before."""
     return [*load_registry().values(), *addresses.pinned_models()]
 
 
 def default_model() -> ModelInfo:
-    """The model that is taken when nobody names one."""
+    """The model used if none is named."""
     return next(iter(load_registry().values()))
 
 
 def with_precision(info: ModelInfo, precision: str, *, prefer_int8: bool = False) -> ModelInfo:
-    """The model with those of its files alone that compute in `precision`.
+    """The model with only its files of a given precision.
 
-    precision: "fp32", "int8", or "auto": all files, those in int8 first if `prefer_int8`, else last. The
-    backend is chosen afterwards, and takes the first of its own.
-    A file whose precision nobody recorded is taken for whatever was asked for.
-    Raises UsageError for another precision, ModelError for one that the model has no file for.
+    Args:
+        info: The model.
+        precision: "fp32", "int8", or "auto" for all files. Files of unknown precision match any.
+        prefer_int8: With "auto", int8 files come first rather than last; a backend uses the first of its own.
+
+    Raises:
+        UsageError: The precision is unknown.
+        ModelError: The model has no file of that precision.
     """
     if precision not in ("auto", *PRECISIONS):
         raise UsageError(f"unknown precision {precision!r}: choose from auto, {', '.join(PRECISIONS)}")
@@ -107,16 +114,23 @@ def with_precision(info: ModelInfo, precision: str, *, prefer_int8: bool = False
         )
     files = tuple(file for file in info.files if file.precision in ("", precision))
     if not files:
-        offered = {file.precision for file in info.files}
-        raise ModelError(f"model {info.name!r} has no {precision} file: use --precision {min(offered)}")
+        available = {file.precision for file in info.files}
+        raise ModelError(f"model {info.name!r} has no {precision} file: use --precision {min(available)}")
     return replace(info, files=files)
 
 
 def fetch(info: ModelInfo, backend: str) -> Path:
-    """The model's file for `backend` ("onnx" or "torch"), here, with the recorded size and SHA-256.
+    """The local path of a model's verified file, downloaded if necessary.
 
-    A file that the user named has no recorded hash: only its suffix and its first bytes are looked at.
-    Raises ModelError: no file for that backend, cannot be fetched, or damaged. OutputError: cannot be kept.
+    Without a recorded hash, as for a file that the user names, only suffix and first bytes are checked.
+
+    Args:
+        info: The model.
+        backend: "onnx" or "torch".
+
+    Raises:
+        ModelError: There is no file for the backend, it cannot be downloaded, or it is damaged.
+        OutputError: It cannot be saved.
     """
     file = next((file for file in info.files if file.backend == backend), None)
     if file is None:
@@ -138,23 +152,28 @@ def fetch(info: ModelInfo, backend: str) -> Path:
 
 
 def local_path(file: ModelFile) -> Path:
-    """Where a model's file lies on this machine, or would lie once it is fetched."""
+    """Where a model's file is, or will be once downloaded."""
     if match := BUNDLED.fullmatch(file.where):
         return WEIGHTS / match["file"]
     return download.cached_path(file) if download.is_remote(file.where) else Path(file.where)
 
 
 def problem_of(file: ModelFile) -> str | None:
-    """What is wrong with a model's file that is on this machine, as the rest of a sentence; None: nothing."""
+    """What is wrong with a model's local file, as the rest of a sentence; None if nothing is."""
     path = local_path(file)
     return damage(path, size=file.bytes, sha256=file.sha256) if file.sha256 else header_problem(path)
 
 
 def remove(name: str) -> list[Path]:
-    """Delete what was downloaded of a model, and forget the pin of an address. Returns what was deleted.
+    """Delete a model's downloaded files and, for an address, its pin.
 
-    Raises ModelError for an unknown name or address, UsageError for a model that comes with tfswa-sep or is
-    a file of the user's own, OutputError if the cache cannot be changed.
+    Returns:
+        The deleted files.
+
+    Raises:
+        ModelError: The name or address is unknown.
+        UsageError: The model is bundled or a local file.
+        OutputError: The cache cannot be changed.
     """
     info = addresses.find(name, ask_hub=False) if addresses.is_address(name) else find_model(name)
     remote = [file for file in info.files if download.is_remote(file.where)]
@@ -167,7 +186,7 @@ def remove(name: str) -> list[Path]:
 
 
 def describe(model: ModelInfo) -> list[tuple[str, str]]:
-    """(label, text) lines for a person; what is not known is left out."""
+    """A description for display, as (label, text) lines; unknown facts are left out."""
     size = (f"{file.bytes / 1e6:.1f} MB" if file.bytes else "size unknown" for file in model.files)
     files = (f"{f.label}, {mb}, {f.where.partition(':')[0]}" for f, mb in zip(model.files, size, strict=True))
     channels = "stereo" if model.channels == 2 else f"{model.channels} channels"

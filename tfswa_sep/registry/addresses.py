@@ -1,14 +1,14 @@
-"""What `--model` takes besides a registered name and a file: an address, pinned when it is first used.
+"""Models at addresses, which are pinned at first use.
 
     hf://org/repo                       a Hugging Face repository with one .onnx, one .safetensors or both
-    hf://org/repo@revision/file.onnx    one file, of a branch, a tag or a commit; without @revision of `main`
-    https://host/file.onnx              one file of a web server
-    https://host/file.onnx#sha256=...   the same, and what it must be
+    hf://org/repo@revision/file.onnx    one file, from a branch, tag or commit; without @revision from `main`
+    https://host/file.onnx              one file on a web server
+    https://host/file.onnx#sha256=...   the same, with its hash
     https://user:password@host/file     the password is used, but neither recorded nor printed
 
-Where no hash is given, an address is believed once: the commit, size and SHA-256 that it had at its first use
-are written to pins.json in the folder for settings, and nothing else is accepted from it ever after, until
-`tfswa-sep models rm ADDRESS` forgets it. (SSH does the same with the keys of hosts.)
+Without a hash, an address is trusted on first use, as SSH trusts host keys: its commit, size and SHA-256 are
+written to pins.json in the settings folder, and from then on nothing else is accepted, until
+`tfswa-sep models rm ADDRESS` deletes the pin.
 """
 
 from __future__ import annotations
@@ -35,20 +35,24 @@ _FILE_TYPES = {"backend": str, "where": str, "sha256": str, "bytes": int}
 
 
 def is_address(text: str) -> bool:
-    """Whether it can only be an address, right or wrong."""
+    """Whether text is an address, valid or not, rather than a name or path."""
     return "://" in text
 
 
 def pinned_models() -> list[ModelInfo]:
-    """The models whose addresses were used before. Raises ModelError if the record is damaged."""
+    """The models at addresses used before. Raises ModelError if pins.json is damaged."""
     return [unlisted_model(address, _SUMMARY, files) for address, files in _read_pins().items()]
 
 
 def find(address: str, *, ask_hub: bool = True) -> ModelInfo:
-    """The model at an address: as it was pinned, else as the hub describes it now.
+    """The model at an address, as pinned or, at first use, as Hugging Face describes it.
 
-    Raises ModelError: not understood, offline, no such repository, no model in it; or not pinned where the
-    hub must not be asked.
+    Args:
+        address: See above.
+        ask_hub: False if only a pinned address will do.
+
+    Raises:
+        ModelError: The address is invalid, the repository is missing or has no model, or the network is down.
     """
     if not address.isprintable() or ".." in re.split(r"[/\\]", address):
         raise ModelError(f"{address!r} is not a valid model address")
@@ -69,19 +73,20 @@ def find(address: str, *, ask_hub: bool = True) -> ModelInfo:
 
 
 def pin(info: ModelInfo, used: ModelFile, path: Path) -> None:
-    """Record what was fetched from an address to `path`, so that it is checked ever after.
+    """Record the size and hash of the file that an address gave, saved at `path`.
 
-    Raises OutputError if the folder for settings cannot be written.
+    Raises:
+        OutputError: The settings folder cannot be written.
     """
-    known = replace(used, sha256=integrity.digest(path), bytes=path.stat().st_size)
-    files = tuple(known if file.where == used.where else file for file in info.files)
+    pinned = replace(used, sha256=integrity.digest(path), bytes=path.stat().st_size)
+    files = tuple(pinned if file.where == used.where else file for file in info.files)
     if _read_pins().get(info.name) != files:
         with _changing_pins() as pins:
             pins[info.name] = files
 
 
 def forget(address: str) -> bool:
-    """Drop the pin of an address; whether there was one. Raises OutputError."""
+    """Delete the pin of an address; returns whether there was one. Raises OutputError."""
     with _changing_pins() as pins:
         return pins.pop(_split(address)[0], None) is not None
 
@@ -118,16 +123,16 @@ def _ask_hub(address: str) -> tuple[ModelFile, ...]:
     match = _HUGGING_FACE.fullmatch(address)
     if not match:
         raise ModelError(f"{address} is not a valid model address: expected hf://org/repo@revision/file")
-    wanted = match["file"]
-    if wanted:
-        _backend_of(wanted)
-    commit, there = download.list_repository(match["repo"], match["revision"] or "main")
+    requested = match["file"]
+    if requested:
+        _backend_of(requested)
+    commit, contents = download.list_repository(match["repo"], match["revision"] or "main")
     files: list[ModelFile] = []
-    for name, size, sha256 in there:
-        if name == wanted or (not wanted and suffix_of(name) in integrity.SUFFIXES):
+    for name, size, sha256 in contents:
+        if name == requested or (not requested and suffix_of(name) in integrity.SUFFIXES):
             files.append(ModelFile(_backend_of(name), f"hf://{match['repo']}@{commit}/{name}", sha256, size))
     if not files:
-        raise ModelError(f"{address} has no {wanted or '.onnx or .safetensors file'}")
+        raise ModelError(f"{address} has no {requested or '.onnx or .safetensors file'}")
     if len({file.backend for file in files}) < len(files):
         raise ModelError(
             f"{address} has several models: add the file name, as in {address}/{files[0].where.split('/', 4)[4]}"
@@ -141,7 +146,7 @@ def _pins_file() -> Path:
 
 def _read_pins() -> dict[str, tuple[ModelFile, ...]]:
     path = _pins_file()
-    if not os.access(path.parent, os.X_OK):  # not there, or not for us: nothing can be recorded in it either
+    if not os.access(path.parent, os.X_OK):  # missing or not accessible
         return {}
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -163,19 +168,24 @@ def _as_pin(file: ModelFile) -> dict[str, Any]:
 
 def _pinned_file(fields: Any) -> ModelFile:
     if {key: type(value) for key, value in fields.items()} != _FILE_TYPES:
-        raise ValueError("a file is not described as expected")
+        raise ValueError("a file has unexpected fields")
     file = ModelFile(**{**fields, "where": web.take_credentials(fields["where"])})
-    known = file.where.startswith("hf://") or is_allowed_url(file.where)
-    if not known or ".." in file.where or not re.fullmatch(r"([0-9a-f]{64})?", file.sha256) or file.bytes < 0:
-        raise ValueError(f"not understood: {file.where!r}")
+    is_valid = file.where.startswith("hf://") or is_allowed_url(file.where)
+    if (
+        not is_valid
+        or ".." in file.where
+        or not re.fullmatch(r"([0-9a-f]{64})?", file.sha256)
+        or file.bytes < 0
+    ):
+        raise ValueError(f"invalid: {file.where!r}")
     if integrity.SUFFIXES.get(suffix_of(file.where)) != file.backend:
-        raise ValueError(f"not understood: {file.where!r}")
+        raise ValueError(f"invalid: {file.where!r}")
     return file
 
 
 @contextmanager
 def _changing_pins() -> Iterator[dict[str, tuple[ModelFile, ...]]]:
-    """The pins, to be changed; written back whole, and by one process at a time."""
+    """The pins, to be changed within the context; locked against other processes and then written back."""
     path = _pins_file()
     try:
         with download.lock(path.with_suffix(".lock")):

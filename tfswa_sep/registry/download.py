@@ -1,8 +1,7 @@
-"""Model files from a web server or Hugging Face: verified, and each downloaded once however many ask for it.
+"""Download model files from a web server or Hugging Face, verify them, and cache them.
 
-A file that lies whole in the cache is never asked for again: the network is not touched. Otherwise a download
-that breaks off goes on where it stopped; one that has the wrong hash is put into quarantine/, unopened, and
-tried once more.
+A file in the cache is used without touching the network. An interrupted download resumes; a file with the wrong hash
+is moved to quarantine/, unopened, and downloaded once more. Concurrent requests for a file download it once.
 """
 
 from __future__ import annotations
@@ -24,29 +23,31 @@ from tfswa_sep.registry.integrity import MAX_BYTES, damage, digest
 from tfswa_sep.registry.models_toml import HUGGING_FACE, ModelFile
 from tfswa_sep.registry.web import credentials, guarded_client, network_errors
 
-PATIENCE = 3  # attempts in a row that bring not one byte
+MAX_FAILURES = 3  # attempts in a row without a single byte
 PAUSE_SECONDS = 1.0  # between attempts
-# Errors of the web client, by name: huggingface_hub's versions have clients of several packages.
+# Errors by name, since huggingface_hub's versions use HTTP clients from different packages.
 _DISCONNECTED = ("RemoteProtocolError", "ReadError", "WriteError")
 
 
 def is_remote(where: str) -> bool:
-    """Whether `where` of a ModelFile is in the network."""
+    """Whether `where` of a ModelFile is a URL."""
     return "://" in where
 
 
 def cached_path(file: ModelFile) -> Path:
-    """Where a downloaded file lies, or would lie, in the cache; its hash is on record."""
-    if match := HUGGING_FACE.fullmatch(file.where):  # the layout that huggingface_hub documents
+    """Where a file with a known hash is, or will be, in the cache."""
+    if match := HUGGING_FACE.fullmatch(file.where):  # huggingface_hub's documented layout
         repo = folders.hub_cache_folder() / f"models--{match['repo'].replace('/', '--')}"
         return repo / "snapshots" / match["commit"] / match["file"]
     return folders.cache_folder() / f"{file.sha256[:16]}-{_file_name(file.where)}"
 
 
 def fetch(file: ModelFile) -> Path:
-    """A file of the network, here, with its recorded size and SHA-256 where it has them.
+    """The local path of a remote file, verified by its size and SHA-256 if they are known.
 
-    Raises ModelError (offline, no network, not found, cut off, wrong hash), OutputError (no room for it).
+    Raises:
+        ModelError: Offline, no network, not found, cut off, or the wrong hash.
+        OutputError: The cache cannot be written.
     """
     path = cached_path(file)
     if file.sha256 and damage(path, size=file.bytes, sha256=file.sha256) is None:
@@ -63,30 +64,33 @@ def fetch(file: ModelFile) -> Path:
 
 
 def list_repository(repo: str, revision: str) -> tuple[str, list[tuple[str, int, str]]]:
-    """What a Hugging Face repository is now, at `revision`: its commit, and its files.
+    """A Hugging Face repository's current commit at `revision`, and its files.
 
-    A file is (path, bytes, SHA-256), with "" for a small one whose SHA-256 the hub does not tell.
-    Raises ModelError: offline, no network, or no such repository.
+    Returns:
+        The commit, and (path, bytes, SHA-256) of each file; "" for the hash of a file outside LFS.
+
+    Raises:
+        ModelError: Offline, no network, or no such repository.
     """
     if folders.is_offline():
         raise ModelError(f"{repo} is not in the cache and offline mode is on (--offline or HF_HUB_OFFLINE)")
     from huggingface_hub import HfApi, constants
 
     with network_errors(f"{repo} on Hugging Face"), guarded_client(constants.ENDPOINT, limit=16 << 20):
-        found = HfApi().model_info(
+        info = HfApi().model_info(
             repo,
             revision=revision,
             files_metadata=True,
             token=False,
             timeout=constants.HF_HUB_ETAG_TIMEOUT,
         )
-    siblings = found.siblings or []
-    return str(found.sha), [(f.rfilename, f.size or 0, f.lfs.sha256 if f.lfs else "") for f in siblings]
+    siblings = info.siblings or []
+    return str(info.sha), [(f.rfilename, f.size or 0, f.lfs.sha256 if f.lfs else "") for f in siblings]
 
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """One process and one thread at a time. Raises OSError."""
+    """Hold a lock file, against other processes and threads. Raises OSError."""
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +99,7 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def remove(file: ModelFile) -> list[Path]:
-    """Delete what is kept of a file: whole, in part, in quarantine. Returns what was there."""
+    """Delete a file from the cache, whether complete, partial or in quarantine. Returns the deleted paths."""
     path = cached_path(file)
     kept = [path, path.resolve(), _part(file), _quarantine_path(file)]
     try:
@@ -108,39 +112,45 @@ def remove(file: ModelFile) -> list[Path]:
 
 
 def _fetch_locked(file: ModelFile) -> Path:
-    """`fetch` while no other does it. Raises OSError too."""
+    """`fetch` under the lock. Raises OSError too."""
     from_hub = file.where.startswith("hf://")
     path = cached_path(file)
     if file.sha256 and path.exists():
-        if damage(path, size=file.bytes, sha256=file.sha256) is None:  # another process was quicker
+        if (
+            damage(path, size=file.bytes, sha256=file.sha256) is None
+        ):  # another process has downloaded it meanwhile
             return path
         _quarantine(path, file)
     for _ in range(2):
-        got = _from_hugging_face(file) if from_hub else _from_url(file)
-        problem = damage(got, size=file.bytes, sha256=file.sha256)
+        downloaded = _from_hugging_face(file) if from_hub else _from_url(file)
+        problem = damage(downloaded, size=file.bytes, sha256=file.sha256)
         if problem is None:
-            return got if from_hub else got.replace(cached_path(replace(file, sha256=digest(got))))
-        aside = _quarantine(got, file)
-    raise ModelError(f"{file.where} {problem}, twice; the rejected file was moved, unopened, to {aside}")
+            if from_hub:
+                return downloaded
+            return downloaded.replace(cached_path(replace(file, sha256=digest(downloaded))))
+        quarantined = _quarantine(downloaded, file)
+    raise ModelError(
+        f"{file.where} {problem}, twice; the rejected file was moved, unopened, to {quarantined}"
+    )
 
 
 def _from_hugging_face(file: ModelFile) -> Path:
-    """The file, fetched into its own cache by huggingface_hub, which resumes but compares sizes only."""
-    from huggingface_hub import constants, hf_hub_download  # half a second: only when it is needed
+    """Download with huggingface_hub into its cache; it resumes, but verifies only sizes."""
+    from huggingface_hub import constants, hf_hub_download  # takes half a second, so only when needed
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     match = HUGGING_FACE.fullmatch(file.where)
-    assert match  # the registry and addresses.py let nothing else through
+    assert match  # checked by models_toml.py and addresses.py
     disable_progress_bars()
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # that it resumes is nobody's concern
+    logger.setLevel(logging.ERROR)  # hides its warning when it resumes
     try:
         limit = file.bytes or MAX_BYTES
         with network_errors(file.where), guarded_client(constants.ENDPOINT, limit=limit):
-            # token=False: the files are public, and an expired token of the user would only be refused.
-            # force_download: tells at once that the network is down.
-            got = hf_hub_download(
+            # token=False: the files are public, and an expired token would be refused.
+            # force_download: fails at once if the network is down.
+            downloaded = hf_hub_download(
                 match["repo"],
                 match["file"],
                 revision=match["commit"],
@@ -150,16 +160,16 @@ def _from_hugging_face(file: ModelFile) -> Path:
             )
     finally:
         logger.setLevel(level)
-    return Path(got)
+    return Path(downloaded)
 
 
 def _from_url(file: ModelFile) -> Path:
-    """The file at an address, whole but not yet checked; what an earlier run got of it is kept."""
+    """Download from a web server, resuming what an earlier run downloaded; not yet verified."""
     part, limit = _part(file), file.bytes or MAX_BYTES
     part.parent.mkdir(parents=True, exist_ok=True)
-    if not file.sha256:  # nobody could tell whether two halves belong together
+    if not file.sha256:  # without a hash, two halves of different files would pass
         part.unlink(missing_ok=True)
-    fruitless = 0
+    failures = 0
     try:
         with (
             network_errors(file.where),
@@ -171,8 +181,8 @@ def _from_url(file: ModelFile) -> Path:
                 reason = _receive(session, file.where, out, limit)
                 if not reason:
                     return part
-                fruitless = 0 if out.tell() > before else fruitless + 1
-                if fruitless == PATIENCE:
+                failures = 0 if out.tell() > before else failures + 1
+                if failures == MAX_FAILURES:
                     raise ModelError(
                         f"the download of {file.where} was cut off at {out.tell()} bytes ({reason}): "
                         "run again to resume"
@@ -184,7 +194,7 @@ def _from_url(file: ModelFile) -> Path:
 
 
 def _receive(session: Any, url: str, out: BinaryIO, limit: int) -> str | None:
-    """Ask once for what is missing in `out`; None when there is no more, else why it broke off."""
+    """Request the bytes that `out` lacks, once. Returns None when it is complete, else why it was cut off."""
     from huggingface_hub import constants
 
     headers = {"User-Agent": "tfswa-sep", "Accept-Encoding": "identity", "Range": f"bytes={out.tell()}-"}
@@ -192,25 +202,25 @@ def _receive(session: Any, url: str, out: BinaryIO, limit: int) -> str | None:
     if known := credentials(url):
         options["auth"] = known
     try:
-        with session.stream("GET", url, headers=headers, **options) as answer:
-            if answer.status_code == 416:  # nothing is missing, or the server has another file by now
+        with session.stream("GET", url, headers=headers, **options) as response:
+            if response.status_code == 416:  # complete, or the server's file has changed
                 return None
-            if answer.status_code >= 400:
-                reason = f"{answer.status_code} {answer.reason_phrase}"
+            if response.status_code >= 400:
+                reason = f"{response.status_code} {response.reason_phrase}"
                 raise ModelError(f"cannot download {url}: the server replied {reason}")
-            if answer.headers.get("Content-Range", "").partition("-")[0] != f"bytes {out.tell()}":
-                out.seek(0)  # the server sends it all again
+            if response.headers.get("Content-Range", "").partition("-")[0] != f"bytes {out.tell()}":
+                out.seek(0)  # the server sends the whole file
                 out.truncate()
-            for block in answer.iter_raw():
+            for block in response.iter_raw():
                 out.write(block)
                 if out.tell() > limit:
                     out.truncate(0)
                     raise ModelError(f"{url} is larger than the expected {limit} bytes")
     except (OSError, TfswaError):
         raise
-    except Exception as error:  # the web client's
-        # No such server, or none that answers, is told at once. But one that hangs up without a word may only
-        # have closed a connection that was kept from the file before.
+    except Exception as error:  # from the HTTP client
+        # An unreachable server is reported at once. One that disconnects without a response may only have closed a
+        # connection kept alive from an earlier file.
         if out.tell() == 0 and type(error).__name__ not in _DISCONNECTED:
             raise
         return str(error) or type(error).__name__
@@ -218,7 +228,7 @@ def _receive(session: Any, url: str, out: BinaryIO, limit: int) -> str | None:
 
 
 def _quarantine(path: Path, file: ModelFile) -> Path:
-    """Move a wrong file into quarantine/, and the link of huggingface_hub's cache out of the way."""
+    """Move a rejected file to quarantine/, and delete huggingface_hub's link to it."""
     target = _quarantine_path(file)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(path.resolve(), target)

@@ -1,4 +1,4 @@
-"""Where files of ours lie on this machine, by its platform's custom, and whether the network may be used."""
+"""Where the package keeps its files, and whether it may use the network."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ from pathlib import Path
 
 from platformdirs import PlatformDirs
 
-# Not in a subfolder "Cache", nor apart on machines that a Windows profile roams to.
+# On Windows: no subfolder "Cache", and settings in the roaming profile.
 _PLATFORM = PlatformDirs("tfswa-sep", appauthor=False, opinion=False, roaming=True)
-_YES = {"1", "on", "yes", "true"}  # what huggingface_hub takes for yes
+_YES = {"1", "on", "yes", "true"}  # as huggingface_hub reads it
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: TFSWA_CACHE, else tfswa-sep in the platform's folder for caches."""
+    """The folder for downloads: TFSWA_CACHE, else tfswa-sep in the platform's cache folder."""
     if chosen := os.environ.get("TFSWA_CACHE"):
-        return Path(os.path.expanduser(chosen))  # a Path raises for users that are not there
+        return Path(os.path.expanduser(chosen))  # Path.expanduser raises for unknown users
     return _of_user("user_cache_dir", homeless=Path(tempfile.gettempdir(), ".cache"))
 
 
 def hub_cache_folder() -> Path:
-    """Where huggingface_hub keeps its files: with ours if TFSWA_CACHE is set, else where it always does.
+    """The folder for huggingface_hub's downloads: its own, or one in `cache_folder` if TFSWA_CACHE is set.
 
-    With ours, too, for a user without a home folder.
+    Also the latter for a user without a home folder.
     """
     if os.environ.get("TFSWA_CACHE"):
         return cache_folder() / "huggingface"
-    from huggingface_hub import constants  # light, unlike the rest of that package
+    from huggingface_hub import constants  # fast to import, unlike the rest of the package
 
     chosen = os.path.expanduser(constants.HF_HUB_CACHE)
     return cache_folder() / "huggingface" if chosen.startswith("~") else Path(chosen)
 
 
 def config_folder() -> Path:
-    """Where the user's models.toml and pins are: TFSWA_CONFIG, else tfswa-sep in the folder for settings."""
+    """The folder for the user's models.toml and pins: TFSWA_CONFIG, else the platform's settings folder."""
     if chosen := os.environ.get("TFSWA_CONFIG"):
         return Path(os.path.expanduser(chosen))
-    # Without a home no settings: where all may write, they would be anybody's.
+    # No settings without a home folder: in a shared folder, anybody could write them.
     return _of_user("user_config_dir", homeless=Path(os.devnull))
 
 
 def is_offline() -> bool:
-    """Whether the network is forbidden: --offline sets HF_HUB_OFFLINE, as the user's environment may."""
+    """Whether HF_HUB_OFFLINE is set, by the user or by --offline."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in _YES
 
 
 def _of_user(kind: str, *, homeless: Path) -> Path:
-    """A folder of the platform's, or one in `homeless` for a user without a home, as in some containers."""
+    """A platform folder, or one in `homeless` for a user without a home folder, as in some containers."""
     try:
         folder: str = getattr(_PLATFORM, kind)
     except RuntimeError:

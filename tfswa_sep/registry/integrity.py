@@ -1,17 +1,14 @@
-"""Is this the file on record? And can a file that nobody recorded be a model at all?
-
-Both are answered from outside: nothing is parsed by a library before.
-"""
+"""Verify model files by size, SHA-256 and first bytes, before any library parses them."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-SUFFIXES = {".onnx": "onnx", ".safetensors": "torch"}  # of a model file -> the backend that runs it
-MAX_BYTES = 4 << 30  # of a model whose size nobody recorded: a server must not fill the disk
-_MAX_HEADER_BYTES = 4 << 20  # of a safetensors file: a name, a type and a shape for 40,000 weights
-_ZIP, _PICKLE = b"PK", b"\x80"  # how checkpoints of torch.save begin, new and old
+SUFFIXES = {".onnx": "onnx", ".safetensors": "torch"}  # suffix of a model file -> its backend
+MAX_BYTES = 4 << 30  # of a model of unknown size: a server must not fill the disk
+_MAX_HEADER_BYTES = 4 << 20  # of a safetensors file: enough for 40,000 weights
+_ZIP, _PICKLE = b"PK", b"\x80"  # how files of torch.save begin, new and old
 
 
 def digest(path: Path) -> str:
@@ -21,9 +18,9 @@ def digest(path: Path) -> str:
 
 
 def damage(path: Path, *, size: int, sha256: str) -> str | None:
-    """What is wrong with the file at `path`, as the rest of a sentence; None: size and SHA-256 are right.
+    """How a file differs from its recorded size (0 if unknown) and SHA-256 ("" if unknown); None if it does not.
 
-    size: bytes, 0 where it is not on record.  sha256: "" where it is not on record.
+    The result is the rest of a sentence.
     """
     try:
         actual_size = path.stat().st_size
@@ -40,7 +37,7 @@ def damage(path: Path, *, size: int, sha256: str) -> str | None:
 
 
 def header_problem(path: Path) -> str | None:
-    """What the first bytes of a file without a recorded hash say against it; None: nothing."""
+    """Why a file's first bytes are not those of a model, as the rest of a sentence; None if they are."""
     try:
         if not path.is_file():
             return "is not a file"
@@ -53,7 +50,7 @@ def header_problem(path: Path) -> str | None:
         return "is a renamed pickle, which could run code"
     if path.suffix == ".safetensors":  # the length of a JSON header, then the header
         length = int.from_bytes(head[:8], "little")
-        right = len(head) == 9 and length <= min(size - 8, _MAX_HEADER_BYTES) and head[8:] == b"{"
+        is_valid = len(head) == 9 and length <= min(size - 8, _MAX_HEADER_BYTES) and head[8:] == b"{"
     else:  # a protobuf whose first field is the number 1, ir_version
-        right = head[:1] == b"\x08"
-    return None if right else f"is not a valid {path.suffix} file"
+        is_valid = head[:1] == b"\x08"
+    return None if is_valid else f"is not a valid {path.suffix} file"

@@ -1,9 +1,9 @@
-"""models.toml, read strictly: what is not understood is refused, in one line that names file and model.
+"""Read models.toml strictly: anything unknown or invalid is an error that names the file and the model.
 
 where = "bundled:small.onnx"               in the package, under tfswa_sep/weights/
-        "hf://org/repo@<commit>/file"      a Hugging Face repository at one 40-digit commit
-        "https://host/file"                any web server (http:// only for this machine itself)
-        "folder/file.onnx"                 a path; a relative one starts at the folder of models.toml
+        "hf://org/repo@<commit>/file"      a Hugging Face repository at a 40-digit commit
+        "https://host/file"                any web server (http:// only for localhost)
+        "folder/file.onnx"                 a path, relative to the folder of models.toml
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PRECISIONS = ("fp32", "int8")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STEM = re.compile(rf"{_NAME.pattern}(\+{_NAME.pattern})*")  # or a sum of stems
 _MAX_BYTES = 1 << 20  # of a models.toml
-_LARGEST = 1 << 53  # whole number that JSON can say everywhere
+_MAX_INTEGER = 1 << 53  # exact in any JSON reader
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,26 @@ class ModelFile:
     """One file of a model, for one backend."""
 
     backend: str  # "onnx" or "torch"
-    where: str  # see the head of this module
-    sha256: str  # 64 hexadecimal digits; "" for a file of the user's own, which nobody recorded
-    bytes: int  # 0 where the size is not known yet
-    precision: str = ""  # one of PRECISIONS, in which it computes; "" for a file that nobody recorded
+    where: str  # see the module's docstring
+    sha256: str  # 64 hexadecimal digits; "" if unknown
+    bytes: int  # 0 if unknown
+    precision: str = ""  # one of PRECISIONS; "" if unknown
 
     @property
     def label(self) -> str:
-        """Backend and precision, as far as they are known, such as "onnx int8"."""
+        """Backend and, if known, precision, such as "onnx int8"."""
         return f"{self.backend} {self.precision}".strip()
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the registry knows of a model without opening its files."""
+    """What is known of a model without opening its files."""
 
-    name: str  # or the address or the stem of the file that the user gave
+    name: str  # for an unlisted model, its address or its file's stem
     summary: str
-    stems: tuple[str, ...]  # () for a file or address that the user names: the file itself says
-    sample_rate: int  # Hz; 0 for a file or address that the user names
-    channels: int  # 0 for a file or address that the user names
+    stems: tuple[str, ...]  # () for an unlisted model: its file says
+    sample_rate: int  # Hz; 0 for an unlisted model
+    channels: int  # 0 for an unlisted model
     license: str
     training_data: str
     files: tuple[ModelFile, ...]
@@ -68,7 +68,7 @@ class ModelInfo:
 
 
 def unlisted_model(name: str, summary: str, files: tuple[ModelFile, ...]) -> ModelInfo:
-    """A model that no models.toml lists: only its files are known."""
+    """A model that no models.toml lists, such as one that the user names by path or address."""
     return ModelInfo(
         name=name,
         summary=summary,
@@ -84,12 +84,16 @@ def unlisted_model(name: str, summary: str, files: tuple[ModelFile, ...]) -> Mod
 
 
 def read_models(path: Path) -> dict[str, ModelInfo]:
-    """The models of one file, in its order. Raises ModelError for anything that is not understood."""
+    """The models of a models.toml, in its order. Raises ModelError for anything unknown or invalid."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ModelError(f"{path}: larger than {_MAX_BYTES >> 20} MB")
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, too long a number
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, not TOML, or too long a number
         raise ModelError(f"cannot read {path}: {error}") from error
     if document.keys() != {"models"} or not isinstance(document["models"], dict):
         raise ModelError(f"{path}: expected tables [models.NAME] and nothing else")
@@ -97,7 +101,7 @@ def read_models(path: Path) -> dict[str, ModelInfo]:
 
 
 def is_allowed_url(url: str) -> bool:
-    """https:// to anywhere; http:// only to this machine itself, where nobody can listen in."""
+    """Whether a URL is https://, or http:// to localhost."""
     try:
         parts = urlsplit(url)
         if parts.scheme == "https":
@@ -110,7 +114,7 @@ def is_allowed_url(url: str) -> bool:
 
 
 def parse_file(table: Any, owner: str, folder: Path) -> ModelFile:
-    """One [[models.NAME.files]]. folder: where its relative path starts.  Raises ModelError."""
+    """Parse one [[models.NAME.files]] entry, with paths relative to `folder`. Raises ModelError."""
     _check_keys(table, _FILE_KEYS, f"{owner}: a file", optional={"precision"})
     backend, where = (_typed(table, key, str, owner) for key in ("backend", "where"))
     sha256, size = _typed(table, "sha256", str, owner), _typed(table, "bytes", int, owner)
@@ -133,7 +137,7 @@ def parse_file(table: Any, owner: str, folder: Path) -> ModelFile:
         raise ModelError(f"{owner}: {where!r} must be hf://org/repo@commit/file with a 40-digit commit")
     if "://" in where and not where.startswith("hf:") and not is_allowed_url(where):
         raise ModelError(f"{owner}: {where!r} must be an https:// address")
-    if where.startswith(("\\\\", "//")):  # Windows sends the user's password hash to such a server
+    if where.startswith(("\\\\", "//")):  # Windows would send the user's password hash there
         raise ModelError(f"{owner}: {where!r} must not be a network share")
     if "://" not in where and not where.startswith("bundled:"):
         where = str(folder / where)
@@ -141,10 +145,10 @@ def parse_file(table: Any, owner: str, folder: Path) -> ModelFile:
 
 
 def suffix_of(where: str) -> str:
-    """The suffix of the file that an address or a path ends in."""
+    """The file suffix of a URL or path."""
     try:
         return Path(urlsplit(where).path if "://" in where else where).suffix
-    except ValueError:  # no address at all, as http://[
+    except ValueError:  # not a URL, such as http://[
         return ""
 
 
@@ -189,8 +193,8 @@ def _typed(table: dict[str, Any], key: str, kind: type, where: str) -> Any:
     value = table[key]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ModelError(f"{where}: {key} must be of type {kind.__name__}")
-    if isinstance(value, str) and not value.isprintable():  # it goes to a terminal, or names a file
+    if isinstance(value, str) and not value.isprintable():  # may be printed in a terminal or name a file
         raise ModelError(f"{where}: {key} must be one line without control characters")
-    if isinstance(value, int) and not 0 <= value <= _LARGEST:
+    if isinstance(value, int) and not 0 <= value <= _MAX_INTEGER:
         raise ModelError(f"{where}: {key} is out of range")
     return value

@@ -1,7 +1,7 @@
-"""Requests of ours to the network: where they may be led to, how much they may bring, and how they fail.
+"""HTTP requests: which redirections are allowed, how large a response may be, and how errors are reported.
 
-No redirection leads out of https or to a private address, except within the origin (host and port) that the
-user chose: the address itself, or HF_ENDPOINT. Other users of huggingface_hub in this process are left alone.
+A redirection must be to https and not to a private address, unless it stays at the origin (host and port) that the
+user chose: the address itself, or HF_ENDPOINT. Other uses of huggingface_hub in this process are unaffected.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tfswa_sep.errors import ModelError, TfswaError
 
 @dataclass(frozen=True)
 class _Guard:
-    origin: tuple[str, int]  # host and port that the user chose
-    limit: int  # bytes of an answer
+    origin: tuple[str, int]  # chosen by the user
+    limit: int  # bytes of a response
 
 
 _credentials: dict[tuple[str, int], tuple[str, str]] = {}  # origin -> user and password, of this process only
@@ -30,30 +30,32 @@ _guard: ContextVar[_Guard | None] = ContextVar("_guard", default=None)
 
 @contextmanager
 def network_errors(what: str) -> Iterator[None]:
-    """Errors of the network, whose many kinds have no common base, as one line."""
+    """Raise network errors, which have no common base class, as a ModelError of one line."""
     try:
         yield
     except TfswaError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
-            raise  # of the disk; the network's are no OSError, or have no number
+            raise  # a disk error: network errors are no OSError, or have no errno
         reason = str(error.__cause__ or error).partition("\n")[0].rstrip(".")
         raise ModelError(f"cannot download {what}: {reason} (is this machine online?)") from error
 
 
 @contextmanager
 def guarded_client(chosen: str, *, limit: int) -> Iterator[Any]:
-    """huggingface_hub's web client; as long as this lasts, in this thread, its requests are checked.
+    """huggingface_hub's HTTP client, whose requests from this thread are checked within the context.
 
-    chosen: the address that the user chose, whose origin may be private.  limit: bytes of an answer.
+    Args:
+        chosen: The address that the user chose; its origin may be private.
+        limit: Bytes of a response.
     """
     from huggingface_hub import get_session
 
     session = get_session()
     if _check_request not in session.event_hooks["request"]:
         session.event_hooks["request"].append(_check_request)
-        session.event_hooks["response"].append(_check_answer)
+        session.event_hooks["response"].append(_check_response)
     token = _guard.set(_Guard(_origin(chosen), limit))
     try:
         yield session
@@ -80,7 +82,7 @@ def credentials(url: str) -> tuple[str, str] | None:
 
 
 def _check_request(request: Any) -> None:
-    """Called by the web client before each request, so for each redirection too."""
+    """Called by the HTTP client before each request, including redirections."""
     guard, url = _guard.get(), str(request.url)
     if guard is None or _origin(url) == guard.origin:
         return
@@ -88,25 +90,25 @@ def _check_request(request: Any) -> None:
     if request.url.scheme != "https":
         raise ModelError(f"the download was redirected to {url}, which is not https: refused")
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        addresses = {entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except OSError:
-        return  # unknown here: the client fails too, or asks a proxy
-    for text in found:
+        return  # the client fails too, or asks a proxy
+    for text in addresses:
         ip = ipaddress.ip_address(str(text).partition("%")[0])
         if not (getattr(ip, "ipv4_mapped", None) or ip).is_global:
             raise ModelError(f"the download was redirected to {host}, a private address ({ip}): refused")
 
 
-def _check_answer(answer: Any) -> None:
-    """Called by the web client when an answer begins."""
+def _check_response(response: Any) -> None:
+    """Called by the HTTP client when a response begins."""
     guard = _guard.get()
     if guard is None:
         return
-    # Take the plain file: Xet's own client would go wherever the server says, past our checks.
-    answer.headers.pop("X-Xet-Hash", None)
-    length = answer.headers.get("X-Linked-Size") or answer.headers.get("Content-Length") or ""
-    if answer.is_success and length.isdecimal() and int(length) > guard.limit:
-        raise ModelError(f"{answer.url} is larger than the expected {guard.limit} bytes")
+    # Without this header the plain file is downloaded: Xet's client would bypass these checks.
+    response.headers.pop("X-Xet-Hash", None)
+    length = response.headers.get("X-Linked-Size") or response.headers.get("Content-Length") or ""
+    if response.is_success and length.isdecimal() and int(length) > guard.limit:
+        raise ModelError(f"{response.url} is larger than the expected {guard.limit} bytes")
 
 
 def _origin(url: str) -> tuple[str, int]:
