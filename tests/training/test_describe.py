@@ -1,4 +1,4 @@
-"""What `python -m training.analysis.describe` says of the presets: sizes, FLOPs, and memory in a fresh process."""
+"""`training.analysis.describe`: sizes, FLOPs, and memory in a new process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def costs() -> dict[str, describe.ModuleCost]:
 
 
 def test_small_is_cheap(costs: dict[str, describe.ModuleCost]) -> None:
-    """5.6 GFLOPs a second of sound: with them the command was measured at a real-time factor of 0.032."""
+    """5.6 GFLOP per second of audio."""
     assert 1e9 < costs[""].flops <= 6e9
     assert costs[""].megabytes == pytest.approx(costs[""].parameters * 4e-6)
 
@@ -37,9 +37,9 @@ def test_modules_add_up(costs: dict[str, describe.ModuleCost], parent: str) -> N
     assert sum(cost.flops for cost in inside) == pytest.approx(costs[parent].flops)
 
 
-def test_flops_are_those_that_a_hand_counts(costs: dict[str, describe.ModuleCost]) -> None:
+def test_flops_by_hand(costs: dict[str, describe.ModuleCost]) -> None:
     frames, seconds = 384, 196_096 / 44_100
-    # a multiply-add is two; 8 features in, 32 out, a kernel of 1 bin by 3 frames, 16 tokens
+    # a multiply-add counts as two; 8 features in, 32 out, a kernel of 1 bin by 3 frames, 16 tokens
     split = 2 * (8 * 1 * 3) * 32 * 16 * frames / seconds
     assert costs["split.convs.0"].flops == pytest.approx(split)
     # the third stage: 160 tokens and 384 frames halved twice, 96 features;
@@ -59,14 +59,14 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "multiply-add counts as two" in "".join(lines)
 
 
-def test_an_unknown_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_preset_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         describe.main(["huge"])
     assert "invalid choice: 'huge'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_memory_is_measured_in_a_fresh_process() -> None:
+def test_memory_is_measured_in_a_new_process() -> None:
     tiny = dataclasses.replace(
         PRESETS["small"], dims=(8, 8), convs=(1, 1), tdfs=(8, 0), attentions=(0, 0), sample_rate=8000
     )

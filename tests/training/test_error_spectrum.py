@@ -1,4 +1,4 @@
-"""Errors by band, of tones whose band is known."""
+"""Errors per band, of tones in known bands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BANDS = [next(i for i, edge in enumerate(EDGES[1:]) if hertz < edge) for hertz, 
 
 
 def write_tones(root: Path, *, seconds: int = 1) -> Path:
-    """A folder with one song, of a stem for each of TONES."""
+    """Write a folder with one song, with one stem for each of TONES."""
     time = np.arange(seconds * RATE) / RATE
     (root / "songs/tones").mkdir(parents=True)
     for stem, (hertz, level) in TONES.items():
@@ -28,26 +28,26 @@ def write_tones(root: Path, *, seconds: int = 1) -> Path:
     return root / "songs"
 
 
-def test_what_the_mixture_adds_to_a_stem_is_the_other(tmp_path: Path) -> None:
+def test_errors_are_in_the_band_of_the_other_stem(tmp_path: Path) -> None:
     (song,) = find_songs(write_tones(tmp_path, seconds=BLOCK_SECONDS + 2))
     energies = song_errors(song, (MixtureBaseline(), OracleBaseline(binary=False)))
-    assert set(energies) == set(TONES)  # the silent ones do not count
+    assert set(energies) == set(TONES)  # silent stems do not count
     for (stem, (power, errors)), own, other in zip(energies.items(), BANDS, reversed(BANDS), strict=True):
         assert power[own] > 0.999 * power.sum(), stem
         assert errors[0, other] > 0.999 * errors[0].sum(), stem
-        assert errors[1].sum() < 0.01 * errors[0].sum(), stem  # tones so far apart a mask can tell
+        assert errors[1].sum() < 0.01 * errors[0].sum(), stem  # a mask separates tones so far apart
     ratio = decibels(energies["vocals"][0], energies["other"][0])
     assert ratio[BANDS[0]] > 40 and ratio[BANDS[1]] < -40
-    assert energies["vocals"][0][-1] < 1e-9 * energies["vocals"][0].sum()  # where a block ends is no click
+    assert energies["vocals"][0][-1] < 1e-9 * energies["vocals"][0].sum()  # no clicks between blocks
     loud, soft = (energies[stem][0].sum() for stem in TONES)
     assert 10 * np.log10(loud / soft) == pytest.approx(6.0, abs=0.1)
 
 
 @pytest.mark.parametrize("missing", ["songs", "model"])
 def test_a_missing_file_is_one_line(missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = {"songs": str(write_tones(tmp_path)), "model": "small"} | {missing: "nowhere.onnx"}
+    arguments = {"songs": str(write_tones(tmp_path)), "model": "small"} | {missing: "nowhere.onnx"}
     with pytest.raises(SystemExit) as caught:
-        main(["--data", words["songs"], "--model", words["model"]])
+        main(["--data", arguments["songs"], "--model", arguments["model"]])
     assert caught.value.code == {"songs": 3, "model": 4}[missing]
     printed = capsys.readouterr().err
     assert "nowhere.onnx" in printed and len(printed.splitlines()) == 1

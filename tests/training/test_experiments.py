@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training.analysis.plot_curves import CURVES, curves_svg
+from training.analysis.plot_curves import CURVES, plot_curves
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -72,6 +72,6 @@ def test_curves_are_numbers_in_order(path: Path) -> None:
 
 
 def test_the_plot_is_that_of_the_curves() -> None:
-    drawn = curves_svg(CURVES / "small.csv")
+    drawn = plot_curves(CURVES / "small.csv")
     assert (CURVES / "small.svg").read_text("utf-8") == drawn, "run: python -m training.analysis.plot_curves"
     assert drawn.count("<polyline") == 13

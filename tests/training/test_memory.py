@@ -1,4 +1,4 @@
-"""Memory, FLOPs and time of a training step before it runs, against what torch then measures."""
+"""Estimates of memory, FLOPs and time of a training step, compared with measurements."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ pytest.importorskip("hydra")
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from training.analysis import memory
-from training.analysis import throughput as benchmark_training
+from training.analysis import memory, throughput
 from training.configuration import load_config
 
 
-def config(*words: str) -> Any:
+def config(*overrides: str) -> Any:
     fixed = ["data=musdb18", "training.accelerator=cpu", "training.precision=32-true"]
-    return load_config([*fixed, *words], needs_data=False)
+    return load_config([*fixed, *overrides], needs_data=False)
 
 
 def test_live_bytes_by_hand() -> None:
@@ -26,7 +25,7 @@ def test_live_bytes_by_hand() -> None:
         counter = memory.LiveBytes()
         with mode or torch.inference_mode(False), counter:
             a = torch.empty(1000)
-            b = a.view(10, 100)[3]  # no memory of its own
+            b = a.view(10, 100)[3]  # shares memory
             c = a + 1
             del a, c
             assert counter.live == 4000  # b still holds all of a
@@ -37,37 +36,39 @@ def test_live_bytes_by_hand() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_estimate_is_what_the_profiler_then_shows(checkpointing: bool) -> None:
-    words = config("data.seconds=1.0", "training.batch_size=2")
-    estimate = memory.estimate_peak(words, checkpointing=checkpointing)
-    assert estimate == pytest.approx(memory.measure_peak(words, checkpointing=checkpointing), rel=0.15)
+def test_an_estimate_agrees_with_the_profiler(checkpointing: bool) -> None:
+    settings = config("data.seconds=1.0", "training.batch_size=2")
+    estimate = memory.estimate_peak(settings, checkpointing=checkpointing)
+    assert estimate == pytest.approx(memory.measure_peak(settings, checkpointing=checkpointing), rel=0.15)
 
 
 @pytest.mark.slow
 def test_checkpointing_saves_two_fifths_of_the_reference_model() -> None:
-    words = config("model=reference", "training.batch_size=1", "training.optimizer=adamw")
-    off, on = (memory.estimate_peak(words, checkpointing=wanted) for wanted in (False, True))
+    settings = config("model=reference", "training.batch_size=1", "training.optimizer=adamw")
+    off, on = (memory.estimate_peak(settings, checkpointing=value) for value in (False, True))
     assert on < 0.6 * off
 
 
 @pytest.mark.slow
-def test_a_benchmark_adds_up(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark_training, "STEPS", 1)
-    words = config("data.seconds=0.4", "training.batch_size=2", "training.steps=36")
-    found = benchmark_training.benchmark(words)
-    seconds = float(found["batch_seconds"])
-    assert found["examples_a_second"] == pytest.approx(2 / seconds)
-    assert found["hours"] == pytest.approx(seconds / 100)
-    share = float(found["flops_a_batch"]) / float(found["peak_flops_a_second"]) / seconds
-    assert found["model_flops_utilization"] == pytest.approx(share) and 0 < share < 1
-    week = benchmark_training.projected_hours(7 * 24 * 3600 * 0.35 * 989e12)
+def test_throughput_is_consistent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throughput, "STEPS", 1)
+    settings = config("data.seconds=0.4", "training.batch_size=2", "training.steps=36")
+    result = throughput.benchmark(settings)
+    seconds = float(result["batch_seconds"])
+    assert result["examples_per_second"] == pytest.approx(2 / seconds)
+    assert result["hours"] == pytest.approx(seconds / 100)
+    share = float(result["flops_per_batch"]) / float(result["peak_flops_per_second"]) / seconds
+    assert result["model_flops_utilization"] == pytest.approx(share) and 0 < share < 1
+    week = throughput.projected_hours(7 * 24 * 3600 * 0.35 * 989e12)
     assert (
         week["one H100 at 35% of 989 TFLOP/s"] == 168
-        and found["hours_projected_not_measured"].keys() == week.keys()
+        and result["hours_projected_not_measured"].keys() == week.keys()
     )
-    # Backward costs about twice what forward does; both grow with the batch.
+    # FLOPs grow with the batch.
     single = config("data.seconds=0.4", "training.batch_size=1")
-    assert benchmark_training.training_flops(single) * 2 == found["flops_a_batch"]
+    assert throughput.training_flops(single) * 2 == result["flops_per_batch"]
     as_products = config("data.seconds=0.4", "training.batch_size=1", "training.fused_attention=false")
-    assert benchmark_training.training_flops(as_products) == benchmark_training.training_flops(single)
+    assert throughput.training_flops(as_products) == throughput.training_flops(single)
     assert '"model_flops_utilization"' in capsys.readouterr().out

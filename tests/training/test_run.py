@@ -357,9 +357,9 @@ def test_the_learning_rate_finder_suggests_the_steepest_point() -> None:
     curve = [1 / (1 + math.exp((i - 30) / 2)) + (i > 45) * (i - 45) ** 2 for i in range(60)]
     found = lr_finder.suggest(rates, curve)
     assert 10**-3.2 < found < 10**-2.5  # the smoothing lags a little
-    assert lr_finder.has_exploded(curve)
-    assert not lr_finder.has_exploded(curve[:45])
-    assert not lr_finder.has_exploded(curve[:10])
+    assert lr_finder.has_diverged(curve)
+    assert not lr_finder.has_diverged(curve[:45])
+    assert not lr_finder.has_diverged(curve[:10])
     assert lr_finder.smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0] * 3)
     with pytest.raises(ValueError, match="never decreased"):
         lr_finder.suggest(rates, sorted(curve))
@@ -372,8 +372,8 @@ def test_the_learning_rate_finder_tolerates_noise(seed: int) -> None:
     rates = [10 ** (-6 + 6 * i / 99) for i in range(100)]
     curve = [0.1 - 0.5 / (1 + math.exp((60 - i) / 4)) + (i > 80) * (i - 80) ** 2 / 10 for i in range(100)]
     losses = [float(loss) for loss in curve + noise]
-    assert not any(lr_finder.has_exploded(losses[:i]) for i in range(1, 80))
-    assert lr_finder.has_exploded(losses)
+    assert not any(lr_finder.has_diverged(losses[:i]) for i in range(1, 80))
+    assert lr_finder.has_diverged(losses)
     assert rates[50] < lr_finder.suggest(rates, losses) < rates[75]
 
 

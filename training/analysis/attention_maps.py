@@ -2,10 +2,10 @@
 
 Shows, for one frame of a song, the attention weights of the last block that has any, averaged over heads:
 
-    mixture   the spectrogram, with the frame marked
-    TSA       for each frequency, the frames it attends to
-    FSA       for each frequency (rows), the frequencies it attends to (columns)
-    SW-MSA    the positions, each within its own window, that the frame's frequencies attend to
+    mixture   spectrogram, with the frame marked
+    TSA       time attention: for each frequency, the frames it attends to
+    FSA       frequency attention: for each frequency (rows), the frequencies it attends to (columns)
+    SW-MSA    shifted-window attention: what the frame's positions attend to, each within its window
 
 MODEL is a training checkpoint or a .safetensors file from `training.release.export`.
 """
@@ -30,19 +30,27 @@ from tfswa_sep.model.unet import TfswaUNet
 from training.release.export import load_model
 
 PANEL = (900, 260)  # pixels
-SECONDS = 5.9  # of song around the moment
+SECONDS = 5.9  # of the excerpt around --at
 
 
 def attention_weights(network: TfswaUNet, spectrum: Tensor, frame: float) -> dict[str, Tensor]:
-    """{"TSA": (f, t), "FSA": (f, f), "SW-MSA": (f, t)} of the last block with attentions.
+    """Compute the attention weights of the last block that has any.
 
-    spectrum (1, 2c, bins, t) of the song, frame: the moment as a share of its length, 0 to 1. Rows of TSA and
-    FSA sum to one; of SW-MSA every window's part does, once for each of the frame's positions in it.
-    Raises ValueError for a network without attentions.
+    Args:
+        network: The network.
+        spectrum: Spectrum of the song, (1, 2c, bins, t).
+        frame: Position of the frame, as a share of the length (0 to 1).
+
+    Returns:
+        {"TSA": (f, t), "FSA": (f, f), "SW-MSA": (f, t)}. The rows of TSA and FSA sum to 1, each window of SW-MSA
+        to the number of the frame's positions in it.
+
+    Raises:
+        ValueError: The network has no attention layers.
     """
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     hooks = [
-        module.register_forward_hook(_keeper(found, frame))
+        module.register_forward_hook(_make_hook(weights, frame))
         for module in network.modules()
         if isinstance(module, TimeAttention | FrequencyAttention | ShiftedWindowAttention)
     ]
@@ -52,27 +60,27 @@ def attention_weights(network: TfswaUNet, spectrum: Tensor, frame: float) -> dic
     finally:
         for hook in hooks:
             hook.remove()
-    if not found:
+    if not weights:
         raise ValueError("this network has no attention layers")
-    return found
+    return weights
 
 
-def _keeper(found: dict[str, Tensor], frame: float) -> Callable[..., None]:
-    """A hook that keeps the weights of an attention; later blocks replace those of earlier ones."""
+def _make_hook(weights: dict[str, Tensor], frame: float) -> Callable[..., None]:
+    """Make a hook that stores the weights of an attention layer; later blocks overwrite earlier ones."""
 
-    def keep(module: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def hook(module: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         x = inputs[0]
         at = min(int(frame * x.shape[2]), x.shape[2] - 1)
         if isinstance(module, TimeAttention):
             q, k = _queries_and_keys(module, x[0])  # (h, f, t, e)
-            found["TSA"] = _softmax(q[:, :, at, None], k)[:, :, 0].mean(dim=0)
+            weights["TSA"] = _softmax(q[:, :, at, None], k)[:, :, 0].mean(dim=0)
         elif isinstance(module, FrequencyAttention):
             q, k = _queries_and_keys(module, x[0, :, at])  # (h, f, e)
-            found["FSA"] = _softmax(q, k).mean(dim=0)
+            weights["FSA"] = _softmax(q, k).mean(dim=0)
         elif isinstance(module, ShiftedWindowAttention):
-            found["SW-MSA"] = _window_weights(module, x, at)
+            weights["SW-MSA"] = _window_weights(module, x, at)
 
-    return keep
+    return hook
 
 
 def _queries_and_keys(module: TimeAttention | FrequencyAttention, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +94,7 @@ def _softmax(q: Tensor, k: Tensor, bias: Tensor | float = 0.0) -> Tensor:
 
 
 def _window_weights(module: ShiftedWindowAttention, x: Tensor, at: int) -> Tensor:
-    """(f, t): what the positions of frame `at` look at, each within its own window."""
+    """Sum what the positions of frame `at` attend to, each within its window: (f, t)."""
     _, f, t, _ = x.shape
     (wf, wt), (sf, st), h = module.window, module.shift, module.heads
     rolled = torch.roll(x, (-sf, -st), dims=(1, 2))
@@ -94,55 +102,62 @@ def _window_weights(module: ShiftedWindowAttention, x: Tensor, at: int) -> Tenso
     q, k, _ = (rearrange(y, pattern, h=h, wf=wf, wt=wt) for y in module.qkv(rolled[0]))
     bias = rearrange(module.bias_table[module.relative_index], "i j h -> h i j")
     weights = _softmax(q, k, bias + module._mask(f, t, q)[:, None] if sf or st else bias).mean(dim=1)
-    # Of a window's positions, those at the frame ask; what they look at is summed.
-    column = (at - st) % t
-    asks = (torch.arange(t, device=x.device) == column).to(weights).expand(f, t)
-    asks = rearrange(asks, "(nf wf) (nt wt) -> (nf nt) (wf wt)", wf=wf, wt=wt)
-    looked = torch.einsum("wi,wij->wj", asks, weights)
-    looked = rearrange(looked, "(nf nt) (wf wt) -> (nf wf) (nt wt)", nf=f // wf, wf=wf)
-    return torch.roll(looked, (sf, st), dims=(0, 1))
+    queries = (torch.arange(t, device=x.device) == (at - st) % t).to(weights).expand(f, t)
+    queries = rearrange(queries, "(nf wf) (nt wt) -> (nf nt) (wf wt)", wf=wf, wt=wt)
+    attended = torch.einsum("wi,wij->wj", queries, weights)
+    attended = rearrange(attended, "(nf nt) (wf wt) -> (nf wf) (nt wt)", nf=f // wf, wf=wf)
+    return torch.roll(attended, (sf, st), dims=(0, 1))
 
 
 def draw(spectrum: Tensor, weights: dict[str, Tensor], frame: float) -> Image.Image:
-    """The panels, each from its least (black) to its most; low frequencies are at the bottom."""
+    """Draw the panels, each scaled to its own range, with low frequencies at the bottom."""
     level = 10 * torch.log10(spectrum[0].square().sum(dim=0) + 1e-10)
     panels = {"mixture": ((level - level.max()) / 80 + 1).clamp(0, 1)} | {
         name: (value - value.min()) / (value.max() - value.min()).clamp(min=1e-12)
         for name, value in weights.items()
     }
     width, height = PANEL
-    picture = Image.new("RGB", (width, (height + 18) * len(panels)), "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, (height + 18) * len(panels)), "white")
+    drawing = ImageDraw.Draw(image)
     for i, (name, values) in enumerate(panels.items()):
         top = i * (height + 18)
         pixels = np.asarray(values.flip(0).cpu() * 255, np.uint8)
-        picture.paste(Image.fromarray(pixels).resize(PANEL, Image.Resampling.NEAREST), (0, top + 18))
-        pen.text((4, top + 3), name, fill="black")
+        image.paste(Image.fromarray(pixels).resize(PANEL, Image.Resampling.NEAREST), (0, top + 18))
+        drawing.text((4, top + 3), name, fill="black")
         if name != "FSA":
-            pen.line([(frame * width, top + 18), (frame * width, top + 18 + height)], fill="red")
-    return picture
+            drawing.line([(frame * width, top + 18), (frame * width, top + 18 + height)], fill="red")
+    return image
 
 
 def read_around(song: Path, at: float, network: TfswaUNet) -> tuple[Tensor, float]:
-    """The spectrum (1, 2c, bins, t) around second `at`, and where in it that second is, 0 to 1.
+    """Read an excerpt of a song.
 
-    Raises InputError for a song that cannot be read, or has no such second.
+    Args:
+        song: Audio file.
+        at: Centre of the excerpt in seconds.
+        network: The network that will process it.
+
+    Returns:
+        The spectrum (1, 2c, bins, t), and the position of `at` in it, as a share of the length (0 to 1).
+
+    Raises:
+        InputError: The song cannot be read, or is too short.
     """
     config = network.config
     with open_audio(song) as reader:
         samples = np.concatenate(list(reader.blocks(config.sample_rate, config.channels)), axis=1)
-    moment, half = round(at * config.sample_rate), round(SECONDS / 2 * config.sample_rate)
-    if not 0 <= moment < samples.shape[1]:
+    centre, half = round(at * config.sample_rate), round(SECONDS / 2 * config.sample_rate)
+    if not 0 <= centre < samples.shape[1]:
         raise InputError(
             f"--at {at:g} is past the end of {song}, which is {samples.shape[1] / config.sample_rate:.1f} s long"
         )
-    start = max(min(moment - half, samples.shape[1] - 2 * half), 0)
-    part = torch.from_numpy(np.ascontiguousarray(samples[:, start : start + 2 * half]))
-    return stft(part[None], n_fft=config.n_fft, hop=config.hop), (moment - start) / part.shape[1]
+    start = max(min(centre - half, samples.shape[1] - 2 * half), 0)
+    excerpt = torch.from_numpy(np.ascontiguousarray(samples[:, start : start + 2 * half]))
+    return stft(excerpt[None], n_fft=config.n_fft, hop=config.hop), (centre - start) / excerpt.shape[1]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line, and draw."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

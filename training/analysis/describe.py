@@ -1,7 +1,7 @@
-"""What a model costs: `python -m training.analysis.describe [small|reference|paper] [--depth N] [--memory]`.
+"""Describe a model: `python -m training.analysis.describe [small|large|reference|paper] [--depth N] [--memory]`.
 
 Prints the parameters, size and FLOPs of each module; with --memory also the peak memory of one training step on
-six seconds of stereo audio, with gradient checkpointing off and on, each in its own process.
+six seconds of stereo audio, without and with gradient checkpointing, each in its own process.
 
 A multiply-add counts as two FLOPs. Convolutions, matrix products and attention are counted, for one inference
 segment; element-wise operations, norms and the STFT outside the network are not.
@@ -31,17 +31,17 @@ from tfswa_sep.model.stft_torch import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
 from training.losses import waveform_l1
 
-SECONDS = 5.944  # of stereo that --memory trains on: 512 frames
+SECONDS = 5.944  # of audio for --memory: 512 frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleCost:
-    """What one module costs, all that is inside it included."""
+    """The cost of one module, including its submodules."""
 
     name: str  # dotted path, "" for the whole network
-    depth: int  # dots and one more; 0 for the whole network
+    depth: int  # number of parts of the name
     parameters: int
-    flops: float  # a second of audio
+    flops: float  # per second of audio
 
     @property
     def megabytes(self) -> float:
@@ -50,15 +50,15 @@ class ModuleCost:
 
 
 def describe(config: ModelConfig, *, depth: int = 1) -> list[ModuleCost]:
-    """Costs of the modules down to `depth`, in the order of the network; the whole network comes last.
+    """Return the costs of all modules down to `depth`, in network order; the whole network comes last.
 
-    No number is computed: shapes alone go through the network.
+    Uses fake tensors, which have shapes but no data.
     """
     with torch.device("meta"):
         network = TfswaUNet(config).eval()
     frames = config.segment_samples // config.hop + 1
     counter = FlopCounterMode(display=False)
-    # Attention is counted where it is spelt out as matrix products: the CPU's fused kernel is not.
+    # The FLOPs of attention are counted only for plain matrix products, not for the CPU's fused kernel.
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
         network.to_empty(device="cpu")(torch.empty(1, 2 * config.channels, config.n_fft // 2 + 1, frames))
     root = type(network).__name__
@@ -68,7 +68,7 @@ def describe(config: ModelConfig, *, depth: int = 1) -> list[ModuleCost]:
     def flops(module: nn.Module, name: str) -> int:
         if (path := f"{root}.{name}" if name else root) in counts:
             return counts[path]
-        # A list of modules is never called itself.
+        # Module lists are never called themselves.
         return sum(flops(child, f"{name}.{key}".lstrip(".")) for key, child in module.named_children())
 
     costs = []
@@ -84,11 +84,13 @@ def describe(config: ModelConfig, *, depth: int = 1) -> list[ModuleCost]:
 
 
 def cost_table(title: str, costs: list[ModuleCost]) -> Table:
-    """A rich table of `describe`'s rows, inner modules indented, the whole network under a line."""
+    """Make a table of the result of `describe`."""
     table = Table(title=title, caption="A multiply-add counts as two FLOPs.", show_footer=True)
     total = costs[-1]
     table.add_column("Module", "Total")
-    for heading, footer in zip(("Parameters", "MB (float32)", "GFLOP a second"), _cells(total), strict=True):
+    for heading, footer in zip(
+        ("Parameters", "MB (float32)", "GFLOP per second"), _cells(total), strict=True
+    ):
         table.add_column(heading, footer, justify="right")
     for cost in costs[:-1]:
         name = cost.name.rpartition(".")[2]
@@ -101,25 +103,27 @@ def _cells(cost: ModuleCost) -> tuple[str, str, str]:
 
 
 def training_step(config: ModelConfig, *, checkpointing: bool, seconds: float = SECONDS) -> tuple[int, float]:
-    """One forward and backward pass in float32 on one stereo example, in this process.
+    """Run a forward and backward pass in float32 on one example, in this process.
 
-    Returns the process's peak resident memory in bytes, and the seconds that the pass took.
+    Returns:
+        The process's peak resident memory in bytes, and the seconds that the pass took.
     """
     torch.manual_seed(0)
     network = TfswaUNet(config, checkpointing=checkpointing).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     stems = 0.1 * torch.randn(1, len(config.stems), config.channels, round(seconds * config.sample_rate))
-    begun = time.monotonic()
+    started = time.monotonic()
     estimate = separate_waveform(network, stems.sum(dim=1), n_fft=config.n_fft, hop=config.hop)
     torch.autograd.backward(waveform_l1(estimate, stems, torch.ones(stems.shape[:2])))
-    spent = time.monotonic() - begun
+    elapsed = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024), spent  # macOS counts bytes, Linux KiB
+    return peak * (1 if sys.platform == "darwin" else 1024), elapsed  # macOS counts bytes, Linux KiB
 
 
 def measure_training_step(config: ModelConfig, *, checkpointing: bool) -> tuple[int, float]:
-    """`training_step` in a fresh process, whose peak nothing else has raised.
+    """Run `training_step` in a new process, so that the peak is that of the step alone.
 
-    Raises MemoryError if that process was killed, which is what the kernel does when memory runs out.
+    Raises:
+        MemoryError: The process was killed, as the kernel does when memory runs out.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -129,7 +133,7 @@ def measure_training_step(config: ModelConfig, *, checkpointing: bool) -> tuple[
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line, and print."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -146,14 +150,14 @@ def main(arguments: list[str] | None = None) -> None:
     config, console = PRESETS[options.preset], Console()
     console.print(cost_table(f"TFSWA-UNet, preset {options.preset}", describe(config, depth=options.depth)))
     for checkpointing in {"off": [False], "on": [True], "both": [False, True], None: []}[options.memory]:
-        words = (
+        title = (
             f"Training step on {SECONDS:.0f} s of stereo, checkpointing {'on' if checkpointing else 'off'}"
         )
         try:
-            peak, spent = measure_training_step(config, checkpointing=checkpointing)
+            peak, elapsed = measure_training_step(config, checkpointing=checkpointing)
         except MemoryError as error:
-            parser.exit(1, f"{words}: {error}\n")
-        console.print(f"{words}: peak {peak / 1e9:.2f} GB, {spent:.1f} s", highlight=False)
+            parser.exit(1, f"{title}: {error}\n")
+        console.print(f"{title}: peak {peak / 1e9:.2f} GB, {elapsed:.1f} s", highlight=False)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ Energies = NDArray[np.float64]
 
 
 def band_energies(samples: NDArray[np.float32], rate: int) -> Energies:
-    """The energy of samples (c, n) at `rate` Hz in each band between EDGES.
+    """Compute the energy of samples (c, n) in each band between EDGES.
 
-    Without the frames that reach over the ends, where a loud low tone that is cut would sound in all bands.
+    Frames at both ends are ignored: a tone that is cut off there has energy in all bands.
     """
     edge = N_FFT // 2 // HOP
     power = np.square(np.abs(stft(samples)[..., edge:-edge])).sum(axis=(0, 2), dtype=np.float64)
@@ -42,35 +42,35 @@ def band_energies(samples: NDArray[np.float32], rate: int) -> Energies:
 
 
 def song_errors(song: Song, methods: Sequence[Method]) -> dict[str, tuple[Energies, Energies]]:
-    """Energies of each stem that is not silent (bands,), and of the methods' errors (methods, bands)."""
+    """Compute the energies of each stem that is not silent (bands,), and of the errors (methods, bands)."""
     rate = methods[0].rate
     with tempfile.TemporaryDirectory(prefix="tfswa-sep-errors-") as name:
         mixture = Path(name) / "mixture.wav"
         frames = song.write_mixture(mixture, rate=rate)
-        found: list[Estimates] = []
+        estimates: list[Estimates] = []
         for i, method in enumerate(methods):
             folder = Path(name) / str(i)
             folder.mkdir()
-            found.append(method.estimate(song, mixture, folder, lambda _: None))
+            estimates.append(method.estimate(song, mixture, folder, lambda _: None))
         energies = {}
         for stem, truth in song.truths(rate).items():
-            if any(stem not in estimates.files for estimates in found):  # a model of fewer stems
+            if any(stem not in each.files for each in estimates):  # a model with fewer stems
                 continue
-            feeds = [Feed(estimates.files[stem], rate) for estimates in found]
-            power, errors, loudness = np.zeros(len(EDGES) - 1), np.zeros((len(methods), len(EDGES) - 1)), 0.0
+            feeds = [Feed(each.files[stem], rate) for each in estimates]
+            power, errors, total = np.zeros(len(EDGES) - 1), np.zeros((len(methods), len(EDGES) - 1)), 0.0
             for start in range(0, frames, BLOCK_SECONDS * rate):
                 size = min(BLOCK_SECONDS * rate, frames - start)
-                true = truth.take(size)
-                loudness += float(np.square(true).sum(dtype=np.float64))
-                power += band_energies(true, rate)
-                errors += [band_energies(feed.take(size) - true, rate) for feed in feeds]
-            if loudness > MODEL_CHANNELS * frames * SILENCE_RMS**2:
+                block = truth.take(size)
+                total += float(np.square(block).sum(dtype=np.float64))
+                power += band_energies(block, rate)
+                errors += [band_energies(feed.take(size) - block, rate) for feed in feeds]
+            if total > MODEL_CHANNELS * frames * SILENCE_RMS**2:
                 energies[stem] = power, errors
     return energies
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.analysis.error_spectrum", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of songs with their true stems")
     parser.add_argument("--model", default="small", help="model name or file (default: %(default)s)")
@@ -82,14 +82,14 @@ def main(arguments: list[str] | None = None) -> int:
         parser.exit(error.exit_code, f"{error}\n")
     bands = [f"{low} to {high}" for low, high in pairwise(EDGES[:-1])]
     table = Table(
-        "Hz", *bands, f"from {EDGES[-2]}", title="share of the error, SDR in dB, oracle ratio mask's"
+        "Hz", *bands, f"from {EDGES[-2]}", title="share of the error, SDR in dB, SDR of an oracle ratio mask"
     )
     for stem in STEMS:
-        known = [song[stem] for song in songs if stem in song]
-        if not known:
+        energies = [song[stem] for song in songs if stem in song]
+        if not energies:
             continue
-        share = np.mean([errors[0] / errors[0].sum() for _, errors in known], axis=0)
-        ratios = np.mean([decibels(power, errors) for power, errors in known], axis=0)
+        share = np.mean([errors[0] / errors[0].sum() for _, errors in energies], axis=0)
+        ratios = np.mean([decibels(power, errors) for power, errors in energies], axis=0)
         cells = [f"{a:.0%} {b:.1f} {c:.1f}" for a, b, c in zip(share, *ratios, strict=True)]
         table.add_row(stem, *cells)
     Console(width=160).print(table)

@@ -1,4 +1,4 @@
-"""Measure examples per second, mixing and model: `python -m training.analysis.loader_throughput --pools POOLS`."""
+"""Measure the throughput of mixing and training: `python -m training.analysis.loader_throughput --pools POOLS`."""
 
 from __future__ import annotations
 
@@ -15,31 +15,27 @@ from rich.console import Console
 from tfswa_sep.model.config import PRESETS
 from tfswa_sep.model.stft_torch import stft
 from tfswa_sep.model.unet import TfswaUNet
+from training.analysis.throughput import synchronize
 from training.distributed import pick_precision, set_up_process
 from training.mixing.mixer import Mixer
 from training.mixing.settings import MixSettings
 
 
-def rate(step: Callable[[int], object], batch: int, seconds: float, device: torch.device) -> float:
+def measure_rate(step: Callable[[int], object], batch: int, seconds: float, device: torch.device) -> float:
     """Return the examples per second of `step(number)`, after one untimed call."""
     step(0)
-    _wait(device)
-    began = time.monotonic()
+    synchronize(device)
+    started = time.monotonic()
     for done in itertools.count(1):
         step(done)
-        _wait(device)
-        if (spent := time.monotonic() - began) > seconds:
-            return done * batch / spent
+        synchronize(device)
+        if (elapsed := time.monotonic() - started) > seconds:
+            return done * batch / elapsed
     raise AssertionError
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: the mixing alone, the model's forward and backward alone, and one after the other."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m training.analysis.loader_throughput", description=__doc__
     )
@@ -56,27 +52,27 @@ def main(arguments: list[str] | None = None) -> int:
     set_up_process(device, fused_attention=device.type != "cpu")  # as training=cpu and training=h100 do
     model = TfswaUNet(PRESETS[options.preset]).to(device).train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    still = mixer.batch(0, options.batch)[0]
-    half = pick_precision("auto", accelerator=device.type) == "bf16-mixed"
+    fixed = mixer.batch(0, options.batch)[0]
+    bf16 = pick_precision("auto", accelerator=device.type) == "bf16-mixed"
 
     def mix(step: int) -> torch.Tensor:
         return mixer.batch(step, options.batch)[0]
 
-    def learn(mixture: torch.Tensor) -> None:
+    def train_on(mixture: torch.Tensor) -> None:
         model.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = model(stft(mixture)).abs().mean()
         loss.backward()
 
     console = Console()
     for name, step in (
         ("mixing", mix),
-        ("model, forward and backward", lambda step: learn(still)),
-        ("mixing, then model", lambda step: learn(mix(step))),
+        ("model, forward and backward", lambda step: train_on(fixed)),
+        ("mixing, then model", lambda step: train_on(mix(step))),
     ):
-        found = rate(step, options.batch, options.seconds, device)
+        rate = measure_rate(step, options.batch, options.seconds, device)
         console.print(
-            f"{name:28} {found:8.2f} examples per second ({mixer.settings.seconds} s each) on {device}"
+            f"{name:28} {rate:8.2f} examples per second ({mixer.settings.seconds} s each) on {device}"
         )
     return 0
 

@@ -1,4 +1,4 @@
-"""Find a learning rate: `python -m training.analysis.lr_finder` with the arguments of training.train.
+"""Find a learning rate: `python -m training.analysis.lr_finder`, with the arguments of training.train.
 
 Raises the learning rate step by step until the loss diverges, and suggests the one at which the smoothed loss falls
 fastest (Smith, arXiv:1506.01186, section 3.3). Nothing is saved.
@@ -19,13 +19,13 @@ from training.run import Run
 
 LOWEST, HIGHEST = 1e-6, 1.0
 STEPS = 100
-QUIET = 25  # the first steps, at rates too low to learn anything: what happens there is noise
+NOISY = 25  # first steps to ignore: their rates are too low for learning
 SMOOTHING = 0.9
-EXPLOSION = 4.0  # times the way from the first losses to the lowest one, above the lowest
+DIVERGENCE = 4.0  # rise above the lowest loss, relative to the fall from the first losses to it
 
 
 def find(config: DictConfig) -> float:
-    """Print the sweep; returns the rate that it suggests."""
+    """Print the sweep and return the suggested rate."""
     config = OmegaConf.merge(  # type: ignore[assignment]
         config,
         {"training": {"steps": STEPS, "warmup_steps": 0, "schedule": "cosine", "resume": False}},
@@ -42,7 +42,7 @@ def find(config: DictConfig) -> float:
             losses.append(run.step(batch)["loss"])
             if run.fabric.is_global_zero:
                 print(f"learning rate {rate:.2e}  loss {losses[-1]:.5f}", flush=True)
-            if has_exploded(losses):
+            if has_diverged(losses):
                 break
     best = suggest(rates, losses)
     print(f"try training.learning_rate={best:.1e}")
@@ -50,7 +50,7 @@ def find(config: DictConfig) -> float:
 
 
 def smooth(losses: list[float]) -> list[float]:
-    """An exponential average without the bias towards its start."""
+    """Compute a bias-corrected exponential moving average."""
     average, smoothed = 0.0, []
     for i, loss in enumerate(losses, start=1):
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
@@ -58,29 +58,30 @@ def smooth(losses: list[float]) -> list[float]:
     return smoothed
 
 
-def has_exploded(losses: list[float]) -> bool:
-    """Whether the smoothed loss has risen far above its lowest point, which may be negative (SDR is)."""
+def has_diverged(losses: list[float]) -> bool:
+    """Return whether the smoothed loss has risen far above its lowest point."""
     smoothed = smooth(losses)
     if not math.isfinite(smoothed[-1]):
         return True
-    if len(losses) <= QUIET:
+    if len(losses) <= NOISY:
         return False
-    low, early = min(smoothed), losses[:QUIET]
-    way = max(statistics.mean(early) - low, statistics.stdev(early))
-    return smoothed[-1] - low > EXPLOSION * way
+    low, early = min(smoothed), losses[:NOISY]
+    fall = max(statistics.mean(early) - low, statistics.stdev(early))
+    return smoothed[-1] - low > DIVERGENCE * fall
 
 
 def suggest(rates: list[float], losses: list[float]) -> float:
-    """The rate at which the smoothed loss falls steepest, by the rate's logarithm, before its lowest point.
+    """Return the rate at which the smoothed loss falls fastest per log rate, before its lowest point.
 
-    Raises ValueError where the loss never falls after the quiet steps.
+    Raises:
+        ValueError: The loss never falls after the first steps.
     """
-    smoothed = [loss for loss in smooth(losses) if math.isfinite(loss)][QUIET:]
+    smoothed = [loss for loss in smooth(losses) if math.isfinite(loss)][NOISY:]
     lowest = smoothed.index(min(smoothed)) if smoothed else 0
     falls = [before - after for before, after in pairwise(smoothed[: lowest + 1])]
     if not falls:
         raise ValueError("the loss never decreased: check the data and the loss weights")
-    return rates[QUIET + falls.index(max(falls))]
+    return rates[NOISY + falls.index(max(falls))]
 
 
 if __name__ == "__main__":

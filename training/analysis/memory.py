@@ -1,10 +1,8 @@
 """Estimate the memory that a configuration needs: `python -m training.analysis.memory data=musdb18hq model=reference`.
 
-`data` sets the length of an example.
-
-The estimate runs two training steps on fake tensors, which have shapes but no data, and tracks the live bytes.
-With --measure the steps really run, and the peak comes from torch's statistics (CUDA) or its profiler (CPU).
-Neither includes libraries or the kernels' workspace memory: leave a tenth free.
+`data` sets the length of an example. The estimate runs two training steps on fake tensors, which have shapes but no
+data, and tracks the live bytes. --measure also runs the steps, and reads the peak from torch's statistics (CUDA) or
+profiler (CPU). Neither includes libraries or the workspace memory of kernels: leave a tenth free.
 """
 
 from __future__ import annotations
@@ -21,13 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
-from training.analysis.rehearsal import NoNumbers, rehearse
+from training.analysis.rehearsal import AllowFakeValues, rehearse
 from training.configuration import run_command
 from training.data.loader import seconds_of
 
 
-class LiveBytes(NoNumbers):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that are alive, and remembers the highest count."""
+class LiveBytes(AllowFakeValues):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all live tensors, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -37,7 +35,7 @@ class LiveBytes(NoNumbers):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation, and count what it makes; views share the storage of what they look at."""
+        """Run an operation and count its results; views share storage."""
         result = super().__torch_dispatch__(func, types, args, kwargs)
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
@@ -59,7 +57,7 @@ class LiveBytes(NoNumbers):  # type: ignore[no-untyped-call]
 
 
 def estimate_peak(config: DictConfig, *, checkpointing: bool | None = None) -> int:
-    """Bytes of tensors at the peak of a training step, from shapes alone."""
+    """Estimate the peak bytes of tensors in a training step with fake tensors."""
     counter = LiveBytes()
     with FakeTensorMode(allow_non_fake_inputs=True), counter:
         rehearse(config, checkpointing=checkpointing)
@@ -67,7 +65,7 @@ def estimate_peak(config: DictConfig, *, checkpointing: bool | None = None) -> i
 
 
 def measure_peak(config: DictConfig, *, checkpointing: bool | None = None) -> int:
-    """The same of a real step, as torch itself counts."""
+    """Measure the peak bytes of tensors in a training step, as counted by torch."""
     if config.training.accelerator != "cpu" and torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         rehearse(config, checkpointing=checkpointing)
@@ -81,7 +79,7 @@ def measure_peak(config: DictConfig, *, checkpointing: bool | None = None) -> in
 
 
 def report(config: DictConfig, *, measure: bool) -> None:
-    """Print the estimate without and with gradient checkpointing, and what it saves."""
+    """Print the estimate without and with gradient checkpointing, and the saving."""
     training = config.training
     print(
         f"{config.model.preset}, batches of {training.batch_size} examples of {seconds_of(config.data):g} s,"
@@ -96,17 +94,15 @@ def report(config: DictConfig, *, measure: bool) -> None:
         )
     print(f"checkpointing saves {1 - peaks[True] / peaks[False]:.0%}")
     if measure:
-        measured, guess = measure_peak(config), peaks[config.model.checkpointing]
+        measured, estimate = measure_peak(config), peaks[config.model.checkpointing]
         print(
-            f"measured           {measured / 1e9:7.2f} GB, the estimate is off by {guess / measured - 1:+.1%}"
+            f"measured           {measured / 1e9:7.2f} GB, the estimate is off by {estimate / measured - 1:+.1%}"
         )
     if torch.cuda.is_available():
         print(f"this GPU has {torch.cuda.get_device_properties(0).total_memory / 1e9:.1f} GB")
 
 
 if __name__ == "__main__":
-    wants_measure = "--measure" in sys.argv
+    measure = "--measure" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--measure"]
-    sys.exit(
-        run_command(lambda config: report(config, measure=wants_measure), about=__doc__, needs_data=False)
-    )
+    sys.exit(run_command(lambda config: report(config, measure=measure), about=__doc__, needs_data=False))

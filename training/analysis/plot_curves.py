@@ -1,6 +1,6 @@
-"""Draw the validation curves of `small`: `python -m training.analysis.plot_curves`.
+"""Plot the validation curves of `small`: `python -m training.analysis.plot_curves`.
 
-Reads experiments/curves/small.csv and writes small.svg beside it; a test compares the two.
+Reads experiments/curves/small.csv and writes small.svg next to it; a test checks that they match.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from pathlib import Path
 
 CURVES = Path(__file__).resolve().parents[2] / "experiments" / "curves"
 WIDTH, HEIGHT = 960, 400  # px
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 40  # px around the plot
-COLOURS = ("#1f77b4", "#d95f02")  # by turns, so that neighbouring runs differ
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 40  # margins in px
+COLOURS = ("#1f77b4", "#d95f02")  # alternating
 
 
-def curves_svg(path: Path) -> str:
-    """One line per run: SDR on excerpts in dB above the mixture, by step.
+def plot_curves(path: Path) -> str:
+    """Plot the SDR gain over the mixture by step, with one line per run.
 
     Args:
-        path: A CSV file with the columns experiment, leg (a run's name), step and sdr_gain_db.
+        path: A CSV file with the columns experiment, leg (name of the run), step and sdr_gain_db.
 
     Returns:
         The SVG document.
@@ -32,7 +32,7 @@ def curves_svg(path: Path) -> str:
     points = [point for run in runs.values() for point in run]
     last = max(step for step, _ in points)
     low, high = (pick(value for _, value in points) for pick in (min, max))
-    low, high = int(low * 2) / 2 - 0.5, int(high * 2 + 1) / 2  # half a dB below for the names
+    low, high = int(low * 2) / 2 - 0.5, int(high * 2 + 1) / 2  # leaves half a dB for the names
 
     def x(step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * step / last
@@ -57,10 +57,10 @@ def curves_svg(path: Path) -> str:
         line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in run)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         parts += [f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="2" fill="{colour}"/>' for s, v in run]
-        # The name runs down from under the curve's lowest point, where no other curve lies.
-        left, under = x(sum(step for step, _ in run) / len(run)), y(min(value for _, value in run)) + 12
+        # The name starts below the lowest point, where there is no other curve.
+        left, top = x(sum(step for step, _ in run) / len(run)), y(min(value for _, value in run)) + 12
         parts.append(
-            f'<text transform="translate({left:.1f} {under:.1f}) rotate(60)" fill="{colour}">'
+            f'<text transform="translate({left:.1f} {top:.1f}) rotate(60)" fill="{colour}">'
             f"{escape(name)}</text>"
         )
     return (
@@ -72,7 +72,7 @@ def curves_svg(path: Path) -> str:
 
 def main() -> None:
     """Write the plot."""
-    (CURVES / "small.svg").write_text(curves_svg(CURVES / "small.csv"), encoding="utf-8")
+    (CURVES / "small.svg").write_text(plot_curves(CURVES / "small.csv"), encoding="utf-8")
 
 
 if __name__ == "__main__":

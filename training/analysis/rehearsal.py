@@ -1,4 +1,4 @@
-"""One training step on noise, just as a configuration would take it: to learn its memory, FLOPs and time."""
+"""Training steps on noise with the settings of a configuration, to measure memory, FLOPs and time."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from training.optimizer import make_optimizer
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-class NoNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Lets tensors without numbers pass where torch asks for one: Adam looks at its step."""
+class AllowFakeValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lets fake tensors pass where torch reads a value, such as Adam's step."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation, or answer for it."""
+        """Run an operation, or return a made-up value."""
         if isinstance(args[0] if args else None, FakeTensor):
             if func is torch.ops.aten._local_scalar_dense.default:
                 return False if args[0].dtype == torch.bool else 1.0
@@ -41,7 +41,7 @@ class NoNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def overlap_add(spectrum: Tensor, *, length: int) -> Tensor:
-    """What istft costs, which refuses tensors without numbers. (b, s, 2c, f, t) -> (b, s, c, n)"""
+    """Cost as much as istft, which rejects fake tensors. (b, s, 2c, f, t) -> (b, s, c, n)"""
     parts = rearrange(spectrum, "b s (c two) f t -> (b s c) f t two", two=2).contiguous()
     window = torch.hann_window(N_FFT, device=spectrum.device)[:, None]
     frames = torch.fft.irfft(torch.view_as_complex(parts), dim=1) * window
@@ -52,39 +52,40 @@ def overlap_add(spectrum: Tensor, *, length: int) -> Tensor:
 
 
 class Rehearsal:
-    """Model, optimizer, average and one batch. `step` may be called again and again."""
+    """A model with its optimizer, average, and one batch of noise to train on."""
 
     def __init__(self, config: DictConfig, *, checkpointing: bool | None = None) -> None:
-        shape, settings = build_model_config(config.model), config.training
+        model_config, settings = build_model_config(config.model), config.training
         cuda = on_cuda(settings.accelerator)
         self.device, self.settings = torch.device("cuda" if cuda else "cpu"), settings
         set_up_process(self.device, fused_attention=settings.fused_attention)
         self.dtype = PRECISIONS[pick_precision(settings.precision, settings.accelerator)]
-        self.seconds = whole_seconds(seconds_of(config.data), shape)  # of an example
-        wanted = config.model.checkpointing if checkpointing is None else checkpointing
+        self.seconds = whole_seconds(seconds_of(config.data), model_config)  # per example
+        if checkpointing is None:
+            checkpointing = config.model.checkpointing
         with self.device:
-            self.model = TfswaUNet(shape, checkpointing=wanted)
-        for weight in self.model.parameters():  # Module.to cannot swap tensors without numbers
+            self.model = TfswaUNet(model_config, checkpointing=checkpointing)
+        for weight in self.model.parameters():  # Module.to does not work with fake tensors
             if weight.ndim == 4:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, settings)
         self.average = WeightAverage(self.model, settings.ema_decay)
         size = (
             settings.batch_size,
-            len(shape.stems),
-            shape.channels,
-            round(self.seconds * shape.sample_rate),
+            len(model_config.stems),
+            model_config.channels,
+            round(self.seconds * model_config.sample_rate),
         )
         self.stems = 0.1 * torch.randn(size, device=self.device)
         self.mixture = self.stems.sum(dim=1)
         self.known = torch.ones(size[:2], device=self.device)
 
     def loss(self) -> Tensor:
-        """The forward pass."""
+        """Run the forward pass."""
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype) if mixed else nullcontext():
-            transformed = stft(self.mixture)
-            spectrum = self.model(transformed)
+            mixture_spectrum = stft(self.mixture)
+            spectrum = self.model(mixture_spectrum)
         inverse = overlap_add if isinstance(spectrum, FakeTensor) else istft
         total, _ = losses.weighted_loss(
             spectrum,
@@ -92,13 +93,13 @@ class Rehearsal:
             self.stems,
             self.known,
             weights=self.settings.loss,
-            mixture_spectrum=transformed,
+            mixture_spectrum=mixture_spectrum,
             inverse=inverse,
         )
         return total
 
     def step(self) -> None:
-        """Forward, backward, clipping, the optimizer, the average."""
+        """Run a training step: forward, backward, clipping, optimizer, average."""
         self.model.zero_grad(set_to_none=True)
         torch.autograd.backward(self.loss())
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
@@ -107,7 +108,7 @@ class Rehearsal:
 
 
 def rehearse(config: DictConfig, *, checkpointing: bool | None = None) -> Any:
-    """Two steps: only the second has the optimizer's state beside its activations from the start."""
+    """Run two steps, since the optimizer's state is in memory throughout only in the second."""
     rehearsal = Rehearsal(config, checkpointing=checkpointing)
     rehearsal.step()
     rehearsal.step()
