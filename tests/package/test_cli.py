@@ -96,6 +96,20 @@ def test_help_fits_a_terminal(command: str, capsys: pytest.CaptureFixture[str]) 
     out, err = capsys.readouterr()
     assert out.startswith(f"Usage: tfswa-sep {command}") and err == ""
     assert max(map(len, out.splitlines())) <= 80
+    assert "list[" not in out and "x>=" not in out and "{SONG}" not in out
+
+
+def test_help_groups_many_options_and_not_few(capsys: pytest.CaptureFixture[str]) -> None:
+    def titles(*command: str) -> list[str]:
+        assert main.run([*command, "--help"]) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line[:1].strip() and line[-1] == ":"]
+
+    assert titles("separate") == [
+        "Arguments:", "Stems:", "Output files:", "Input:", "Several songs:", "Model and hardware:",
+        "Messages and help:",
+    ]  # fmt: skip
+    assert titles("eval", "run")[:3] == ["Songs:", "Methods:", "Scores and results:"]
+    assert titles("models", "verify") == ["Arguments:", "Options:"]
 
 
 def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -491,8 +505,9 @@ def test_a_reader_that_stops_is_no_error(arguments: list[str]) -> None:
 def test_models_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["models"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("small (the default)\n") and "vocals, drums, bass, other" in text
+    assert text.startswith("small (default)\n") and "vocals, drums, bass, other" in text
     assert max(map(len, text.splitlines())) <= 80
+    assert ".md" not in text  # files of the checkout, which no installation has
     assert main.run(["models", "list"]) == 0
     assert capsys.readouterr().out == text
     assert main.run(["models", "--json"]) == 0

@@ -318,7 +318,7 @@ def test_settings_that_may_not_be_read_are_none(config: Path, monkeypatch: pytes
 def test_a_file_of_unknown_precision_and_size_is_described(config: Path) -> None:
     (line,) = (text for _, text in registry.describe(registry.find_model("https://example.org/a.onnx"))
                if "size" in text)  # fmt: skip
-    assert line == "onnx, size unknown, https"
+    assert line == "https: onnx (size unknown)"
 
 
 def test_what_was_not_downloaded_is_not_removed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tfswa_sep.cli.default_command import RunByDefault
+from tfswa_sep.cli.help import METHODS, RESULTS, SONGS, Command
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Quiet, with_options
 from tfswa_sep.cli.terminal import one_line, print_error, printable, say
 from tfswa_sep.errors import OutputError, UsageError
@@ -44,67 +45,107 @@ Data = Annotated[
     typer.Option(
         metavar="FOLDER",
         help="Reference stems: FOLDER/<song>/<stem>.wav (or flac, ogg, opus, mp3) or FOLDER/<song>.stem.mp4.",
+        rich_help_panel=SONGS,
     ),
 ]
 Musdb = Annotated[
     Path | None,
     typer.Option(
-        metavar="FOLDER", help="MUSDB18 (.stem.mp4) or MUSDB18-HQ folder; scored with museval by default."
+        metavar="FOLDER",
+        help="MUSDB18 (.stem.mp4) or MUSDB18-HQ folder; scored with museval by default.",
+        rich_help_panel=SONGS,
     ),
 ]
-Subset = Annotated[Literal["test", "train"], typer.Option(help="MUSDB18 subset.")]
+Subset = Annotated[Literal["test", "train"], typer.Option(help="MUSDB18 subset.", rich_help_panel=SONGS)]
+Exclude = Annotated[
+    str | None,
+    typer.Option(metavar="GLOB", help="Skip these songs, such as 'Music Delta*'.", rich_help_panel=SONGS),
+]
+Apart = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GLOB",
+        help="Score these songs, but leave them out of the averages.",
+        rich_help_panel=SONGS,
+    ),
+]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", "-m", metavar="NAME|FILE", help="Model to evaluate; repeatable."),
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="Model to evaluate; repeatable.", rich_help_panel=METHODS
+    ),
 ]
 Estimates = Annotated[
     list[Path] | None,
-    typer.Option(metavar="FOLDER", help="Stems from any separator, as FOLDER/<song>/<stem>.wav; repeatable."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Stems from any separator, as FOLDER/<song>/<stem>.wav; repeatable.",
+        rich_help_panel=METHODS,
+    ),
 ]
 Baselines = Annotated[
-    bool, typer.Option("--baselines", "--oracle", help="Also score the mixture and two oracle masks.")
+    bool,
+    typer.Option(
+        "--baselines",
+        "--oracle",
+        help="Also score the mixture and two oracle masks.",
+        rich_help_panel=METHODS,
+    ),
 ]
 Metrics = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
         help="museval: BSSEval v4, official and slow. fast: SIR and SAR within 0.7 dB of museval's.",
+        rich_help_panel=RESULTS,
     ),
 ]
-Apart = Annotated[
-    str | None, typer.Option(metavar="GLOB", help="Score these songs, but leave them out of the averages.")
+Jobs = Annotated[
+    int,
+    typer.Option("--jobs", "-j", min=1, metavar="N", help="Scoring processes.", rich_help_panel=RESULTS),
 ]
-Exclude = Annotated[
-    str | None, typer.Option(metavar="GLOB", help="Skip these songs, such as 'Music Delta*'.")
-]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Scoring processes.")]
 Out = Annotated[
-    Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Keep the separated stems here.")
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="FOLDER", help="Keep the separated stems here.", rich_help_panel=RESULTS
+    ),
 ]
 Record = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the full results to this file.")
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write the full results to this file.", rich_help_panel=RESULTS
+    ),
 ]
 Report = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Write results.json, results.csv and report.html here."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Write results.json, results.csv and report.html here.",
+        rich_help_panel=RESULTS,
+    ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue an interrupted run with the same --json or --report.")
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue an interrupted run with the same --json or --report.",
+        rich_help_panel=RESULTS,
+    ),
 ]
 
 
-@app.command("run")
+@app.command("run", cls=Command)
 @with_options
 def evaluate(
     data: Data = None,
     musdb: Musdb = None,
     subset: Subset = "test",
+    exclude: Exclude = None,
+    apart: Apart = None,
     model: Models = None,
     estimates: Estimates = None,
     baselines: Baselines = False,
     metrics: Metrics = None,
-    apart: Apart = None,
-    exclude: Exclude = None,
     jobs: Jobs = 1,
     out: Out = None,
     record: Record = None,
@@ -156,7 +197,7 @@ def evaluate(
         _print_evaluation(found)
 
 
-@app.command("compare")
+@app.command("compare", cls=Command)
 def compare(
     records: Annotated[
         list[Path], typer.Argument(metavar="RESULTS", help="Results written by `eval --json`.")
@@ -190,7 +231,7 @@ def compare(
     _print_tables(*map(difference_table, groups))
 
 
-@app.command("listen")
+@app.command("listen", cls=Command)
 def listen(
     first: Annotated[Path, typer.Argument(metavar="A", help="An audio file, or FOLDER/<song>/<stem>.wav.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="The same from another method.")],
@@ -200,7 +241,9 @@ def listen(
     reference: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Reference stems, to play alongside.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1, max=60, help="Length of each excerpt, in seconds.")] = 8,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=60, metavar="S", help="Seconds per excerpt, 1 to 60.")
+    ] = 8,
     trials: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of pairs.")] = 12,
     debug: Debug = False,
 ) -> None:
@@ -217,7 +260,7 @@ def listen(
     say(str(out))
 
 
-@app.command("listen-results")
+@app.command("listen-results", cls=Command)
 def listen_results(
     answers: Annotated[
         list[Path],

@@ -17,6 +17,7 @@ import typer.main
 import tfswa_sep
 from tfswa_sep.cli import doctor, evaluate, models, separate, terminal
 from tfswa_sep.cli.default_command import SeparateByDefault
+from tfswa_sep.cli.help import Command
 from tfswa_sep.cli.terminal import PROGRAM
 
 EXAMPLES = f"""Examples:
@@ -40,10 +41,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-app.command(epilog=EXAMPLES)(separate.separate)
+app.command(cls=Command, epilog=EXAMPLES)(separate.separate)
 app.add_typer(models.app, name="models")
 app.add_typer(evaluate.app, name="eval")
-app.command("doctor")(doctor.doctor)
+app.command("doctor", cls=Command)(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tfswa_sep.cli.default_command import ListByDefault
+from tfswa_sep.cli.help import Command
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Precision
 from tfswa_sep.cli.terminal import printable, say
 from tfswa_sep.errors import ModelError
@@ -30,7 +31,7 @@ def _models() -> None:
     """List, download, verify and remove models."""
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_models(as_json: Json = False, debug: Debug = False) -> None:
     """List models with their stems, scores and licences."""
     from tfswa_sep import registry
@@ -43,7 +44,7 @@ def list_models(as_json: Json = False, debug: Debug = False) -> None:
         _print_model(model)
 
 
-@app.command("info")
+@app.command("info", cls=Command)
 def show_model(name: Name, offline: Offline = False, as_json: Json = False, debug: Debug = False) -> None:
     """Show one model and where its files are."""
     from tfswa_sep import registry
@@ -62,7 +63,7 @@ def show_model(name: Name, offline: Offline = False, as_json: Json = False, debu
                 say(f"    {label:<7} {file[label]}")
 
 
-@app.command("path")
+@app.command("path", cls=Command)
 def model_path(
     name: Name,
     backend: Annotated[Literal["onnx", "torch"], typer.Option(help="Backend of the file.")] = "onnx",
@@ -76,7 +77,7 @@ def model_path(
     say(str(registry.fetch(registry.with_precision(registry.find_model(name), precision), backend)))
 
 
-@app.command("pull")
+@app.command("pull", cls=Command)
 def pull_models(
     names: Names,
     backend: Annotated[Literal["all", "onnx", "torch"], typer.Option(help="Files to download.")] = "all",
@@ -103,10 +104,10 @@ def pull_models(
         say(json.dumps({"files": pulled}, indent=2))
 
 
-@app.command("verify")
+@app.command("verify", cls=Command)
 def verify_models(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="Models to verify [default: all].")
+        list[str] | None, typer.Argument(metavar="MODEL", help="Models to verify.  [default: all]")
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -128,7 +129,7 @@ def verify_models(
         raise ModelError(f"damaged: {', '.join(damaged)} (download again: tfswa-sep models pull)")
 
 
-@app.command("rm")
+@app.command("rm", cls=Command)
 def remove_models(names: Names, debug: Debug = False) -> None:
     """Delete downloaded models.
 
@@ -168,7 +169,7 @@ def _state(file: ModelFile) -> dict[str, Any]:
 def _print_model(model: ModelInfo) -> None:
     from tfswa_sep import registry
 
-    say(f"{model.name}{' (the default)' if model.default else ''}")
+    say(f"{model.name}{' (default)' if model.default else ''}")
     for label, text in registry.describe(model):
         for line in textwrap.wrap(text, 80, initial_indent=f"  {label:<9} ", subsequent_indent=" " * 12):
             say(line)

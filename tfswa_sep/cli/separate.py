@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tfswa_sep.cli.help import BATCH, MESSAGES, OUTPUT
 from tfswa_sep.cli.progress import show_progress
 from tfswa_sep.cli.shared_options import Debug, Model, Offline, Quiet, with_options
 from tfswa_sep.constants import ACCOMPANIMENT, VOCALS
@@ -22,28 +23,52 @@ if TYPE_CHECKING:
 
 Songs = Annotated[
     list[str],
-    typer.Argument(metavar="SONG", help="Audio or video files, folders, or - for stdin.", show_default=False),
+    typer.Argument(
+        metavar="SONG", help="Audio or video files, folders, or - for standard input.", show_default=False
+    ),
 ]
 Recursive = Annotated[
-    bool, typer.Option("--recursive", "-r", help="Search subfolders too; --out mirrors their layout.")
+    bool,
+    typer.Option(
+        "--recursive",
+        "-r",
+        help="Search subfolders too; --out mirrors their layout.",
+        rich_help_panel=BATCH,
+    ),
 ]
 Overwrite = Annotated[
     bool | None,
     typer.Option(
         "--overwrite/--no-overwrite",
-        help="Redo finished songs and replace any file, or never replace a file [default: skip finished "
-        "songs, replace only stems of earlier runs].",
+        help="Redo finished songs and replace any file, or never replace a file.  [default: skip finished "
+        "songs; replace only stems of earlier runs]",
         show_default=False,
+        rich_help_panel=OUTPUT,
     ),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Songs to separate in parallel.")]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs", "-j", min=1, metavar="N", help="Songs to separate in parallel.", rich_help_panel=BATCH
+    ),
+]
 Shard = Annotated[
     str | None,
-    typer.Option(metavar="I/N", help="Separate only part I of N, to split a batch across machines."),
+    typer.Option(
+        metavar="I/N",
+        help="Separate only part I of N, to split a batch across machines.",
+        rich_help_panel=BATCH,
+    ),
+]
+JsonLines = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object per song, one per line.", rich_help_panel=MESSAGES),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Print how long each song took.", rich_help_panel=MESSAGES),
 ]
 TwoStems = Annotated[str | None, typer.Option("--two-stems", hidden=True)]  # of demucs
-JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object per song, one per line.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show how long each song took.")]
 
 
 @with_options

@@ -1,6 +1,6 @@
-"""Options of the command line that several commands share: one name, one type and one help text each.
+"""Options that several commands share: one name, one type and one help text each.
 
-A command takes the fields of OutputOptions or Runtime by one parameter: see `with_options`.
+A command takes all fields of OutputOptions or Runtime as one parameter: see `with_options`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from tfswa_sep.cli.help import HARDWARE, INPUT, MESSAGES, OUTPUT, STEMS
 from tfswa_sep.options import OutputOptions, Runtime
 
 
 def _go_offline(wanted: bool) -> bool:
     if wanted:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # heeded by the registry and by huggingface_hub
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read by the registry and by huggingface_hub
     return wanted
 
 
@@ -29,79 +30,132 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="A model name (see `models`), a model file, or an hf:// or https:// address.",
+        help="A model's name (see `models`), a model file, or an hf:// or https:// address.",
+        rich_help_panel=HARDWARE,
     ),
 ]
 Precision = Annotated[
     Literal["fp32", "int8", "auto"],
-    typer.Option(help="Numeric precision; auto picks the fastest here: int8 (onnx), 16-bit (torch) or fp32."),
+    typer.Option(
+        help="Numeric precision; auto picks the fastest here: int8 (onnx), 16-bit (torch) or fp32.",
+        rich_help_panel=HARDWARE,
+    ),
 ]
 Offline = Annotated[
     bool,
     typer.Option(
-        "--offline", callback=_go_offline, help="Never use the network; fail if a model is missing."
+        "--offline",
+        callback=_go_offline,
+        help="Never use the network; fail if a model is missing.",
+        rich_help_panel=HARDWARE,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=MESSAGES)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=MESSAGES)]
+Debug = Annotated[bool, typer.Option("--debug", help="Print tracebacks.", rich_help_panel=MESSAGES)]
 
 _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen on the command line
     "backend": Annotated[
         Literal["auto", "onnx", "torch"],
-        typer.Option(help="Inference backend; auto picks the fastest available."),
+        typer.Option(help="Inference backend; auto picks the fastest.", rich_help_panel=HARDWARE),
     ],
     "device": Annotated[
-        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda (or cuda:1, ...), mps or coreml.")
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="auto, cpu, cuda (or cuda:1, ...), mps or coreml.",
+            rich_help_panel=HARDWARE,
+        ),
     ],
     "precision": Precision,
     "threads": Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="CPU threads [default: one per core].")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="CPU threads.  [default: one per core]", rich_help_panel=HARDWARE
+        ),
     ],
     "shifts": Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="Average N time-shifted passes: slightly better, N times slower."
+            min=1,
+            metavar="N",
+            help="Average N passes, each shifted in time: slightly better, N times slower.",
+            rich_help_panel=HARDWARE,
         ),
     ],
     "stems": Annotated[
         str | None,
         typer.Option(
             metavar="LIST",
-            help="vocals, drums, bass, other, accompaniment (all but the vocals) or a sum such as "
-            "drums+bass, separated by commas [default: all four].",
+            help="vocals, drums, bass, other, accompaniment (all but the vocals) or sums such as drums+bass, "
+            "separated by commas.  [default: all four]",
+            rich_help_panel=STEMS,
         ),
     ],
-    "out": Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Output folder.")],
-    "name": Annotated[str, typer.Option(metavar="PATTERN", help="File names under --out.")],
+    "out": Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Output folder.", rich_help_panel=OUTPUT),
+    ],
+    "name": Annotated[str, typer.Option(metavar="PATTERN", help="File names in it.", rich_help_panel=OUTPUT)],
     "audio_format": Annotated[
         Literal["wav", "flac", "mp3", "ogg", "opus", "m4a"],
-        typer.Option("--format", metavar="KIND", help="wav, flac, mp3, ogg, opus or m4a."),
+        typer.Option(
+            "--format", metavar="FORMAT", help="wav, flac, mp3, ogg, opus or m4a.", rich_help_panel=OUTPUT
+        ),
     ],
     "bit_depth": Annotated[
         Literal["16", "24", "32f"] | None,
-        typer.Option(help="Bits per sample; 32f cannot clip [default: 32f; flac: 24]."),
+        typer.Option(
+            metavar="BITS",
+            help="16, 24 or 32f, which cannot clip.  [default: 32f; flac: 24]",
+            rich_help_panel=OUTPUT,
+        ),
     ],
     "bitrate": Annotated[
         int | None,
         typer.Option(
-            metavar="KBIT/S", help="For lossy formats [default: mp3 320, ogg 256, opus 192, m4a 256]."
+            metavar="KBIT/S",
+            help="For lossy formats.  [default: mp3 320, ogg 256, opus 192, m4a 256]",
+            rich_help_panel=OUTPUT,
         ),
     ],
     "rescale": Annotated[
         bool,
-        typer.Option("--rescale", help="If a stem would clip, turn all stems down by the same amount."),
+        typer.Option(
+            "--rescale",
+            help="If a stem would clip, turn all stems down by the same amount.",
+            rich_help_panel=STEMS,
+        ),
     ],
     "exact_sum": Annotated[
         bool,
-        typer.Option("--exact-sum", help="Make the stems sum exactly to the song by adjusting the last one."),
+        typer.Option(
+            "--exact-sum",
+            help="Adjust the last stem so that the stems sum exactly to the song.",
+            rich_help_panel=STEMS,
+        ),
     ],
     "stem_file": Annotated[
-        bool, typer.Option("--stem-file", help="Also write SONG.stem.mp4, for Traktor and other DJ software.")
+        bool,
+        typer.Option(
+            "--stem-file",
+            help="Also write SONG.stem.mp4, for Traktor and other DJ software.",
+            rich_help_panel=OUTPUT,
+        ),
     ],
-    "downmix": Annotated[bool, typer.Option("--downmix", help="Mix surround sound down to stereo.")],
+    "downmix": Annotated[
+        bool,
+        typer.Option("--downmix", help="Mix surround sound down to stereo.", rich_help_panel=INPUT),
+    ],
     "allow_truncated": Annotated[
-        bool, typer.Option("--allow-truncated", help="Separate what can be read of a truncated file.")
+        bool,
+        typer.Option(
+            "--allow-truncated",
+            help="Separate what can be read of a truncated or damaged file.",
+            rich_help_panel=INPUT,
+        ),
     ],
 }
 
@@ -109,7 +163,8 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter of `command` that is a Runtime or OutputOptions by one option per field.
 
-    The parameter's default gives theirs. Typer reads what it offers from the signature, so that is rewritten.
+    The fields of the parameter's default are the defaults of the options. Typer reads the signature, so that is
+    rewritten.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []

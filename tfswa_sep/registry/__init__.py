@@ -188,15 +188,16 @@ def remove(name: str) -> list[Path]:
 def describe(model: ModelInfo) -> list[tuple[str, str]]:
     """A description for display, as (label, text) lines; unknown facts are left out."""
     size = (f"{file.bytes / 1e6:.1f} MB" if file.bytes else "size unknown" for file in model.files)
-    files = (f"{f.label}, {mb}, {f.where.partition(':')[0]}" for f, mb in zip(model.files, size, strict=True))
+    files = (f"{file.label} ({text})" for file, text in zip(model.files, size, strict=True))
+    origins = dict.fromkeys(file.where.partition(":")[0] for file in model.files)
     channels = "stereo" if model.channels == 2 else f"{model.channels} channels"
     lines = [
         ("about", model.summary),
         ("stems", ", ".join(model.stems)),
         ("audio", f"{model.sample_rate} Hz, {channels}" if model.sample_rate else ""),
-        ("files", "; ".join(files)),
-        ("quality", ", ".join(f"{stem} {score:.1f} dB" for stem, score in model.scores.items())),
-        ("trained", model.training_data),
+        ("files", f"{', '.join(origins)}: {', '.join(files)}"),
+        ("SDR", ", ".join(f"{stem} {score:.1f} dB" for stem, score in model.scores.items())),
+        ("training", model.training_data),
         ("licence", f"{model.license} (of the weights)"),
     ]
     return [(label, text) for label, text in lines if text]
