@@ -25,6 +25,8 @@ def progress_bar(
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    # By default rich also sends what is printed to stdout, even to a pipe, to the bar's console.
+    redirect = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect) as bars:
         task = bars.add_task(label, total=total, completed=done, text="")
         yield lambda text="": bars.update(task, advance=1, text=text)

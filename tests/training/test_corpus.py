@@ -1,4 +1,4 @@
-"""The corpus build on made-up material: cutting, arrays, resuming, determinism, sampler and MIDI."""
+"""The corpus build on synthetic material: cutting, arrays, resuming, determinism, sampler and MIDI."""
 
 import dataclasses
 import json
@@ -12,9 +12,10 @@ import soundfile
 mido = pytest.importorskip("mido")
 pytest.importorskip("torch")
 
+from tfswa_sep.constants import SAMPLE_RATE
 from training.corpus import BAND, build
 from training.corpus.recorded import catalogue, sources
-from training.corpus.recorded.sources import SAMPLE_RATE, Piece, Source
+from training.corpus.recorded.sources import Piece, Source
 from training.corpus.rendered import effects, midi, strums
 from training.corpus.rendered.sampler import Instrument, Kit, Note, play, play_drums
 from training.corpus.speech import synthesize
@@ -41,27 +42,27 @@ def speech(tmp_path: Path) -> Source:
     return Source("vocals", "clips", "CC0-1.0", "permissive", "1", "speech", files, {"min_hz": 5000})
 
 
-def test_sounding_spans_bridge_short_gaps_and_cut_at_long_ones() -> None:
+def test_active_spans_bridge_short_gaps_and_end_at_long_ones() -> None:
     quiet = np.zeros((SAMPLE_RATE, 1), np.float32)
     audio = np.concatenate(
         [quiet, tone(440, 2), quiet[: SAMPLE_RATE // 5], tone(440, 1), quiet, quiet, tone(440, 0.2)]
     )
-    spans = sources.sounding_spans(audio, floor_db=-50, hang=0.5, shortest=1.0)
+    spans = sources.active_spans(audio, floor_db=-50, hang=0.5, shortest=1.0)
     assert len(spans) == 1
     start, end = (x / SAMPLE_RATE for x in spans[0])
     assert 0.85 <= start <= 1.0
     assert 4.2 <= end <= 4.4
 
 
-def test_normalise_levels_and_never_passes_the_peak() -> None:
-    level = sources.active_level(sources.normalise(tone(300, 1, 0.01)))
+def test_normalize_sets_the_level_and_limits_the_peak() -> None:
+    level = sources.active_level(sources.normalize(tone(300, 1, 0.01)))
     assert level == pytest.approx(-20, abs=0.2)
     click = np.zeros((SAMPLE_RATE, 2), np.float32)
     click[100] = 0.9
-    assert np.abs(sources.normalise(click)).max() <= 0.98
+    assert np.abs(sources.normalize(click)).max() <= 0.98
 
 
-def test_bandwidth_sees_a_low_pass() -> None:
+def test_bandwidth_of_low_passed_noise() -> None:
     noise = np.random.default_rng(0).standard_normal((SAMPLE_RATE * 2, 1)).astype(np.float32)
     assert sources.bandwidth(noise) > 21000
     spectrum = np.fft.rfft(noise, axis=0)
@@ -71,14 +72,14 @@ def test_bandwidth_sees_a_low_pass() -> None:
     )
 
 
-def test_build_writes_arrays_that_map_and_a_manifest(speech: Source, tmp_path: Path) -> None:
+def test_build_writes_memory_mappable_arrays_and_a_manifest(speech: Source, tmp_path: Path) -> None:
     out = tmp_path / "pools"
     (row,) = build.build([speech], out, processes=1)
     array = np.load(out / row["array"], mmap_mode="r")
     assert array.dtype == np.int16
     assert array.shape == (row["segments"][-1][1], 1)
     assert array.flags["C_CONTIGUOUS"]
-    assert row["labels"] == ["a.wav", "d.wav"]  # the copy and the silent clip are left out
+    assert row["labels"] == ["a.wav", "d.wav"]  # without the copy and the silent clip
     assert row["segments"][0][0] == 0
     assert row["segments"][0][1] == row["segments"][1][0]
     assert np.abs(array).max() > 3000
@@ -88,7 +89,7 @@ def test_build_writes_arrays_that_map_and_a_manifest(speech: Source, tmp_path: P
     assert f"| vocals | clips | {row['minutes']} |" in (out / "card.md").read_text()
 
 
-def test_build_keeps_what_is_there_and_rebuilds_what_changed(speech: Source, tmp_path: Path) -> None:
+def test_build_keeps_existing_arrays_and_rebuilds_changed_ones(speech: Source, tmp_path: Path) -> None:
     out = tmp_path / "pools"
     build.build([speech], out, processes=1)
     path = out / "vocals/clips.npy"
@@ -104,7 +105,9 @@ def test_build_keeps_what_is_there_and_rebuilds_what_changed(speech: Source, tmp
     assert path.is_file()
 
 
-def test_a_source_without_minutes_is_listed_apart_and_tried_again(speech: Source, tmp_path: Path) -> None:
+def test_a_source_without_usable_audio_is_listed_separately_and_retried(
+    speech: Source, tmp_path: Path
+) -> None:
     out = tmp_path / "pools"
     silent = dataclasses.replace(speech, name="silent", files=speech.files[2:3])
     build.build([silent, speech], out, processes=1)
@@ -169,7 +172,7 @@ def test_convolution_equals_numpy_and_equalizer_keeps_time() -> None:
     assert np.allclose(
         effects.convolve(audio, kernel)[:, 0], np.convolve(audio[:, 0], kernel)[:150_000], atol=1e-2
     )
-    flat = effects.equalize(audio, np.ones_like(effects.eq_grid()))
+    flat = effects.equalize(audio, np.ones_like(effects.eq_frequencies()))
     assert np.allclose(flat, audio, atol=1e-4)
 
 
@@ -190,10 +193,10 @@ def test_midi_round_trip(tmp_path: Path) -> None:
     assert mido.MidiFile(tmp_path / "x.mid").length == pytest.approx(1.0, abs=0.01)
 
 
-def test_strums_depend_on_the_seed_alone() -> None:
+def test_strums_depend_only_on_the_seed() -> None:
     def one(seed: int) -> list[Note]:
         rng = np.random.default_rng(seed)
-        return strums.humanize(strums.song_notes(rng, style="chug", key=3, beat=0.5, bars=4), rng)
+        return strums.humanize(strums.draw_chords(rng, style="chug", key=3, beat=0.5, bars=4), rng)
 
     assert one(1) == one(1)
     assert one(1) != one(2)
@@ -220,24 +223,24 @@ def test_licence_classes(text: str, kind: str) -> None:
     [("p/music/theme.ogg", True), ("p/music/theme_fast.ogg", False), ("p/sfx/long.ogg", False),
      ("p/a.pk3::sound/cdtracks/x.ogg", True), ("p/music/choir2.ogg", False), ("p/voices/hello.ogg", False)],
 )  # fmt: skip
-def test_music_is_told_from_voices_and_effects(name: str, kept: bool) -> None:
+def test_music_is_distinguished_from_voices_and_effects(name: str, kept: bool) -> None:
     assert catalogue.is_music(name) is kept
 
 
 def test_a_speaker_of_narrow_recordings_is_kept_as_recorded(tmp_path: Path) -> None:
-    """At 12 kHz no clip has 10 kHz; beside a wide one, narrow clips are left out."""
-    random = np.random.default_rng(0)
+    """A sample rate of 12 kHz gives no 10 kHz; narrow clips are used only if there are no wide ones."""
+    rng = np.random.default_rng(0)
     for name, rate in (("narrow", 12_000), ("wide", SAMPLE_RATE)):
-        soundfile.write(tmp_path / f"{name}.wav", random.uniform(-0.2, 0.2, rate), rate)
+        soundfile.write(tmp_path / f"{name}.wav", rng.uniform(-0.2, 0.2, rate), rate)
     files = tuple(str(tmp_path / f"{n}.wav") for n in ("narrow", "wide"))
     source = Source("vocals", "a", "CC0-1.0", "permissive", "1", "speech", files, {"min_hz": 10_000})
 
     def labels(source: Source) -> list[str]:
-        return [piece.label for piece in sources.speech(source, random)]
+        return [piece.label for piece in sources.read_speech(source, rng)]
 
     assert labels(source) == ["wide.wav"]
     assert labels(dataclasses.replace(source, files=files[:1])) == ["narrow.wav"]
-    assert [piece.label for piece in sources.widest_clips(files[:1], 10_000)] == ["narrow.wav"]
+    assert [piece.label for piece in sources.read_widest_clips(files[:1], 10_000)] == ["narrow.wav"]
 
 
 def test_nothing_non_commercial_is_built(
@@ -248,7 +251,7 @@ def test_nothing_non_commercial_is_built(
     assert catalogue.licence_class("CC-BY-SA-3.0 (Vincent)") == "copyleft"
     source = Source("vocals", "demo", "CC_BY_NC", catalogue.licence_class("CC_BY_NC"), "1", "speech", (), {})
     monkeypatch.setattr(build, "all_sources", lambda *_: [source])
-    monkeypatch.setattr(build, "absent", lambda *_: [])
+    monkeypatch.setattr(build, "find_missing", lambda *_: [])
     command = ["--shared", str(tmp_path), "--out", str(tmp_path / "pools")]
     with pytest.raises(SystemExit):
         build.main(command)
@@ -259,7 +262,7 @@ def test_nothing_non_commercial_is_built(
     assert build.main([*command, "--without", "demo", "--processes", "1"]) == 0
 
 
-def test_a_package_is_left_out_with_all_that_is_made_of_it(
+def test_a_package_is_excluded_with_everything_made_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "multitrack/train").mkdir(parents=True)
@@ -283,13 +286,13 @@ def test_a_package_is_left_out_with_all_that_is_made_of_it(
         dataclasses.replace(source("band", "three.bass", f"{debian}/game/a.xm"), recipe="tracker_stem"),
     ]
 
-    def kept(found: list[Source], *_: object, **__: object) -> list[dict[str, object]]:
-        left.extend(s.name for s in found)
+    def record(wanted: list[Source], *_: object, **__: object) -> list[dict[str, object]]:
+        left.extend(s.name for s in wanted)
         return []
 
     monkeypatch.setattr(build, "all_sources", lambda *_: everything)
-    monkeypatch.setattr(build, "absent", lambda *_: [])
-    monkeypatch.setattr(build, "build", kept)
+    monkeypatch.setattr(build, "find_missing", lambda *_: [])
+    monkeypatch.setattr(build, "build", record)
     monkeypatch.setattr(synthesize, "synthesize", lambda *_, **__: [])
     command = ["--shared", str(tmp_path), "--debian", str(debian), "--soundfonts", str(tmp_path)]
     command += ["--out", str(tmp_path / "pools")]
@@ -298,18 +301,18 @@ def test_a_package_is_left_out_with_all_that_is_made_of_it(
     assert left == ["talk-cs", "two.bass", "one.vocals"]
 
 
-def test_packages_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_packages_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "multitrack/train").mkdir(parents=True)
     (tmp_path / "debian_music.tsv").write_text("package\tlicence\n0ad-data\tCC-BY-SA-3.0\n")
-    assert "0ad-data" in build.absent(tmp_path, tmp_path / "debian", tmp_path)
+    assert "0ad-data" in build.find_missing(tmp_path, tmp_path / "debian", tmp_path)
     (tmp_path / "debian/0ad-data").mkdir(parents=True)
-    assert "0ad-data" not in build.absent(tmp_path, tmp_path / "debian", tmp_path)
+    assert "0ad-data" not in build.find_missing(tmp_path, tmp_path / "debian", tmp_path)
     with pytest.raises(SystemExit):
         build.main(["--shared", str(tmp_path), "--debian", str(tmp_path / "debian"), "--out", str(tmp_path)])
     assert "more; fetch or install them" in capsys.readouterr().err
 
 
-def test_what_is_said_of_a_source_may_change_without_a_build(speech: Source, tmp_path: Path) -> None:
+def test_a_description_may_change_without_a_rebuild(speech: Source, tmp_path: Path) -> None:
     out = tmp_path / "pools"
     build.build([speech], out, processes=1)
     before = (out / "vocals/clips.npy").stat().st_mtime_ns
@@ -318,7 +321,7 @@ def test_what_is_said_of_a_source_may_change_without_a_build(speech: Source, tmp
     assert "| clips |" in (out / "card.md").read_text() and "| 3 |" in (out / "card.md").read_text()
 
 
-def test_the_command_fails_where_a_source_is_empty_unless_it_is_left_out(
+def test_the_command_fails_if_a_source_is_empty_unless_it_is_excluded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     song = tmp_path / "shared/multitrack/train/Song/vocals.opus"
@@ -326,7 +329,7 @@ def test_the_command_fails_where_a_source_is_empty_unless_it_is_left_out(
     (tmp_path / "shared/voices").mkdir()
     sound = np.random.default_rng(0).uniform(-0.3, 0.3, 48_000 * 2)
     soundfile.write(song, sound, 48_000, format="OGG", subtype="OPUS")
-    banks = list(catalogue.VOICEBANKS)  # none of them is there
+    banks = list(catalogue.VOICEBANKS)  # none of them exists
     without = banks[1:] + [f"sung-{bank}-{part}" for bank in banks for part in (1, 2)]
     command = ["--shared", str(tmp_path / "shared"), "--out", str(tmp_path / "pools"), "--processes", "1"]
     command += ["--soundfonts", str(tmp_path)]
@@ -346,7 +349,7 @@ def test_the_command_fails_where_a_source_is_empty_unless_it_is_left_out(
     assert build.main([*command, "--without", "alys", "--without", "permissive"]) == 0
 
 
-def test_phrases_keep_their_stereo_and_say_that_they_are_wet(tmp_path: Path) -> None:
+def test_phrases_with_reverb_are_stereo_and_marked_as_wet(tmp_path: Path) -> None:
     voices = tmp_path / "voices"
     voices.mkdir()
     noise = np.random.default_rng(0).normal(0, 0.1, (SAMPLE_RATE, 2))
@@ -355,17 +358,16 @@ def test_phrases_keep_their_stereo_and_say_that_they_are_wet(tmp_path: Path) -> 
         table = "start_seconds\tend_seconds\tsource_file\n0.0\t0.8\tone.wav\n"
         (voices / f"{name}.tsv").write_text(table)
     (tmp_path / "multitrack/train").mkdir(parents=True)
-    found = {s.name: s for s in catalogue.voice_sources(tmp_path)}
-    assert "scottpoid" not in found
-    wet, dry = found["producer-space-etv"], found["producer-space-shv"]
+    voices_by_name = {s.name: s for s in catalogue.voice_sources(tmp_path)}
+    wet, dry = voices_by_name["producer-space-etv"], voices_by_name["producer-space-shv"]
     assert (wet.extra.get("wet"), dry.extra.get("wet")) == (True, None)
     assert {wet.extra["voice"], dry.extra["voice"]} == {"song"}
     rng = np.random.default_rng(0)
-    assert next(sources.takes(wet, rng)).audio.shape[1] == 2
-    assert next(sources.takes(dry, rng)).audio.shape[1] == 1
+    assert next(sources.read_takes(wet, rng)).audio.shape[1] == 2
+    assert next(sources.read_takes(dry, rng)).audio.shape[1] == 1
 
 
-def test_a_recording_without_a_singer_is_a_band(tmp_path: Path) -> None:
+def test_a_song_without_vocals_is_a_band(tmp_path: Path) -> None:
     for song, stems in {"Sung": ("vocals", "bass", "drums", "other"), "MarkBoas": BAND}.items():
         folder = tmp_path / "multitrack/train" / song
         folder.mkdir(parents=True)

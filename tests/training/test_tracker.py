@@ -1,4 +1,4 @@
-"""Tracker modules: their stems add up to the song, and what an instrument is can be told from its sound."""
+"""Tracker modules: stems add up to the song, and instruments are classified by sound and name."""
 
 import struct
 from collections import Counter
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 pytest.importorskip("torch")
 
+from tfswa_sep.constants import SAMPLE_RATE
 from training.corpus import BAND, build
-from training.corpus.recorded.sources import SAMPLE_RATE, active_level, read_tsv
-from training.corpus.tracker import find_parts, tracker
-from training.corpus.tracker import songs as tracker_songs
+from training.corpus.recorded.sources import active_level, read_tsv
+from training.corpus.tracker import find_parts, songs, tracker
 
-needs_player = pytest.mark.skipif(not tracker.installed(), reason="libopenmpt is not installed")
+needs_player = pytest.mark.skipif(not tracker.is_installed(), reason="libopenmpt is not installed")
 
 RATE = 8287.1  # Hz of a sample at the note C-2 on an Amiga of PAL countries
 PERIODS = {"C-1": 856, "D-1": 762, "E-1": 678, "G-1": 570, "A-1": 508, "C-2": 428}
@@ -54,7 +54,7 @@ def module(names: tuple[str, ...] = ("bd", "", ""), *, patterns: int = 8) -> byt
 
 
 @needs_player
-def test_a_score_tells_who_plays_which_notes() -> None:
+def test_a_score_counts_the_notes_of_each_instrument() -> None:
     score = tracker.read_score(module())
     assert score.seconds == pytest.approx(8 * 64 * 0.12, abs=0.1)  # 50 ticks a second, 6 a row
     assert score.names == {0: "bd", 1: "", 2: ""}
@@ -74,74 +74,74 @@ def test_stems_add_up_to_the_song() -> None:
 
 
 @needs_player
-def test_other_files_are_no_modules() -> None:
+def test_other_files_are_rejected() -> None:
     with pytest.raises(ValueError, match="not a tracker module"):
         tracker.read_score(b"module m; endmodule" * 100)
 
 
 @needs_player
-def test_who_plays_what_is_found_by_the_sound() -> None:
-    found = find_parts.find_parts(module())
-    assert found is not None
-    assert found[1] == {"drums": (KICK,), "bass": (BASS,), "other": (LEAD,)}
+def test_parts_are_found_by_sound() -> None:
+    song = find_parts.find_parts(module())
+    assert song is not None
+    assert song[1] == {"drums": (KICK,), "bass": (BASS,), "other": (LEAD,)}
     assert find_parts.find_parts(module(patterns=2)) is None  # 15 s are too short
-    # a name that says the contrary casts doubt, and a song that lacks a part is of no use
+    # a contradictory name raises doubt, and a song needs all parts
     assert find_parts.find_parts(module(("bd", "strings", ""))) is None
 
 
-def test_a_name_decides_only_what_the_sound_leaves_open() -> None:
+def test_a_name_only_decides_between_possible_parts() -> None:
     notes, rate = Counter({60: 40, 62: 5}), find_parts.RATE
     t = np.arange(4 * rate) / rate
     hum = np.sin(2 * np.pi * 70 * t)[:, None].astype(np.float32)  # a bass on one note, or a long drum
     sound = find_parts.measure(hum, notes)
-    assert find_parts.possible(sound) == {"drums", "bass"}
-    assert find_parts.part_of(sound, "") is None
-    assert find_parts.part_of(sound, "Slap Bass") == "bass"
-    assert find_parts.part_of(sound, "bass drum") == "drums"
-    assert find_parts.part_of(sound, "strings") is None
-    assert all(find_parts.part_of(sound, name) is None for name in ("choir", "vocal bass", "scream.1"))
+    assert find_parts.possible_parts(sound) == {"drums", "bass"}
+    assert find_parts.classify(sound, "") is None
+    assert find_parts.classify(sound, "Slap Bass") == "bass"
+    assert find_parts.classify(sound, "bass drum") == "drums"
+    assert find_parts.classify(sound, "strings") is None
+    assert all(find_parts.classify(sound, name) is None for name in ("choir", "vocal bass", "scream.1"))
 
 
 @needs_player
-def test_a_song_becomes_three_sources_at_levels_of_their_own(
+def test_a_song_becomes_three_sources_with_their_levels_in_the_song(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "game-data/usr/share"
     folder.mkdir(parents=True)
     (folder / "a.mod").write_bytes(module())
     (folder / "not.mod").write_text("module;")
-    monkeypatch.setattr(tracker_songs, "PARTS_FOUND", tmp_path / "parts.tsv")
-    rows = list(find_parts.rows(tmp_path, "game-data"))
-    tracker_songs.write_parts(tmp_path / "parts.tsv", rows)
-    sources = tracker_songs.tracker_sources(tmp_path)
+    monkeypatch.setattr(songs, "MODULE_PARTS", tmp_path / "parts.tsv")
+    rows = list(find_parts.list_songs(tmp_path, "game-data"))
+    songs.write_parts(tmp_path / "parts.tsv", rows)
+    sources = songs.tracker_sources(tmp_path)
     assert [(s.pool, s.extra["song"], s.extra["stem"]) for s in sources] == [
         ("band", "game-a.mod", part) for part in ("drums", "bass", "other")
     ]
-    pieces = [next(tracker_songs.tracker_stem(s, np.random.default_rng(0))).audio for s in sources]
+    pieces = [next(songs.render_tracker_stem(s, np.random.default_rng(0))).audio for s in sources]
     song = np.sum(pieces, axis=0)
-    assert active_level(song) == pytest.approx(tracker_songs.LEVEL, abs=0.1)
+    assert active_level(song) == pytest.approx(songs.LEVEL, abs=0.1)
     together = tracker.play(module(), seconds=61)[: len(song)]
     gain = np.abs(song).max() / np.abs(together).max()
     np.testing.assert_allclose(song, together * gain, atol=1e-4)
-    monkeypatch.setattr(tracker_songs, "LEVEL", 0.0)  # louder than its peaks bear
-    loud = [next(tracker_songs.tracker_stem(s, np.random.default_rng(0))).audio for s in sources]
-    assert max(np.abs(a).max() for a in (*loud, sum(loud))) == pytest.approx(tracker_songs.PEAK, abs=1e-3)
+    monkeypatch.setattr(songs, "LEVEL", 0.0)  # limited by the peak
+    loud = [next(songs.render_tracker_stem(s, np.random.default_rng(0))).audio for s in sources]
+    assert max(np.abs(a).max() for a in (*loud, sum(loud))) == pytest.approx(songs.PEAK, abs=1e-3)
 
 
-def test_without_libopenmpt_it_is_named_and_there_are_no_such_songs(
+def test_without_libopenmpt_there_are_no_songs_and_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     (tmp_path / "debian_music.tsv").write_text("package\tlicence\n")
-    assert tracker.LIBRARY in build.absent(tmp_path, tmp_path, tmp_path)
-    assert tracker_songs.tracker_sources(tmp_path) == []
+    assert tracker.LIBRARY in build.find_missing(tmp_path, tmp_path, tmp_path)
+    assert songs.tracker_sources(tmp_path) == []
 
 
 def test_the_committed_table_fits_the_packages() -> None:
-    rows = read_tsv(tracker_songs.PARTS_FOUND)
+    rows = read_tsv(songs.MODULE_PARTS)
     assert len({(row["package"], Path(row["file"]).name) for row in rows}) == len(rows) > 40
     for row in rows:
-        assert row["package"] in tracker_songs.MODULE_PACKAGES and tracker_songs.MODULE.search(row["file"])
+        assert row["package"] in songs.MODULE_PACKAGES and songs.MODULE.search(row["file"])
         numbers = [int(i) for part in BAND for i in row[part].split()]
         assert all(row[part] for part in BAND) and min(numbers) >= 1
         assert len(set(numbers)) == len(numbers)

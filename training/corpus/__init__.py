@@ -1,3 +1,3 @@
-"""Builds the open training corpus: `python -m training.corpus.build`."""
+"""The open training corpus, built by `python -m training.corpus.build`."""
 
-BAND = ("drums", "bass", "other")  # stems of a song in the pool "band", which has no vocals
+BAND = ("drums", "bass", "other")  # stems of a song in the pool "band"

@@ -1,8 +1,8 @@
 """Build the corpus: `python -m training.corpus.build --shared DATA --debian PACKAGES --out POOLS`.
 
-Every source becomes one array `<pool>/<source>.npy`, int16 (n, 1 or 2) at 44.1 kHz, for memory mapping, and a row
-in manifest.json. Arrays and manifest are written atomically, the manifest after every source, so that training can
-start before the build is complete. A second run builds only what is new or has changed.
+Every source becomes an array `<pool>/<source>.npy`, int16 (n, 1 or 2) at 44.1 kHz, for memory mapping, and a row in
+manifest.json. Arrays and manifest are written atomically, the manifest after every source, so that training can start
+before the build is complete. A second run builds only what is new or has changed.
 """
 
 import argparse
@@ -16,57 +16,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tfswa_sep.audio.atomic_file import AtomicFile, remove_abandoned
+from tfswa_sep.constants import SAMPLE_RATE
 from training.corpus import fetch
 from training.corpus.manifest import read_manifest, write_manifest
 from training.corpus.recorded import catalogue, pseudo_stems, sources
-from training.corpus.recorded.sources import SAMPLE_RATE, Audio, Piece, Source
-from training.corpus.rendered import catalogue as rendered
+from training.corpus.recorded.sources import Piece, Source, to_int16
+from training.corpus.rendered import catalogue as rendered_catalogue
 from training.corpus.rendered import render
 from training.corpus.speech import sung, synthesize
-from training.corpus.tracker.songs import missing_player, tracker_sources, tracker_stem
-from training.corpus.tracker.tracker import LIBRARY
+from training.corpus.tracker.songs import render_tracker_stem, tracker_sources
+from training.corpus.tracker.tracker import LIBRARY, is_installed
+from training.progress import progress_bar
 
-HEADER_BYTES = 128  # of a version 1.0 .npy file with this shape; room for the length to grow
+HEADER_BYTES = 128  # of a version 1.0 .npy file with two dimensions of any length
 POOLS = ("song", "band", "vocals", "accompaniment", "drums", "bass", "other")
 
 Recipe = Callable[[Source, np.random.Generator], Iterator[Piece]]
 RECIPES: dict[str, Recipe] = {
-    "whole": sources.whole,
-    "takes": sources.takes,
-    "sounding": sources.sounding,
-    "speech": sources.speech,
-    "music": sources.music,
-    "drums": render.drums,
-    "bass": render.bass,
-    "other": render.other,
-    "strums": render.strummed,
-    "song_stem": render.song_stem,
-    "tracker_stem": tracker_stem,
-    "sung": sung.sung,
-    "sung_speech": sung.sung_speech,
-    "pseudo_vocals": pseudo_stems.pseudo_vocals,
-    "pseudo_accompaniment": pseudo_stems.pseudo_accompaniment,
-    "pseudo_song": pseudo_stems.pseudo_song,
+    "whole": sources.read_whole,
+    "takes": sources.read_takes,
+    "sounding": sources.read_active,
+    "speech": sources.read_speech,
+    "music": sources.read_music,
+    "drums": render.render_drums,
+    "bass": render.render_bass,
+    "other": render.render_other,
+    "strums": render.render_strums,
+    "song_stem": render.render_song_stem,
+    "tracker_stem": render_tracker_stem,
+    "sung": sung.sing_takes,
+    "sung_speech": sung.sing_speech,
+    "pseudo_vocals": pseudo_stems.estimate_vocals,
+    "pseudo_accompaniment": pseudo_stems.extract_accompaniment,
+    "pseudo_song": pseudo_stems.estimate_song_stem,
 }
 
 
-def to_int16(audio: Audio) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """Round +-1 float to int16, clipped at full scale."""
-    return np.asarray(np.clip(np.rint(audio * 32767.0), -32768, 32767), "<i2")
-
-
 def write_array(path: Path, pieces: Iterable[Piece]) -> tuple[list[tuple[int, int]], list[str], list[float]]:
-    """Append pieces to one .npy file, which appears under its name only when it is whole.
+    """Write pieces to one .npy file, which appears only when it is complete.
 
-    Returns sample ranges, labels and bandwidths (Hz) of the pieces; writes nothing when there are none.
-    Raises ValueError when mono and stereo pieces are mixed.
+    Returns sample ranges, labels and bandwidths (Hz) of the pieces; writes nothing if there are none. Raises ValueError
+    for a mixture of mono and stereo.
     """
     segments: list[tuple[int, int]] = []
     labels: list[str] = []
-    widths: list[float] = []
+    bandwidths: list[float] = []
     channels = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = AtomicFile(path.parent)
@@ -82,23 +78,23 @@ def write_array(path: Path, pieces: Iterable[Piece]) -> tuple[list[tuple[int, in
                 start = segments[-1][1] if segments else 0
                 segments.append((start, start + len(piece.audio)))
                 labels.append(piece.label)
-                widths.append(sources.bandwidth(piece.audio))
+                bandwidths.append(sources.bandwidth(piece.audio))
                 f.write(np.ascontiguousarray(to_int16(piece.audio)).tobytes())
             f.seek(0)
             shape = (segments[-1][1] if segments else 0, max(channels, 1))
-            head = {"descr": "<i2", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(f, head)
+            header = {"descr": "<i2", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(f, header)
             if f.tell() != HEADER_BYTES:
                 raise ValueError(f"{path.name}: unexpected header of {f.tell()} bytes")
         if segments:
             temporary.commit(path)
     finally:
         temporary.remove()
-    return segments, labels, widths
+    return segments, labels, bandwidths
 
 
-def about(source: Source) -> dict[str, Any]:
-    """What a manifest row tells of a source beside its sound."""
+def describe(source: Source) -> dict[str, Any]:
+    """The columns of a manifest row that do not depend on the samples."""
     return {
         "licence": source.licence,
         "licence_class": source.licence_class,
@@ -108,64 +104,64 @@ def about(source: Source) -> dict[str, Any]:
 
 
 def build_source(source: Source, out: Path, seed: int) -> dict[str, Any]:
-    """Make one array and return its manifest row (minutes 0 and no array where nothing usable was found)."""
-    began = time.monotonic()
+    """Build one array and return its manifest row; without usable audio, minutes are 0 and the array is None."""
+    start = time.monotonic()
     fingerprint = source.fingerprint(seed)
     path = out / source.pool / f"{source.name}.npy"
     generator = np.random.default_rng(int(fingerprint, 16))
-    segments, labels, widths = write_array(path, RECIPES[source.recipe](source, generator))
+    segments, labels, bandwidths = write_array(path, RECIPES[source.recipe](source, generator))
     samples = segments[-1][1] if segments else 0
     return {
         "pool": source.pool,
         "source": source.name,
-        **about(source),
+        **describe(source),
         "minutes": round(samples / SAMPLE_RATE / 60, 3),
-        "bandwidth_hz": round(statistics.median(widths)) if widths else 0,
+        "bandwidth_hz": round(statistics.median(bandwidths)) if bandwidths else 0,
         "array": f"{source.pool}/{source.name}.npy" if segments else None,
         "fingerprint": fingerprint,
-        "seconds_to_build": round(time.monotonic() - began, 1),
+        "seconds_to_build": round(time.monotonic() - start, 1),
         "segments": segments,
         "labels": labels,
     }
 
 
-def absent(shared: Path, debian: Path | None, soundfonts: Path) -> list[str]:
-    """What the catalogue reads and is not there: the soundfonts' packages, and where `debian` is, its."""
-    fonts = rendered.SOUNDFONT_PACKAGES.items()
-    gone = [name for file, name in fonts if not (soundfonts / file).is_file()]
+def find_missing(shared: Path, debian: Path | None, soundfonts: Path) -> list[str]:
+    """Packages of soundfonts that are not installed and, if `debian` is given, of everything else."""
+    fonts = rendered_catalogue.SOUNDFONT_PACKAGES.items()
+    missing = [package for file, package in fonts if not (soundfonts / file).is_file()]
     if debian is None:
-        return gone
-    return fetch.missing(shared, debian) + gone + missing_player()
+        return missing
+    return fetch.missing(shared, debian) + missing + ([] if is_installed() else [LIBRARY])
 
 
 def all_sources(
     shared: Path, debian: Path | None, soundfonts: Path, teacher: Path | None = None
 ) -> list[Source]:
-    """Every source that can be built from what lies in these folders, most important first.
+    """Every source that can be built from these folders, in the order of building.
 
-    Raises ValueError when `teacher` holds no weights.
+    Raises ValueError if `teacher` contains no weights.
     """
-    found = catalogue.song_sources(shared) + catalogue.album_sources(shared)
-    found += catalogue.voice_sources(shared)
+    recorded = catalogue.song_sources(shared) + catalogue.album_sources(shared)
+    recorded += catalogue.voice_sources(shared)
     spoken = catalogue.speech_sources(shared, debian) if debian else []
     music = catalogue.music_sources(shared, debian) if debian else []
     pseudo = pseudo_stems.pseudo_sources(debian, teacher) if debian and teacher else []
     music.sort(key=lambda s: s.pool != "other")  # the guitar game's guitars first
-    renders = rendered.rendered_sources(shared, soundfonts, debian)
+    renders = rendered_catalogue.rendered_sources(shared, soundfonts, debian)
     bands = tracker_sources(debian) if debian else []
-    bands += rendered.band_sources(shared, soundfonts, debian)
-    lead = [s for s in renders if s.extra.get("round") == 1]
-    rest = [s for s in renders if s.extra.get("round") != 1]
-    # Half an hour of each rendered pool comes early: training can start once every pool has something.
-    # After it one of each kind in turn, so that a build that is still going on serves all pools.
+    bands += rendered_catalogue.band_sources(shared, soundfonts, debian)
+    # About half an hour of each rendered pool comes early, since training can start once no pool is empty. Then the
+    # kinds take turns, so that all pools grow together.
+    first = [s for s in renders if s.extra.get("round") == 1]
+    later = [s for s in renders if s.extra.get("round") != 1]
     melodic = sung.sung_sources(shared) + sung.sung_speech_sources(spoken)
-    turns = itertools.zip_longest(melodic, rest, music[10:])
+    turns = itertools.zip_longest(melodic, later, music[10:])
     mixed = [s for turn in turns for s in turn if s is not None]
-    return found + music[:4] + lead + pseudo + spoken + music[4:10] + mixed + bands
+    return recorded + music[:4] + first + pseudo + spoken + music[4:10] + mixed + bands
 
 
 def build(
-    found: list[Source],
+    wanted: list[Source],
     out: Path,
     *,
     seed: int = 0,
@@ -173,25 +169,32 @@ def build(
     pools: Sequence[str] = POOLS,
     on_done: Callable[[dict[str, Any], bool], None] = lambda row, kept: None,
 ) -> list[dict[str, Any]]:
-    """Build the sources of `pools` that are missing or changed, keep the others, and return all rows.
+    """Build the sources of `pools` that are missing or have changed, and return the rows of all.
 
-    A source that fails is reported through on_done as a row with "error" and left out of the manifest.
+    Args:
+        wanted: All sources of the manifest; others are dropped from it.
+        out: Folder of the pools.
+        seed: Of the random choices.
+        processes: Sources built at a time.
+        pools: Pools to build.
+        on_done: Called with each row and whether its array was kept. The row of a source that fails has an "error" and
+            is not in the manifest.
     """
     out.mkdir(parents=True, exist_ok=True)
     for folder in (out, *(out / pool for pool in POOLS)):
         remove_abandoned(folder)
-    known = read_manifest(out)
-    order = {s.fingerprint(seed): i for i, s in enumerate(found)}
-    # What is said about a source may have become more exact since its array was made.
-    rows = {f: {**known[f], **about(s)} for f, s in zip(order, found, strict=True) if f in known}
+    built = read_manifest(out)
+    order = {s.fingerprint(seed): i for i, s in enumerate(wanted)}
+    # Descriptions may have changed since an array was built.
+    rows = {f: {**built[f], **describe(s)} for f, s in zip(order, wanted, strict=True) if f in built}
     for row in rows.values():
         on_done(row, True)
-    todo = [s for f, s in zip(order, found, strict=True) if f not in rows and s.pool in pools]
+    todo = [s for f, s in zip(order, wanted, strict=True) if f not in rows and s.pool in pools]
 
     def save() -> list[dict[str, Any]]:
-        kept = [rows[f] for f in sorted(rows, key=order.__getitem__)]
-        write_manifest(out, kept, seed)
-        return kept
+        ordered = [rows[f] for f in sorted(rows, key=order.__getitem__)]
+        write_manifest(out, ordered, seed)
+        return ordered
 
     save()
     with concurrent.futures.ProcessPoolExecutor(processes) as pool:
@@ -199,12 +202,9 @@ def build(
         for future in concurrent.futures.as_completed(futures):
             try:
                 row = future.result()
-            except Exception as error:  # one bad source must not end a build of hours
-                source = futures[future]
-                on_done(
-                    {"pool": source.pool, "source": source.name, "error": f"{type(error).__name__}: {error}"},
-                    False,
-                )
+            except Exception as error:  # one bad source must not end a long build
+                source, reason = futures[future], f"{type(error).__name__}: {error}"
+                on_done({"pool": source.pool, "source": source.name, "error": reason}, False)
                 continue
             rows[row["fingerprint"]] = row
             save()
@@ -213,7 +213,58 @@ def build(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code (1 when a source or a synthesizer failed)."""
+    """Command line; returns the exit code (1 if a source or a synthesizer failed)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not (options.shared / "multitrack/train").is_dir():
+        parser.error(f"{options.shared} has no folder multitrack/train")
+    excluded = set(options.without)
+    missing = find_missing(options.shared, options.debian, options.soundfonts)
+    if missing := [name for name in missing if name not in excluded]:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        parser.error(
+            f"missing: {', '.join(missing[:5])}{more}; fetch or install them (training/corpus/README.md), or add"
+            f" --without {missing[0]} ..."
+        )
+    problems = synthesize.synthesize(options.debian, without=excluded) if options.debian else []
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    try:
+        wanted = _select_sources(options, excluded)
+    except ValueError as error:
+        parser.error(str(error))
+    failed = []
+    with progress_bar("corpus", total=len(wanted)) as advance:
+
+        def on_done(row: dict[str, Any], kept: bool) -> None:
+            advance()
+            name = f"{row['pool']}/{row['source']}"
+            if "error" in row:
+                failed.append(row)
+                print(f"{name}: {row['error']}")
+            elif not row["array"]:
+                failed.append(row)
+                print(f"{name}: no usable audio; check its files, or add --without {row['source']}")
+            elif not kept:
+                print(f"{name}: {row['minutes']:.1f} min in {row['seconds_to_build']:.0f} s")
+
+        rows = build(
+            wanted,
+            options.out,
+            seed=options.seed,
+            processes=options.processes,
+            pools=options.only or POOLS,
+            on_done=on_done,
+        )
+    speakers = sum(r.get("speakers", 0) for r in rows if r["array"])
+    print(f"at least {speakers} speakers and singers")
+    for pool in POOLS:
+        minutes = sum(r["minutes"] for r in rows if r["pool"] == pool)
+        print(f"{pool:14} {minutes:8.1f} min")
+    return 1 if failed or problems else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.corpus.build", description="Build the training corpus."
     )
@@ -234,68 +285,26 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="NAME_OR_LICENCE_CLASS",
-        help="leave out a source, package, licence or licence class (repeatable)",
+        help="exclude a source, package, licence or licence class (repeatable)",
     )
-    options = parser.parse_args(arguments)
-    if not (options.shared / "multitrack/train").is_dir():
-        parser.error(f"{options.shared} has no folder multitrack/train")
-    left_out = set(options.without)
-    if gone := [n for n in absent(options.shared, options.debian, options.soundfonts) if n not in left_out]:
-        some = ", ".join(gone[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
-        parser.error(
-            f"missing: {some}; fetch or install them (training/corpus/README.md), or add --without {gone[0]} ..."
-        )
-    problems = synthesize.synthesize(options.debian, without=left_out) if options.debian else []
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    try:
-        everything = all_sources(options.shared, options.debian, options.soundfonts, options.teacher)
-    except ValueError as error:
-        parser.error(str(error))
-    places = [f"{options.debian / name}/" for name in left_out] if options.debian else []
-    fonts = rendered.SOUNDFONT_PACKAGES.items()
-    places += [str(options.soundfonts / file) for file, name in fonts if name in left_out]
-    found = catalogue.without(everything, left_out, places)
-    found = [s for s in found if s.recipe != "tracker_stem" or LIBRARY not in left_out]
-    for source in found:
+    return parser
+
+
+def _select_sources(options: argparse.Namespace, excluded: set[str]) -> list[Source]:
+    """All sources but the excluded ones. Raises ValueError for missing weights and non-commercial licences."""
+    candidates = all_sources(options.shared, options.debian, options.soundfonts, options.teacher)
+    prefixes = [f"{options.debian / name}/" for name in excluded] if options.debian else []
+    fonts = rendered_catalogue.SOUNDFONT_PACKAGES.items()
+    prefixes += [str(options.soundfonts / file) for file, package in fonts if package in excluded]
+    wanted = catalogue.exclude(candidates, excluded, prefixes)
+    wanted = [s for s in wanted if s.recipe != "tracker_stem" or LIBRARY not in excluded]
+    for source in wanted:
         if source.licence_class == "non-commercial":
-            parser.error(
-                f"{source.name} has a non-commercial licence ({source.licence}), which must not be used: "
-                f"add --without {source.name}"
+            raise ValueError(
+                f"{source.name} has a non-commercial licence ({source.licence}), which must not be used: add"
+                f" --without {source.name}"
             )
-    failed = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("corpus", total=len(found))
-
-        def on_done(row: dict[str, Any], kept: bool) -> None:
-            progress.advance(task)
-            if "error" in row:
-                failed.append(row)
-                progress.console.print(f"[red]{row['pool']}/{row['source']}: {row['error']}")
-            elif not row["array"]:
-                failed.append(row)
-                name = f"{row['pool']}/{row['source']}"
-                advice = f"check its files, or add --without {row['source']}"
-                progress.console.print(f"[red]{name}: no usable audio; {advice}")
-            elif not kept:
-                what = f"{row['pool']}/{row['source']}: {row['minutes']:.1f} min"
-                progress.console.print(f"{what} in {row['seconds_to_build']:.0f} s", highlight=False)
-
-        rows = build(
-            found,
-            options.out,
-            seed=options.seed,
-            processes=options.processes,
-            pools=options.only or POOLS,
-            on_done=on_done,
-        )
-        speakers = sum(r.get("speakers", 0) for r in rows if r["array"])
-        progress.console.print(f"at least {speakers} speakers and singers", highlight=False)
-        for pool in POOLS:
-            minutes = sum(r["minutes"] for r in rows if r["pool"] == pool)
-            progress.console.print(f"{pool:14} {minutes:8.1f} min", highlight=False)
-    return 1 if failed or problems else 0
+    return wanted
 
 
 if __name__ == "__main__":

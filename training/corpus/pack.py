@@ -1,16 +1,16 @@
-"""Carry pools and checkpoints to a machine without network, in pieces that an upload can hold.
+"""Pack pools and checkpoints in pieces of limited size, for upload to a machine without network.
 
     python -m training.corpus.pack pack --pools POOLS --valid SONGS --out PACKED --mib 50
-    python -m training.corpus.pack unpack PACKED/piece-* --out POOLS       # there: train with data.pools=POOLS
+    python -m training.corpus.pack unpack PACKED/piece-* --out POOLS       # then train with data.pools=POOLS
     python -m training.corpus.pack split last.ckpt --out PARTS --mib 15
     python -m training.corpus.pack join PARTS --out last.ckpt
 
-Sources are cut into clips of about 45 s and written as Opus; the stems of a song stay together. The
-first clip of every source comes before the second of any, and pools take turns, so that training can start
-with any number of pieces. Unpacking again with more pieces replaces the pools. The first piece also holds an
-excerpt of every validation song: train with data.valid=POOLS/valid.
+Sources are cut into clips of about 45 s and written as Opus; the stems of a song stay together. The first clip of every
+source comes before the second of any, and pools take turns, so that training can start with any number of pieces.
+Unpacking more pieces later replaces the pools. The first piece also contains an excerpt of every validation song: train
+with data.valid=POOLS/valid.
 
-    PACKED/encoded/               every clip; a second run reuses them
+    PACKED/encoded/               all clips, reused by later runs
     PACKED/piece-1/piece.json     one row per clip: its row of the manifest, file, and segment lengths
     PACKED/piece-1/*.opus
     PACKED/piece-1/valid/<song>/<stem>.opus
@@ -37,52 +37,51 @@ import soxr
 from numpy.typing import NDArray
 
 from tfswa_sep.audio.atomic_file import atomic_write
+from tfswa_sep.constants import SAMPLE_RATE
 from tfswa_sep.errors import TfswaError
 from tfswa_sep.evaluation.multitrack import find_songs
 from tfswa_sep.evaluation.musdb import unpack as unpack_stems
 from training.corpus.manifest import write_manifest
-from training.corpus.recorded.sources import SAMPLE_RATE, Audio
+from training.corpus.recorded.sources import Audio, to_int16
 from training.progress import progress_bar
 
 OPUS_RATE = 48_000  # Hz
 BITRATE = 56  # kbit/s per channel
-CLIP = 45 * SAMPLE_RATE  # samples after which a clip ends
+CLIP = 45 * SAMPLE_RATE  # minimum length of a clip
 VALID_SECONDS = (20, 60)  # of each validation song
 MIB = 2**20
-# Pools with small numbers are packed sooner: real songs and voices are rare, rendered bands are plentiful.
-TURNS = {
+# Pools with small numbers come sooner: real songs and voices are rare, rendered bands are plentiful.
+ORDER = {
     "song": 0.6, "vocals": 0.4, "accompaniment": 0.4, "other": 0.2, "drums": 0.2, "bass": 0.2, "band": 3.0,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Part of a source: its row of the manifest, the clip's number, and sample ranges."""
+    """Part of a source."""
 
-    row: dict[str, Any]
+    row: dict[str, Any]  # of the manifest
     number: int
-    segments: list[tuple[int, int]]
+    segments: list[tuple[int, int]]  # sample ranges
 
     @property
     def file(self) -> str:
-        """Name of its file; another build of the source gets another name."""
+        """Name of its file, which includes the source's fingerprint."""
         return f"{self.row['pool']}.{self.row['source']}.{self.number}.{self.row['fingerprint'][:6]}.opus"
 
     def to_json(self) -> dict[str, Any]:
         """Its row in piece.json."""
-        left_out = ("segments", "labels", "array", "seconds_to_build")
-        kept = {key: value for key, value in self.row.items() if key not in left_out}
+        excluded = ("segments", "labels", "array", "seconds_to_build")
+        columns = {key: value for key, value in self.row.items() if key not in excluded}
         lengths = [end - start for start, end in self.segments]
-        return kept | {"number": self.number, "file": self.file, "lengths": lengths}
+        return columns | {"number": self.number, "file": self.file, "lengths": lengths}
 
 
-def clips_of(row: dict[str, Any]) -> list[Clip]:
-    """A source cut after the segment that fills CLIP; long segments are cut too, except a song's."""
+def cut_clips(row: dict[str, Any]) -> list[Clip]:
+    """Group a source's segments into clips of at least CLIP; longer segments are cut, except those of songs."""
     segments: list[tuple[int, int]] = row["segments"]
     if "song" not in row:
-        segments = [
-            (begin, min(begin + CLIP, end)) for start, end in segments for begin in range(start, end, CLIP)
-        ]
+        segments = [(cut, min(cut + CLIP, end)) for start, end in segments for cut in range(start, end, CLIP)]
     clips: list[list[tuple[int, int]]] = []
     filled = CLIP
     for start, end in segments:
@@ -94,27 +93,27 @@ def clips_of(row: dict[str, Any]) -> list[Clip]:
     return [Clip(row, number, part) for number, part in enumerate(clips)]
 
 
-def in_turns(rows: Iterable[dict[str, Any]]) -> list[list[Clip]]:
-    """Groups of clips that stay together, in the order of packing. Pools not in TURNS are left out."""
+def order_clips(rows: Iterable[dict[str, Any]]) -> list[list[Clip]]:
+    """Groups of clips that stay together, in packing order, without pools that are not in ORDER."""
     groups: dict[tuple[int, str, str], list[Clip]] = {}
     for row in rows:
-        for clip in clips_of(row) if row["pool"] in TURNS else ():
+        for clip in cut_clips(row) if row["pool"] in ORDER else ():
             groups.setdefault((clip.number, row["pool"], row.get("song", row["source"])), []).append(clip)
-    rounds: dict[tuple[int, str], list[list[Clip]]] = {}
+    by_pool: dict[tuple[int, str], list[list[Clip]]] = {}
     for (number, pool, _), group in groups.items():
-        rounds.setdefault((number, pool), []).append(group)
+        by_pool.setdefault((number, pool), []).append(group)
     ranked = [
-        (number, TURNS[pool] * (place + 0.5) / len(several), group)
-        for (number, pool), several in rounds.items()
-        for place, group in enumerate(several)
+        (number, ORDER[pool] * (i + 0.5) / len(pool_groups), group)
+        for (number, pool), pool_groups in by_pool.items()
+        for i, group in enumerate(pool_groups)
     ]
-    return [group for _, _, group in sorted(ranked, key=lambda each: each[:2])]
+    return [group for _, _, group in sorted(ranked, key=lambda item: item[:2])]
 
 
 def write_opus(path: Path, audio: Audio) -> None:
-    """Write (n, c) at 44.1 kHz, whole or not at all."""
+    """Write (n, c) at 44.1 kHz atomically."""
     resampled = np.clip(soxr.resample(audio, SAMPLE_RATE, OPUS_RATE), -1, 1)
-    level = 1 - (BITRATE - 6) / 250  # libsndfile's scale of 6 to 256 kbit/s per channel
+    level = 1 - (BITRATE - 6) / 250  # libsndfile maps 0 to 1 to 256 to 6 kbit/s per channel
     with (
         atomic_write(path) as temporary,
         soundfile.SoundFile(
@@ -129,12 +128,11 @@ def read_opus(path: Path, samples: int) -> NDArray[np.int16]:
     """(samples, c) at 44.1 kHz."""
     audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     audio = soxr.resample(audio, rate, SAMPLE_RATE)[:samples]
-    audio = np.pad(audio, ((0, samples - len(audio)), (0, 0)))
-    return np.asarray(np.clip(np.rint(audio * 32767), -32768, 32767), np.int16)
+    return to_int16(np.pad(audio, ((0, samples - len(audio)), (0, 0))))
 
 
 def encode(clip: Clip, pools: Path, folder: Path) -> Path:
-    """The clip's Opus file in `folder`, written if it is not there."""
+    """Encode a clip in `folder` unless it exists; returns its path."""
     path = folder / clip.file
     if not path.is_file():
         samples: NDArray[np.int16] = np.load(pools / clip.row["array"], mmap_mode="r")
@@ -144,18 +142,18 @@ def encode(clip: Clip, pools: Path, folder: Path) -> Path:
 
 
 def write_excerpts(songs: Path, out: Path) -> None:
-    """Write an excerpt of every stem of the songs in a folder: folders of stems and .stem.mp4 files.
+    """Write an excerpt of every stem of the songs in a folder, be they folders of stems or .stem.mp4 files.
 
-    All stems of a song are cut at VALID_SECONDS, or from the beginning if one of them ends before.
-    Raises TfswaError for songs that cannot be read.
+    All stems of a song are cut at VALID_SECONDS, or at the beginning if one of them is shorter. Raises TfswaError if a
+    song cannot be read.
     """
     first, last = VALID_SECONDS
     for song in find_songs(songs):
         with tempfile.TemporaryDirectory() as folder:
             stems = unpack_stems(song, Path(folder))
             names = [stem for stem in stems.stems if stem in stems.files]
-            long = all(soundfile.info(stems.files[stem]).duration > last for stem in names)
-            start = first * SAMPLE_RATE if long else 0
+            is_long = all(soundfile.info(stems.files[stem]).duration > last for stem in names)
+            start = first * SAMPLE_RATE if is_long else 0
             feeds = stems.truths(SAMPLE_RATE)
             for stem in names:
                 (out / song.name).mkdir(parents=True, exist_ok=True)
@@ -165,22 +163,22 @@ def write_excerpts(songs: Path, out: Path) -> None:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Total bytes of the files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def pack(pools: Path, out: Path, *, limit: int, pieces: int | None = None, valid: Path | None = None) -> None:
-    """Write pools as pieces of at most `limit` bytes into `out`; earlier pieces there are removed.
+    """Write pools as `piece-1`, `piece-2`, ... to `out`, replacing earlier pieces.
 
     Args:
-        pools: What `training.corpus.build` wrote.
-        out: Gets `piece-1`, `piece-2`, ...
-        limit: Bytes of a piece.
-        pieces: How many at most; the clips that come first fill them. None: as many as it takes.
+        pools: Folder written by `training.corpus.build`.
+        out: Folder for the pieces.
+        limit: Maximum bytes per piece.
+        pieces: Maximum number of pieces, filled with the first clips. None: no limit.
         valid: Folder of validation songs.
 
     Raises:
-        ValueError: A song, a clip or the validation excerpts do not fit into a piece.
+        ValueError: A song, a clip or the validation excerpts exceed a piece.
         TfswaError: A validation song cannot be read.
         OSError: There is no manifest.
     """
@@ -188,13 +186,13 @@ def pack(pools: Path, out: Path, *, limit: int, pieces: int | None = None, valid
     for old in out.glob("piece-*"):
         shutil.rmtree(old)
     (out / "encoded").mkdir(parents=True, exist_ok=True)
-    groups = in_turns(rows)
+    groups = order_clips(rows)
     folder, filled, contents, count = out, limit, list[dict[str, Any]](), 0
     with progress_bar("packing", total=len(groups)) as advance:
         for group in groups:
             paths = [encode(clip, pools, out / "encoded") for clip in group]
-            found = [clip.to_json() for clip in group]
-            needed = sum(path.stat().st_size for path in paths) + len(json.dumps(found)) + 2
+            entries = [clip.to_json() for clip in group]
+            needed = sum(path.stat().st_size for path in paths) + len(json.dumps(entries)) + 2
             if filled + needed > limit:
                 if count == pieces:
                     break
@@ -208,14 +206,14 @@ def pack(pools: Path, out: Path, *, limit: int, pieces: int | None = None, valid
                     raise ValueError(f"{group[0].file} does not fit into a piece of {limit / MIB:.1f} MiB")
             for path in paths:
                 os.link(path, folder / path.name)
-            contents += found
+            contents += entries
             (folder / "piece.json").write_text(json.dumps(contents))
             filled += needed
             advance()
 
 
 def unpack(pieces: Iterable[Path], out: Path, *, processes: int | None = None) -> float:
-    """Write the pools that `pieces` hold, decoded by `processes` (None: one per CPU); returns their minutes."""
+    """Write the pools in `pieces`, decoded by `processes` (None: one per CPU); returns their minutes."""
     sources: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for piece in pieces:
         for row in json.loads((piece / "piece.json").read_text()):
@@ -229,7 +227,7 @@ def unpack(pieces: Iterable[Path], out: Path, *, processes: int | None = None) -
 
 
 def _write_source(clips: list[dict[str, Any]], out: Path) -> dict[str, Any]:
-    """Decode a source's clips into one array; returns its row of the manifest."""
+    """Decode a source's clips to one array; returns its row of the manifest."""
     clips = sorted(clips, key=lambda row: int(row["number"]))
     samples = np.concatenate([read_opus(row["path"], sum(row["lengths"])) for row in clips])
     ends = np.cumsum([length for row in clips for length in row["lengths"]]).tolist()
@@ -237,13 +235,13 @@ def _write_source(clips: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     (out / array).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / array) as temporary, temporary.open("wb") as file:
         np.save(file, samples)
-    kept = {key: clips[0][key] for key in clips[0] if key not in ("path", "file", "lengths", "number")}
+    columns = {key: clips[0][key] for key in clips[0] if key not in ("path", "file", "lengths", "number")}
     segments = list(zip([0, *ends[:-1]], ends, strict=True))
-    return {**kept, "minutes": round(ends[-1] / SAMPLE_RATE / 60, 3), "array": array, "segments": segments}
+    return {**columns, "minutes": round(ends[-1] / SAMPLE_RATE / 60, 3), "array": array, "segments": segments}
 
 
 def split(file: Path, out: Path, *, limit: int) -> None:
-    """Cut a file into parts of at most `limit` bytes, with its SHA-256, in place of earlier parts in `out`."""
+    """Split a file into parts of at most `limit` bytes, with its SHA-256, replacing earlier parts in `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("part.*"):
         old.unlink()
@@ -254,7 +252,7 @@ def split(file: Path, out: Path, *, limit: int) -> None:
 
 
 def join(parts: Path, out: Path) -> None:
-    """Write the file that was split. Raises ValueError, and writes nothing, if parts are missing or damaged."""
+    """Join the parts of a file. Raises ValueError, without writing anything, if a part is missing or damaged."""
     paths = sorted(parts.glob("part.*"), key=lambda path: int(path.suffix[1:]))
     content = b"".join(path.read_bytes() for path in paths)
     if hashlib.sha256(content).hexdigest() != (parts / "sha256").read_text():
@@ -272,17 +270,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("pack", help="write pools as pieces")
-    command.add_argument("--pools", type=Path, required=True, help="what training.corpus.build wrote")
+    command = commands.add_parser("pack", help="pack pools in pieces")
+    command.add_argument("--pools", type=Path, required=True, help="folder written by training.corpus.build")
     command.add_argument("--valid", type=Path, help="validation songs: folders of stems or .stem.mp4 files")
-    command.add_argument("--pieces", type=int, help="at most; default: as many as it takes")
-    command.add_argument("--mib", type=float, default=50, help="size of a piece")
-    command = commands.add_parser("unpack", help="write pieces as pools")
+    command.add_argument("--pieces", type=int, help="maximum number of pieces (default: no limit)")
+    command.add_argument("--mib", type=float, default=50, help="maximum size of a piece")
+    command = commands.add_parser("unpack", help="unpack pieces to pools")
     command.add_argument("pieces", type=Path, nargs="+")
-    command = commands.add_parser("split", help="cut a file into parts")
+    command = commands.add_parser("split", help="split a file into parts")
     command.add_argument("file", type=Path)
-    command.add_argument("--mib", type=float, default=15, help="size of a part")
-    command = commands.add_parser("join", help="put the parts of a file together")
+    command.add_argument("--mib", type=float, default=15, help="maximum size of a part")
+    command = commands.add_parser("join", help="join the parts of a file")
     command.add_argument("parts", type=Path)
     for command in commands.choices.values():
         command.add_argument("--out", type=Path, required=True)

@@ -1,1 +1,1 @@
-"""Sources of the corpus that were recorded: stems, voices, soundtracks."""
+"""Recorded sources of the corpus: stems, voices, soundtracks."""

@@ -1,4 +1,4 @@
-"""The list of recorded sources: album stems, voicebanks, speech and game music, with their terms of use."""
+"""Recorded sources: album stems, voicebanks, speech and game music, with their terms of use."""
 
 import gzip
 import re
@@ -8,27 +8,30 @@ from pathlib import Path
 
 import soundfile
 
-from training.corpus.recorded.sources import ARCHIVE_MARK, SAMPLE_RATE, Source, read_tsv
+from tfswa_sep.constants import SAMPLE_RATE
+from training.corpus.recorded.sources import ARCHIVE_MARK, Source, read_tsv, take_files
 
 AUDIO_SUFFIXES = (".ogg", ".oga", ".mp3", ".opus", ".flac", ".wav")
 NOT_MUSIC = re.compile(r"^(voices?|sfx|soundfx|ambien\w*|speech|weapons|announcer|player|effects?)$", re.I)
-MUSIC_FOLDER = re.compile(r"/(musics?|music\.ocg|bgm|cdtracks|soundtrack)/", re.I)  # beside it lie effects
+MUSIC_FOLDER = re.compile(
+    r"/(musics?|music\.ocg|bgm|cdtracks|soundtrack)/", re.I
+)  # other folders hold effects
 HAS_VOICE = re.compile(r"voic|vocal|choir|chorus|sing(er|ing)?\b|lyric|[_-]fast$", re.I)
 
-# What a row of the vocals pool says of its voice: sung in a song, sung note by note or set to melodies from
-# such notes, spoken and set to melodies, spoken. How often each is heard is training/mixing/mixer.py's to decide.
+# Kinds of voice in the pool "vocals": sung in a song; sung note by note, as recorded or set to melodies; speech set to
+# melodies; speech. The mixer's settings weight them.
 VOICE_KINDS = ("song", "singing", "sung speech", "speech")
 
 ALBUM = ("CC0-1.0", "permissive", "c9299620cbc6")
 GROOVES = {"MarkBoas": ("CC0-1.0", "permissive", "b52c6e33c547")}  # MDN's multitrack demo
-# Whose stems are heard in other songs, too. Two songs have their bass in `other`, a third's is full of lows.
-ALBUM_PARTS = {
+# Songs whose stems are also mixed with others. In two songs the bass is in `other`, in a third `other` has many lows.
+ALBUM_STEMS = {
     "drums": ("Caesium", "Francium", "Lithium", "Potassium", "Rubidium"),
     "bass": ("Lithium", "Potassium", "Rubidium"),
     "other": ("Lithium", "Rubidium"),
 }
 
-# name: files, licence, class, commit (the data card of the raw material holds the terms in full)
+# name: files, licence, class, commit (the raw material's data card has the terms in full)
 VOICEBANKS = {
     "alys": ("alys-db-001-ja-*", "GPL-3.0", "copyleft", "bfcc78a29a75"),
     "dorodoro": ("dorodoro-ja", "Dorodoro user terms", "own-terms", "a726f3e3a268"),
@@ -40,7 +43,7 @@ VOICEBANKS = {
     "hitsuboku-kumi": ("hitsuboku-kumi-ja", "Hitsuboku Kumi terms", "own-terms", "8122640fa048"),
 }
 
-# name: files, licence, class, commit, kind of voice, people who sing at the least, whether it has its room in it
+# name: files, licence, class, commit, kind of voice, minimum number of singers, recorded with reverb
 PRODUCER_SPACE = ("CC0-1.0", "permissive", "a117eab0fb5d")
 PHRASES = {
     "producer-space-shv": ("producer-space-shv-*", *PRODUCER_SPACE, "song", 1, False),
@@ -49,7 +52,7 @@ PHRASES = {
     "berklee": ("berklee-*", "CC-BY-3.0", "attribution", "efd8296360f9", "singing", 4, False),
 }
 
-# Package: folder of the clips, and the expression whose group 1 names the speaker or language.
+# Package: folder of the clips, and a pattern whose group 1 is the speaker or language.
 SPEECH = {
     "tuxpaint-stamps-default": ("usr/share/tuxpaint/stamps", r"_desc(?:_(\w+))?\.(?:ogg|wav)$"),
     "klettres-data": ("usr/share/klettres", r"klettres/([^/]+)/"),
@@ -66,33 +69,32 @@ SPEECH = {
         "usr/share/games/wesnoth/1.16/data/core/sounds",
         r"sounds/(human(?:-female|-old)*|elf|dwarf|goblin|troll|ogre|naga|lich|orc(?:-small)?)-(?:die|hit|laugh)",
     ),
-    # What synthesize.py has them say
+    # Made by speech/synthesize.py
     "flite": ("clips", r"clips/([^/]+)/"),
     "espeak-ng": ("clips", r"clips/([^/]+)/"),
 }
-# Where a package's files are under more terms than its voices are
+# Where the terms of the voices differ from the package's
 SPEECH_TERMS = {"flite": "CMU Flite licence (BSD-like)", "espeak-ng": "GPL-3.0-or-later"}
-# Groups that hold the same recordings as another one, and groups with two speakers (the two fish of
-# fillets-ng). All others count as one speaker, though some languages have more.
-NO_NEW_SPEAKER = ("ktuberling-sr-ijekavian", "ktuberling-sr-ijekavianlatin", "ktuberling-sr-latin")
+# Groups that repeat another one's recordings, and groups with two speakers (the two fish of fillets-ng). All others
+# count as one speaker, though some languages have more.
+REPEATED_SPEAKERS = ("ktuberling-sr-ijekavian", "ktuberling-sr-ijekavianlatin", "ktuberling-sr-latin")
 TWO_SPEAKERS = ("fillets-ng-en", "fillets-ng-data-cs-cs", "fillets-ng-data-nl-nl")
-# Packages whose songs have singers (see pseudo_stems.py): how many at the least, and the terms of the songs.
-WITH_SINGER = {"marsshooter-data": (1, "CC-BY-SA-3.0 (Obsidian Shell)")}
-# Those of their songs in which the teacher hears a clear voice much of the time (see pseudo_stems.py).
-SUNG_THROUGHOUT = (
+# Packages of songs with vocals (see pseudo_stems.py): minimum number of singers, terms of the songs
+SUNG_PACKAGES = {"marsshooter-data": (1, "CC-BY-SA-3.0 (Obsidian Shell)")}
+# Those of their songs in which the teacher detects a clear voice at least a quarter of the time
+MOSTLY_SUNG = (
     "01_-_Ezer_Ev", "02_orphanage", "03_fear", "06_-_Elveszett_Lelkek", "06_starfall", "07_-_Vermocsar",
     "08_second_birth", "12_-_Misanthropia",
 )  # fmt: skip
-# What find_voices.py wrote: music with a voice in it, which is no accompaniment.
-VOICES_FOUND = Path(__file__).with_name("voices_found.tsv")
+MUSIC_WITH_VOICES = Path(__file__).with_name("music_with_voices.tsv")  # written by find_voices.py
 GUITAR_GAME = "fretsonfire-songs"
-MORE_MUSIC = ("fillets-ng-data",)  # not in debian_music.tsv
-NO_MUSIC = (  # or none that the rules for music leave
+EXTRA_MUSIC = ("fillets-ng-data",)  # not in debian_music.tsv
+PACKAGES_WITHOUT_MUSIC = (  # or without any that passes the rules
     "tuxpaint-stamps-default", "klettres-data", "ktuberling-data", "hydrogen-drumkits",
     "fillets-ng-data-cs", "fillets-ng-data-nl", "nexuiz-data", "wesnoth-1.16-data", "avldrums.lv2-soundfont",
     "endless-sky-data",
 )  # fmt: skip
-RANKED = (
+BEST_MUSIC = (
     "nexuiz-music", "warzone2100-music", "supertuxkart-data", "redeclipse-data", "hedgewars-data",
     "naev-data", "xmoto-data", "warmux-data", "supertux-data", "torcs-data", "starfighter-data",
     "ufoai-music", "wesnoth-1.16-music", "openclonk-data", "singularity-music",
@@ -100,28 +102,26 @@ RANKED = (
 
 
 def audio_files(folder: Path) -> list[str]:
-    """Sound files below a folder, members of zip and pk3 archives included, sorted."""
-    found: list[str] = []
+    """Sorted audio files below a folder, including members of zip and pk3 archives."""
+    files: list[str] = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
         if path.suffix.lower() in AUDIO_SUFFIXES:
-            found.append(str(path))
+            files.append(str(path))
         elif path.suffix.lower() in (".pk3", ".zip") and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as z:
                 names = [m for m in z.namelist() if m.lower().endswith(AUDIO_SUFFIXES)]
-            found += [f"{path}{ARCHIVE_MARK}{m}" for m in sorted(names)]
-    return found
+            files += [f"{path}{ARCHIVE_MARK}{m}" for m in sorted(names)]
+    return files
 
 
 def is_music(name: str) -> bool:
-    """False for names that tell of voices, effects or a sped-up version of another file."""
+    """Whether a file's name suggests no voices, no effects, and no sped-up version of another file."""
     parts = name.replace(ARCHIVE_MARK, "/").split("/")
     return not any(NOT_MUSIC.match(p) for p in parts[:-1]) and not HAS_VOICE.search(Path(parts[-1]).stem)
 
 
 def licence_class(licence: str) -> str:
-    """Strongest class named in a licence text: non-commercial (the build refuses it), copyleft, attribution,
-    permissive, else own-terms.
-    """
+    """The strictest class in a licence text: non-commercial, copyleft, attribution, permissive, else own-terms."""
     text = licence.lower().replace("_", "-")
     if re.search(r"\bnc\b|non-?commercial", text):
         return "non-commercial"
@@ -135,9 +135,9 @@ def licence_class(licence: str) -> str:
 
 
 def package_terms(package: Path, known: dict[str, str]) -> tuple[str, str, str]:
-    """Licence text, its class and the version of an unpacked Debian package.
+    """Licence, its class and the version of an unpacked Debian package.
 
-    `known` (from debian_music.tsv) goes before the licence names in the package's copyright file.
+    Licences in `known` override those in the package's copyright file.
     """
     doc = package / "usr/share/doc" / package.name
     licence = known.get(package.name, "")
@@ -159,90 +159,86 @@ def package_terms(package: Path, known: dict[str, str]) -> tuple[str, str, str]:
     return licence, licence_class(licence), version
 
 
-def without(found: Sequence[Source], names: Set[str], places: Iterable[str]) -> list[Source]:
-    """What is left of the sources when those of some names, licences and classes of licences are left out.
+def exclude(sources: Sequence[Source], names: Set[str], prefixes: Iterable[str]) -> list[Source]:
+    """The sources without those of some names, licences or licence classes, or with files in some folders.
 
-    places: beginnings of paths; sources with a file there are left out too, as are the other stems of a song
-    of which one has a file there.
+    Args:
+        sources: All sources.
+        names: Names, licences and licence classes.
+        prefixes: Beginnings of paths. A song with a file there loses all its stems.
     """
-    prefixes = tuple(places)
+    prefixes = tuple(prefixes)
 
-    def lies_there(source: Source) -> bool:
+    def uses_prefix(source: Source) -> bool:
         return any(file.startswith(prefixes) for file in source.files)
 
-    songs = {(s.pool, s.extra["song"]) for s in found if "song" in s.extra and lies_there(s)}
+    songs = {(s.pool, s.extra["song"]) for s in sources if "song" in s.extra and uses_prefix(s)}
     return [
         s
-        for s in found
+        for s in sources
         if not names & {s.name, s.licence_class, s.licence}
-        and not lies_there(s)
+        and not uses_prefix(s)
         and (s.pool, s.extra.get("song")) not in songs
     ]
 
 
 def song_sources(shared: Path) -> list[Source]:
-    """The aligned stems of the training songs; bass and other are masked where the bass is not known.
+    """The aligned stems of the training songs; bass and other are masked if there is no bass.
 
-    A recording without a singer belongs to the pool of bands, which get another song's voice.
+    Songs without vocals go to the pool "band", which gets voices of other songs.
     """
-    found = []
+    sources = []
     for folder in sorted((shared / "multitrack/train").iterdir()):
         stems = sorted(folder.glob("*.opus"))
         terms = GROOVES.get(folder.name, ALBUM)
         pool = "song" if (folder / "vocals.opus").exists() else "band"
-        frames = max(round(soundfile.info(p).duration * SAMPLE_RATE) for p in stems)
+        settings = {"frames": max(round(soundfile.info(p).duration * SAMPLE_RATE) for p in stems)}
         extra: dict[str, object] = {"song": folder.name}
         if not (folder / "bass.opus").exists():
             extra["masked"] = ["bass", "other"]
         for path in stems:
             name = f"{folder.name}.{path.stem}"
-            extra_row = {**extra, "stem": path.stem}
-            found.append(Source(pool, name, *terms, "whole", (str(path),), {"frames": frames}, extra_row))
-    return found
+            columns = {**extra, "stem": path.stem}
+            sources.append(Source(pool, name, *terms, "whole", (str(path),), settings, columns))
+    return sources
 
 
 def voice_sources(shared: Path) -> list[Source]:
-    """Album vocals where they sound, every voicebank, and recordings of phrases and vowels."""
+    """The active parts of the album's vocals, every voicebank, and recordings of phrases and vowels."""
     album = tuple(str(p) for p in sorted((shared / "multitrack/train").glob("*/vocals.opus")))
-    # Nobody says who sings on the album: it counts as one singer.
-    found = [Source("vocals", "album", *ALBUM, "sounding", album, {}, {"voice": "song", "speakers": 1})]
+    # The album does not credit its singers: they count as one.
+    sources = [Source("vocals", "album", *ALBUM, "sounding", album, {}, {"voice": "song", "speakers": 1})]
+    extra: dict[str, object] = {"voice": "singing", "speakers": 1}
     for name, (pattern, *terms) in VOICEBANKS.items():
-        pairs = [
-            (str(p), str(p.with_suffix(".tsv"))) for p in sorted((shared / "voices").glob(f"{pattern}.opus"))
-        ]
-        files = tuple(f for pair in pairs for f in pair)
-        extra = {"voice": "singing", "speakers": 1}
         licence, kind, commit = terms
-        found.append(Source("vocals", name, licence, kind, commit, "takes", files, {}, extra))
+        files = take_files(shared, pattern)
+        sources.append(Source("vocals", name, licence, kind, commit, "takes", files, {}, extra))
     for name, (pattern, licence, kind, commit, voice, singers, wet) in PHRASES.items():
-        opus = sorted((shared / "voices").glob(f"{pattern}.opus"))
-        files = tuple(str(f) for p in opus for f in (p, p.with_suffix(".tsv")))
         extra = {"voice": voice, "speakers": singers} | ({"wet": True} if wet else {})
-        if files:
-            found.append(
-                Source("vocals", name, licence, kind, commit, "takes", files, {"stereo": wet}, extra)
-            )
-    return found
+        if files := take_files(shared, pattern):
+            settings = {"stereo": wet}
+            sources.append(Source("vocals", name, licence, kind, commit, "takes", files, settings, extra))
+    return sources
 
 
-def known_licences(shared: Path) -> dict[str, str]:
-    """Licences of Debian packages as debian_music.tsv states them."""
+def read_licences(shared: Path) -> dict[str, str]:
+    """Licences of Debian packages according to debian_music.tsv."""
     return {row["package"]: row["licence"] for row in read_tsv(shared / "debian_music.tsv")}
 
 
 def album_sources(shared: Path) -> list[Source]:
-    """The album's drums, basses and others beside other songs, where they sound."""
-    found = []
-    for stem, songs in ALBUM_PARTS.items():
-        files = [shared / "multitrack/train" / song / f"{stem}.opus" for song in songs]
-        if there := tuple(str(file) for file in files if file.is_file()):
-            found.append(Source(stem, "album", *ALBUM, "sounding", there))
-    return found
+    """The active parts of the album's drums, basses and others, to be mixed with other songs."""
+    sources = []
+    for stem, songs in ALBUM_STEMS.items():
+        paths = [shared / "multitrack/train" / song / f"{stem}.opus" for song in songs]
+        if files := tuple(str(path) for path in paths if path.is_file()):
+            sources.append(Source(stem, "album", *ALBUM, "sounding", files))
+    return sources
 
 
 def speech_sources(shared: Path, debian: Path) -> list[Source]:
-    """One source per package and language (or speaker) of the unpacked packages with speech."""
-    found = []
+    """One source per package and speaker or language."""
+    sources = []
     for package, (folder, pattern) in SPEECH.items():
         root = debian / package
         groups: dict[str, list[str]] = {}
@@ -254,39 +250,39 @@ def speech_sources(shared: Path, debian: Path) -> list[Source]:
         terms = package_terms(root, SPEECH_TERMS)
         for group, files in sorted(groups.items()):
             name = f"{package.removesuffix('-default').removesuffix('-data')}-{group.replace('@', '-')}"
-            made_up = package == "espeak-ng"  # formants by rule: nobody ever spoke so
-            speakers = 0 if name in NO_NEW_SPEAKER or made_up else 2 if name in TWO_SPEAKERS else 1
+            synthetic = package == "espeak-ng"  # formant synthesis, not recordings of people
+            speakers = 0 if name in REPEATED_SPEAKERS or synthetic else 2 if name in TWO_SPEAKERS else 1
             extra = {"voice": "speech", "speakers": speakers}
-            found.append(Source("vocals", name, *terms, "speech", tuple(files), {"min_hz": 10000}, extra))
-    return found
-
-
-def voices_found() -> set[tuple[str, str]]:
-    """Package and file, from the package's folder on, of the music in which a voice was found."""
-    return {(row["package"], row["file"]) for row in read_tsv(VOICES_FOUND)}
+            settings = {"min_hz": 10000}
+            sources.append(Source("vocals", name, *terms, "speech", tuple(files), settings, extra))
+    return sources
 
 
 def music_sources(shared: Path, debian: Path) -> list[Source]:
-    """Game soundtracks of the unpacked packages, and the guitar game's guitars and backing, best first."""
-    known, sung = known_licences(shared), voices_found()
-    names = {*known, *MORE_MUSIC} - WITH_SINGER.keys()
+    """Game soundtracks and the guitar game's guitars and backing tracks, best first.
+
+    Files with voices (MUSIC_WITH_VOICES) are left out.
+    """
+    licences = read_licences(shared)
+    with_voices = {(row["package"], row["file"]) for row in read_tsv(MUSIC_WITH_VOICES)}
+    names = {*licences, *EXTRA_MUSIC} - SUNG_PACKAGES.keys()
     packages = sorted(p for p in debian.iterdir() if p.name in names or p.name.startswith(GUITAR_GAME))
-    packages.sort(key=lambda p: RANKED.index(p.name) if p.name in RANKED else len(RANKED))
-    found = []
+    packages.sort(key=lambda p: BEST_MUSIC.index(p.name) if p.name in BEST_MUSIC else len(BEST_MUSIC))
+    sources = []
     for root in packages:
         files = tuple(
-            f
-            for f in audio_files(root)
-            if is_music(f) and (root.name, f.removeprefix(f"{root}/")) not in sung
+            file
+            for file in audio_files(root)
+            if is_music(file) and (root.name, file.removeprefix(f"{root}/")) not in with_voices
         )
-        terms = package_terms(root, known)
+        terms = package_terms(root, licences)
         if root.name.startswith(GUITAR_GAME):
             guitars = tuple(f for f in files if f.endswith("/guitar.ogg"))
-            found.append(Source("other", root.name.replace("songs", "guitar"), *terms, "sounding", guitars))
-            # Muldjord is a band whose backing tracks may hold its singer; Sectoid plays alone.
+            sources.append(Source("other", root.name.replace("songs", "guitar"), *terms, "sounding", guitars))
+            # Muldjord is a band whose backing tracks may contain its singer; Sectoid plays alone.
             files = tuple(f for f in files if f.endswith("/song.ogg") and "muldjord" not in f)
         files = tuple(f for f in files if MUSIC_FOLDER.search(f)) or files
-        if files and root.name not in NO_MUSIC:
+        if files and root.name not in PACKAGES_WITHOUT_MUSIC:
             settings = {"minutes": 60, "min_hz": 9000}
-            found.append(Source("accompaniment", root.name, *terms, "music", files, settings))
-    return found
+            sources.append(Source("accompaniment", root.name, *terms, "music", files, settings))
+    return sources

@@ -1,8 +1,7 @@
-"""What the corpus is made of, and how recorded (not rendered) material is read, filtered and cut.
+"""Sources of the corpus, and the recipes that read, filter and cut recorded (not rendered) material.
 
-A source is one array of one pool. It names its files and its settings, so that a hash over both tells
-whether the array that lies on disk is still the one that would be built. The recipes that turn a source
-into pieces of sound are found by name, which keeps a source small enough to be sent to another process.
+A source becomes one array of one pool. A hash over its files and settings tells whether an array on disk is up to
+date. Its recipe is stored by name, so that a source is small enough to be sent to another process.
 """
 
 import dataclasses
@@ -20,29 +19,30 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from tfswa_sep.constants import SAMPLE_RATE
+
 Audio = NDArray[np.float32]  # (n, c), 44.1 kHz, full scale +-1
 
-SAMPLE_RATE = 44100
-NARROW_HZ = 3000  # bandwidth under which speech is of no use
+NARROW_HZ = 3000  # speech with less bandwidth is unusable
 ARCHIVE_MARK = "::"  # "music.pk3::sound/a.ogg" is a member of a zip archive
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One array of the corpus: pool, name, terms of use, files it is made from, recipe and its settings."""
+    """What one array of the corpus is made from, how, and under which terms."""
 
-    pool: str  # song, band, vocals, accompaniment, drums, bass, other
-    name: str  # file name of the array without .npy
+    pool: str  # song, band, vocals, accompaniment, drums, bass or other
+    name: str  # of the array's file, without .npy
     licence: str
     licence_class: str  # permissive, attribution, copyleft or own-terms
     version: str  # commit or package version
     recipe: str  # key of training.corpus.build.RECIPES
     files: tuple[str, ...]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # goes into the manifest row as it is
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # further columns of the manifest
 
     def fingerprint(self, seed: int) -> str:
-        """Hash over everything that decides the samples; file sizes stand for their content."""
+        """Hash over everything that determines the samples, with file sizes in place of their content."""
         sizes = [(Path(f).name, file_size(f)) for f in self.files]
         key = json.dumps([self.pool, self.name, self.recipe, self.settings, sizes, seed], sort_keys=True)
         return hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -50,19 +50,19 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """One uninterrupted stretch of sound, (n, c) float32 at 44.1 kHz, and where it is from."""
+    """A continuous recording, (n, c) float32 at 44.1 kHz, labelled with its origin."""
 
     audio: Audio
     label: str
 
 
 def file_size(name: str) -> int:
-    """Bytes of a file, or of the archive that holds it."""
+    """Bytes of a file or of the archive that contains it."""
     return Path(name.split(ARCHIVE_MARK)[0]).stat().st_size
 
 
 def read_bytes(name: str) -> bytes:
-    """Content of a file or of a zip member. Raises OSError or KeyError when it is not there."""
+    """Content of a file or a zip member. Raises OSError or KeyError if it does not exist."""
     if ARCHIVE_MARK in name:
         archive, member = name.split(ARCHIVE_MARK)
         with zipfile.ZipFile(archive) as z:
@@ -71,9 +71,9 @@ def read_bytes(name: str) -> bytes:
 
 
 def read_audio(name: str) -> Audio:
-    """Decode a file to (n, 1 or 2) float32 at 44.1 kHz; what libsndfile cannot read goes through ffmpeg.
+    """Decode a file with libsndfile or else ffmpeg to (n, 1 or 2) float32 at 44.1 kHz.
 
-    Raises ValueError when neither decodes it.
+    Raises ValueError if neither can decode it.
     """
     content = read_bytes(name)
     try:
@@ -83,10 +83,10 @@ def read_audio(name: str) -> Audio:
         done = subprocess.run(command, input=content, capture_output=True, check=False)
         if done.returncode or len(done.stdout) < 100:
             raise ValueError(f"cannot decode {name}") from None
-        head = done.stdout.find(b"data") + 8  # a piped wav has no true length: take what follows its head
+        start = done.stdout.find(b"data") + 8  # a piped WAV does not state its length
         rate = int.from_bytes(done.stdout[24:28], "little")
         channels = int.from_bytes(done.stdout[22:24], "little")
-        samples = np.frombuffer(done.stdout[head:], np.float32)
+        samples = np.frombuffer(done.stdout[start:], np.float32)
         audio = samples[: len(samples) // channels * channels].reshape(-1, channels)
     audio = audio[:, :2]
     if rate != SAMPLE_RATE and len(audio):
@@ -94,8 +94,8 @@ def read_audio(name: str) -> Audio:
     return np.ascontiguousarray(audio, np.float32)
 
 
-def read_span(name: str, start: float, end: float) -> Audio:
-    """The samples between two times (s) of a file that libsndfile reads, (n, c) at 44.1 kHz."""
+def read_excerpt(name: str, start: float, end: float) -> Audio:
+    """The samples between two times (s) of a file that libsndfile can read, (n, c) at 44.1 kHz."""
     with soundfile.SoundFile(name) as f:
         f.seek(round(start * f.samplerate))
         audio = f.read(round((end - start) * f.samplerate), dtype="float32", always_2d=True)
@@ -103,12 +103,17 @@ def read_span(name: str, start: float, end: float) -> Audio:
 
 
 def stereo(audio: Audio) -> Audio:
-    """(n, 2): mono on both channels."""
+    """(n, 1 or 2) -> (n, 2), with mono on both channels."""
     return np.repeat(audio, 2, axis=1) if audio.shape[1] == 1 else audio
 
 
+def to_int16(audio: Audio) -> NDArray[np.int16]:
+    """Round float between -1 and 1 to int16, clipped at full scale."""
+    return np.asarray(np.clip(np.rint(audio * 32767), -32768, 32767), "<i2")
+
+
 def frame_levels(audio: Audio, frame: int) -> NDArray[np.float64]:
-    """RMS in dBFS of consecutive frames of `frame` samples, loudest channel; the rest at the end counts."""
+    """RMS in dBFS of consecutive frames of `frame` samples, in the louder channel; the last one is zero-padded."""
     count = -(-len(audio) // frame)
     padded = np.zeros((count * frame, audio.shape[1]), np.float32)
     padded[: len(audio)] = audio
@@ -116,44 +121,50 @@ def frame_levels(audio: Audio, frame: int) -> NDArray[np.float64]:
     return np.asarray(10 * np.log10(power + 1e-12), np.float64)
 
 
-def sounding_spans(audio: Audio, *, floor_db: float, hang: float, shortest: float) -> list[tuple[int, int]]:
-    """Sample ranges above floor_db; gaps under `hang` s are bridged, spans under `shortest` s dropped."""
+def runs(indices: NDArray[np.int64], *, gap: int = 1) -> Iterator[tuple[int, int]]:
+    """First and last of each run of ascending indices that are at most `gap` apart."""
+    if len(indices):
+        for run in np.split(indices, np.flatnonzero(np.diff(indices) > gap) + 1):
+            yield int(run[0]), int(run[-1])
+
+
+def active_spans(audio: Audio, *, floor_db: float, hang: float, shortest: float) -> list[tuple[int, int]]:
+    """Sample ranges above `floor_db`, bridging gaps of up to `hang` s and dropping spans under `shortest` s."""
     frame = SAMPLE_RATE // 20
-    on = np.flatnonzero(frame_levels(audio, frame) > floor_db)
-    spans: list[tuple[int, int]] = []
-    for group in np.split(on, np.flatnonzero(np.diff(on) > hang * 20) + 1) if len(on) else []:
-        start, end = max(0, group[0] - 1) * frame, min(len(audio), (group[-1] + 3) * frame)
+    spans = []
+    for first, last in runs(np.flatnonzero(frame_levels(audio, frame) > floor_db), gap=int(hang * 20)):
+        start, end = max(0, first - 1) * frame, min(len(audio), (last + 3) * frame)
         if end - start >= shortest * SAMPLE_RATE:
-            spans.append((int(start), int(end)))
+            spans.append((start, end))
     return spans
 
 
 def active_level(audio: Audio) -> float:
-    """RMS in dBFS of the 50 ms frames that are within 30 dB of the loudest one."""
+    """RMS in dBFS of the 50 ms frames that are within 30 dB of the loudest."""
     levels = frame_levels(audio, SAMPLE_RATE // 20)
-    return (
-        float(10 * np.log10(np.mean(10 ** (levels[levels > levels.max() - 30] / 10))))
-        if len(levels)
-        else -120.0
-    )
+    if not len(levels):
+        return -120.0
+    return float(10 * np.log10(np.mean(10 ** (levels[levels > levels.max() - 30] / 10))))
 
 
-def normalise(audio: Audio, *, level_db: float = -20.0, peak: float = 0.98, most_db: float = 40.0) -> Audio:
-    """Bring the active level to level_db, lowered again where the peak would pass `peak`."""
-    gain = 10 ** (min(level_db - active_level(audio), most_db) / 20)
+def normalize(
+    audio: Audio, *, level_db: float = -20.0, peak: float = 0.98, max_gain_db: float = 40.0
+) -> Audio:
+    """Bring the active level to `level_db`, or lower if the peak would otherwise exceed `peak`."""
+    gain = 10 ** (min(level_db - active_level(audio), max_gain_db) / 20)
     loudest = float(np.abs(audio).max(initial=0.0))
     return (audio * min(gain, peak / max(loudest, 1e-9))).astype(np.float32)
 
 
-def levelled(audio: Audio, label: str) -> Iterator[Piece]:
-    """A render at the usual level, without its long silences."""
-    audio = normalise(audio)
-    for start, end in sounding_spans(audio, floor_db=-55, hang=2.0, shortest=4.0):
+def split_render(audio: Audio, label: str) -> Iterator[Piece]:
+    """Normalize a render and cut it at long silences."""
+    audio = normalize(audio)
+    for start, end in active_spans(audio, floor_db=-55, hang=2.0, shortest=4.0):
         yield Piece(audio[start:end], label)
 
 
 def bandwidth(audio: Audio) -> float:
-    """Highest frequency in Hz that rises within 80 dB of the strongest bin (95th percentile of frames)."""
+    """Highest frequency in Hz within 80 dB of the strongest bin (95th percentile over frames)."""
     n = 2048
     mono = audio.mean(axis=1)
     if len(mono) < 2 * n:
@@ -167,102 +178,115 @@ def bandwidth(audio: Audio) -> float:
 
 
 def read_tsv(path: Path) -> list[dict[str, str]]:
-    """Rows of a tab-separated table with a head line."""
-    head, *rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return [dict(zip(head, row, strict=False)) for row in rows]
+    """Rows of a tab-separated table with a header."""
+    header, *rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [dict(zip(header, row, strict=False)) for row in rows]
+
+
+def take_files(shared: Path, pattern: str) -> tuple[str, ...]:
+    """Recordings of voices and the tables of their takes, in turn: a.opus, a.tsv, b.opus, b.tsv."""
+    recordings = sorted((shared / "voices").glob(f"{pattern}.opus"))
+    return tuple(str(file) for path in recordings for file in (path, path.with_suffix(".tsv")))
+
+
+def read_take_tables(files: Sequence[str]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Each recording of `take_files` with the rows of its table."""
+    for recording, table in zip(files[::2], files[1::2], strict=True):
+        yield recording, read_tsv(Path(table))
 
 
 # ---- recipes for recorded material: (source, generator) -> pieces ----
 
 
-def whole(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    """One file as it is, padded or cut to settings["frames"]: stems of one song stay aligned."""
+def read_whole(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """One file, padded or cut to settings["frames"] so that the stems of a song stay aligned."""
     audio = stereo(read_audio(source.files[0]))
     frames = int(source.settings["frames"])
     yield Piece(np.pad(audio[:frames], ((0, max(0, frames - len(audio))), (0, 0))), source.name)
 
 
-def takes(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    """The takes of a voicebank as its table cuts them, one gain per file; settings["stereo"]: (n, 2)."""
-    for opus, table in zip(source.files[::2], source.files[1::2], strict=True):
-        recorded = read_audio(opus)
-        audio = normalise(stereo(recorded) if source.settings.get("stereo") else recorded[:, :1])
-        for row in read_tsv(Path(table)):
+def read_takes(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """Takes as the tables list them, normalized per file; settings["stereo"] gives (n, 2)."""
+    for recording, rows in read_take_tables(source.files):
+        audio = read_audio(recording)
+        audio = normalize(stereo(audio) if source.settings.get("stereo") else audio[:, :1])
+        for row in rows:
             start, end = (round(float(row[k]) * SAMPLE_RATE) for k in ("start_seconds", "end_seconds"))
             if end - start >= 0.3 * SAMPLE_RATE:
                 yield Piece(audio[start:end], row["source_file"])
 
 
-def sounding(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    """The stretches of recordings in which something sounds (above -50 dBFS), levels as recorded."""
+def read_active(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """The parts of recordings above -50 dBFS, at their recorded levels."""
     for name in source.files:
         audio = stereo(read_audio(name))
         hang = float(source.settings.get("hang", 0.5))
-        for start, end in sounding_spans(audio, floor_db=-50, hang=hang, shortest=1.0):
+        for start, end in active_spans(audio, floor_db=-50, hang=hang, shortest=1.0):
             yield Piece(audio[start:end], f"{Path(name).parent.name}/{Path(name).stem}@{start}")
 
 
-def spoken_clips(names: Iterable[str], min_hz: float) -> Iterator[Piece]:
-    """Clips without the silence around them, at one level; (n, 1).
-
-    Left out: copies, silence, what cannot be decoded, bandwidths under `min_hz`.
-    """
-    seen: set[str] = set()
+def _skip_copies(names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of files, without exact copies of earlier ones."""
+    seen = set()
     for name in names:
-        digest = hashlib.md5(read_bytes(name)).hexdigest()
-        if digest in seen:
-            continue
-        seen.add(digest)
+        content = read_bytes(name)
+        digest = hashlib.md5(content).hexdigest()
+        if digest not in seen:
+            seen.add(digest)
+            yield name, content
+
+
+def _read_clips(names: Iterable[str], min_hz: float) -> Iterator[Piece]:
+    """Clips of speech, trimmed and normalized, (n, 1).
+
+    Skips copies, silence, undecodable files, and bandwidths below `min_hz`.
+    """
+    for name, _ in _skip_copies(names):
         try:
             audio = read_audio(name)[:, :1]
         except ValueError:
             continue
-        spans = sounding_spans(audio, floor_db=active_level(audio) - 40, hang=1e9, shortest=0.3)
+        spans = active_spans(audio, floor_db=active_level(audio) - 40, hang=1e9, shortest=0.3)
         if not spans or active_level(audio) < -55:
             continue
         audio = audio[spans[0][0] : spans[-1][1]]
         if bandwidth(audio) >= min_hz:
-            yield Piece(normalise(audio), Path(name).name)
+            yield Piece(normalize(audio), Path(name).name)
 
 
-def widest_clips(names: Sequence[str], min_hz: float) -> Iterator[Piece]:
-    """Spoken clips of a bandwidth of `min_hz` or more; where there is none, the narrow ones.
+def read_widest_clips(names: Sequence[str], min_hz: float) -> Iterator[Piece]:
+    """Clips of speech with a bandwidth of at least `min_hz`, or narrower ones if there are none.
 
-    A narrow voice is mixed with music as narrow (see training/mixing/mixer.py).
+    A narrow voice is mixed with equally narrow music (see training/mixing/mixer.py).
     """
-    found = False
-    for piece in spoken_clips(names, min_hz):
-        found = True
+    empty = True
+    for piece in _read_clips(names, min_hz):
+        empty = False
         yield piece
-    if not found:
-        yield from spoken_clips(names, NARROW_HZ)
+    if empty:
+        yield from _read_clips(names, NARROW_HZ)
 
 
-def speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    """The widest spoken clips in the order of their names."""
-    return widest_clips(source.files, source.settings["min_hz"])
+def read_speech(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """The widest clips in the order of the files."""
+    return read_widest_clips(source.files, source.settings["min_hz"])
 
 
-def music(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    """Mixed music: files of 30 s or more that sound most of the time, up to settings["minutes"] in all.
+def read_music(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
+    """Mixed music in random order: files of at least 30 s, up to settings["minutes"] in total.
 
-    Left out: duplicates, files under settings["min_hz"] bandwidth, files that are mostly silent.
+    Skips copies, files that are mostly silent, and bandwidths below settings["min_hz"].
     """
     left = source.settings["minutes"] * 60 * SAMPLE_RATE
-    seen: set[str] = set()
-    for index in rng.permutation(len(source.files)):
-        name = source.files[index]
-        content = read_bytes(name)
-        digest = hashlib.md5(content).hexdigest()
-        if digest in seen or left < 30 * SAMPLE_RATE:
-            continue
-        seen.add(digest)
+    for name, content in _skip_copies(source.files[i] for i in rng.permutation(len(source.files))):
+        if left < 30 * SAMPLE_RATE:
+            return
         try:
-            with soundfile.SoundFile(io.BytesIO(content)) as f:
-                if f.frames < 30 * f.samplerate:
+            with soundfile.SoundFile(io.BytesIO(content)) as file:
+                if file.frames < 30 * file.samplerate:
                     continue
         except soundfile.LibsndfileError:
-            pass  # ffmpeg may know it
+            pass  # ffmpeg may be able to read it
         try:
             audio = read_audio(name)
         except ValueError:

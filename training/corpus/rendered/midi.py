@@ -1,4 +1,4 @@
-"""MIDI in and out: note lists from a file in a zip, and note lists through a soundfont with fluidsynth."""
+"""Read MIDI files from zip archives, and render notes through a soundfont with fluidsynth."""
 
 import dataclasses
 import io
@@ -12,16 +12,17 @@ import mido
 import numpy as np
 import soundfile
 
-from training.corpus.recorded.sources import SAMPLE_RATE, Audio
+from tfswa_sep.constants import SAMPLE_RATE
+from training.corpus.recorded.sources import Audio
 from training.corpus.rendered.sampler import Note
 
-TICKS_PER_SECOND = 960  # 480 ticks a beat at 120 beats a minute
+TICKS_PER_SECOND = 960  # 480 ticks per beat at 120 BPM
 DRUM_CHANNEL = 9
 
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """The notes of one channel that share a program (0-based; a bank-128 preset number for drums)."""
+    """The notes of one channel and program (0-based; for drums, the preset in bank 128)."""
 
     program: int
     notes: tuple[Note, ...]
@@ -29,17 +30,17 @@ class Track:
 
 
 def read_tracks(archive: str, member: str) -> list[Track]:
-    """Tracks of a MIDI file inside a zip; a drum channel has program 0, pedals and bends are dropped."""
+    """Tracks of a MIDI file in a zip archive; drums have program 0, pedals and bends are ignored."""
     with zipfile.ZipFile(archive) as z:
         file = mido.MidiFile(file=io.BytesIO(z.read(member)), clip=True)
     program = [0] * 16
     open_notes: dict[tuple[int, int], tuple[float, int, int]] = {}
-    found: dict[tuple[int, int], list[Note]] = {}
+    tracks: dict[tuple[int, int], list[Note]] = {}
     now = 0.0
 
     def close(channel: int, pitch: int) -> None:
-        start, velocity, played_with = open_notes.pop((channel, pitch))
-        notes = found.setdefault((channel, played_with), [])
+        start, velocity, note_program = open_notes.pop((channel, pitch))
+        notes = tracks.setdefault((channel, note_program), [])
         notes.append(Note(start, max(now - start, 0.02), pitch, velocity))
 
     for message in file:
@@ -50,15 +51,15 @@ def read_tracks(archive: str, member: str) -> list[Track]:
             if (message.channel, message.note) in open_notes:
                 close(message.channel, message.note)
             if message.type == "note_on" and message.velocity > 0:
-                played_with = 0 if message.channel == DRUM_CHANNEL else program[message.channel]
-                open_notes[message.channel, message.note] = (now, message.velocity, played_with)
+                note_program = 0 if message.channel == DRUM_CHANNEL else program[message.channel]
+                open_notes[message.channel, message.note] = (now, message.velocity, note_program)
     for channel, pitch in list(open_notes):
         close(channel, pitch)
-    return [Track(p, tuple(sorted(n)), channel == DRUM_CHANNEL) for (channel, p), n in sorted(found.items())]
+    return [Track(p, tuple(sorted(n)), channel == DRUM_CHANNEL) for (channel, p), n in sorted(tracks.items())]
 
 
 def write_midi(tracks: Sequence[Track], path: Path, *, pans: Sequence[int] | None = None) -> None:
-    """Write tracks, each on a channel of its own (more than 15 melodic ones share channels in turn)."""
+    """Write tracks, one per channel; more than 15 melodic ones share channels in turn."""
     file = mido.MidiFile(ticks_per_beat=480)
     melodic = [c for c in range(16) if c != DRUM_CHANNEL]
     used = 0
@@ -71,22 +72,15 @@ def write_midi(tracks: Sequence[Track], path: Path, *, pans: Sequence[int] | Non
             out.append(mido.Message("control_change", channel=channel, control=10, value=pans[index]))
         events = []
         for note in track.notes:
-            ends = note.start + note.duration
-            events.append((round(note.start * TICKS_PER_SECOND), 1, note.pitch, note.velocity))
-            events.append(
-                (
-                    max(round(ends * TICKS_PER_SECOND), round(note.start * TICKS_PER_SECOND) + 1),
-                    0,
-                    note.pitch,
-                    0,
-                )
-            )
-        at = 0
+            start = round(note.start * TICKS_PER_SECOND)
+            end = max(round((note.start + note.duration) * TICKS_PER_SECOND), start + 1)
+            events += [(start, 1, note.pitch, note.velocity), (end, 0, note.pitch, 0)]
+        now = 0
         for tick, _, pitch, velocity in sorted(events):
             out.append(
-                mido.Message("note_on", channel=channel, note=pitch, velocity=velocity, time=tick - at)
+                mido.Message("note_on", channel=channel, note=pitch, velocity=velocity, time=tick - now)
             )
-            at = tick
+            now = tick
         file.tracks.append(out)
     file.save(path)
 
@@ -99,28 +93,20 @@ def synthesize(
     room: bool = False,
     pans: Sequence[int] | None = None,
 ) -> Audio:
-    """Render tracks with the fluidsynth command to (n, 2); `room` adds its reverb and chorus.
+    """Render tracks with fluidsynth to (n, 2); `room` adds its reverb and chorus.
 
-    Raises ValueError when fluidsynth fails.
+    Raises ValueError if fluidsynth fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         midi, wav = Path(folder) / "in.mid", Path(folder) / "out.wav"
         write_midi(tracks, midi, pans=pans)
         switch = "1" if room else "0"
-        command = ["fluidsynth", "-ni", "-q", "-g", "0.4", "-R", switch, "-C", switch, "-r", str(SAMPLE_RATE)]
-        command += [
-            "-o",
-            "synth.dynamic-sample-loading=1",
-            "-o",
-            "synth.polyphony=256",
-            "-O",
-            "float",
-            "-T",
-            "wav",
-        ]
-        done = subprocess.run(
-            [*command, "-F", str(wav), soundfont, str(midi)], capture_output=True, check=False
-        )
+        command = [
+            "fluidsynth", "-ni", "-q", "-g", "0.4", "-R", switch, "-C", switch, "-r", str(SAMPLE_RATE),
+            "-o", "synth.dynamic-sample-loading=1", "-o", "synth.polyphony=256", "-O", "float", "-T", "wav",
+            "-F", str(wav), soundfont, str(midi),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode or not wav.is_file():
             raise ValueError(
                 f"fluidsynth failed on {soundfont}: {done.stderr.decode(errors='replace')[:200]}"
@@ -131,8 +117,8 @@ def synthesize(
 
 
 def clip_tracks(tracks: Sequence[Track], *, start: float, seconds: float) -> list[Track]:
-    """The notes that begin within a window, moved so that the window starts at 0."""
-    kept = []
+    """The notes that begin within a window, shifted so that it starts at 0."""
+    clipped = []
     for track in tracks:
         notes = [
             dataclasses.replace(n, start=n.start - start, duration=min(n.duration, start + seconds - n.start))
@@ -140,10 +126,10 @@ def clip_tracks(tracks: Sequence[Track], *, start: float, seconds: float) -> lis
             if start <= n.start < start + seconds - 0.05
         ]
         if notes:
-            kept.append(dataclasses.replace(track, notes=tuple(notes)))
-    return kept
+            clipped.append(dataclasses.replace(track, notes=tuple(notes)))
+    return clipped
 
 
 def transpose(notes: Sequence[Note], semitones: int) -> tuple[Note, ...]:
-    """Notes moved by semitones, kept within MIDI's 0..127."""
+    """Notes shifted by semitones and clipped to MIDI's range."""
     return tuple(dataclasses.replace(n, pitch=int(np.clip(n.pitch + semitones, 0, 127))) for n in notes)

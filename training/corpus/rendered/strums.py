@@ -1,16 +1,16 @@
-"""Rhythm guitar made up by rule: chord progressions strummed, chugged or picked, doubled left and right."""
+"""Rule-based rhythm guitar: chord progressions, strummed, chugged or picked, and double-tracked."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from training.corpus.recorded.sources import Audio, Piece, Source, levelled, normalise
+from training.corpus.recorded.sources import Audio, Piece, Source, normalize, split_render
 from training.corpus.rendered import effects
 from training.corpus.rendered.midi import Track, synthesize
 from training.corpus.rendered.sampler import Note, load_instrument, play
 
-# Degrees of the scale (semitones above the key note, minor third or not) in common four-chord turns.
+# Common chord progressions: semitones above the tonic, and whether the chord is minor
 PROGRESSIONS = (
     ((0, 0), (7, 0), (9, 1), (5, 0)), ((9, 1), (5, 0), (0, 0), (7, 0)), ((0, 0), (5, 0), (7, 0), (7, 0)),
     ((0, 0), (0, 0), (5, 0), (0, 0), (7, 0), (5, 0), (0, 0), (7, 0)), ((0, 1), (8, 0), (3, 0), (10, 0)),
@@ -21,8 +21,8 @@ STYLES = ("power", "chug", "open", "arpeggio", "offbeat", "riff", "ballad")
 LOWEST = 40  # E2, the open low string
 
 
-def voicing(root: int, minor: int, style: str, rng: np.random.Generator) -> list[int]:
-    """MIDI pitches of a chord, low to high; power chords and riffs have root, fifth and octave."""
+def voice_chord(root: int, minor: int, style: str, rng: np.random.Generator) -> list[int]:
+    """MIDI pitches of a chord from low to high; power chords and riffs have root, fifth and octave."""
     root = LOWEST + (root - LOWEST) % 12
     if style in ("power", "chug", "riff"):
         return [root, root + 7, root + 12][: 3 if rng.random() < 0.7 else 2]
@@ -33,21 +33,13 @@ def voicing(root: int, minor: int, style: str, rng: np.random.Generator) -> list
     return [n - 2 if seventh and n == root + 24 else n for n in notes]
 
 
-def pattern(style: str, rng: np.random.Generator) -> list[tuple[float, float, float, str]]:
-    """One bar of four beats: (beat, length in beats, loudness 0..1, stroke: down, up, mute, pick)."""
+def draw_pattern(style: str, rng: np.random.Generator) -> list[tuple[float, float, float, str]]:
+    """One bar of four beats: (beat, length in beats, loudness from 0 to 1, stroke)."""
     if style == "power":
         return [(i / 2, 0.5, 0.9 if i % 2 == 0 else 0.75, "down") for i in range(8)]
     if style == "chug":
         accents = set(rng.choice(8, 3, replace=False).tolist()) | {0}
-        return [
-            (
-                i / 2,
-                0.5 if i in accents else 0.22,
-                0.95 if i in accents else 0.6,
-                "down" if i in accents else "mute",
-            )
-            for i in range(8)
-        ]
+        return [(i / 2, 0.5, 0.95, "down") if i in accents else (i / 2, 0.22, 0.6, "mute") for i in range(8)]
     if style == "offbeat":
         return [(b + 0.5, 0.3, 0.8, "up") for b in range(4)]
     if style == "ballad":
@@ -61,20 +53,20 @@ def pattern(style: str, rng: np.random.Generator) -> list[tuple[float, float, fl
     return [(b, 0.5, 0.85 if s == "down" else 0.6, s) for b, s in strokes if b == 0 or rng.random() < 0.92]
 
 
-def song_notes(
+def draw_chords(
     rng: np.random.Generator, *, style: str, key: int, beat: float, bars: int
 ) -> list[tuple[float, float, list[int], float, str]]:
-    """Chord events of one performance: (start s, length s, pitches, loudness, stroke)."""
+    """Chords of one performance: (start in s, length in s, pitches, loudness, stroke)."""
     progression = PROGRESSIONS[int(rng.integers(len(PROGRESSIONS)))]
-    bar = pattern(style, rng)
-    each = int(rng.choice([1, 1, 2]))
+    bar = draw_pattern(style, rng)
+    bars_per_chord = int(rng.choice([1, 1, 2]))
     events = []
     for b in range(bars):
-        step, minor = progression[b // each % len(progression)]
-        chord = voicing(key + step, minor, style, rng)
+        step, minor = progression[b // bars_per_chord % len(progression)]
+        chord = voice_chord(key + step, minor, style, rng)
         if b % 8 == 7:
-            bar = pattern(style, rng)
-        for index, (at, length, loud, stroke) in enumerate(bar):
+            bar = draw_pattern(style, rng)
+        for index, (offset, length, loudness, stroke) in enumerate(bar):
             pitches = chord
             if stroke == "up":
                 pitches = chord[-4:][::-1]
@@ -85,39 +77,41 @@ def song_notes(
                 pitches = [chord[order[index % 8] % len(chord)]]
             elif stroke == "riff":
                 pitches = [chord[0] + int(rng.choice([0, 0, 0, 3, 5, 7, 10, 12]))]
-            events.append(((b * 4 + at) * beat, length * beat, pitches, loud, stroke))
+            events.append(((b * 4 + offset) * beat, length * beat, pitches, loudness, stroke))
     return events
 
 
 def humanize(
     events: list[tuple[float, float, list[int], float, str]], rng: np.random.Generator
 ) -> list[Note]:
-    """One player's take: strings follow each other by some ms, timing and loudness wander."""
+    """One take: strings are a few ms apart, timing and loudness vary."""
     notes = []
     gap = rng.uniform(0.004, 0.014)
-    for start, length, pitches, loud, stroke in events:
-        late = rng.normal(0, 0.008)
+    for start, length, pitches, loudness, stroke in events:
+        delay = rng.normal(0, 0.008)
         for i, pitch in enumerate(pitches):
-            velocity = int(np.clip(127 * loud * rng.uniform(0.85, 1.1), 20, 127))
-            ends = min(length, 0.09) if stroke == "mute" else length * rng.uniform(0.9, 1.02)
-            notes.append(Note(max(0.0, start + late + i * gap), max(ends, 0.05), pitch, velocity))
+            velocity = int(np.clip(127 * loudness * rng.uniform(0.85, 1.1), 20, 127))
+            duration = min(length, 0.09) if stroke == "mute" else length * rng.uniform(0.9, 1.02)
+            notes.append(Note(max(0.0, start + delay + i * gap), max(duration, 0.05), pitch, velocity))
     return notes
 
 
-def take(source: Source, notes: list[Note], program: int, rng: np.random.Generator, seconds: float) -> Audio:
-    """One mono guitar take, (n, 1), from the source's sampled guitar or soundfont."""
+def play_take(
+    source: Source, notes: list[Note], program: int, rng: np.random.Generator, seconds: float
+) -> Audio:
+    """One mono take, (n, 1), on the source's sampled guitar or soundfont."""
     sound = source.files[0]
     if sound.endswith("index.tsv"):
-        folder = str(Path(sound).parent)
-        choices = source.settings["articulations"]
-        chosen = choices[0] if program >= 26 else choices[-1]
-        return play(notes, load_instrument(folder, (chosen,)), rng, seconds=seconds)
+        articulations = source.settings["articulations"]
+        articulation = articulations[0] if program >= 26 else articulations[-1]
+        guitar = load_instrument(str(Path(sound).parent), (articulation,))
+        return play(notes, guitar, rng, seconds=seconds)
     audio = synthesize([Track(program, tuple(notes))], sound, seconds=seconds)
     return np.asarray(audio.mean(axis=1, keepdims=True), np.float32)
 
 
 def performances(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
-    """An endless stream of performances of 25 to 50 s, (n, 2)."""
+    """Performances of 25 to 50 s, (n, 2), without end."""
     while True:
         style = str(rng.choice(STYLES))
         beat = 60 / rng.uniform(70 if style in ("ballad", "arpeggio") else 95, 190)
@@ -125,7 +119,7 @@ def performances(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
         key = int(rng.integers(0, 12))
         clean = style in ("open", "arpeggio", "offbeat", "ballad") and rng.random() < 0.6
         program = int(rng.choice([24, 25, 25, 26, 27, 28] if clean else [27, 28, 29, 29, 30, 30]))
-        events = song_notes(rng, style=style, key=key, beat=beat, bars=bars)
+        events = draw_chords(rng, style=style, key=key, beat=beat, bars=bars)
         if style == "chug" and program >= 29 and rng.random() < 0.5:
             program = 30
         seconds = bars * 4 * beat + 1.5
@@ -133,12 +127,12 @@ def performances(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
         amount = 10 ** rng.uniform(0.2, 1.3)
         sides = []
         for _ in range(2 if doubled else 1):
-            audio = take(source, humanize(events, rng), program, rng, seconds)
+            audio = play_take(source, humanize(events, rng), program, rng, seconds)
             if not clean:
-                audio = effects.amp(audio, rng, amount=amount * rng.uniform(0.8, 1.25))
+                audio = effects.simulate_amp(audio, rng, amount=amount * rng.uniform(0.8, 1.25))
             elif rng.random() < 0.4:
                 audio = effects.compress(audio, threshold_db=-18, ratio=3)
-            sides.append(normalise(audio))
+            sides.append(normalize(audio))
         if doubled:
             width = rng.uniform(0.6, 1.0)
             left, right = (1 + width) / 2, (1 - width) / 2
@@ -147,4 +141,4 @@ def performances(source: Source, rng: np.random.Generator) -> Iterator[Piece]:
             pan = rng.uniform(0.25, 0.75)
             stereo = sides[0] * np.array([[np.cos(pan * np.pi / 2), np.sin(pan * np.pi / 2)]], np.float32)
         audio = effects.colour(stereo.astype(np.float32), rng, wet=0.4)
-        yield from levelled(audio, f"{style} program {program} {'clean' if clean else 'driven'}")
+        yield from split_render(audio, f"{style} program {program} {'clean' if clean else 'driven'}")

@@ -1,8 +1,8 @@
-"""More voices from Debian's speech synthesizers: they read lines of ours, and count as speech like any other.
+"""Speech from Debian's synthesizers, which read our own text.
 
-The synthesizers run from where `training.corpus.fetch` unpacked them; nothing is installed. Their clips are
-PACKAGES/<synthesizer>/clips/<voice>/*.wav, under the terms of the synthesizer's package. flite's voices are
-built from recordings of people (CMU Arctic and others), espeak-ng's are formants made by rule.
+They run from where `training.corpus.fetch` unpacked them, without being installed, and write
+PACKAGES/<synthesizer>/clips/<voice>/*.wav, under the terms of their packages. flite's voices are built from recordings
+of people (CMU Arctic and others); espeak-ng synthesizes formants by rule.
 """
 
 import os
@@ -44,7 +44,7 @@ LINES = {
     ),
 }  # fmt: skip
 FLITE = ("awb", "kal16", "rms", "slt")
-# Language, variant (m male, f female, with whisper and croak), words a minute, pitch 0 to 99
+# Language, variant (m is male, f female), words per minute, pitch from 0 to 99
 ESPEAK = (
     ("en-us", "m3", 150, 40), ("en-gb-scotland", "f2", 165, 60), ("en-us", "croak", 140, 30),
     ("en-gb", "whisper", 150, 50), ("de", "m1", 150, 35), ("de", "f4", 160, 65), ("fr", "m7", 155, 45),
@@ -55,11 +55,11 @@ SYNTHESIZERS = {
     "espeak-ng": ("libespeak-ng1", "espeak-ng-data", "libpcaudio0", "libsonic0"),
 }
 
-Speak = Callable[[str, Path], list[str]]  # a line and a wav file -> the command
+Speak = Callable[[str, Path], list[str]]  # text and WAV file -> command
 
 
-def voices(packages: Path, synthesizer: str) -> dict[str, tuple[str, Speak]]:
-    """Voice: language of its lines, and the command that speaks one."""
+def list_voices(packages: Path, synthesizer: str) -> dict[str, tuple[str, Speak]]:
+    """Voice -> its language, and its command."""
     program = str(packages / synthesizer / "usr/bin" / synthesizer)
     if synthesizer == "flite":
 
@@ -79,7 +79,7 @@ def voices(packages: Path, synthesizer: str) -> dict[str, tuple[str, Speak]]:
 
 
 def synthesize(packages: Path, *, without: Collection[str] = ()) -> list[str]:
-    """Make the clips that are not there yet. Returns a line for each synthesizer that cannot be run."""
+    """Synthesize missing clips. Returns an error message for each synthesizer or voice that fails."""
     problems = []
     for synthesizer, needed in SYNTHESIZERS.items():
         if synthesizer in without:
@@ -87,7 +87,7 @@ def synthesize(packages: Path, *, without: Collection[str] = ()) -> list[str]:
         missing = [name for name in (synthesizer, *needed) if not (packages / name).is_dir()]
         if missing:
             problems.append(
-                f"{synthesizer} reads nothing: {packages} has no {', '.join(missing)} (training.corpus.fetch)"
+                f"{synthesizer} cannot run: {packages} lacks {', '.join(missing)}; run training.corpus.fetch"
             )
             continue
         folders = [packages / name / "usr/lib/x86_64-linux-gnu" for name in needed]
@@ -95,23 +95,23 @@ def synthesize(packages: Path, *, without: Collection[str] = ()) -> list[str]:
         environment = os.environ | {
             "LD_LIBRARY_PATH": os.pathsep.join(map(str, folders)), "ESPEAK_DATA_PATH": str(data),
         }  # fmt: skip
-        for voice, (language, command) in voices(packages, synthesizer).items():
+        for voice, (language, command) in list_voices(packages, synthesizer).items():
             folder = packages / synthesizer / "clips" / voice
             if folder.is_dir():
                 continue
-            half_done = folder.with_name(f".{voice}")
-            shutil.rmtree(half_done, ignore_errors=True)
-            half_done.mkdir(parents=True)
+            unfinished = folder.with_name(f".{voice}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
             for number, line in enumerate(LINES[language]):
                 done = subprocess.run(
-                    command(line, half_done / f"{number:02}.wav"),
+                    command(line, unfinished / f"{number:02}.wav"),
                     env=environment, capture_output=True, text=True, check=False,
                 )  # fmt: skip
                 if done.returncode:
-                    said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-                    problems.append(f"{synthesizer} cannot speak as {voice}: {said}")
-                    shutil.rmtree(half_done)
+                    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+                    problems.append(f"{synthesizer} cannot speak as {voice}: {reason}")
+                    shutil.rmtree(unfinished)
                     break
             else:
-                half_done.rename(folder)
+                unfinished.rename(folder)
     return problems

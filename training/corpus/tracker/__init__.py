@@ -1,1 +1,1 @@
-"""Sources of the corpus that are tracker modules."""
+"""Sources of the corpus that are rendered from tracker modules."""

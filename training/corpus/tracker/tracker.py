@@ -1,8 +1,7 @@
-"""Tracker modules (MOD, S3M, XM, IT): a song's notes and the recordings of its instruments in one file.
+"""Tracker modules (MOD, S3M, XM, IT): files with a song's notes and the samples of its instruments.
 
-libopenmpt plays them, all instruments or some. It mixes in float32 without a limiter, so that what disjoint
-sets of instruments play adds up to the song (within -120 dB, measured): true stems, at the song's own levels.
-Functions: https://lib.openmpt.org/doc/group__libopenmpt__ext__c.html
+libopenmpt plays all instruments or some. It mixes in float32 without a limiter, so that the stems add up to the song
+(to within -120 dB, measured). Functions: https://lib.openmpt.org/doc/group__libopenmpt__ext__c.html
 """
 
 import contextlib
@@ -17,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from training.corpus.recorded.sources import SAMPLE_RATE, Audio
+from tfswa_sep.constants import SAMPLE_RATE
+from training.corpus.recorded.sources import Audio
 
 LIBRARY = "libopenmpt0"  # the Debian package
 STEREO_SEPARATION = 2  # OPENMPT_MODULE_RENDER_STEREOSEPARATION_PERCENT
-AMIGA_SEPARATION = 40  # percent: in a MOD every channel is hard left or hard right, as in no mix of today
+AMIGA_SEPARATION = 40  # percent; MODs pan every channel hard left or right
 NOTE, INSTRUMENT = 0, 1  # OPENMPT_MODULE_COMMAND_...
-HIGHEST_NOTE = 120  # above it are note-off and the like
-FRAMES_AT_ONCE = 1 << 16
+HIGHEST_NOTE = 120  # higher values are commands such as note-off
+BLOCK = 1 << 16  # frames rendered at a time
 
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "module_ext_create_from_memory": (c_void_p, [c_char_p, c_size_t] + [c_void_p] * 7),
@@ -46,28 +46,27 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "module_set_render_param": (c_int, [c_void_p, c_int, c_int32]),
     "module_read_interleaved_float_stereo": (c_size_t, [c_void_p, c_int32, c_size_t, c_void_p]),
 }
-_INTERACTIVE = 16  # functions of libopenmpt's interface of this name
-_MUTE_INSTRUMENT = 12  # the place among them of set_instrument_mute_status
+_INTERACTIVE = 16  # functions in libopenmpt's "interactive" interface
+_MUTE_INSTRUMENT = 12  # index of set_instrument_mute_status
 
 
-def installed() -> bool:
-    """Whether libopenmpt is there."""
+def is_installed() -> bool:
+    """Whether libopenmpt is installed."""
     return ctypes.util.find_library("openmpt") is not None
 
 
 @dataclass(frozen=True)
 class Score:
-    """What is written in a module. Instruments count from 0."""
+    """The notes of a module. Instruments are numbered from 0."""
 
     seconds: float
-    # For each instrument that plays: how often it strikes which note.
-    notes: dict[int, Counter[int]]
-    names: dict[int, str]  # of the same instruments: what they are, a greeting, or nothing
+    notes: dict[int, Counter[int]]  # instrument -> how often it plays each note
+    names: dict[int, str]  # of the same instruments; often empty or a greeting
 
 
 def read_score(content: bytes) -> Score:
-    """Read a module's notes. Raises ValueError when libopenmpt does not know the file."""
-    with _opened(content) as (call, module):
+    """Read a module's notes. Raises ValueError if libopenmpt cannot read it."""
+    with _open_module(content) as (call, module):
         channels = call("module_get_num_channels", module)
         notes: dict[int, Counter[int]] = {}
         latest = [0] * channels
@@ -75,37 +74,43 @@ def read_score(content: bytes) -> Score:
             pattern = call("module_get_order_pattern", module, order)
             for row in range(call("module_get_pattern_num_rows", module, pattern)):
                 for channel in range(channels):
-                    place = (module, pattern, row, channel)
-                    note = call("module_get_pattern_row_channel_command", *place, NOTE)
-                    instrument = call("module_get_pattern_row_channel_command", *place, INSTRUMENT)
+                    cell = (module, pattern, row, channel)
+                    note = call("module_get_pattern_row_channel_command", *cell, NOTE)
+                    instrument = call("module_get_pattern_row_channel_command", *cell, INSTRUMENT)
                     latest[channel] = instrument or latest[channel]
                     if 0 < note <= HIGHEST_NOTE and latest[channel]:
                         notes.setdefault(latest[channel] - 1, Counter())[note] += 1
         kind = "instrument" if call("module_get_num_instruments", module) else "sample"
-        names = {}
-        for instrument in notes:
-            names[instrument] = _text(call(f"module_get_{kind}_name", module, instrument))
+        names = {i: _read_text(call(f"module_get_{kind}_name", module, i)) for i in notes}
         return Score(call("module_get_duration_seconds", module), dict(sorted(notes.items())), names)
 
 
 def play(
     content: bytes, *, seconds: float, instruments: Collection[int] | None = None, rate: int = SAMPLE_RATE
 ) -> Audio:
-    """The beginning of a module, (n, 2), as loud as it is written (peaks may pass 1); of all instruments or
-    some, numbered from 0. Silence after its end. Raises ValueError when libopenmpt does not know the file.
+    """Render the beginning of a module to (n, 2), padded with silence; peaks may exceed 1.
+
+    Args:
+        content: The module.
+        seconds: Length of the result.
+        instruments: Numbers of those to play, from 0; None: all.
+        rate: Sample rate in Hz.
+
+    Raises:
+        ValueError: libopenmpt cannot read the module.
     """
     audio = np.zeros((round(seconds * rate), 2), np.float32)
-    with _opened(content, instruments) as (call, module):
-        if _text(call("module_get_metadata", module, b"type")) == "mod":
+    with _open_module(content, instruments) as (call, module):
+        if _read_text(call("module_get_metadata", module, b"type")) == "mod":
             call("module_set_render_param", module, STEREO_SEPARATION, AMIGA_SEPARATION)
         done = 0
         while done < len(audio):
-            wanted = min(FRAMES_AT_ONCE, len(audio) - done)
+            count = min(BLOCK, len(audio) - done)
             target = audio[done:].ctypes.data
-            got = call("module_read_interleaved_float_stereo", module, rate, wanted, target)
-            if not got:
+            count = call("module_read_interleaved_float_stereo", module, rate, count, target)
+            if not count:
                 break
-            done += got
+            done += count
     return audio
 
 
@@ -121,8 +126,8 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _text(pointer: int | None) -> str:
-    """A string that libopenmpt made, which is given back to it."""
+def _read_text(pointer: int | None) -> str:
+    """Read and free a string allocated by libopenmpt."""
     if not pointer:
         return ""
     text = ctypes.string_at(pointer).decode("utf-8", "replace")
@@ -131,8 +136,8 @@ def _text(pointer: int | None) -> str:
 
 
 @contextlib.contextmanager
-def _opened(content: bytes, instruments: Collection[int] | None = None) -> Iterator[tuple[Any, int]]:
-    """A function that calls one of _FUNCTIONS, and a module of which only some instruments are heard."""
+def _open_module(content: bytes, instruments: Collection[int] | None = None) -> Iterator[tuple[Any, int]]:
+    """Yield a function that calls one of _FUNCTIONS, and a module that plays only some instruments."""
     library = _library()
 
     def call(function: str, *arguments: Any) -> Any:
