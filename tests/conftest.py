@@ -6,62 +6,49 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from fakes import SHARES, STEMS, EvenBackend, FakeBackend, write_song
+from model_server import ModelServer, running_server
 from numpy.typing import NDArray
 from tiny_model import TINY
 
 from tfswa_sep.model.config import PRESETS
-
-STEMS = ("vocals", "drums", "bass", "other")
-SHARES = (0.5, 0.25, 0.125, 0.125)  # of the mixture, a stem; they sum to one and are exact in binary
-
-
-@dataclass
-class FakeBackend:
-    """Splits every segment into fixed shares; `edges` is what it puts where it would lack context."""
-
-    segment_samples: int = 8192
-    margin_samples: int = 1024
-    sample_rate: int = 44_100
-    shares: tuple[float, ...] = SHARES
-    stems: tuple[str, ...] = STEMS
-    channels: int = 2
-    name: str = "fake"
-    device: str = "cpu"
-    precision: str = ""
-    workers: int = 1
-    batch_size: int = 1
-    notes: tuple[str, ...] = ()
-    edges: float | None = None
-    calls: int = 0
-    fail_at: int | None = None  # call that raises
-    failure: type[BaseException] = RuntimeError
-
-    def __call__(
-        self, segments: NDArray[np.float32], *, stem_matrix: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """(b, c, n) to (b, k, c, n)."""
-        assert segments.dtype == np.float32 and segments.shape[1:] == (self.channels, self.segment_samples)
-        self.calls += 1
-        if self.calls == self.fail_at:
-            raise self.failure("asked to fail")
-        stems = segments[:, None] * np.array(self.shares, np.float32)[:, None, None]
-        if self.edges is not None and self.margin_samples:
-            stems[..., : self.margin_samples] = self.edges
-            stems[..., -self.margin_samples :] = self.edges
-        return stems if stem_matrix is None else np.einsum("ks,bscn->bkcn", stem_matrix, stems)
 
 
 @pytest.fixture(autouse=True)
 def offline_mode_ends_with_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """--offline sets HF_HUB_OFFLINE for the whole process, and so for the tests after this one."""
     monkeypatch.setenv("HF_HUB_OFFLINE", os.environ.get("HF_HUB_OFFLINE", ""))
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a song; commands in this process separate with EvenBackend."""
+    from tfswa_sep import separator
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(separator, "load_backend", lambda *args, **options: EvenBackend())
+    write_song(tmp_path / "song.wav", seconds=0.5)
+    return tmp_path
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModelServer]:
+    """A web server and Hugging Face hub; downloads and settings go to `cache` and `config` in tmp_path."""
+    from tfswa_sep.registry import download
+
+    monkeypatch.setenv("TFSWA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TFSWA_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(download, "PAUSE_SECONDS", 0)
+    with running_server() as running:
+        yield running
 
 
 @pytest.fixture

@@ -20,9 +20,7 @@ from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-import soundfile
-from numpy.typing import NDArray
+from fakes import write_song
 
 COMMAND = (sys.executable, "-m", "tfswa_sep")
 Undo = Callable[[], object]
@@ -106,25 +104,6 @@ def wait_for(condition: Callable[[], object], *, seconds: float = 100) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
-
-
-def write_song(
-    path: Path,
-    *,
-    seconds: float = 0.2,
-    rate: int = 44_100,
-    channels: int = 2,
-    subtype: str | None = None,
-    change: Callable[[NDArray[np.float32]], object] | None = None,
-) -> Path:
-    """Noise in the format of the file's extension; `change` may alter the samples (n, c) in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (round(rate * seconds), channels)
-    samples = np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
-    if change:
-        change(samples)
-    soundfile.write(path, samples, rate, subtype=subtype)
-    return path
 
 
 def song(name: str = "song.wav", **options: object) -> Callable[[Path], None]:

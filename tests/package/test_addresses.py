@@ -7,25 +7,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from model_server import BODY, COMMIT, SHA256, ModelServer, running_server
+from model_server import BODY, COMMIT, SHA256, ModelServer
 
 from tfswa_sep import registry
 from tfswa_sep.cli import main
 from tfswa_sep.errors import ModelError
 from tfswa_sep.registry import addresses
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModelServer]:
-    monkeypatch.setenv("TFSWA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TFSWA_CONFIG", str(tmp_path / "config"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with running_server() as running:
-        yield running
 
 
 def test_an_address_is_believed_once(server: ModelServer, tmp_path: Path) -> None:

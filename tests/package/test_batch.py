@@ -10,10 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from model_server import running_server
-from test_cli import SplitEvenly, files_in, write_song
+from fakes import write_song
+from model_server import ModelServer
+from test_cli import files_in
 
-from tfswa_sep import registry, separator
+from tfswa_sep import registry
 from tfswa_sep.audio import ffmpeg
 from tfswa_sep.audio.atomic_file import AtomicFile
 from tfswa_sep.batch import manifest
@@ -21,31 +22,18 @@ from tfswa_sep.cli import main
 from tfswa_sep.registry.models_toml import ModelFile, unlisted_model
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to be in, with a song; no real model is loaded."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(separator, "load_backend", lambda *args, **options: SplitEvenly())
-    write_song(tmp_path / "song.wav")
-    return tmp_path
-
-
-def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> list[dict[str, Any]]:
-    """What the command says of each song."""
+def results(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> list[dict[str, Any]]:
+    """What the command reports of each song."""
     capsys.readouterr()
     assert main.run([*words, "--json"]) == code
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_an_address_works_at_its_first_use(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    work: Path, server: ModelServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("TFSWA_CACHE", str(work / "cache"))
-    monkeypatch.setenv("TFSWA_CONFIG", str(work / "config"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with running_server() as server:
-        words = ("song.wav", "--stems", "bass", "--model", f"{server.url}/tiny.onnx")
-        status = [told(capsys, *words)[0]["status"] for _ in range(2)]
+    words = ("song.wav", "--stems", "bass", "--model", f"{server.url}/tiny.onnx")
+    status = [results(capsys, *words)[0]["status"] for _ in range(2)]
     assert status == ["done", "skipped"] and server.asked == ["GET /tiny.onnx"]
 
 
@@ -65,14 +53,14 @@ def test_songs_that_an_earlier_version_finished_stay_finished(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What decides how stems come out is on record as it always was; a choice that came later joins it."""
-    assert told(capsys, "song.wav", "--stems", "bass")[0]["status"] == "done"
+    assert results(capsys, "song.wav", "--stems", "bass")[0]["status"] == "done"
     record = json.loads((work / "song" / ".song.tfswa-sep.json").read_text())
     assert record["options"] == {
         "name": "{track}/{stem}{ext}", "stems": "bass", "audio_format": "wav", "bit_depth": None,
         "bitrate": None, "rescale": False, "exact_sum": False, "stem_file": False, "downmix": False,
         "allow_truncated": False, "precision": "auto",
     }  # fmt: skip
-    assert told(capsys, "song.wav", "--stems", "bass", "--shifts", "2")[0]["status"] == "done"
+    assert results(capsys, "song.wav", "--stems", "bass", "--shifts", "2")[0]["status"] == "done"
 
 
 def test_no_stem_replaces_another_song(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,23 +100,23 @@ def test_the_standard_input_has_a_name_of_its_own(
     write_song(work / "stdin.wav", seconds=0.3)
     sound = io.BytesIO((work / "song.wav").read_bytes())
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=sound, isatty=lambda: False))
-    one, other = told(capsys, "-", "stdin.wav", "--out", "out", "--stems", "bass")
+    one, other = results(capsys, "-", "stdin.wav", "--out", "out", "--stems", "bass")
     assert (one["song"], one["files"]) == ("standard input", {"bass": "out/stdin/bass.wav"})
     assert (other["song"], other["files"]) == ("stdin.wav", {"bass": "out/stdin_2/bass.wav"})
 
 
 def test_the_format_may_be_part_of_a_folder(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("song.wav", "--out", "o", "--stems", "bass", "--name", "{track}{ext}/{stem}{ext}")
-    assert [told(capsys, *words)[0]["status"] for _ in range(2)] == ["done", "skipped"]
+    assert [results(capsys, *words)[0]["status"] for _ in range(2)] == ["done", "skipped"]
     assert files_in(work / "o") == {"song.wav/bass.wav"}
 
 
 def test_stems_that_were_moved_are_told_where_they_are(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told(capsys, "song.wav", "--out", "stems", "--stems", "vocals,bass")
+    results(capsys, "song.wav", "--out", "stems", "--stems", "vocals,bass")
     os.rename("stems", "moved")
-    (song,) = told(capsys, "song.wav", "--out", "moved", "--stems", "vocals,bass")
+    (song,) = results(capsys, "song.wav", "--out", "moved", "--stems", "vocals,bass")
     assert (song["status"], song["stem_file"]) == ("skipped", None)
     assert song["files"] == {stem: f"moved/song/{stem}.wav" for stem in ("vocals", "bass")}
 
@@ -136,9 +124,9 @@ def test_stems_that_were_moved_are_told_where_they_are(
 def test_stems_of_all_earlier_runs_are_no_songs(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_song(work / "al" / "song.wav")
     for stem in ("bass", "vocals", "drums"):
-        told(capsys, "al", "--out", "al/st", "--stems", stem)
+        results(capsys, "al", "--out", "al/st", "--stems", stem)
         (work / "al/st/song/bass.wav").unlink(missing_ok=True)
-    (song,) = told(capsys, "al", "-r", "--out", "al/st2", "--stems", "bass")
+    (song,) = results(capsys, "al", "-r", "--out", "al/st2", "--stems", "bass")
     assert song["song"] == "al/song.wav"
     known = json.loads((work / "al/st/song/.song.tfswa-sep.json").read_text())
     assert list(known["outputs"]) == ["drums.wav"] and list(known["earlier"]) == ["vocals.wav"]
@@ -151,15 +139,15 @@ def test_stems_of_another_song_of_the_same_name_are_replaced_only_if_asked(
         str(write_song(work / name / "01.wav", seconds=s)) for name, s in (("a", 0.2), ("b", 0.3))
     )
     words = ("--out", "out", "--stems")
-    (song,) = told(capsys, first, *words, "bass")
+    (song,) = results(capsys, first, *words, "bass")
     before = (work / "out/01/bass.wav").read_bytes()
     for stems in ("bass", "drums"):
         assert main.run([second, *words, stems]) == 5
         assert "out/01 has the stems of another recording" in capsys.readouterr().err
     assert files_in(work / "out") == {"01/bass.wav"} and (work / "out/01/bass.wav").read_bytes() == before
-    (replaced,) = told(capsys, second, *words, "bass", "--overwrite")
+    (replaced,) = results(capsys, second, *words, "bass", "--overwrite")
     assert song["warnings"] == [] and "replaced those of another recording" in replaced["warnings"][0]
-    (again,) = told(capsys, second, *words, "bass")
+    (again,) = results(capsys, second, *words, "bass")
     assert again["status"] == "skipped" and again["warnings"] == []
 
 
@@ -167,13 +155,13 @@ def test_a_stem_that_was_edited_is_replaced_only_if_asked(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("song.wav", "--stems", "bass,drums")
-    told(capsys, *words)
+    results(capsys, *words)
     (work / "song/bass.wav").write_bytes(b"edited")
     assert main.run([*words]) == 5
     assert "song/bass.wav already exists" in capsys.readouterr().err
     assert (work / "song/bass.wav").read_bytes() == b"edited"
-    assert told(capsys, *words, "--overwrite")[0]["status"] == "done"
-    assert told(capsys, *words, "--bit-depth", "16")[0]["status"] == "done"  # ours are replaced unasked
+    assert results(capsys, *words, "--overwrite")[0]["status"] == "done"
+    assert results(capsys, *words, "--bit-depth", "16")[0]["status"] == "done"  # ours are replaced unasked
 
 
 def test_a_run_that_was_killed_while_files_got_their_names_is_done_again(
@@ -195,4 +183,4 @@ def test_a_run_that_was_killed_while_files_got_their_names_is_done_again(
         monkeypatch.setattr(AtomicFile, "commit", die_later)
         assert main.run([*words, "--bit-depth", bits]) == 130
         monkeypatch.setattr(AtomicFile, "commit", commit)
-        assert told(capsys, *words, "--bit-depth", bits)[0]["status"] == "done"
+        assert results(capsys, *words, "--bit-depth", bits)[0]["status"] == "done"

@@ -17,7 +17,7 @@ from typing import cast
 import numpy as np
 import pytest
 import soundfile
-from numpy.typing import NDArray
+from fakes import SLOW_COMMAND, write_song
 
 import tfswa_sep
 from tfswa_sep import registry, separator
@@ -29,38 +29,6 @@ from tfswa_sep.errors import InputError, OutputError
 STEMS = ("vocals", "drums", "bass", "other")
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("numpy", "onnxruntime", "torch", "soundfile", "huggingface_hub", "rich")
-
-
-class SplitEvenly:
-    """A backend that gives every stem a quarter of the mixture."""
-
-    name, device, precision, stems = "onnx", "cpu", "int8", STEMS
-    sample_rate, channels, segment_samples, margin_samples = 44_100, 2, 44_100, 4_410
-    workers, batch_size, notes = 1, 1, ()
-
-    def __call__(
-        self, segments: NDArray[np.float32], *, stem_matrix: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        stems = np.repeat(segments[:, None] / 4, len(STEMS), axis=1)
-        mixed = stems if stem_matrix is None else np.einsum("ks,bscn->bkcn", stem_matrix, stems)
-        return mixed.astype(np.float32, copy=False)
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to be in, with a song; no real model is loaded."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "fetch", lambda info, backend: Path("small.onnx"))
-    monkeypatch.setattr(separator, "load_backend", lambda *args, **options: SplitEvenly())
-    write_song(tmp_path / "song.wav")
-    return tmp_path
-
-
-def write_song(path: Path, *, seconds: float = 0.5) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (round(44_100 * seconds), 2))
-    soundfile.write(path, samples, 44_100)
-    return path
 
 
 def files_in(folder: Path) -> set[str]:
@@ -426,29 +394,11 @@ print(code, sorted(set({HEAVY!r}) & sys.modules.keys()))
     assert len(done.stderr.splitlines()) == 1
 
 
-SLOW = """
-import sys, time
-sys.path.insert(0, {root!r})
-from tests.package.test_cli import SplitEvenly
-from tfswa_sep import registry, separator
-from tfswa_sep.cli import main
-class Slow(SplitEvenly):
-    def __call__(self, segments, *, stem_matrix=None):
-        print("working", file=sys.stderr, flush=True)
-        time.sleep(0.2)
-        return super().__call__(segments, stem_matrix=stem_matrix)
-registry.fetch = lambda *_: None
-separator.load_backend = lambda *_, **__: Slow()
-main.main()
-"""
-
-
 @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
 def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: str, code: int) -> None:
     write_song(tmp_path / "song.wav", seconds=20)
-    script = SLOW.format(root=str(ROOT))
     with subprocess.Popen(
-        [sys.executable, "-c", script, "song.wav"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SLOW_COMMAND, "song.wav"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "working\n"
@@ -464,7 +414,7 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: str, 
 def test_an_interruption_with_json_reports_what_was_done(tmp_path: Path, sent: str, code: int) -> None:
     write_song(tmp_path / "a.wav", seconds=0.1)
     write_song(tmp_path / "b.wav", seconds=20)
-    command = [sys.executable, "-c", SLOW.format(root=str(ROOT)), "a.wav", "b.wav", "--json"]
+    command = [sys.executable, "-c", SLOW_COMMAND, "a.wav", "b.wav", "--json"]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

@@ -7,28 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from model_server import BODY, COMMIT, REDIRECTS, SHA256, ModelServer, running_server
+from model_server import BODY, COMMIT, REDIRECTS, SHA256, ModelServer
 
 from tfswa_sep.errors import ModelError, OutputError
 from tfswa_sep.registry import ModelFile, download
 
 PRIVATE = sorted(set(REDIRECTS) - {"away.onnx", "home.onnx"})
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModelServer]:
-    monkeypatch.setenv("TFSWA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TFSWA_CONFIG", str(tmp_path / "config"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0)
-    with running_server() as running:
-        yield running
 
 
 def file_at(where: str, *, sha256: str = SHA256, size: int = len(BODY)) -> ModelFile:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from fakes import FakeBackend
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -68,17 +69,19 @@ def decibels(signal: Samples, error: Samples) -> float:
     return float(10 * np.log10(np.sum(signal.astype(float) ** 2) / np.sum(error.astype(float) ** 2)))
 
 
-class FixedGains:
-    """A backend that takes each stem for a fixed share of the mixture."""
+GAINS = {"vocals": 0.4, "drums": 0.3, "bass": 0.2, "other": 0.1}
 
-    name, device, precision, workers, batch_size, notes = "onnx", "cpu", "fp32", 1, 1, ()
-    stems = ("vocals", "drums", "bass", "other")
-    sample_rate, channels, segment_samples, margin_samples = RATE, 2, 20_480, 2_048
-    gains = np.array([0.4, 0.3, 0.2, 0.1], dtype=np.float32)
 
-    def __call__(self, segments: Samples, *, stem_matrix: Samples | None = None) -> Samples:
-        gains = self.gains if stem_matrix is None else stem_matrix @ self.gains
-        return np.asarray(gains[None, :, None, None] * segments[:, None])
+def fixed_gains(gains: dict[str, float] = GAINS) -> FakeBackend:
+    """A model whose stems are fixed shares of the mixture."""
+    return FakeBackend(
+        name="onnx",
+        precision="fp32",
+        stems=tuple(gains),
+        shares=tuple(gains.values()),
+        segment_samples=20_480,
+        margin_samples=2_048,
+    )
 
 
 def test_sdr_is_the_ratio_of_energies() -> None:
@@ -198,14 +201,14 @@ def test_the_separators_files_are_what_is_scored(tmp_path: Path) -> None:
 
     found = evaluate_folder(
         tmp_path / "data",
-        ModelMethod(FixedGains(), out=tmp_path / "kept"),
+        ModelMethod(fixed_gains(), out=tmp_path / "kept"),
         on_progress=lambda *told: seen.append(told),
     )
 
     mixture = sum(stems.values(), np.zeros_like(stems["vocals"]))
     (method,) = found.methods
     (song,) = method.songs
-    for stem, gain in zip(("vocals", "drums", "bass"), FixedGains.gains, strict=False):
+    for stem, gain in zip(stems, GAINS.values(), strict=False):
         expected = decibels(stems[stem], stems[stem] - gain * mixture)
         assert song.stems[stem]["sdr"] == pytest.approx(expected, abs=1e-2)
         baseline = decibels(stems[stem], stems[stem] - mixture)
@@ -222,7 +225,7 @@ def test_the_separators_files_are_what_is_scored(tmp_path: Path) -> None:
     np.testing.assert_allclose(kept.T, np.float32(0.2) * mixture, atol=1e-5)
     (older,) = (replace(each, precision=None) for each in found.methods)  # did not tell the precision
     again = evaluate(
-        find_songs(tmp_path / "data"), [ModelMethod(FixedGains())], data=found.data, command="",
+        find_songs(tmp_path / "data"), [ModelMethod(fixed_gains())], data=found.data, command="",
         earlier=replace(found, methods=(older,)),
     )  # fmt: skip
     assert again.methods == found.methods  # nothing was done anew, or the time would differ
@@ -239,13 +242,13 @@ def test_no_stems_that_are_there_are_overwritten(tmp_path: Path) -> None:
     (links / "two").symlink_to(data / "two", target_is_directory=True)
     for out in (data, tool, links):
         with pytest.raises(UsageError, match=r"(one|two) would be overwritten: choose another --out"):
-            evaluate_estimates(data, tool, ModelMethod(FixedGains(), out=out))
+            evaluate_estimates(data, tool, ModelMethod(fixed_gains(), out=out))
     with pytest.raises(UsageError, match="would be overwritten"):  # the song alone, and linked files
-        evaluate_folder(data / "one", ModelMethod(FixedGains(), out=data))
+        evaluate_folder(data / "one", ModelMethod(fixed_gains(), out=data))
     (tmp_path / "linked" / "two").mkdir(parents=True)
     (tmp_path / "linked" / "two" / "vocals.wav").symlink_to(data / "two" / "vocals.wav")
     with pytest.raises(UsageError, match="would be overwritten"):
-        evaluate_folder(tmp_path / "linked", ModelMethod(FixedGains(), out=data))
+        evaluate_folder(tmp_path / "linked", ModelMethod(fixed_gains(), out=data))
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.wav") if path in before}
     assert not (links / "one").exists()  # nothing was written before it was refused
 
@@ -377,17 +380,9 @@ def test_a_record_that_cannot_be_written_is_one_clear_line(
         assert capsys.readouterr().err == f"tfswa-sep: cannot write {place}: {why}\n"
 
 
-class Gains(FixedGains):
-    """FixedGains for other stems."""
-
-    def __init__(self, **gains: float) -> None:
-        self.stems = tuple(gains)  # type: ignore[assignment]
-        self.gains = np.array(list(gains.values()), dtype=np.float32)
-
-
 def test_a_model_of_vocals_alone_is_scored_with_the_rest_as_its_accompaniment(tmp_path: Path) -> None:
     write_song(tmp_path / "data" / "song", vocals=noise(1), drums=noise(2))
-    found = evaluate_folder(tmp_path / "data", ModelMethod(Gains(vocals=0.25)))
+    found = evaluate_folder(tmp_path / "data", ModelMethod(fixed_gains({"vocals": 0.25})))
     stems = found.methods[0].songs[0].stems
     assert list(stems) == ["vocals", "accompaniment"]
     # 0.75 of the mixture for half of its energy
@@ -398,7 +393,7 @@ def test_a_model_of_vocals_alone_is_scored_with_the_rest_as_its_accompaniment(tm
 @pytest.mark.parametrize("other", ("accompaniment", "drums+bass"))
 def test_models_of_sums_are_scored(tmp_path: Path, other: str) -> None:
     write_song(tmp_path / "data" / "song", vocals=noise(1), drums=noise(2), bass=noise(3), other=noise(4))
-    model = Gains(**{"vocals": 0.25, other: 0.75})
+    model = fixed_gains({"vocals": 0.25, other: 0.75})
     stems = evaluate_folder(tmp_path / "data", ModelMethod(model)).methods[0].songs[0].stems
     assert list(stems) == list(dict.fromkeys(["vocals", other, "accompaniment"]))
     true = noise(2) + noise(3) + (noise(4) if other == "accompaniment" else 0)
@@ -416,7 +411,7 @@ def test_stems_of_any_name_are_scored_and_listed(tmp_path: Path) -> None:
     (tmp_path / "data" / "one" / "Piano.flac").unlink()
     assert [song.name for song in find_songs(tmp_path / "data")] == ["one"]  # one file alone may be anything
     soundfile.write(tmp_path / "data" / "two" / "piano.wav", 0 * noise(4).T, RATE)
-    model = ModelMethod(Gains(guitar=0.5, piano=0.25, flute=0.25))
+    model = ModelMethod(fixed_gains({"guitar": 0.5, "piano": 0.25, "flute": 0.25}))
     methods: list[Method] = [
         model,
         MixtureBaseline(),

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import COMMAND, Fault, Undo, listing, nothing, song, wait_for, write_song
+from fakes import write_song
+from faults import COMMAND, Fault, Undo, listing, nothing, song, wait_for
 from numpy.typing import NDArray
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from fakes import EvenBackend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cli import SplitEvenly
 
 from tfswa_sep import registry, separator
 from tfswa_sep.audio.decode import open_audio
@@ -56,7 +56,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     inside.mkdir(parents=True)
     monkeypatch.chdir(inside)
     monkeypatch.setattr(registry, "fetch", lambda info, backend: Path("small.onnx"))
-    monkeypatch.setattr(separator, "load_backend", lambda *args, **options: SplitEvenly())
+    monkeypatch.setattr(separator, "load_backend", lambda *args, **options: EvenBackend())
     monkeypatch.setenv("TFSWA_CACHE", str(inside / "cache"))
     soundfile.write(inside / "song.wav", np.full((800, 2), 0.1), 8_000)
     before = sorted(os.listdir(tmp_path)), sorted(os.listdir(tmp_path / "up"))

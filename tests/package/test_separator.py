@@ -354,7 +354,7 @@ import re, sys
 from pathlib import Path
 import numpy as np, soundfile
 sys.path.insert(0, sys.argv[3])
-from conftest import FakeBackend
+from fakes import FakeBackend
 from tfswa_sep.separator import separate
 
 folder, minutes = sys.argv[1], int(sys.argv[2])

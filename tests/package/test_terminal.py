@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import ROOT, SLOW, write_song
+from fakes import SLOW_COMMAND, write_song
 
 from tfswa_sep.cli import progress
 from tfswa_sep.cli.terminal import one_line, printable
@@ -36,7 +36,7 @@ def test_no_control_character_of_a_file_name_reaches_a_terminal(tmp_path: Path) 
     for name in names:
         write_song(tmp_path / name)
     (tmp_path / "c\x1b[31m.mp3").write_text("no song")
-    command = [sys.executable, "-c", SLOW.format(root=str(ROOT)), *names, "c\x1b[31m.mp3", "--debug"]
+    command = [sys.executable, "-c", SLOW_COMMAND, *names, "c\x1b[31m.mp3", "--debug"]
     parent, child = pty.openpty()
     with subprocess.Popen(command, cwd=tmp_path, stdout=child, stderr=child) as process:
         os.close(child)
