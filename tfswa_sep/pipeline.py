@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ from tfswa_sep.audio.decode import AudioReader, open_audio
 from tfswa_sep.audio.formats import AudioFormat, find_format
 from tfswa_sep.audio.stem_mp4 import EXTENSION, check_stem_file
 from tfswa_sep.audio.stem_paths import check_target, target_paths, track_name
-from tfswa_sep.audio.stem_writer import Record, StemWriter, Written
+from tfswa_sep.audio.stem_writer import Record, StemWriter, Written, describe_clipping
 from tfswa_sep.errors import OutputError, UsageError
 from tfswa_sep.inference.backend import Backend
 from tfswa_sep.inference.separate_blocks import separate_blocks
-from tfswa_sep.inference.stem_matrix import adds_up_to_song, parse_stems
+from tfswa_sep.inference.stem_matrix import adds_up_to_song, parse_stems, shares_of_rest
 from tfswa_sep.installation import install_command
 from tfswa_sep.options import OutputOptions
 
@@ -109,12 +110,18 @@ def separate_song(
                 raise OutputError(
                     f"a stem and the stem file would both be {stem_file}: choose another --name"
                 )
-        remove_abandoned_once(Path(options.out))
+        remove_abandoned_once(Path(options.out).absolute())
         rate = encoding.nearest_rate(song.sample_rate)
-        mixture = None
+        blocks = song.blocks(model.sample_rate, model.channels)
+        # What the model does not hear of a song at another rate must not be missing from the stems' sum.
+        shares = shares_of_rest(stem_matrix, model.stems)
+        heard = None
+        if song.sample_rate != model.sample_rate and rate != model.sample_rate and shares.any():
+            blocks, copied = tee(blocks)
+            heard = (block[: song.channels] for block in copied)
         if options.exact_sum:
             _check_exact_sum(stem_matrix, model.stems, encoding, rescale=options.rescale)
-            mixture = open_song().blocks(rate, song.channels)
+        needs_mixture = options.exact_sum or heard is not None
         writer = StemWriter(
             targets,
             audio_format=encoding,
@@ -125,13 +132,14 @@ def separate_song(
             rescale=options.rescale,
             overwrite=options.overwrite,
             record=record,
-            mixture=mixture,
-            remainder=names[-1],
+            mixture=open_song().blocks(rate, song.channels) if needs_mixture else None,
+            heard=heard,
+            shares=shares.tolist(),
+            remainder=names[-1] if options.exact_sum else "",
             stem_file=stem_file,
             tags=tags.read_tags(song.path),
             cover=tags.read_cover(song.path),
         )
-        blocks = song.blocks(model.sample_rate, model.channels)
         with writer:
             done = 0
             for stems in separate_blocks(
@@ -153,7 +161,7 @@ def separate_song(
             backend=model.name,
             device=model.device,
             precision=model.precision,
-            warnings=(*_warnings(song, rate, options, written), *model.notes),
+            warnings=(*_warnings(song, rate, options, encoding, written), *model.notes),
             stem_file=stem_file,
         )
 
@@ -175,17 +183,34 @@ def _check_exact_sum(
         )
 
 
-def _warnings(song: AudioReader, rate: int, options: OutputOptions, written: Written) -> Iterator[str]:
+def _warnings(
+    song: AudioReader, rate: int, options: OutputOptions, encoding: AudioFormat, written: Written
+) -> Iterator[str]:
     if song.missing:
         yield f"{song.path} {song.missing}: {song.decoded / song.sample_rate:.2f} s were separated"
     if song.peak == 0:
         yield f"{song.path} is silent, so its stems are silent too"
     if rate != song.sample_rate:
         yield f"{options.audio_format} files cannot hold {song.sample_rate} Hz: the stems are at {rate} Hz"
-    if clipped := {stem: count for stem, count in written.clipped.items() if count}:
-        counts = ", ".join(f"{stem} {count}" for stem, count in clipped.items())
-        then = ", so the stems do not sum to the song there" if options.exact_sum else ""
-        yield f"samples above full scale were clipped ({counts}){then}: use 32f or rescale to keep them"
+    if options.bitrate:
+        low, high = encoding.bitrate_limits(rate, song.channels)
+        if not low <= options.bitrate <= high:
+            kind = "mono" if song.channels == 1 else "stereo"
+            yield (
+                f"{kind} {options.audio_format} files at {rate} Hz cannot have {options.bitrate} kbit/s: "
+                f"the stems have about {min(max(options.bitrate, low), high)}"
+            )
+    if clipped := describe_clipping(written):
+        if options.exact_sum:
+            yield f"{clipped}, so the stems do not sum to the song there: use 32f to keep them"
+        else:
+            yield f"{clipped}: use 32f or rescale to keep them"
+    elif written.sum_error:
+        decibels = 20 * np.log10(written.sum_error)
+        yield f"the song is finer than the stems' bit depth: their sum is off by up to {decibels:.0f} dBFS"
+    if written.stem_file_peak > 1:
+        decibels = 20 * np.log10(written.stem_file_peak)
+        yield f"the stem file is up to {decibels:.1f} dB above full scale, which many players clip"
     if written.gain < 1:
         yield f"all stems were turned down by {-20 * np.log10(written.gain):.2f} dB to avoid clipping"
     if not tags.can_write_covers() and tags.may_have_cover(song.path):

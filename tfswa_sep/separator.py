@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -20,7 +21,7 @@ from tfswa_sep import registry
 from tfswa_sep.audio.decode import MAX_PEAK, SAMPLE_RATES
 from tfswa_sep.audio.formats import find_format
 from tfswa_sep.audio.resample import Samples, resample
-from tfswa_sep.audio.stem_writer import Record, write_stems
+from tfswa_sep.audio.stem_writer import Record, describe_clipping, write_stems
 from tfswa_sep.constants import BLOCK_SAMPLES, MODEL_CHANNELS
 from tfswa_sep.errors import DeviceError, InputError
 from tfswa_sep.inference.backend import Backend, can_fall_back, choose_backend, load_backend
@@ -198,6 +199,8 @@ class Separator:
     ) -> dict[str, Path]:
         """Write stems to `folder/<stem>.<extension>`, all of them or none; for the options see OutputOptions.
 
+        Samples that the format cannot hold are clipped, with a UserWarning.
+
         Returns:
             Stem -> file.
 
@@ -206,7 +209,7 @@ class Separator:
             UsageError: The options do not fit together.
             OutputError: A file cannot be written; nothing is left behind then.
         """
-        return write_stems(
+        written = write_stems(
             stems,
             stems.sample_rate,
             Path(folder),
@@ -214,6 +217,9 @@ class Separator:
             rescale=rescale,
             overwrite=overwrite,
         )
+        if clipped := describe_clipping(written):
+            warnings.warn(f"{clipped}: use bit_depth='32f' or rescale=True to keep them", stacklevel=2)
+        return written.files
 
     def separate_file(
         self,

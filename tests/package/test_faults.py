@@ -61,6 +61,10 @@ def sample(value: float) -> Callable[[Path], None]:
     return song(subtype="FLOAT", change=change)
 
 
+def loud(samples: NDArray[np.float32]) -> None:
+    samples *= 100
+
+
 def silence(samples: NDArray[np.float32]) -> None:
     samples[:] = 0
 
@@ -203,6 +207,8 @@ ROWS = [
     F("m4a cut", by_ffmpeg("song.m4a", *SINE, "-movflags", "+faststart", share=.4), "song.m4a", 3, "is cut short"),
     F("m4a without index", by_ffmpeg("song.m4a", *SINE, share=.6), "song.m4a", 3, "cannot be read as audio"),
     F("wav cut, salvaged", cut("song.wav", seconds=.5), "song.wav --allow-truncated", 0, "note: song.wav is cut short", "0.30 s were separated", new=ALL),
+    F("wav cut, quietly", cut("song.wav", seconds=.5), "song.wav -q --allow-truncated", 0, "note: song.wav is cut short", new=ALL),
+    F("clipping, quietly", song(subtype="FLOAT", change=loud), "song.wav -q --bit-depth 16", 0, "note: samples above full scale were clipped", new=ALL),
     F("flac cut, salvaged", cut("song.flac", seconds=.5), "song.flac --allow-truncated", 0, "note: song.flac is damaged", new=ALL),
     F("surround", song(channels=6), "song.wav", 3, "song.wav has 6 channels", "--downmix"),
     F("surround mixed down", song(channels=6), "song.wav --downmix", 0, new=ALL),

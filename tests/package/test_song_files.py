@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tfswa_sep.audio import stem_mp4, tags
 from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.errors import OutputError, UsageError
-from tfswa_sep.separator import separate
+from tfswa_sep.separator import Separator, Stems, separate
 
 Samples = NDArray[np.float32]
 Song = Callable[..., Path]
@@ -153,6 +153,120 @@ def test_exact_sum(
     else:
         np.testing.assert_array_equal(total, mix)
     assert not any(result.clipped.values())
+
+
+@pytest.mark.parametrize("rescale", (False, True))
+@pytest.mark.parametrize("stems", (None, "vocals,accompaniment", "other,vocals+drums+bass"))
+@pytest.mark.parametrize(
+    ("channels", "rate"), ((1, 8_000), (2, 22_050), (2, 48_000), (1, 96_000), (2, 192_000))
+)
+def test_stems_sum_to_a_song_of_any_rate(
+    fake_backend: Any,
+    song: Song,
+    tmp_path: Path,
+    noise: Any,
+    rate: int,
+    channels: int,
+    stems: str | None,
+    rescale: bool,
+) -> None:
+    samples = noise(channels, rate + 7)  # of all frequencies, and loud at both ends
+    samples[0] += 0.4 * np.cos(2 * np.pi * 0.45 * np.arange(rate + 7))
+    result = separate(
+        song("a.wav", samples, rate), model=fake_backend(), out=tmp_path, stems=stems, rescale=rescale
+    )
+    parts = {stem: read(file) for stem, file in result.files.items()}
+    np.testing.assert_allclose(sum(parts.values()), samples * result.gain, rtol=0, atol=1e-6)
+    if rate > 44_100:  # what is too high for the model is in none of its other stems
+        vocals = parts[next(stem for stem in parts if "vocals" in stem)][0]
+        high = np.abs(np.fft.rfft(vocals * np.hanning(len(vocals))))
+        assert high[int(len(high) * 46_000 / rate) :].max() < 1e-3 * high.max()
+
+
+def test_stems_of_a_model_without_other_have_nothing_that_it_cannot_hear(
+    fake_backend: Any, song: Song, tmp_path: Path
+) -> None:
+    model = fake_backend(stems=("vocals",), shares=(0.5,))
+    path = song(
+        "a.wav", tones(96_000) + 0.4 * np.cos(2 * np.pi * 0.4 * np.arange(96_000)).astype(np.float32), 96_000
+    )
+    result = separate(path, model=model, out=tmp_path, stems="vocals,instrumental")
+    np.testing.assert_allclose(sum(map(read, result.files.values())), read(path), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "told"), (("16", True), ("24", True), ("32f", False)))
+def test_exact_sum_says_where_it_cannot_be_exact(
+    fake_backend: Any, song: Song, tmp_path: Path, noise: Any, bits: str, told: bool
+) -> None:
+    fine = (np.rint(noise(2, 5000) * 2**24) / 2**24).astype(np.float32)  # as an MP3 is: finer than 24 bits
+    fine[:, :100] = 2**-26 if told else 0
+    model = fake_backend(shares=(0.5, 0.25, 0.125, 0.125))
+    result = separate(song("a.wav", fine), model=model, out=tmp_path, bit_depth=bits, exact_sum=True)
+    error = float(np.abs(sum(read(file).astype(np.float64) for file in result.files.values()) - fine).max())
+    assert (error > 0) == told
+    (note,) = result.warnings if told else ("",)
+    assert not told or f"off by up to {20 * np.log10(error):.0f} dBFS" in note
+
+
+def test_exact_sum_does_not_advise_what_it_forbids(fake_backend: Any, song: Song, tmp_path: Path) -> None:
+    path = song("a.wav", 12 * tones(44_100))
+    result = separate(path, model=fake_backend(), out=tmp_path, bit_depth="16", exact_sum=True)
+    (note,) = result.warnings
+    assert "do not sum to the song there" in note and "rescale" not in note
+
+
+def test_save_warns_of_clipping(fake_backend: Any, tmp_path: Path) -> None:
+    separator = Separator(fake_backend())
+    stems = Stems({"vocals": np.full((1, 7), 1.5, np.float32)}, sample_rate=44_100)
+    with pytest.warns(UserWarning, match=r"clipped \(vocals 7\): use bit_depth='32f' or rescale=True"):
+        separator.save(stems, tmp_path, bit_depth="16")
+    separator.save(stems, tmp_path)
+    separator.save(stems, tmp_path, bit_depth="16", rescale=True)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(("gain", "told"), ((2.0, False), (4.0, True)))
+def test_a_stem_file_above_full_scale_is_told(
+    fake_backend: Any, song: Song, tmp_path: Path, gain: float, told: bool
+) -> None:
+    path = song("a.wav", gain * tones(44_100))
+    result = separate(path, model=fake_backend(), out=tmp_path, stem_file=True)
+    assert ["stem file is up to 4.1 dB above full scale" in note for note in result.warnings] == [True] * told
+
+
+@pytest.mark.parametrize(
+    ("kind", "bitrate", "rate", "channels", "note"),
+    (
+        ("mp3", 8, 44_100, 2, "cannot have 8 kbit/s: the stems have about 32"),
+        ("mp3", 320, 22_050, 2, "the stems have about 160"),
+        ("mp3", 320, 44_100, 2, ""),
+        ("ogg", 500, 44_100, 1, "the stems have about 240"),
+        (
+            "opus",
+            500,
+            48_000,
+            1,
+            "mono opus files at 48000 Hz cannot have 500 kbit/s: the stems have about 256",
+        ),
+        pytest.param("m4a", 512, 44_100, 2, "the stems have about 370", marks=needs_ffmpeg),
+        pytest.param("m4a", 320, 44_100, 2, "", marks=needs_ffmpeg),
+    ),
+)
+def test_a_bitrate_that_the_format_does_not_reach_is_told(
+    fake_backend: Any,
+    song: Song,
+    tmp_path: Path,
+    kind: str,
+    bitrate: int,
+    rate: int,
+    channels: int,
+    note: str,
+) -> None:
+    path = song("a.wav", tones(rate, channels=channels), rate)
+    result = separate(
+        path, model=fake_backend(), out=tmp_path, audio_format=kind, bitrate=bitrate, stems="bass"
+    )
+    assert note in " ".join(result.warnings) and len(result.warnings) == bool(note)
 
 
 @pytest.mark.parametrize("channels", (1, 2))

@@ -261,7 +261,7 @@ def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path: Path, noise: No
     target = tmp_path / "0.wav"
     options = {"audio_format": find_format("wav"), "rate": 44_100, "model_rate": 44_100, "channels": 2}
     writer = StemWriter({"0": target}, **options, overwrite=False)  # type: ignore[arg-type]
-    with pytest.raises(OutputError, match="File exists"), writer:
+    with pytest.raises(OutputError, match="already exists"), writer:
         writer.write(noise(2, 100).reshape(1, 2, 100))
         target.write_text("of another run")
         writer.commit(100)

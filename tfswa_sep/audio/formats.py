@@ -19,6 +19,7 @@ _RATES: dict[str, tuple[int, ...]] = {  # Hz that a container can hold, where it
     "m4a": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000),
     "ogg": (*range(8_000, 192_001), 192_000),
 }
+_AAC_BITS = 4.2  # per sample: what ffmpeg's encoder reaches with music, however much it is given (measured)
 _FLAC_FREE_RATE = 65_535  # Hz; above it FLAC holds only multiples of ten
 _FLAC_TOP_RATE = 655_350  # Hz
 # Vorbis is steered by a quality of 0 to 10; libvorbis aims at these kbit/s at 44.1 kHz for 0, 1, ... 10.
@@ -67,10 +68,21 @@ class AudioFormat:
             return next((held for held in rates if held >= rate), rates[-1])
         return rate
 
+    def bitrate_limits(self, rate: int, channels: int) -> tuple[int, int]:
+        """The lowest and the highest bitrate, in kbit/s, of a lossy file of this sample rate in Hz."""
+        if self.container == "mp3":  # of MPEG 1, 2 and 2.5
+            return (32, 320) if rate >= 32_000 else (8, 160) if rate >= 16_000 else (8, 64)
+        if self.container == "opus":
+            return 6 * channels, 256 * channels
+        if self.container == "ogg":
+            aims = _VORBIS_STEREO if channels == 2 else _VORBIS_MONO
+            return aims[0], aims[-1]
+        return 0, int(_AAC_BITS * rate * channels / 1000)
+
     def compression_level(self, rate: int, channels: int) -> float:
         """libsndfile's way to say a bitrate: 0 for its codec's highest, 1 for its lowest."""
-        if self.container == "mp3":  # linear between the ends of MPEG 1, 2 and 2.5; 1 itself is refused
-            low, high = (32, 320) if rate >= 32_000 else (8, 160) if rate >= 16_000 else (8, 64)
+        if self.container == "mp3":  # linear between the limits; 1 itself is refused
+            low, high = self.bitrate_limits(rate, channels)
             return float(np.clip((high - self.bitrate) / (high - low), 0, 0.99))
         if self.container == "opus":  # linear from 6 to 256 kbit/s a channel
             return float(np.clip((256 - self.bitrate / channels) / 250, 0, 1))

@@ -4,7 +4,7 @@ Every stem goes to a hidden temporary file in its target's folder and is renamed
 After an error or an interruption no temporary file stays, nor an empty folder that was made for it.
 
 With `rescale` the stems are kept as floats first; if any is above full scale, one common gain lowers all of
-them. With `mixture` one stem takes up what rounding, clipping and resampling did to the others.
+them. With `remainder` one stem takes up what rounding, clipping and resampling did to the others.
 
 Each stem is encoded by a thread of its own, while the next block is computed: to encode a song's stems as MP3
 takes longer than to separate it.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from typing import Protocol
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from tfswa_sep.audio.atomic_file import AtomicFile, remove_abandoned, sync_folder
 from tfswa_sep.audio.decode import soundfile_name
@@ -46,6 +47,8 @@ class Written:
     files: dict[str, Path]  # stem -> file
     clipped: dict[str, int]  # stem -> samples cut off at full scale, all channels together
     gain: float  # the common gain that rescale applied, 1.0 for none
+    sum_error: float  # how far the stems' sum is from the mixture at most, where that was to be exact
+    stem_file_peak: float  # the loudest sample of the stem file's tracks, 0.0 without one
 
 
 class Record(Protocol):
@@ -66,7 +69,10 @@ class StemWriter:
     paths: stem -> target, in the blocks' order.  rate, model_rate: Hz.
     frames: samples a channel that will come, at `rate`, or None where unknown: chooses RF64 for large files
     and checks the disk's free space in advance.
-    mixture: the song as (c, n) blocks at `rate`: the stem `remainder` becomes what the others leave of it.
+    mixture: the song as (c, n) blocks at `rate`.
+    heard: the song as (c, n) blocks at the model's rate. What it lacks of `mixture` once it is back at `rate`, all
+    that is above half the model's rate, is shared out between the stems by `shares`, a number per stem.
+    remainder: the stem that becomes what the others leave of `mixture`; "" for none.
     stem_file: where all stems go once more as one file, see stem_mp4.py.
     overwrite: replace any file that is there; else only those that `record` owns.
     tags: title, artist and so on, by libsndfile's names; a stem's title has its name behind it.
@@ -88,6 +94,8 @@ class StemWriter:
         overwrite: bool = True,
         record: Record | None = None,
         mixture: Iterator[Samples] | None = None,
+        heard: Iterator[Samples] | None = None,
+        shares: Sequence[float] = (),
         remainder: str = "",
         stem_file: Path | None = None,
         tags: Mapping[str, str] | None = None,
@@ -102,6 +110,11 @@ class StemWriter:
         self._record = record
         self._frames = frames
         self._mixture = BlockReader(mixture, channels) if mixture else None
+        self._heard = BlockReader(heard, channels) if heard else None
+        self._heard_resampler = Resampler(model_rate, rate, channels)
+        self._shares = shares
+        self._sum_error = 0.0
+        self._sum_peak = 0.0
         self._remainder = remainder
         self._stem_file = stem_file
         self._tags = dict(tags or {})
@@ -136,14 +149,20 @@ class StemWriter:
     def write(self, block: Samples) -> None:
         """Append (s, c, n) samples, s in the order of `paths`."""
         resampled = zip(self._paths, block, strict=True)
-        self._put({stem: self._resamplers[stem].push(samples) for stem, samples in resampled})
+        stems = {stem: self._resamplers[stem].push(samples) for stem, samples in resampled}
+        heard = self._heard_resampler.push(self._heard.read(block.shape[-1])) if self._heard else None
+        self._put(stems, heard)
 
     def commit(self, frames: int) -> Written:
         """End each file at exactly `frames` samples a channel, at `rate`, and put all of them in place."""
         self._wait()
         missing = frames - next(iter(self._encoders.values())).frames
         ends = {stem: resampler.flush(_RESAMPLER_TAIL) for stem, resampler in self._resamplers.items()}
-        self._put({stem: fit_length(end, missing) for stem, end in ends.items()})
+        heard = self._heard_resampler.flush(_RESAMPLER_TAIL) if self._heard else None
+        self._put(
+            {stem: fit_length(end, missing) for stem, end in ends.items()},
+            None if heard is None else fit_length(heard, missing),
+        )
         self._close_encoders()
         gain = self._encode_rescaled() if self._rescale else 1.0
         targets = dict(self._paths)
@@ -163,27 +182,47 @@ class StemWriter:
             sync_folder(folder)
         clipped = {stem: encoder.clipped for stem, encoder in self._encoders.items()}
         self._made_folders.clear()
-        return Written(files=dict(self._paths), clipped=clipped, gain=gain)
+        peaks = [encoder.peak for encoder in self._encoders.values()]
+        return Written(
+            files=dict(self._paths),
+            clipped=clipped,
+            gain=gain,
+            sum_error=self._sum_error,
+            stem_file_peak=max(self._sum_peak * gain, *peaks) if self._stem_file else 0.0,
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._abandon()  # after a commit nothing is left to remove but the floats that were rescaled
 
-    def _put(self, stems: dict[str, Samples]) -> None:
+    def _put(self, stems: dict[str, Samples], heard: Samples | None) -> None:
         if self._mixture:
-            steps = self._format.steps
-            grid = np.float32(steps or 2**23)  # that of floats, so that sums are exact there too
-            rest = self._mixture.read(next(iter(stems.values())).shape[1]).astype(np.float64)
-            if steps:  # on the grid of the integers every sum is exact
-                rest = np.rint(rest * steps) / steps
-            for stem, samples in stems.items():
-                whole = np.rint(samples * grid)
-                stems[stem] = samples = (np.clip(whole, -steps, steps - 1) if steps else whole) / grid
-                if stem != self._remainder:
-                    rest -= samples
-            stems[self._remainder] = rest.astype(np.float32)
+            mixture = self._mixture.read(next(iter(stems.values())).shape[1])
+            if heard is not None:
+                unheard = mixture - heard
+                for stem, share in zip(stems, self._shares, strict=True):
+                    if share:
+                        stems[stem] = stems[stem] + np.float32(share) * unheard
+            if self._remainder:
+                self._adjust_remainder(stems, mixture.astype(np.float64))
+        if self._stem_file and len(next(iter(stems.values()))[0]):
+            self._sum_peak = max(self._sum_peak, float(np.abs(sum(stems.values())).max()))
         self._encode(stems)
+
+    def _adjust_remainder(self, stems: dict[str, Samples], mixture: NDArray[np.float64]) -> None:
+        steps = self._format.steps
+        grid = np.float32(steps or 2**23)  # that of floats, so that sums are exact there too
+        rest = np.rint(mixture * steps) / steps if steps else mixture.copy()  # on a grid every sum is exact
+        for stem, samples in stems.items():
+            whole = np.rint(samples * grid)
+            stems[stem] = samples = (np.clip(whole, -steps, steps - 1) if steps else whole) / grid
+            if stem != self._remainder:
+                rest -= samples
+        stems[self._remainder] = rest.astype(np.float32)
+        if mixture.size:
+            total = sum(samples.astype(np.float64) for samples in stems.values())
+            self._sum_error = max(self._sum_error, float(np.abs(total - mixture).max()))
 
     def _encode(self, stems: dict[str, Samples]) -> None:
         """Have the threads encode a block, as soon as they are done with the one before."""
@@ -306,6 +345,13 @@ class StemWriter:
         self._encoders, self._files, self._floats, self._made_folders = {}, {}, [], []
 
 
+def describe_clipping(written: Written) -> str:
+    """What was clipped, for people; "" for nothing."""
+    clipped = {stem: count for stem, count in written.clipped.items() if count}
+    counts = ", ".join(f"{stem} {count}" for stem, count in clipped.items())
+    return f"samples above full scale were clipped ({counts})" if clipped else ""
+
+
 def write_stems(
     stems: Mapping[str, Samples],
     sample_rate: int,
@@ -314,8 +360,8 @@ def write_stems(
     audio_format: AudioFormat,
     rescale: bool = False,
     overwrite: bool = True,
-) -> dict[str, Path]:
-    """Write stems, (c, n) or (n,) each, to `folder`/<stem>.<extension>, all of them or none; returns the files.
+) -> Written:
+    """Write stems, (c, n) or (n,) each, to `folder`/<stem>.<extension>, all of them or none.
 
     sample_rate: Hz.
     Raises InputError for stems that cannot be files side by side, OutputError; then nothing is left behind.
@@ -342,4 +388,4 @@ def write_stems(
     ) as writer:
         for start in range(0, frames, BLOCK_SAMPLES):
             writer.write(parts[..., start : start + BLOCK_SAMPLES])
-        return writer.commit(frames_there).files
+        return writer.commit(frames_there)

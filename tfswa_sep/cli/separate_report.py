@@ -32,11 +32,10 @@ class SeparateReport:
         error = None
         if outcome.error is not None:
             error = report_error(outcome.error, debug=self.debug, trace=outcome.trace)
-        if not self.quiet:
-            for warning in outcome.warnings:
-                if warning not in self.warned:
-                    print_error(f"note: {warning}")
-                self.warned.add(warning)
+        for warning in outcome.warnings:
+            if warning not in self.warned:
+                print_error(f"note: {warning}")
+            self.warned.add(warning)
         if self.as_json:
             document = outcome.as_json()
             say(json.dumps({**document, "error": error} if error else document))

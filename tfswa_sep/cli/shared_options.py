@@ -53,7 +53,9 @@ Offline = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=MESSAGES)
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=MESSAGES)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print only errors and warnings.", rich_help_panel=MESSAGES)
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Print tracebacks.", rich_help_panel=MESSAGES)]
 
 _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen on the command line

@@ -81,6 +81,17 @@ def adds_up_to_song(stem_matrix: NDArray[np.float32], available: Sequence[str]) 
     return weights == ({0.0}, 1.0) or (model_covers_song and weights == ({1.0}, 0.0))
 
 
+def shares_of_rest(stem_matrix: NDArray[np.float32], available: Sequence[str]) -> NDArray[np.float32]:
+    """How much each stem of a matrix of `parse_stems` has, (k,), of sound that the model cannot hear.
+
+    Such sound, as that above half the model's sample rate, belongs to the stem that holds `other`.
+    """
+    song = _song_parts(available)
+    holders = [index for index, stem in enumerate(available) if OTHER in _parts(stem, song)]
+    shares: NDArray[np.float32] = stem_matrix[:, [*holders, -1]].sum(axis=1)
+    return shares
+
+
 def _combine(terms: Sequence[str], available: Sequence[str]) -> NDArray[np.float32] | None:
     """The row of `parse_stems` for a sum of terms; None if neither it nor the rest of the song can be made."""
     song = _song_parts(available)
