@@ -286,8 +286,8 @@ def test_a_package_is_excluded_with_everything_made_from_it(
         dataclasses.replace(source("band", "three.bass", f"{debian}/game/a.xm"), recipe="tracker_stem"),
     ]
 
-    def record(wanted: list[Source], *_: object, **__: object) -> list[dict[str, object]]:
-        left.extend(s.name for s in wanted)
+    def record(selected: list[Source], *_: object, **__: object) -> list[dict[str, object]]:
+        left.extend(s.name for s in selected)
         return []
 
     monkeypatch.setattr(build, "all_sources", lambda *_: everything)

@@ -161,7 +161,7 @@ def all_sources(
 
 
 def build(
-    wanted: list[Source],
+    selected: list[Source],
     out: Path,
     *,
     seed: int = 0,
@@ -172,7 +172,7 @@ def build(
     """Build the sources of `pools` that are missing or have changed, and return the rows of all.
 
     Args:
-        wanted: All sources of the manifest; others are dropped from it.
+        selected: All sources of the manifest; others are dropped from it.
         out: Folder of the pools.
         seed: Of the random choices.
         processes: Sources built at a time.
@@ -184,12 +184,12 @@ def build(
     for folder in (out, *(out / pool for pool in POOLS)):
         remove_abandoned(folder)
     built = read_manifest(out)
-    order = {s.fingerprint(seed): i for i, s in enumerate(wanted)}
+    order = {s.fingerprint(seed): i for i, s in enumerate(selected)}
     # Descriptions may have changed since an array was built.
-    rows = {f: {**built[f], **describe(s)} for f, s in zip(order, wanted, strict=True) if f in built}
+    rows = {f: {**built[f], **describe(s)} for f, s in zip(order, selected, strict=True) if f in built}
     for row in rows.values():
         on_done(row, True)
-    todo = [s for f, s in zip(order, wanted, strict=True) if f not in rows and s.pool in pools]
+    todo = [s for f, s in zip(order, selected, strict=True) if f not in rows and s.pool in pools]
 
     def save() -> list[dict[str, Any]]:
         ordered = [rows[f] for f in sorted(rows, key=order.__getitem__)]
@@ -230,11 +230,11 @@ def main(arguments: list[str] | None = None) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     try:
-        wanted = _select_sources(options, excluded)
+        selected = _select_sources(options, excluded)
     except ValueError as error:
         parser.error(str(error))
     failed = []
-    with progress_bar("corpus", total=len(wanted)) as advance:
+    with progress_bar("corpus", total=len(selected)) as advance:
 
         def on_done(row: dict[str, Any], kept: bool) -> None:
             advance()
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{name}: {row['minutes']:.1f} min in {row['seconds_to_build']:.0f} s")
 
         rows = build(
-            wanted,
+            selected,
             options.out,
             seed=options.seed,
             processes=options.processes,
@@ -296,15 +296,15 @@ def _select_sources(options: argparse.Namespace, excluded: set[str]) -> list[Sou
     prefixes = [f"{options.debian / name}/" for name in excluded] if options.debian else []
     fonts = rendered_catalogue.SOUNDFONT_PACKAGES.items()
     prefixes += [str(options.soundfonts / file) for file, package in fonts if package in excluded]
-    wanted = catalogue.exclude(candidates, excluded, prefixes)
-    wanted = [s for s in wanted if s.recipe != "tracker_stem" or LIBRARY not in excluded]
-    for source in wanted:
+    selected = catalogue.exclude(candidates, excluded, prefixes)
+    selected = [s for s in selected if s.recipe != "tracker_stem" or LIBRARY not in excluded]
+    for source in selected:
         if source.licence_class == "non-commercial":
             raise ValueError(
                 f"{source.name} has a non-commercial licence ({source.licence}), which must not be used: add"
                 f" --without {source.name}"
             )
-    return wanted
+    return selected
 
 
 if __name__ == "__main__":

@@ -66,9 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             parser.error(f"{tool} is not installed: this needs Debian or Ubuntu")
-    wanted, failed = missing(options.shared, options.out), False
-    with progress_bar("packages", total=len(wanted)) as advance:
-        for name in wanted:
+    names, failed = missing(options.shared, options.out), False
+    with progress_bar("packages", total=len(names)) as advance:
+        for name in names:
             try:
                 fetch(name, options.out)
             except ValueError as error:
