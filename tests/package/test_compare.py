@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfswa_sep.cli import main as cli
+from tfswa_sep.cli import main
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.compare import bootstrap, compare
 from tfswa_sep.evaluation.results import Evaluation, MethodScores, SongScore, StemScore
@@ -121,7 +121,7 @@ def test_a_table_fits_80_columns_and_says_once_that_songs_are_few(
     paths = [stems_record(tmp_path / "a rather long name.json", **songs)]
     paths.append(stems_record(tmp_path / "another.json", **dict.fromkeys(songs, (4.0, 6.0, 0.0))))
     paths.append(stems_record(tmp_path / "fewer.json", song0=(1.0, 2.0, 3.0), song1=(2.0, 3.0, 4.0)))
-    assert cli.run(["eval", "compare", *map(str, paths)]) == 0
+    assert main.run(["eval", "compare", *map(str, paths)]) == 0
     out, _ = capsys.readouterr()
     assert max(map(len, out.splitlines())) <= 80
     assert "…" not in out

@@ -177,9 +177,9 @@ sizes = []
 for number in range(100):
     rate, channels = (44_100, 48_000)[number % 2], 1 + number % 2
     song = folder / f"song.{('wav', 'flac', 'ogg')[number % 3]}"
-    soundfile.write(song, random.uniform(-0.5, 0.5, (3 * rate, channels)), rate)
+    soundfile.write(song, random.uniform(-0.5, 0.5, (rate, channels)), rate)
     separator.separate_file(song, out=folder)
-    separator.separate(random.uniform(-0.5, 0.5, (2, 2 * rate)), rate)
+    separator.separate(random.uniform(-0.5, 0.5, (2, rate)), rate)
     sizes.append(resident())
 print(max(sizes[20:60]), max(sizes[60:]))
 """

@@ -22,7 +22,7 @@ from rich.console import Console
 
 pytest.importorskip("psutil")
 
-import tfswa_sep.inference.onnx_backend as onnx_backend
+from tfswa_sep.inference import onnx_backend
 from training.benchmark import __main__ as benchmark
 from training.benchmark import profile
 from training.benchmark.contenders import (
