@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ EXAMPLES = 2  # songs whose stems go to TensorBoard
 DYNAMIC_RANGE = 80.0  # dB, of spectrogram images
 
 
-class RunLogger:
+class RunLogger(ExitStack):
     """A context that logs to TensorBoard, and to a bar on stderr or, without a terminal, lines on stdout.
 
     Args:
@@ -33,22 +32,14 @@ class RunLogger:
     """
 
     def __init__(self, out: Path, *, done: int, total: int, every: int, enabled: bool) -> None:
+        super().__init__()
         self.every, self.enabled, self.has_bar = every, enabled, enabled and sys.stderr.isatty()
-        self._stack = ExitStack()
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1) if enabled else None
-        self._advance = self._stack.enter_context(
+        if self._writer:
+            self.callback(self._writer.close)
+        self._advance = self.enter_context(
             progress_bar("training", total=total, done=done, shown=self.has_bar)
         )
-
-    def __enter__(self) -> RunLogger:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-        if self._writer:
-            self._writer.close()
 
     def log_step(self, step: int, metrics: Mapping[str, float], *, seconds: float) -> None:
         """Log the loss and other metrics of a training step."""

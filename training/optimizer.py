@@ -94,11 +94,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 
 def make_optimizer(model: nn.Module, settings: Any) -> torch.optim.Optimizer:
-    """Create the optimizer named by `settings.optimizer`: adam, adamw or muon.
-
-    Raises:
-        ValueError: The name is unknown.
-    """
+    """Create the optimizer `settings.optimizer`: adam, adamw or muon. Raises ValueError for other names."""
     rate, decay = settings.learning_rate, settings.weight_decay
     weights = list(model.parameters())
     if settings.optimizer == "adam":

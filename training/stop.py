@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,22 +22,14 @@ class Stopped(Exception):
     exit_code = 75  # EX_TEMPFAIL in sysexits.h: try again later
 
 
-class StopSignals:
+class StopSignals(ExitStack):
     """A context that records SIGNALS instead of letting them end the process."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.received = False
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        for number in SIGNALS:
+            self.callback(signal.signal, number, signal.signal(number, self._receive))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True

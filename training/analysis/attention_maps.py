@@ -34,16 +34,15 @@ SECONDS = 5.9  # of the excerpt around --at
 
 
 def attention_weights(network: TfswaUNet, spectrum: Tensor, frame: float) -> dict[str, Tensor]:
-    """Compute the attention weights of the last block that has any.
+    """Compute the attention weights of one frame in the last block that has any.
 
     Args:
         network: The network.
-        spectrum: Spectrum of the song, (1, 2c, bins, t).
+        spectrum: Its input, (1, 2c, bins, t).
         frame: Position of the frame, as a share of the length (0 to 1).
 
     Returns:
-        {"TSA": (f, t), "FSA": (f, f), "SW-MSA": (f, t)}. The rows of TSA and FSA sum to 1, each window of SW-MSA
-        to the number of the frame's positions in it.
+        {"TSA": (f, t), "FSA": (f, f), "SW-MSA": (f, t)}. The rows of TSA and FSA sum to 1.
 
     Raises:
         ValueError: The network has no attention layers.
@@ -130,15 +129,7 @@ def draw(spectrum: Tensor, weights: dict[str, Tensor], frame: float) -> Image.Im
 
 
 def read_around(song: Path, at: float, network: TfswaUNet) -> tuple[Tensor, float]:
-    """Read an excerpt of a song.
-
-    Args:
-        song: Audio file.
-        at: Centre of the excerpt in seconds.
-        network: The network that will process it.
-
-    Returns:
-        The spectrum (1, 2c, bins, t), and the position of `at` in it, as a share of the length (0 to 1).
+    """Read the spectrum (1, 2c, bins, t) around second `at`, and the position of `at` in it (0 to 1).
 
     Raises:
         InputError: The song cannot be read, or is too short.

@@ -103,11 +103,7 @@ def _cells(cost: ModuleCost) -> tuple[str, str, str]:
 
 
 def training_step(config: ModelConfig, *, checkpointing: bool, seconds: float = SECONDS) -> tuple[int, float]:
-    """Run a forward and backward pass in float32 on one example, in this process.
-
-    Returns:
-        The process's peak resident memory in bytes, and the seconds that the pass took.
-    """
+    """Run a forward and backward pass in float32; return this process's peak memory in bytes, and the seconds."""
     torch.manual_seed(0)
     network = TfswaUNet(config, checkpointing=checkpointing).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     stems = 0.1 * torch.randn(1, len(config.stems), config.channels, round(seconds * config.sample_rate))
@@ -120,11 +116,7 @@ def training_step(config: ModelConfig, *, checkpointing: bool, seconds: float = 
 
 
 def measure_training_step(config: ModelConfig, *, checkpointing: bool) -> tuple[int, float]:
-    """Run `training_step` in a new process, so that the peak is that of the step alone.
-
-    Raises:
-        MemoryError: The process was killed, as the kernel does when memory runs out.
-    """
+    """Run `training_step` in a new process, for its own peak. Raises MemoryError if that runs out of memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(training_step, config, checkpointing=checkpointing).result()

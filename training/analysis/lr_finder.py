@@ -27,8 +27,7 @@ DIVERGENCE = 4.0  # rise above the lowest loss, relative to the fall from the fi
 def find(config: DictConfig) -> float:
     """Print the sweep and return the suggested rate."""
     config = OmegaConf.merge(  # type: ignore[assignment]
-        config,
-        {"training": {"steps": STEPS, "warmup_steps": 0, "schedule": "cosine", "resume": False}},
+        config, {"training": {"steps": STEPS, "warmup_steps": 0, "schedule": "cosine", "resume": False}}
     )
     with tempfile.TemporaryDirectory() as folder:
         config.out = folder

@@ -61,19 +61,10 @@ def measure_all(
     scores: Mapping[str, dict[str, float]],
     console: Console,
 ) -> Record:
-    """Run all contenders on a song, in turns.
-
-    Args:
-        contenders: The first is the one that the others are compared with.
-        song: The song to separate.
-        minutes: Its length.
-        runs: Runs per contender.
-        patience: Contenders slower than this many seconds run only once.
-        scores: The result of `score_all`.
-        console: Where progress is printed.
+    """Run all contenders on a song in turns, `runs` times, or once if slower than `patience` seconds.
 
     Returns:
-        The record's "measurements", "not_run" and "busy_cores", the maximum of `busy_cores()`.
+        The record's "measurements" (compared with the first contender), "not_run" and maximum "busy_cores".
     """
     finished: dict[Contender, list[Run]] = {each: [] for each in contenders}
     first_samples: dict[Contender, list[float]] = {each: [] for each in contenders}

@@ -102,33 +102,20 @@ def our_contenders(
 ) -> list[Contender]:
     """Return the command without options, with which all others are compared, then with each setting.
 
-    Args:
-        command: Path of the command.
-        backends: Backends to measure.
-        precisions: Precisions to measure; None for all that the command supports.
-        threads: Thread counts to measure.
-        extra: Options of every separation.
-        model: Model name.
+    Without `precisions`, all that the command supports are measured. `extra` are options of every separation.
     """
     help_text = _stdout_of([command, "separate", "--help"])
-    offered = precisions_of(help_text)
-    scores_by_precision = bool(precisions_of(_stdout_of([command, "eval", "run", "--help"])))
-    sizes_by_precision = bool(precisions_of(_stdout_of([command, "models", "path", "--help"])))
     python = Path(command).resolve().parent / "python"  # of the command's environment
     stems = len(parse_stems(_option_value("--stems", extra), STEMS)[0])
 
     def contender(backend: str, precision: str, count: int | None) -> Contender:
-        choice = ["--precision", precision] if offered else []
-        options = ["--backend", backend, *choice]
-        path = _stdout_of([
-            command, "models", "path", model, "--backend", "onnx" if backend == "auto" else backend,
-            *(choice if sizes_by_precision else []),
-        ]).strip()  # fmt: skip
+        options = ["--backend", backend, "--precision", precision]
+        file_options = ["--backend", "onnx" if backend == "auto" else backend, "--precision", precision]
+        path = Path(_stdout_of([command, "models", "path", model, *file_options]).strip())
         first_sample = [str(python), "-P", str(_FIRST_SAMPLE), "{song}", backend]
         if count:
             first_sample.append(f"threads={count}")
-        if offered:
-            first_sample.append(f"precision={precision}")
+        first_sample.append(f"precision={precision}")
         score = [command, "eval", "run", "--data", "{data}", "--json", "{json}", "--quiet", "--model", model]
         return Contender(
             name="tfswa-sep",
@@ -137,20 +124,20 @@ def our_contenders(
             threads=count,
             stems=stems,
             weights="own",
-            model_bytes=Path(path).stat().st_size if path and Path(path).is_file() else None,
+            model_bytes=path.stat().st_size if path.is_file() else None,
             command=(
                 command, "{song}", "--out", "{out}", "--quiet", *options,
                 *(["--threads", str(count)] if count else []), *extra,
             ),
             first_sample=tuple(first_sample),
-            score=(*score, "--backend", backend, *(choice if scores_by_precision else [])),
+            score=(*score, *options),
         )  # fmt: skip
 
     def precisions_for(backend: str) -> list[str]:
-        if precisions or not offered:
-            return precisions or ["fp32"]
+        if precisions:
+            return precisions
         # int8 is for ONNX only; with torch, "auto" is bf16 where the hardware supports it.
-        return ["fp32", "auto"] if backend == "torch" else list(offered)
+        return ["fp32", "auto"] if backend == "torch" else list(precisions_of(help_text))
 
     settings = [contender(b, p, count) for b in backends for p in precisions_for(b) for count in threads]
     return [contender("auto", default_precision(help_text), None), *settings]
@@ -186,6 +173,6 @@ def _option_value(option: str, arguments: list[str]) -> str | None:
 
 
 def _stdout_of(command: list[str]) -> str:
-    """Return what a command prints, or "" if it fails, as an older version without the option does."""
+    """Return what a command prints, or "" if it fails, such as for a model without a file."""
     process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     return process.stdout if process.returncode == 0 else ""

@@ -38,11 +38,7 @@ def measure(command: Sequence[str], *, environment: Mapping[str, str] | None = N
     """Run a command to completion.
 
     The memory is that of the whole process tree, polled a few times per second, or the kernel's exact figure for
-    its largest process if that is more.
-
-    Args:
-        command: The command line.
-        environment: Variables to add to the environment.
+    its largest process if that is more. `environment` is added to the current one.
 
     Raises:
         FailedCommandError: The command failed.

@@ -33,14 +33,14 @@ def measurement(
     baseline: float | None,
     sdr: dict[str, float] | None = None,
 ) -> Record:
-    """Summarize the runs of one contender on one song: all runs, and the median of each number.
+    """Summarize one contender on one song: all runs, and the median of each number.
 
     Args:
-        contender: What ran.
+        contender: The program with its settings.
         minutes: Length of the song.
-        runs: Its runs.
+        runs: All runs.
         first_samples: Seconds to the first samples, per run; empty for programs that cannot stream.
-        baseline: Median seconds of the contender that the others are compared with; None if it failed.
+        baseline: Median seconds of the contender to compare with; None if it failed.
         sdr: SDR of each stem in dB.
     """
     wall = statistics.median(run.wall for run in runs)

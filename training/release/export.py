@@ -46,12 +46,7 @@ def load_checkpoint(path: Path) -> tuple[TfswaUNet, dict[str, Any]]:
 
 
 def load_model(path: Path) -> TfswaUNet:
-    """Load the network of a checkpoint or a .safetensors file.
-
-    Raises:
-        InputError: The checkpoint is damaged.
-        ModelError: The .safetensors file is damaged.
-    """
+    """Load the network of a checkpoint or a .safetensors file. Raises TfswaError if it is damaged."""
     network = load_network(path)[0] if path.suffix == ".safetensors" else load_checkpoint(path)[0]
     return network.eval()
 
@@ -80,14 +75,7 @@ def build_metadata(config: ModelConfig, *, name: str, license_name: str = LICENS
 
 
 def export_onnx(network: TfswaUNet, path: Path, *, name: str, license_name: str = LICENSE) -> float:
-    """Write an ONNX file with float32 weights, and compare it with torch.
-
-    Returns:
-        The result of `compare`.
-
-    Raises:
-        ValueError: The difference exceeds TOLERANCE.
-    """
+    """Write an ONNX file with float32 weights, and `compare` it with torch."""
     config = network.config
     noise = [_pink_noise(config.channels, config.segment_samples, seed=i) for i in (0, 1)]
     example = compute_features(np.stack(noise), config)
@@ -111,15 +99,7 @@ def convert_to_onnx(
     bands: int,
     **options: Any,
 ) -> None:
-    """Write a mask network as an ONNX file.
-
-    Args:
-        model: The network or an exported program.
-        path: File to write.
-        metadata: The result of `build_metadata`.
-        bands: Number of bands, each with an input and an output.
-        options: Passed to torch.onnx.export.
-    """
+    """Write a MaskNetwork as an ONNX file. `options` are passed to torch.onnx.export."""
     inputs, outputs = ([f"{kind}_{i}" for i in range(bands)] for kind in ("features", "masks"))
     program = torch.onnx.export(
         model, input_names=inputs, output_names=outputs, dynamo=True, verbose=False, **options

@@ -40,12 +40,7 @@ from tfswa_sep.model.unet import TfswaUNet
 from training.release.export import TOLERANCE, build_metadata, convert_to_onnx, load_model
 from training.release.onnx_graph import MaskNetwork, compute_features
 
-FORMATS = {
-    "onnx": ".dynamic.onnx",
-    "pt2": ".pt2",
-    "aoti": ".aoti.pt2",
-    "torchscript": ".torchscript.pt",
-}
+FORMATS = {"onnx": ".dynamic.onnx", "pt2": ".pt2", "aoti": ".aoti.pt2", "torchscript": ".torchscript.pt"}
 MAX_FRAMES = 1 << 14  # per segment: 3 minutes at 44.1 kHz
 MaskFunction = Callable[..., Sequence[Tensor]]  # features of each band -> masks of each band
 
@@ -57,10 +52,8 @@ def export_program(network: TfswaUNet) -> torch.export.ExportedProgram:
         "blocks", min=1, max=MAX_FRAMES // config.frame_multiple
     )
     shape = {0: torch.export.Dim("batch", min=1, max=64), 3: frames}
-    example = compute_features(_noise(config, batch=2, frames=3 * config.frame_multiple), config)
-    return torch.export.export(
-        MaskNetwork(network), tuple(example), dynamic_shapes=(tuple(shape for _ in example),)
-    )
+    example = _example(config)
+    return torch.export.export(MaskNetwork(network), example, dynamic_shapes=(tuple(shape for _ in example),))
 
 
 def write(
@@ -80,11 +73,10 @@ def write(
 def write_torchscript(network: TfswaUNet, path: Path, *, name: str) -> None:
     """Trace the network and write it as TorchScript, which raises torch's DeprecationWarning."""
     config = network.config
-    example = compute_features(_noise(config, batch=2, frames=3 * config.frame_multiple), config)
     with warnings.catch_warnings():
         # `compare` tests other shapes than the traced one.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        traced = torch.jit.trace(MaskNetwork(network), tuple(example), check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(MaskNetwork(network), _example(config), check_trace=False)  # type: ignore[no-untyped-call]
     torch.jit.save(traced, str(path), _extra_files={KEY: json.dumps(build_metadata(config, name=name))})
 
 
@@ -166,9 +158,11 @@ def _middle(
     return np.ascontiguousarray(pieces.swapaxes(0, 1))
 
 
-def _noise(config: ModelConfig, *, batch: int, frames: int) -> NDArray[np.float32]:
-    shape = (batch, config.channels, (frames - 1) * config.hop)
-    return np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
+def _example(config: ModelConfig) -> tuple[Tensor, ...]:
+    """Compute the features of two segments of noise."""
+    shape = (2, config.channels, (3 * config.frame_multiple - 1) * config.hop)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
+    return tuple(compute_features(noise, config))
 
 
 def main(arguments: list[str] | None = None) -> int:
