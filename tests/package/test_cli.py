@@ -184,7 +184,7 @@ def test_finished_work_is_skipped_and_other_work_done(work: Path, capsys: pytest
     assert capsys.readouterr().out and status("--overwrite") == "done"
     assert main.run(["song.wav"]) == 0
     assert capsys.readouterr().out.startswith(
-        "song.wav is already separated with these options (use --overwrite"
+        "already separated with these options (--overwrite redoes it): song.wav\n"
     )
 
 
@@ -275,6 +275,19 @@ def test_a_song_that_failed_holds_no_samples() -> None:
     outcome = workers._separate(song, cast(Work, Fails()), None)
     assert isinstance(outcome.error, InputError) and "inside" in outcome.trace
     assert [samples() for samples in held] == [None]
+
+
+def test_progress_begins_before_the_model_is_loaded(work: Path) -> None:
+    calls: list[object] = []
+
+    class Loads:
+        def separate(self, song: PlannedSong, on_progress: object) -> Outcome:
+            calls.append("separate")
+            return Outcome(song, "done")
+
+    song = PlannedSong(Path("song.wav"), "song.wav", "song", Path())
+    workers._separate(song, cast(Work, Loads()), lambda *progress: calls.append(progress))
+    assert calls == [(song, 0.0, None), "separate"]
 
 
 def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Several songs in one go: no two of them write the same files, and what is done already is left alone."""
+"""Plan a batch: no two songs write the same files, and finished songs are skipped."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class PlannedSong:
     """A song of a batch."""
 
     path: Path
-    name: str  # what it is called to its owner
-    track: str  # what it is called in its stems' paths
+    name: str  # in messages
+    track: str  # in the paths of its stems
     folder: Path  # below --out
     notes: tuple[str, ...] = ()  # for the user, one line each
     problem: str = ""  # why it cannot be separated, if that is already clear
@@ -35,14 +35,14 @@ class PlannedSong:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a song."""
+    """The outcome of a song."""
 
     song: PlannedSong
     status: str  # "done", "skipped" or "failed"
-    result: Mapping[str, Any] = field(default_factory=dict)  # a SeparationResult for JSON
+    result: Mapping[str, Any] = field(default_factory=dict)  # a SeparationResult, as JSON
     took: float = 0.0  # seconds
     error: BaseException | None = None
-    trace: str = ""  # where the error came up
+    trace: str = ""  # the error's traceback
 
     @property
     def warnings(self) -> list[str]:
@@ -51,14 +51,14 @@ class Outcome:
 
     @property
     def files(self) -> list[str]:
-        """All that was written."""
-        joined = self.result.get("stem_file")
-        return [*self.result.get("files", {}).values(), *([joined] if joined else [])]
+        """All files that were written."""
+        stem_file = self.result.get("stem_file")
+        return [*self.result.get("files", {}).values(), *([stem_file] if stem_file else [])]
 
     def as_json(self) -> dict[str, Any]:
-        """For programs, without the error."""
-        told = {"song": self.song.name, "status": self.status, **self.result}
-        return {**told, "warnings": self.warnings} if self.error is None else told
+        """As a JSON object, without the error."""
+        document = {"song": self.song.name, "status": self.status, **self.result}
+        return {**document, "warnings": self.warnings} if self.error is None else document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +85,12 @@ class Work:
         return self.loaded[0]
 
     def separate(self, song: PlannedSong, on_progress: Progress | None = None) -> Outcome:
-        """Separate one song, unless that is done already. Raises what a song can fail with."""
+        """Separate one song, unless it is finished already. Raises any error that a song can cause."""
         from tfswa_sep.audio.stem_paths import song_folder, target_paths
 
         began = time.perf_counter()
         out, name = Path(self.options.out) / song.folder, self.options.name
-        target_paths(song.path, (), out=out, extension="", template=name)  # a wrong template is told first
+        target_paths(song.path, (), out=out, extension="", template=name)  # checks the template
         record = manifest.manifest_path(out / song_folder(name, song.track), song.track)
         try:
             work = self._describe(song)
@@ -122,13 +122,13 @@ class Work:
         return Outcome(song, "done", result, took=time.perf_counter() - began)
 
     def _describe(self, song: PlannedSong) -> dict[str, Any]:
-        """What decides how the song's stems come out; see manifest.describe_work. Raises InputError."""
+        """All that determines the song's stems; see manifest.describe_work. Raises InputError."""
         from tfswa_sep.audio.decode import check_file
 
-        check_file(song.path)  # a pipe would be waited for without end
+        check_file(song.path)  # reading a pipe would block forever
         try:
             options = {**asdict(self.options), "precision": self.runtime.precision}
-            if self.runtime.shifts != 1:  # not in manifests from before there were any, which still count
+            if self.runtime.shifts != 1:  # absent from manifests of versions without shifts, which stay valid
                 options["shifts"] = self.runtime.shifts
             for unimportant in ("out", "overwrite"):
                 del options[unimportant]
@@ -146,7 +146,7 @@ def _describe(song: PlannedSong, written: SeparationResult) -> dict[str, Any]:
 
 
 def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
-    """Each song once, with names for its files that no other song has: a second `song` becomes `song_2`.
+    """Each song once, with a track name of its own: a second `song` becomes `song_2`.
 
     Raises UsageError for several songs and a pattern without {track}.
     """
@@ -172,7 +172,7 @@ def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
 
 
 def _file_system_key(path: Path) -> str:
-    """Those of macOS and Windows take a and A, or the two ways to write an accent, for one name."""
+    """One key for names that macOS or Windows take for the same: a and A, or two encodings of an accent."""
     return unicodedata.normalize("NFC", str(path).casefold())
 
 

@@ -1,6 +1,6 @@
-"""A batch on several processes: each takes the next song when it is done with one.
+"""A batch on one or several processes, each of which takes the next song when it has finished one.
 
-A process that dies, killed or crashed in a decoder, costs the song that it was at and no other.
+A process that dies, killed or crashed in a decoder, costs one song.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PATIENCE = 10.0  # seconds that a process has to remove its temporary files
 
 
 def threads_per_job(jobs: int) -> int | None:
-    """How many threads a job should compute with so that all fit the machine; None: the backend decides."""
+    """CPU threads per job, so that all jobs together use every core once; None: the backend decides."""
     return max(1, (count_cores() or os.cpu_count() or 1) // jobs) if jobs > 1 else None
 
 
@@ -81,15 +81,16 @@ def _check(song: PlannedSong, check: Callable[[PlannedSong], object]) -> Outcome
 
 
 def _separate(song: PlannedSong, work: Work, on_progress: SongProgress | None) -> Outcome:
-    def tell(done: float, total: float | None) -> None:
+    def report(done: float, total: float | None) -> None:
         if on_progress:
             on_progress(song, done, total)
 
+    report(0.0, None)
     try:
-        return work.separate(song, tell)
+        return work.separate(song, report)
     except Exception as error:
         trace = traceback.format_exc()
-        for each in (error, error.__cause__):  # their frames hold the song's samples as long as they live
+        for each in (error, error.__cause__):  # else their frames keep the song's samples in memory
             if each is not None:
                 traceback.clear_frames(each.__traceback__)
         return Outcome(song, "failed", error=error, trace=trace)
@@ -162,17 +163,17 @@ def _start(work: Work) -> tuple[SpawnProcess, Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-    with _ignoring_interrupts():  # and so in the new process: Ctrl-C is for this one, which ends the others
+    with _ignoring_interrupts():  # inherited by the worker: on Ctrl-C this process ends it
         process.start()
     theirs.close()
     return process, ours
 
 
 def _serve(connection: Connection, work: Work) -> None:
-    """What another process does: songs in, outcomes out, until nobody is there any more."""
+    """The loop of a worker process: receive songs and send outcomes, until the connection is closed."""
     signal.signal(signal.SIGTERM, _leave)
     if hasattr(signal, "SIGHUP"):
-        # A terminal closes: as with Ctrl-C, the other process ends this one.
+        # The terminal was closed: as after Ctrl-C, the parent process ends this one.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         while True:
@@ -180,7 +181,7 @@ def _serve(connection: Connection, work: Work) -> None:
             outcome = _separate(song, work, lambda song, done, total: connection.send((done, total)))
             try:
                 connection.send(outcome)
-            except (TypeError, AttributeError, ValueError):  # an error that cannot be sent
+            except (TypeError, AttributeError, ValueError):  # the error cannot be pickled
                 error = RuntimeError(f"{type(outcome.error).__name__}: {outcome.error}")
                 connection.send(Outcome(song, "failed", error=error, trace=outcome.trace))
     except (EOFError, ConnectionError):

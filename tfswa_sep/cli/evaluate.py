@@ -1,4 +1,4 @@
-"""`tfswa-sep eval`: songs whose true stems are known, separated and scored; methods compared."""
+"""`tfswa-sep eval`: separate and score songs whose stems are known, and compare methods."""
 
 from __future__ import annotations
 
@@ -182,19 +182,19 @@ def evaluate(
 
     with _progress(songs=len(songs), shown=not quiet) as (on_progress, on_song):
 
-        def save(found: Evaluation) -> None:
-            _write_record(found, files)
-            on_song(found)
+        def save(evaluation: Evaluation) -> None:
+            _write_record(evaluation, files)
+            on_song(evaluation)
 
-        found = run(
+        evaluation = run(
             songs, methods, data=name, metrics=wanted, apart=apart, jobs=jobs, earlier=earlier,
             on_progress=on_progress, on_song=save,
         )  # fmt: skip
-    _write_record(found, files)
+    _write_record(evaluation, files)
     if report is not None:
-        _write_report(found, report)
+        _write_report(evaluation, report)
     if not quiet:
-        _print_evaluation(found)
+        _print_evaluation(evaluation)
 
 
 @app.command("compare", cls=Command)
@@ -217,17 +217,19 @@ def compare(
     """
     from tfswa_sep.evaluation.compare import compare as compare_records
 
-    found = compare_records(records, metric=metric)
-    for warning in found.warnings:
+    comparison = compare_records(records, metric=metric)
+    for warning in comparison.warnings:
         print_error(f"note: {warning}")
     if as_json:
-        told = [{**asdict(difference), "verdict": difference.verdict} for difference in found.differences]
-        say(json.dumps({"differences": told, "warnings": found.warnings}, indent=2))
+        rows = [
+            {**asdict(difference), "verdict": difference.verdict} for difference in comparison.differences
+        ]
+        say(json.dumps({"differences": rows, "warnings": comparison.warnings}, indent=2))
         return
     from tfswa_sep.evaluation.report.tables import difference_table
 
-    seconds = dict.fromkeys(difference.second for difference in found.differences)
-    groups = ([each for each in found.differences if each.second == second] for second in seconds)
+    seconds = dict.fromkeys(difference.second for difference in comparison.differences)
+    groups = ([each for each in comparison.differences if each.second == second] for second in seconds)
     _print_tables(*map(difference_table, groups))
 
 
@@ -277,36 +279,36 @@ def listen_results(
     """
     from tfswa_sep.evaluation.listening.answers import read_answers
 
-    found = read_answers(answers)
+    results = read_answers(answers)
     if as_json:
-        told = [{**asdict(each), "verdict": each.verdict} for each in found.preferences]
-        say(json.dumps({**asdict(found), "preferences": told}, indent=2))
+        rows = [{**asdict(each), "verdict": each.verdict} for each in results.preferences]
+        say(json.dumps({**asdict(results), "preferences": rows}, indent=2))
         return
     from tfswa_sep.evaluation.report.tables import preference_table
 
-    _print_tables(preference_table(found))
+    _print_tables(preference_table(results))
 
 
-def _write_record(found: Evaluation, files: list[Path]) -> None:
+def _write_record(evaluation: Evaluation, files: list[Path]) -> None:
     for file in files:
-        _write(file, found.to_json())
+        _write(file, evaluation.to_json())
 
 
-def _write_report(found: Evaluation, folder: Path) -> None:
+def _write_report(evaluation: Evaluation, folder: Path) -> None:
     from tfswa_sep.evaluation.report.html import html_report
 
-    _write(folder / "results.csv", found.to_csv())
-    _write(folder / "report.html", html_report(found))
+    _write(folder / "results.csv", evaluation.to_csv())
+    _write(folder / "report.html", html_report(evaluation))
 
 
-def _print_evaluation(found: Evaluation) -> None:
+def _print_evaluation(evaluation: Evaluation) -> None:
     from tfswa_sep.evaluation.report.tables import score_table, song_table, summary_table
     from tfswa_sep.evaluation.results import BASELINE
 
-    tables = [song_table(method, found.data) for method in found.methods if method.kind != BASELINE]
-    if len(found.methods) > 1 or len(found.metrics) > 1:
-        tables.append(summary_table(found))
-    _print_tables(*tables, score_table(found))
+    tables = [song_table(method, evaluation.data) for method in evaluation.methods if method.kind != BASELINE]
+    if len(evaluation.methods) > 1 or len(evaluation.metrics) > 1:
+        tables.append(summary_table(evaluation))
+    _print_tables(*tables, score_table(evaluation))
 
 
 def _print_tables(*tables: Table) -> None:
@@ -368,24 +370,24 @@ def _methods(
     known = [registry.find_model(name) for name in models or []]
     if not known and not estimates:
         known = [registry.default_model()]
-    found: list[Method] = []
+    methods: list[Method] = []
     for info in known:
         place = out / info.name if out is not None and len(known) > 1 else out
-        found.append(ModelMethod(info, out=place, runtime=runtime))
+        methods.append(ModelMethod(info, out=place, runtime=runtime))
     folders = [folder.resolve() for folder in estimates or []]
     for folder in folders:
         alone = sum(other.name == folder.name for other in folders) == 1
-        found.append(FolderMethod(folder, folder.name if alone else str(folder), alone=len(songs) == 1))
+        methods.append(FolderMethod(folder, folder.name if alone else str(folder), alone=len(songs) == 1))
     if baselines:
-        found += [MixtureBaseline(), OracleBaseline(binary=False), OracleBaseline(binary=True)]
-    return found
+        methods += [MixtureBaseline(), OracleBaseline(binary=False), OracleBaseline(binary=True)]
+    return methods
 
 
 @contextmanager
 def _progress(*, songs: int, shown: bool) -> Iterator[tuple[Progress | None, Callable[[Evaluation], None]]]:
     """Yields (on_progress, on_song): on stderr, what is being separated and the medians so far; gone when done."""
     if not shown or not sys.stderr.isatty():
-        yield None, lambda found: None
+        yield None, lambda evaluation: None
         return
     from rich import progress
     from rich.console import Console, Group
@@ -405,9 +407,9 @@ def _progress(*, songs: int, shown: bool) -> Iterator[tuple[Progress | None, Cal
                 part, description=one_line(f"{song}: {method}"), completed=round(seconds), total=round(total)
             )
 
-        def on_song(found: Evaluation) -> None:
-            bars.update(whole, completed=max((len(method.songs) for method in found.methods), default=0))
-            live.update(Group(bars, summary_table(found)))
+        def on_song(evaluation: Evaluation) -> None:
+            bars.update(whole, completed=max((len(method.songs) for method in evaluation.methods), default=0))
+            live.update(Group(bars, summary_table(evaluation)))
 
         yield on_progress, on_song
 

@@ -50,7 +50,7 @@ class SeparateReport:
             say(f"model {result['model']}, backend {backend}, device {result['device']}")
         if outcome.status == "skipped":
             name = one_line(outcome.song.name)
-            say(f"{name} is already separated with these options (use --overwrite to redo it):")
+            say(f"already separated with these options (--overwrite redoes it): {name}")
         for file in outcome.files:
             say(file)
         if self.verbose and outcome.status == "done":
