@@ -4,7 +4,7 @@ A row says what lies in the folder, what is typed, and what must come of it: the
 on stderr, and which files are new. Everything that was there before must be there afterwards, to the byte.
 
     @pytest.mark.parametrize("fault", ROWS, ids=str)
-    def test_a_fault_is_told_in_one_line(fault: Fault, tmp_path: Path) -> None:
+    def test_a_fault_is_reported_in_one_line(fault: Fault, tmp_path: Path) -> None:
         fault.check(tmp_path)
 """
 

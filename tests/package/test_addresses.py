@@ -18,7 +18,7 @@ from tfswa_sep.errors import ModelError
 from tfswa_sep.registry import addresses
 
 
-def test_an_address_is_believed_once(server: ModelServer, tmp_path: Path) -> None:
+def test_an_address_is_trusted_on_first_use(server: ModelServer, tmp_path: Path) -> None:
     address = f"{server.url}/tiny.onnx"
     model = registry.find_model(address)
     assert (model.name, model.files[0].sha256, model.stems) == (address, "", ())
@@ -75,7 +75,7 @@ def test_a_hash_in_the_address_is_checked(server: ModelServer) -> None:
         registry.find_model(f"{address}#sha256={'0' * 64}")
 
 
-def test_what_is_no_model_is_not_pinned(server: ModelServer, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_not_pinned(server: ModelServer, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"text.onnx is not a valid .onnx file; it was not opened"):
         registry.fetch(registry.find_model(f"{server.url}/text.onnx"), "onnx")
     assert not (tmp_path / "config" / "pins.json").exists()
@@ -97,7 +97,7 @@ def test_what_is_no_model_is_not_pinned(server: ModelServer, tmp_path: Path) -> 
         ("hf://org/../a.onnx", "not a valid model address"),
     ],
 )
-def test_what_is_no_address_is_refused(address: str, message: str) -> None:
+def test_an_invalid_address_is_refused(address: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         registry.find_model(address)
 
@@ -106,7 +106,9 @@ def test_what_is_no_address_is_refused(address: str, message: str) -> None:
     "text",
     ["{", "[]", '{"a": 1}', '{"https://a/b.onnx": [{}]}', "[" * 100_000, '{"a": [{"bytes": 1}]}'],
 )
-def test_a_damaged_record_is_told_and_not_forgotten(server: ModelServer, tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_is_reported_and_not_forgotten(
+    server: ModelServer, tmp_path: Path, text: str
+) -> None:
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "pins.json").write_text(text)
     with pytest.raises(ModelError, match=r"pins\.json is damaged"):

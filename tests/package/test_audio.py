@@ -109,13 +109,13 @@ def test_playlists_are_refused_before_ffmpeg_sees_them(
     assert "text file" in refusal(hostile)
 
 
-def test_bytes_that_are_no_audio_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_audio_are_refused(tmp_path: Path) -> None:
     junk = tmp_path / "junk.mp3"
     junk.write_bytes(np.random.default_rng(1).bytes(20_000))
     assert re.search("cannot be read as audio|needs ffmpeg", refusal(junk))
 
 
-def test_without_ffmpeg_the_install_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ffmpeg_the_install_line_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tfswa_sep.audio.ffmpeg.find_ffmpeg", lambda: None)
     (file := tmp_path / "song.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(range(256)) * 20)
     message = refusal(file)
@@ -129,7 +129,7 @@ def test_no_samples_too_many_channels_and_odd_rates_are_refused(song: Song) -> N
 
 
 @pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf, 1e30))
-def test_samples_that_are_no_sound_are_told_by_index(noise: Noise, song: Song, value: float) -> None:
+def test_samples_that_are_not_finite_are_reported_by_index(noise: Noise, song: Song, value: float) -> None:
     samples = noise(2, 5000)
     samples[1, 2345] = value
     message = refusal(song("broken.wav", samples))
@@ -214,7 +214,7 @@ def test_odd_file_names_reach_ffmpeg(song: Song, noise: Noise, monkeypatch: pyte
 
 
 @needs_ffmpeg
-def test_video_without_sound_is_told(tmp_path: Path) -> None:
+def test_video_without_sound_is_reported(tmp_path: Path) -> None:
     video = tmp_path / "mute.mkv"
     subprocess.run(
         ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=d=0.2:s=64x64", str(video)],
@@ -225,7 +225,7 @@ def test_video_without_sound_is_told(tmp_path: Path) -> None:
 
 
 @needs_ffmpeg
-def test_a_title_is_no_length(song: Song) -> None:
+def test_a_title_is_not_taken_for_a_duration(song: Song) -> None:
     wav = song("a.wav", 44_100)
     m4a = convert(wav, wav.with_suffix(".m4a"), "-metadata", "title=Duration: 99:59:59.00")
     with open_audio(m4a) as reader:

@@ -148,7 +148,7 @@ def test_wrong_metadata_is_refused(onnx_model: Build, change: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("text", ("{", "[]", "null", "3", '"x"', "[" * 100_000, "{}"))
-def test_metadata_that_is_no_object_is_refused(text: str) -> None:
+def test_metadata_that_is_not_an_object_is_refused(text: str) -> None:
     with pytest.raises(ModelError, match=r"m\.onnx"):
         parse_metadata(text, file="m.onnx")
 
@@ -177,7 +177,7 @@ def test_unknown_choices_are_usage_errors(onnx_model: Build) -> None:
             load(path, **options)
 
 
-def test_missing_file_for_a_backend_is_told(onnx_model: Build) -> None:
+def test_missing_file_for_a_backend_is_reported(onnx_model: Build) -> None:
     with pytest.raises(ModelError, match="'shares' has no file for the torch backend, only onnx"):
         load(onnx_model(), backend="torch")
     with pytest.raises(ModelError, match="'shares' has no file for the torch backend, only onnx int8"):
@@ -185,7 +185,7 @@ def test_missing_file_for_a_backend_is_told(onnx_model: Build) -> None:
 
 
 @pytest.mark.parametrize("gone", ["torch", "safetensors", "einops"])  # torch alone may be there
-def test_missing_package_is_told_with_its_install_line(
+def test_missing_package_is_reported_with_its_install_line(
     onnx_model: Build, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     found = SimpleNamespace(submodule_search_locations=[])
@@ -396,7 +396,7 @@ def test_the_default_precision_is_the_fastest_here(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("load", [Separator, load_model])
-def test_what_is_not_told_is_auto(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unset_options_are_auto(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     monkeypatch.setattr(
         separator, "load_backend", lambda backend, path, runtime, **_: seen.append(runtime.precision)

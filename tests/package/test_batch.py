@@ -111,7 +111,7 @@ def test_the_format_may_be_part_of_a_folder(work: Path, capsys: pytest.CaptureFi
     assert files_in(work / "o") == {"song.wav/bass.wav"}
 
 
-def test_stems_that_were_moved_are_told_where_they_are(
+def test_moved_stems_are_reported_with_their_place(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results(capsys, "song.wav", "--out", "stems", "--stems", "vocals,bass")
@@ -121,7 +121,7 @@ def test_stems_that_were_moved_are_told_where_they_are(
     assert song["files"] == {stem: f"moved/song/{stem}.wav" for stem in ("vocals", "bass")}
 
 
-def test_stems_of_all_earlier_runs_are_no_songs(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stems_of_earlier_runs_are_not_songs(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_song(work / "al" / "song.wav")
     for stem in ("bass", "vocals", "drums"):
         results(capsys, "al", "--out", "al/st", "--stems", stem)

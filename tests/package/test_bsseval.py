@@ -56,7 +56,7 @@ def test_museval_gets_what_it_would_read_itself(tmp_path: Path) -> None:
             assert found.median == pytest.approx(np.median(ratios[index]), abs=1e-6)
 
 
-def test_silence_and_short_songs_are_skipped_and_told(tmp_path: Path) -> None:
+def test_silence_and_short_songs_are_skipped_and_reported(tmp_path: Path) -> None:
     silent = np.zeros_like(noise(1))
     write(tmp_path / "data" / "song", drums=noise(1), bass=noise(2), other=noise(3))
     write(tmp_path / "found", drums=0.9 * noise(1), bass=silent, other=noise(4))

@@ -385,9 +385,7 @@ def test_debug_shows_where(work: Path, capsys: pytest.CaptureFixture[str]) -> No
     ("arguments", "code"),
     [(["none.wav"], 3), (["song.wav", "--model", "none"], 4), (["song.wav"], 4), (["song.wav", "--no"], 2)],
 )
-def test_what_is_wrong_from_the_start_is_told_before_anything_heavy_is_loaded(
-    work: Path, arguments: list[str], code: int
-) -> None:
+def test_early_errors_are_reported_before_heavy_imports(work: Path, arguments: list[str], code: int) -> None:
     """The third has a bundled file whose hash is wrong."""
     (work / "small.onnx").write_bytes(b"\x08 not the file on record")
     script = f"""
@@ -448,7 +446,7 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = 10) -> bool:
 
 
 @pytest.mark.parametrize("arguments", [["models"], ["--help"]])
-def test_a_reader_that_stops_is_no_error(arguments: list[str]) -> None:
+def test_a_closed_pipe_is_not_an_error(arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as broken:

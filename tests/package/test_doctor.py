@@ -49,14 +49,14 @@ def test_the_drivers_cuda_is_read_from_nvidia_smi(tmp_path: Path, monkeypatch: p
     assert diagnostics._nvidia_cuda() is None
 
 
-def test_a_machine_without_ffmpeg_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ffmpeg_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tfswa_sep.audio.ffmpeg.find_ffmpeg", lambda: None)
     for platform, line in (("darwin", "brew install ffmpeg"), ("win32", "winget install ffmpeg")):
         monkeypatch.setattr(sys, "platform", platform)
         assert diagnostics._ffmpeg().install == line
 
 
-def test_a_folder_that_may_not_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_read_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 
@@ -65,7 +65,7 @@ def test_a_folder_that_may_not_be_read_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert (found.right, found.text) == (False, "/root/.config: Permission denied")
 
 
-def test_what_is_optional_is_no_fault(
+def test_a_missing_optional_package_is_not_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def version(package: str) -> str:

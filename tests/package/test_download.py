@@ -44,7 +44,7 @@ def test_a_download_is_kept_and_not_asked_for_again(server: ModelServer, tmp_pat
     ("name", "gets"),
     [("cut.onnx", 2), ("restart.onnx", 2), ("once.onnx", 2), ("silent.onnx", 2), ("home.onnx", 1)],
 )
-def test_what_goes_wrong_once_is_mended(server: ModelServer, name: str, gets: int) -> None:
+def test_a_download_recovers_from_one_failure(server: ModelServer, name: str, gets: int) -> None:
     """Cut off and resumed, or by one that cannot resume; wrong once; no answer once; redirected there."""
     assert download.fetch(file_at(f"{server.url}/{name}")).read_bytes() == BODY
     assert server.gets[name] == gets
@@ -67,7 +67,7 @@ def test_a_server_that_stalls_is_asked_again(server: ModelServer, monkeypatch: p
         *((name, "redirected to .*, a private address", set()) for name in PRIVATE),
     ],
 )
-def test_a_bad_download_is_told(
+def test_a_bad_download_is_reported(
     server: ModelServer, tmp_path: Path, name: str, message: str, left: set[str]
 ) -> None:
     with pytest.raises(ModelError, match=message) as caught:
@@ -76,7 +76,7 @@ def test_a_bad_download_is_told(
     assert kept(tmp_path / "cache") == left
 
 
-def test_a_later_run_goes_on_where_an_earlier_one_was_cut_off(server: ModelServer, tmp_path: Path) -> None:
+def test_a_later_run_resumes_a_download(server: ModelServer, tmp_path: Path) -> None:
     file = file_at(f"{server.url}/tiny.onnx")
     part = download._part(file)
     part.parent.mkdir(parents=True)
@@ -108,7 +108,7 @@ def test_offline_nothing_is_asked(server: ModelServer, monkeypatch: pytest.Monke
     assert server.asked == ["GET /tiny.onnx"]
 
 
-def test_no_network_is_told_at_once(server: ModelServer) -> None:
+def test_no_network_is_reported_at_once(server: ModelServer) -> None:
     began = time.monotonic()
     with pytest.raises(ModelError, match=r"cannot download http://127.0.0.1:1/tiny.onnx: .*online\?\)$"):
         download.fetch(file_at("http://127.0.0.1:1/tiny.onnx"))

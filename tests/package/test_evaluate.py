@@ -253,7 +253,7 @@ def test_no_stems_that_are_there_are_overwritten(tmp_path: Path) -> None:
     assert not (links / "one").exists()  # nothing was written before it was refused
 
 
-def test_another_rate_is_resampled_and_told(tmp_path: Path) -> None:
+def test_another_rate_is_resampled_and_reported(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "song"
     folder.mkdir(parents=True)
     (tmp_path / "found").mkdir()
@@ -346,7 +346,7 @@ def test_the_baselines_part_what_does_not_overlap(tmp_path: Path) -> None:
     assert number(binary, "sdr") > 30
 
 
-def test_a_run_goes_on_where_it_stopped_and_jobs_change_no_bit(tmp_path: Path) -> None:
+def test_a_run_resumes_and_jobs_do_not_change_the_result(tmp_path: Path) -> None:
     for number_, name in enumerate(("one", "two")):
         write_song(tmp_path / "data" / name, vocals=noise(number_), drums=noise(number_ + 5))
         write_song(tmp_path / "tool" / name, vocals=noise(number_, rms=0.09), drums=noise(number_ + 6))

@@ -289,7 +289,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("fault", ROWS, ids=str)
-def test_a_fault_is_told_in_one_line(fault: Fault, tmp_path: Path) -> None:
+def test_a_fault_is_reported_in_one_line(fault: Fault, tmp_path: Path) -> None:
     fault.check(tmp_path)
 
 

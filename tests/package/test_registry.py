@@ -173,7 +173,7 @@ def test_a_file_of_the_user_needs_no_entry(tmp_path: Path) -> None:
         ("weights.pt", b"PK\x03\x04", "can run code"),
     ],
 )
-def test_a_file_that_is_no_model_is_not_opened(
+def test_a_file_that_is_not_a_model_is_not_opened(
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     path = tmp_path / name
@@ -182,7 +182,7 @@ def test_a_file_that_is_no_model_is_not_opened(
         registry.fetch(registry.find_model(path), registry.SUFFIXES.get(path.suffix, "onnx"))
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model file"):
         registry.find_model(tmp_path / "none.onnx")
 

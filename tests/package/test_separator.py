@@ -88,7 +88,7 @@ def test_real_network_sums_to_the_mixture(
     np.testing.assert_allclose(total, samples, atol=1e-5)
 
 
-def test_clipped_samples_are_counted_and_told(fake_backend: Fake, song: Song, tmp_path: Path) -> None:
+def test_clipped_samples_are_counted_and_reported(fake_backend: Fake, song: Song, tmp_path: Path) -> None:
     samples = np.zeros((2, 20_000), np.float32)
     samples[:, 100:103] = 3.0
     result = separate(song("a.wav", samples), model=fake_backend(), out=tmp_path, bit_depth="16")
@@ -111,7 +111,9 @@ def test_silence_gives_silent_stems_and_a_warning(fake_backend: Fake, song: Song
     assert len(result.warnings) == 1 and "silent" in result.warnings[0]
 
 
-def test_rate_that_the_container_cannot_hold_is_told(fake_backend: Fake, song: Song, tmp_path: Path) -> None:
+def test_rate_that_the_container_cannot_hold_is_reported(
+    fake_backend: Fake, song: Song, tmp_path: Path
+) -> None:
     path = song("a.wav", 65_537, 65_537)
     result = separate(path, model=fake_backend(), out=tmp_path, audio_format="flac", stems="bass")
     assert result.sample_rate == soundfile.info(result.files["bass"]).samplerate == 65_540
@@ -149,7 +151,7 @@ def test_nothing_is_left_behind_when_the_song_is_broken_at_its_end(
     assert os.listdir(tmp_path) == ["songs"]
 
 
-def test_unwritable_folder_is_told_before_the_network_runs(
+def test_unwritable_folder_is_reported_before_the_network_runs(
     fake_backend: Fake, song: Song, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()

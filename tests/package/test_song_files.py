@@ -226,7 +226,7 @@ def test_save_warns_of_clipping(fake_backend: Any, tmp_path: Path) -> None:
 
 @needs_ffmpeg
 @pytest.mark.parametrize(("gain", "told"), ((2.0, False), (4.0, True)))
-def test_a_stem_file_above_full_scale_is_told(
+def test_a_stem_file_above_full_scale_is_reported(
     fake_backend: Any, song: Song, tmp_path: Path, gain: float, told: bool
 ) -> None:
     path = song("a.wav", gain * tones(44_100))
@@ -252,7 +252,7 @@ def test_a_stem_file_above_full_scale_is_told(
         pytest.param("m4a", 320, 44_100, 2, "", marks=needs_ffmpeg),
     ),
 )
-def test_a_bitrate_that_the_format_does_not_reach_is_told(
+def test_a_bitrate_that_the_format_does_not_reach_is_reported(
     fake_backend: Any,
     song: Song,
     tmp_path: Path,

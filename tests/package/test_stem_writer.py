@@ -248,7 +248,9 @@ def test_full_disk_is_one_line_and_leaves_the_old_file(
 
 
 @pytest.mark.parametrize("container", ("wav", "flac", "mp3", "ogg", "opus"))
-def test_a_disk_that_is_full_at_the_very_end_is_told(tmp_path: Path, noise: Noise, container: str) -> None:
+def test_a_disk_that_is_full_at_the_very_end_is_reported(
+    tmp_path: Path, noise: Noise, container: str
+) -> None:
     """libsndfile says nothing where the last of what it holds back cannot be written."""
     stems = noise(2, 48_000).reshape(1, 2, 48_000)
     whole = write(tmp_path / "whole", stems, container=container, rate=48_000).files["0"].stat().st_size
@@ -274,7 +276,7 @@ def test_rescaled_stems_never_clip(tmp_path: Path, peak: float) -> None:
     assert write(tmp_path, stems, bit_depth="24", rescale=True).clipped == {"0": 0}
 
 
-def test_too_small_a_disk_is_told_in_advance(
+def test_too_small_a_disk_is_reported_in_advance(
     tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))

@@ -74,7 +74,7 @@ def test_a_stream_gives_stems_before_it_has_ended(fake_backend: Callable[..., An
         [np.full((2, 10), 1000, np.int16)],
     ],
 )
-def test_blocks_that_are_no_sound_are_refused(
+def test_blocks_that_are_not_finite_are_refused(
     fake_backend: Callable[..., Any], blocks: list[Samples]
 ) -> None:
     with pytest.raises(InputError):
@@ -103,7 +103,7 @@ def test_stems_that_cannot_be_saved(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_misspelt_option_is_no_option(fake_backend: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_misspelt_option_is_refused(fake_backend: Callable[..., Any], tmp_path: Path) -> None:
     stems = Stems({"bass": np.zeros((2, 10), np.float32)}, sample_rate=44_100)
     with pytest.raises(TypeError, match="audio_formt"):
         Separator(fake_backend()).save(stems, tmp_path, audio_formt="flac")  # type: ignore[call-arg]

@@ -164,7 +164,7 @@ def test_still_less_means_shorter_segments(model: Path, monkeypatch: pytest.Monk
     )
 
 
-def test_the_song_stays_whole_and_its_owner_is_told(model: Path, tmp_path: Path) -> None:
+def test_the_song_stays_whole_and_the_fallback_is_reported(model: Path, tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     soundfile.write(tmp_path / "song.wav", noise(3 * N, 2), 44_100)
     separator = Separator.from_checkpoint(model, backend="torch", batch_size=4)
@@ -182,7 +182,7 @@ def test_too_little_memory_is_one_line(model: Path) -> None:
         backend(noise(1, 2, N))
 
 
-def test_other_failures_are_no_lack_of_memory(model: Path) -> None:
+def test_other_failures_are_not_taken_for_a_lack_of_memory(model: Path) -> None:
     with pytest.raises(ModelError, match="cannot be run"):
         TorchBackend(model)(noise(1, 3, N))
 
@@ -212,7 +212,9 @@ def test_every_way_to_say_that_memory_ran_out_is_understood(
     np.testing.assert_allclose(backend(segments), expected, atol=1e-5)
 
 
-def test_a_device_that_cannot_compute_is_told_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_cannot_compute_is_reported_at_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(device: Any) -> None:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
 

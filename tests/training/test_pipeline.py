@@ -106,7 +106,7 @@ def musdb(tmp_path: Path) -> Path:
     return tmp_path / "musdb"
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(musdb: Path, tmp_path: Path, tiny: None) -> None:
+def test_a_killed_run_resumes_bit_for_bit(musdb: Path, tmp_path: Path, tiny: None) -> None:
     write_musdb(musdb, is_wav=True, seconds=3.0)
 
     def words(out: Path) -> list[str]:
