@@ -64,7 +64,7 @@ def test_silence_and_short_songs_are_skipped_and_reported(tmp_path: Path) -> Non
     assert song.stems["drums"]["museval_sdr"] is not None
     assert song.stems["bass"]["museval_sdr"] is None
     assert song.stems["bass"]["sdr"] == pytest.approx(0, abs=0.01)
-    assert song.skipped["bass"] == "BSSEval has no number for a silent estimate"
+    assert song.skipped["bass"] == "BSSEval is undefined for a silent estimate"
     stems, why = bsseval.usable({"drums": noise(1)[:100]}, {"drums": noise(1)[:100]})
     assert not stems
     assert "too few" in why["drums"]
@@ -127,7 +127,7 @@ def test_both_kinds_of_musdb_are_what_musdb_reads(tmp_path: Path) -> None:
     assert name == "MUSDB18 test"
     hq = tmp_path / "hq" / "test" / "A - B"
     hq.mkdir(parents=True)
-    unpacked = musdb.unpack(packed, hq)
+    unpacked = musdb.decode_stems(packed, hq)
     for stem in ("vocals", "drums", "bass", "other"):
         read, _ = soundfile.read(unpacked.files[stem])
         np.testing.assert_array_equal(read, track.targets[stem].audio)

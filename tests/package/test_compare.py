@@ -10,7 +10,7 @@ import pytest
 
 from tfswa_sep.cli import main
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.evaluation.compare import bootstrap, compare
+from tfswa_sep.evaluation.compare import bootstrap, compare_records
 from tfswa_sep.evaluation.results import Evaluation, MethodScores, SongScore, StemScore
 
 
@@ -30,14 +30,16 @@ def test_the_pairs_are_what_counts(tmp_path: Path) -> None:
     noise = np.random.default_rng(1).normal(0, 0.2, 20)
     first = record(tmp_path / "a.json", list(base))
     better = record(tmp_path / "b.json", list(base + 0.5 + noise))
-    (found,) = compare([first, better]).differences
+    (found,) = compare_records([first, better]).differences
     assert found.difference == pytest.approx(0.5 + noise.mean())
     assert found.low is not None and found.high is not None
     standard_error = noise.std() / np.sqrt(20)
     assert found.high - found.low == pytest.approx(2 * 1.96 * standard_error, rel=0.1)
     assert found.verdict == "tool (b.json) is better"
-    assert compare([first, better]).differences == (found,)  # the draws are seeded
-    (none,) = compare([first, record(tmp_path / "c.json", list(base + noise - noise.mean()))]).differences
+    assert compare_records([first, better]).differences == (found,)  # the draws are seeded
+    (none,) = compare_records(
+        [first, record(tmp_path / "c.json", list(base + noise - noise.mean()))]
+    ).differences
     assert none.verdict == "no difference shown"
 
 
@@ -61,7 +63,7 @@ def test_the_mean_of_the_stems_is_compared_too(tmp_path: Path) -> None:
     """The accompaniment is no stem of its own, and a song counts for the stems that it has."""
     first = stems_record(tmp_path / "a.json", one=(1, 2, 3), two=(1, None, 3), three=(1, None, 3))
     second = stems_record(tmp_path / "b.json", one=(2, 4, 90), two=(1, None, 90), three=(2.5, None, 3))
-    found = {each.stem: each for each in compare([first, second]).differences}
+    found = {each.stem: each for each in compare_records([first, second]).differences}
     assert list(found) == ["vocals", "drums", "accompaniment", "mean"]
     vocals, drums, _, mean = found.values()
     assert (vocals.difference, drums.difference) == pytest.approx((2.5 / 3, 2))
@@ -70,7 +72,7 @@ def test_the_mean_of_the_stems_is_compared_too(tmp_path: Path) -> None:
     assert (mean.songs, mean.second_better_in) == (3, 2)
     assert mean.low is not None and mean.high is not None and mean.low < mean.difference < mean.high
     singles = [record(tmp_path / f"{n}.json", [float(n)]) for n in (1, 2)]
-    assert "mean" not in {each.stem for each in compare(singles).differences}
+    assert "mean" not in {each.stem for each in compare_records(singles).differences}
 
 
 def test_a_song_without_any_number_does_not_count() -> None:
@@ -87,30 +89,30 @@ def test_an_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.Mon
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     first = record(tmp_path / "a.json", [1.0, 2.0])
-    (few,) = compare([first, record(tmp_path / "b.json", [9.0, 9.0])]).differences
+    (few,) = compare_records([first, record(tmp_path / "b.json", [9.0, 9.0])]).differences
     assert few.verdict == "fewer than 6 songs: say nothing"
     with pytest.raises(UsageError, match=r"no stem has a 'sdr' from both .* nor may a perfect estimate"):
-        compare([first, record(tmp_path / "perfect.json", [None, None])])
+        compare_records([first, record(tmp_path / "perfect.json", [None, None])])
     with pytest.raises(UsageError, match="no song in common"):
-        compare([first, record(tmp_path / "none.json", [])])
-    with pytest.raises(UsageError, match="one method only"):
-        compare([first])
+        compare_records([first, record(tmp_path / "none.json", [])])
+    with pytest.raises(UsageError, match="only one method"):
+        compare_records([first])
     (tmp_path / "no.json").write_text("{}")
-    with pytest.raises(InputError, match="no record of"):
-        compare([first, tmp_path / "no.json"])
+    with pytest.raises(InputError, match="not a record of"):
+        compare_records([first, tmp_path / "no.json"])
 
 
 def test_songs_are_matched_by_name_whatever_their_folder_is_called(tmp_path: Path) -> None:
     first = record(tmp_path / "a.json", [1.0, 2.0])
-    same = compare([first, record(tmp_path / "b.json", [2.0, 3.0], data="copy of songs")])
+    same = compare_records([first, record(tmp_path / "b.json", [2.0, 3.0], data="copy of songs")])
     assert [each.difference for each in same.differences] == [1.0] and not same.warnings
-    more = compare([first, record(tmp_path / "c.json", [2.0, 3.0, 4.0], data="others")])
+    more = compare_records([first, record(tmp_path / "c.json", [2.0, 3.0, 4.0], data="others")])
     assert more.differences[0].songs == 2
     assert more.warnings == (
         "different songs: 2 are in both records and are compared; 0 only in tool (a.json), "
         "1 only in tool (c.json)",
     )
-    (cut,) = compare([first, record(tmp_path / "d.json", [2.0, 3.0], seconds=7)]).warnings
+    (cut,) = compare_records([first, record(tmp_path / "d.json", [2.0, 3.0], seconds=7)]).warnings
     assert "'song 0' lasts 1 s in tool (a.json) and 7 s in tool (d.json) (2 such songs)" in cut
 
 

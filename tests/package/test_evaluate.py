@@ -269,7 +269,7 @@ def test_another_rate_is_resampled_and_reported(tmp_path: Path) -> None:
     assert song.seconds == pytest.approx(1.0, abs=0.01)
     assert number(song.stems["vocals"], "sdr") > 60
     assert number(song.stems["bass"], "sdr") > 60
-    assert "vocals.wav has 48000 Hz, resampled to 44100" in song.warnings
+    assert "vocals.wav has a sample rate of 48000 Hz and was resampled to 44100" in song.warnings
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
@@ -361,7 +361,7 @@ def test_a_run_resumes_and_jobs_do_not_change_the_result(tmp_path: Path) -> None
     resumed = evaluate(songs, [method], earlier=stops[0], on_song=rest.append, **options)  # type: ignore[arg-type]
     assert len(rest) == 1
     assert resumed.methods == whole.methods
-    with pytest.raises(UsageError, match="other metrics: leave out --resume"):
+    with pytest.raises(UsageError, match="metrics: remove --resume"):
         evaluate(songs, [method], earlier=stops[0], metrics=("fast",), **options)  # type: ignore[arg-type]
 
     in_processes = evaluate(songs[1:], [method], jobs=2, **options)  # type: ignore[arg-type]
@@ -461,7 +461,7 @@ def test_which_true_stems_an_estimate_stands_for(
 
 
 def test_what_cannot_be_scored_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no folder of songs"):
+    with pytest.raises(InputError, match="is not a folder of songs"):
         find_songs(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no songs in"):
         find_songs(tmp_path)
@@ -470,13 +470,13 @@ def test_what_cannot_be_scored_is_one_clear_line(tmp_path: Path) -> None:
         evaluate_estimates(tmp_path / "data", tmp_path, apart="Sodium")
     write_song(tmp_path / "same" / "same", vocals=noise(1))
     soundfile.write(tmp_path / "same" / "vocals.wav", noise(1).T, RATE)
-    with pytest.raises(InputError, match=r"two songs of .*same are called 'same': rename one"):
+    with pytest.raises(InputError, match=r"two songs in .*same are called 'same': rename one"):
         find_songs(tmp_path / "same")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no stems in"):
         evaluate_estimates(tmp_path / "data", tmp_path / "empty")
     write_song(tmp_path / "twice" / "song", vocals=noise(1), piano=noise(2))
-    with pytest.raises(InputError, match="song is made of vocals, piano: drums cannot be scored"):
+    with pytest.raises(InputError, match="song consists of vocals, piano: drums cannot be scored"):
         write_song(tmp_path / "drums", drums=noise(1))
         evaluate_estimates(tmp_path / "twice", tmp_path / "drums")
     (tmp_path / "twice" / "song" / "piano.wav").rename(tmp_path / "twice" / "song" / "vocals.flac")

@@ -194,7 +194,7 @@ def test_scores_are_those_of_the_published_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"scores\.json has no scores of tried\.onnx \(SHA-256 bbbbbbbbbbbb"):
         publish.read_scores(path, STEMS, {"b" * 64: "tried.onnx"})
     path.write_text("[]")
-    with pytest.raises(InputError, match=r"scores\.json is no record of `tfswa-sep eval`"):
+    with pytest.raises(InputError, match=r"scores\.json is not a record of `tfswa-sep eval`"):
         publish.read_scores(path, STEMS, {})
 
 

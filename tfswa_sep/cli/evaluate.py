@@ -37,7 +37,11 @@ app = typer.Typer(
 
 @app.callback()
 def _evaluation() -> None:
-    """Score separation quality and compare methods."""
+    """Score separation quality and compare methods.
+
+    Scores are SDR and its relatives in dB (higher is better); "kept" is how much of the true stem is in the
+    estimate (ideally 1), "leaked" how much of all other stems (ideally 0).
+    """
 
 
 Data = Annotated[
@@ -158,8 +162,9 @@ def evaluate(
 ) -> None:
     """Separate songs with known stems and score the result.
 
-    Prints each stem's SDR in dB, and its improvement over the unseparated mixture. Models run in fp32
-    unless --precision says otherwise, so that scores are reproducible.
+    Prints each stem's SDR in dB, its gain over the unseparated mixture, and how much of the true stem was
+    kept (ideally 1) and of the other stems leaked (ideally 0). Models run in fp32 unless --precision says
+    otherwise, so that scores are reproducible.
     """
     if (data is None) == (musdb is None):
         raise UsageError("give either --data FOLDER or --musdb FOLDER")
@@ -168,9 +173,9 @@ def evaluate(
     if resume and record is None and report is None:
         raise UsageError("--resume needs the results to continue: add --json FILE or --report FOLDER")
 
+    from tfswa_sep.evaluation import run
     from tfswa_sep.evaluation.extra import need
     from tfswa_sep.evaluation.results import read_evaluation
-    from tfswa_sep.evaluation.run import evaluate as run
 
     if report is not None:
         need("jinja2", "--report")  # before hours of work
@@ -186,7 +191,7 @@ def evaluate(
             _write_record(evaluation, files)
             on_song(evaluation)
 
-        evaluation = run(
+        evaluation = run.evaluate(
             songs, methods, data=name, metrics=wanted, apart=apart, jobs=jobs, earlier=earlier,
             on_progress=on_progress, on_song=save,
         )  # fmt: skip
@@ -215,7 +220,7 @@ def compare(
 
     Every method is compared with the first method of the first file. Songs are matched by name.
     """
-    from tfswa_sep.evaluation.compare import compare as compare_records
+    from tfswa_sep.evaluation.compare import compare_records
 
     comparison = compare_records(records, metric=metric)
     for warning in comparison.warnings:

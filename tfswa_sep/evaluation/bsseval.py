@@ -1,12 +1,12 @@
-"""BSSEval: museval's version 4, which is the official one, and a quick relative of it.
+"""BSSEval: version 4 by museval, which is the official one, and a fast approximation.
 
-    museval  SDR, ISR, SIR, SAR of every second, with filters of 512 taps that are fitted once to the whole
-             song (Stöter, Liutkus, Ito 2018, "The 2018 Signal Separation Evaluation Campaign")
+    museval  SDR, ISR, SIR, SAR per second, with distortion filters of 512 taps fitted once to the whole song
+             (Stöter, Liutkus, Ito 2018, "The 2018 Signal Separation Evaluation Campaign")
     fast     SDR by museval's own definition, which needs no filter: the energy of the true stem over that of
              the error, second by second. SIR and SAR by fast_bss_eval (Scheibler 2022): version 3, mixed down
              to mono, filters fitted anew to every 30 s. They differ from museval's.
 
-Arrays are (n, c) float64, samples first as museval has it.
+Signals are (n, c) float64, samples first as in museval.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ Frames = dict[str, NDArray[np.float64]]  # metric -> (frames,)
 TAPS = 512  # of museval's filters
 FAST_SECONDS = 30  # of fast_bss_eval's windows
 FAST_STEPS = 30  # of its conjugate gradients
-ALONE = "only SDR, for SIR and SAR compare stems with each other, and no other can be scored"
+ALONE = "only SDR: SIR and SAR need a second stem that can be scored"
 
 
 def usable(references: Signals, estimates: Signals) -> tuple[list[str], dict[str, str]]:
-    """(stems that museval can score, why it cannot score the others).
+    """(stems that museval can score, {stem: why not} for the others).
 
-    museval raises on a silent reference, a silent estimate, and a song too short for its filters.
+    museval raises for a silent reference, a silent estimate, and a song too short for its filters.
     """
     stems, skipped = [], {}
     for stem, reference in references.items():
         samples, channels = reference.shape
         if samples < TAPS * channels * len(references):
             skipped[stem] = f"{samples} samples are too few for BSSEval's filters"
-        elif not np.any(reference.sum(axis=1)):  # museval's own test; a stem that is all side counts too
-            skipped[stem] = "BSSEval has no number for a stem that is silent in this song"
+        elif not np.any(reference.sum(axis=1)):  # as museval tests it: a pure side signal is silent, too
+            skipped[stem] = "BSSEval is undefined for a stem that is silent in this song"
         elif not np.any(estimates[stem].sum(axis=1)):
-            skipped[stem] = "BSSEval has no number for a silent estimate"
+            skipped[stem] = "BSSEval is undefined for a silent estimate"
         else:
             stems.append(stem)
     return stems, skipped
 
 
 def round_to_16_bits(reference: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rounded to 16 bits, as musdb decodes true stems.
+    """Round to 16 bits, as musdb decodes true stems.
 
-    Without that floor of noise a stem from a lossy file has no energy at all in the highest octave, and
-    museval's equations have no single solution: its SIR and SAR then are off by ten and more decibels.
+    Without this noise floor a stem from a lossy file has no energy in the highest octave, and museval's
+    normal equations are singular: its SIR and SAR are then off by 10 dB and more.
     """
     return np.round(reference * 2**15) / 2**15
 
@@ -60,16 +60,18 @@ def round_to_16_bits(reference: NDArray[np.float64]) -> NDArray[np.float64]:
 def museval_frames(
     references: Signals, estimates: Signals, rate: int
 ) -> tuple[dict[str, Frames], dict[str, str]]:
-    """({stem: {"sdr", "isr", "sir", "sar": (frames,)}}, {stem: why it has none}), frames of 1 s.
+    """museval's metrics in frames of 1 s: ({stem: {"sdr", "isr", "sir", "sar": (frames,)}}, {stem: why not}).
 
-    Which stems interfere with which is as in museval.eval_mus_track: the four with each other, and vocals
-    against accompaniment, which is where the vocals' numbers come from if both are there. An estimate counts
-    up to the length of its reference. A frame in which some stem of the group is silent is NaN.
-    Raises UsageError without museval.
+    Stems are grouped as in museval.eval_mus_track: the four with each other, and vocals against accompaniment,
+    which is where the vocals' scores come from if both exist. An estimate counts up to the length of its
+    reference. A frame in which a stem of the group is silent is NaN.
+
+    Raises:
+        UsageError: museval is not installed.
     """
     museval = need("museval", "BSSEval")
     stems, skipped = usable(references, estimates)
-    found: dict[str, Frames] = {}
+    scores: dict[str, Frames] = {}
     for members in _groups(stems):
         with _one_thread(), np.errstate(all="ignore"):
             ratios = museval.evaluate(
@@ -80,29 +82,29 @@ def museval_frames(
             )
         for index, stem in enumerate(members):
             names = ("sdr", "isr", "sir", "sar")
-            found[stem] = {name: ratio[index] for name, ratio in zip(names, ratios, strict=True)}
-    return _with_lone_stems(found, skipped, stems, references, estimates, rate)
+            scores[stem] = {name: ratio[index] for name, ratio in zip(names, ratios, strict=True)}
+    return _with_lone_stems(scores, skipped, stems, references, estimates, rate)
 
 
 def fast_ratios(
     references: Signals, estimates: Signals, rate: int
 ) -> tuple[dict[str, Frames], dict[str, str]]:
-    """({stem: {"sdr": (frames,), "sir", "sar": (windows,)}}, {stem: why it has none}); see above.
+    """Fast metrics: ({stem: {"sdr": (frames,), "sir", "sar": (windows,)}}, {stem: why not}).
 
-    Groups, lengths and errors as in `museval_frames`.
+    Groups, lengths and errors are as in `museval_frames`.
     """
     fast = need("fast_bss_eval", "--metrics fast")
     stems, skipped = usable(references, estimates)
-    found: dict[str, Frames] = {}
+    scores: dict[str, Frames] = {}
     for members in _groups(stems):
         true = np.stack([references[stem].mean(axis=1) for stem in members])
         guess = np.stack([estimates[stem].mean(axis=1) for stem in members])
         windows = []
         for piece in _windows(true.shape[1], FAST_SECONDS * rate):
-            ratios = np.full((2, len(members)), np.nan)  # what a window with a silent stem keeps
+            ratios = np.full((2, len(members)), np.nan)  # stays so in a window with a silent stem
             if true[:, piece].any(axis=1).all() and guess[:, piece].any(axis=1).all():
                 with _one_thread(), np.errstate(divide="ignore"):
-                    # Conjugate gradients, because the direct solver of 0.1.4 breaks with numpy 2.
+                    # Conjugate gradients: the direct solver of 0.1.4 fails with NumPy 2.
                     _, *ratios = fast.bss_eval_sources(
                         true[:, piece], guess[:, piece], compute_permutation=False, use_cg_iter=FAST_STEPS
                     )
@@ -110,28 +112,28 @@ def fast_ratios(
         sirs, sars = np.moveaxis(np.array(windows), 0, -1)
         for index, stem in enumerate(members):
             sdr = frame_sdr(references[stem], estimates[stem], rate)
-            found[stem] = {"sdr": sdr, "sir": sirs[index], "sar": sars[index]}
-    return _with_lone_stems(found, skipped, stems, references, estimates, rate)
+            scores[stem] = {"sdr": sdr, "sir": sirs[index], "sar": sars[index]}
+    return _with_lone_stems(scores, skipped, stems, references, estimates, rate)
 
 
 def _with_lone_stems(
-    found: dict[str, Frames],
+    scores: dict[str, Frames],
     skipped: dict[str, str],
     stems: list[str],
     references: Signals,
     estimates: Signals,
     rate: int,
 ) -> tuple[dict[str, Frames], dict[str, str]]:
-    """What was found and skipped, and the SDR of stems without another to be compared with."""
-    lone = [stem for stem in stems if stem not in found]
+    """The scores and skipped stems, completed by the SDR of stems that have no group."""
+    lone = [stem for stem in stems if stem not in scores]
     sdrs = {stem: {"sdr": frame_sdr(references[stem], estimates[stem], rate)} for stem in lone}
-    return found | sdrs, skipped | dict.fromkeys(lone, ALONE)
+    return scores | sdrs, skipped | dict.fromkeys(lone, ALONE)
 
 
 def frame_sdr(
     reference: NDArray[np.float64], estimate: NDArray[np.float64], rate: int
 ) -> NDArray[np.float64]:
-    """museval's SDR, (frames,) of 1 s: no filter is in it. NaN where the reference or estimate is silent."""
+    """museval's SDR in frames of 1 s, (frames,), NaN where reference or estimate is silent. It needs no filter."""
     ratios = []
     for piece in _windows(len(reference), rate):
         true, guess = reference[piece], estimate[piece]
@@ -143,19 +145,19 @@ def frame_sdr(
 
 
 def _groups(stems: list[str]) -> list[list[str]]:
-    """Which stems are scored against each other; of two numbers for the vocals the last one counts."""
+    """Groups of stems that are scored against each other; the last one counts for the vocals."""
     stems_apart = [stem for stem in stems if stem != ACCOMPANIMENT]
     pair = [stem for stem in (VOCALS, ACCOMPANIMENT) if stem in stems]
     return [members for members in (stems_apart, pair) if len(members) > 1]
 
 
 def _windows(samples: int, length: int) -> list[slice]:
-    """Whole windows one after another, what is left over at the end dropped; a short song is one window."""
+    """Consecutive whole windows, without the rest at the end; a short song is one window."""
     return [slice(start, start + length) for start in range(0, max(samples - length, 0) + 1, length)]
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Linear algebra on one core: the same bits whatever the machine does and however many processes run."""
+    """BLAS on one core, for results that do not depend on the number of cores or processes."""
     with need("threadpoolctl", "BSSEval").threadpool_limits(1, "blas"):
         yield

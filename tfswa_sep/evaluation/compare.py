@@ -1,8 +1,8 @@
-"""Are two methods different, or is it noise? Paired differences over the songs that both have scored.
+"""Are two methods different, or is it noise? Paired differences over the songs that both have scores for.
 
 The interval is the percentile bootstrap of the mean difference (Efron and Tibshirani 1993, chapter 13): songs
-are drawn with replacement, whole songs with all of their numbers, and the middle 95 % of the means kept.
-With few songs such an interval is too narrow, so a difference is claimed only from MIN_SONGS on.
+are drawn with replacement, each with all of its scores, and the middle 95 % of the means kept.
+With few songs that interval is too narrow, so nothing is claimed below MIN_SONGS.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DRAWS = 10_000
 CONFIDENCE = 0.95
 SEED = 0
 SAME_SECONDS = 1.0  # two copies of a song differ in length by less: codecs pad by some milliseconds
-MEAN = "mean"  # what is said of all stems together, the accompaniment apart
+MEAN = "mean"  # over the stems, without the accompaniment
 UNCLEAR = "unclear"
 MIN_SONGS = 6  # with 5, all differences of one sign still happen by chance one time in 16
 
@@ -31,15 +31,15 @@ MIN_SONGS = 6  # with 5, all differences of one sign still happen by chance one 
 class Difference:
     """One stem: how much better the second method is."""
 
-    stem: str  # or MEAN: the mean over the stems of what is said of each
+    stem: str  # or MEAN
     metric: str
     first: str  # name of the method
     second: str
-    songs: int  # that both have scored
+    songs: int  # that both have scores for
     mean_first: float  # dB
     mean_second: float  # dB
     difference: float  # mean of second - first, dB
-    low: float | None  # the ends of its confidence interval; None for a single song
+    low: float | None  # ends of its confidence interval; None for a single song
     high: float | None
     second_better_in: int  # songs
 
@@ -63,24 +63,23 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All differences, and what one should know before believing them."""
+    """All differences, and reasons to doubt them."""
 
     differences: tuple[Difference, ...]
     warnings: tuple[str, ...]
 
 
-def compare(records: Sequence[Path], *, metric: str | None = None) -> Comparison:
-    """Every method of the records against the first one, stem by stem and in the mean of the stems.
+def compare_records(records: Sequence[Path], *, metric: str | None = None) -> Comparison:
+    """Compare every method with the first one, for each stem and for the mean of the stems.
 
-    Baselines are compared only where there is nothing else.
-    Songs are matched by name, whatever the folder that they were in is called.
+    Baselines are compared only where there is nothing else. Songs are matched by name, whatever their folder.
 
     Args:
         records: Files that `tfswa-sep eval --json` wrote.
-        metric: A name of results.LABELS; None means museval's SDR where all have it, else the global SDR.
+        metric: A key of results.LABELS; None means museval's SDR where all have it, else the global SDR.
 
     Raises:
-        InputError: A file is no record.
+        InputError: A file is not such a record.
         UsageError: There is nothing to compare.
     """
     evaluations = [read_evaluation(path) for path in records]
@@ -92,13 +91,13 @@ def compare(records: Sequence[Path], *, metric: str | None = None) -> Comparison
         known = sorted({name for method in methods for name in method.metrics})
         raise UsageError(f"no record has {metric!r}: choose from {', '.join(known)}")
     first, *others = methods
-    found = []
+    differences = []
     for other in others:
         alone = {stem: _difference(first, other, [stem], metric) for stem in first.stems}
         shared = [stem for stem, each in alone.items() if each is not None and stem != ACCOMPANIMENT]
         together = _difference(first, other, shared, metric) if len(shared) > 1 else None
-        found += [each for each in (*alone.values(), together) if each is not None]
-    if not found:
+        differences += [each for each in (*alone.values(), together) if each is not None]
+    if not differences:
         scored, *others_scored = (
             {song.song for song in method.songs if not song.apart} for method in methods
         )
@@ -108,12 +107,12 @@ def compare(records: Sequence[Path], *, metric: str | None = None) -> Comparison
                 "name another --metric"
             )
         raise UsageError("the records have no song in common: score both on the same songs")
-    warnings = [warning for other in others for warning in _unlike(first, other)]
-    return Comparison(tuple(found), tuple(warnings))
+    warnings = [warning for other in others for warning in _mismatches(first, other)]
+    return Comparison(tuple(differences), tuple(warnings))
 
 
-def _unlike(first: MethodScores, second: MethodScores) -> list[str]:
-    """What the two were not both scored on."""
+def _mismatches(first: MethodScores, second: MethodScores) -> list[str]:
+    """In which songs the two records differ."""
     one, two = ({song.song: song.seconds for song in method.songs} for method in (first, second))
     common = one.keys() & two.keys()
     lines = []
@@ -138,14 +137,14 @@ def _methods(records: Sequence[Path], evaluations: Sequence[Evaluation]) -> list
             named = MethodScores(f"{method.name} ({path.name})", method.kind, method.songs)
             methods.append(named if len(records) > 1 else method)
     if len(methods) < 2:
-        raise UsageError("there is one method only: name a second record")
+        raise UsageError("there is only one method: name a second record")
     return methods
 
 
 def _difference(
     first: MethodScores, second: MethodScores, stems: Sequence[str], metric: str
 ) -> Difference | None:
-    """What is said of one stem, or of several in the mean; None where no song has it from both methods."""
+    """Difference in one stem, or in the mean of several; None where no song has both scores."""
     songs = sorted({song.song for song in first.songs} & {song.song for song in second.songs})
     if not songs:
         return None
@@ -179,7 +178,8 @@ def mean_of_stems(values: NDArray[np.float64]) -> float:
 def bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:
     """The confidence interval of `mean_of_stems`.
 
-    values: (songs,) or (songs, stems); NaN where a song lacks a stem.
+    Args:
+        values: (songs,) or (songs, stems); NaN where a song lacks a stem.
     """
     table = values.reshape(len(values), -1)
     table = table[~np.isnan(table).all(axis=1)]

@@ -1,4 +1,4 @@
-"""What gives estimates of a song's stems: a model, a folder that another tool filled, or a baseline."""
+"""Sources of estimates: a model, a folder of stems from any tool, or a baseline."""
 
 from __future__ import annotations
 
@@ -30,33 +30,43 @@ from tfswa_sep.inference.stft_numpy import istft, stft
 from tfswa_sep.options import OutputOptions, Runtime
 from tfswa_sep.separator import Separator
 
-Progress = Callable[[float], None]  # seconds of the song that are done
+Progress = Callable[[float], None]  # seconds of the song done
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """The stems of one song."""
+    """The estimated stems of one song."""
 
     files: dict[str, list[Path]]  # stem -> the files whose sum is its estimate
-    seconds: float | None  # wall clock that they took; None: they were there
+    seconds: float | None  # wall clock of the separation; None: they existed already
 
 
 class Method(Protocol):
-    """Gives estimates, song by song."""
+    """A source of estimates, song by song."""
 
     @property
     def rate(self) -> int:
-        """Hz, at which its estimates are compared."""
+        """Sample rate in Hz at which its estimates are scored."""
 
     def described(self) -> MethodScores:
-        """What the record says of it, without songs yet."""
+        """Its entry in the record, without songs."""
 
     def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
-        """Stems of `song`; `folder` is empty and its own. Raises TfswaError."""
+        """Estimate the stems of `song`.
+
+        Args:
+            song: For its true stems and its name.
+            mixture: The mixture as a file.
+            folder: An empty folder for the stems.
+            on_progress: Called with the seconds done.
+
+        Raises:
+            TfswaError: The estimates cannot be made or found.
+        """
 
 
 class ModelMethod:
-    """A model, on its backend."""
+    """Separation with a model."""
 
     def __init__(
         self,
@@ -65,7 +75,7 @@ class ModelMethod:
         runtime: Runtime = Runtime(precision="fp32"),
         out: Path | None = None,
     ) -> None:
-        """`out`: keep the stems there, as <song>/<stem>.wav."""
+        """`out`: folder to keep the stems in, as <song>/<stem>.wav."""
         info = registry.find_model(model) if isinstance(model, str | Path) else model
         if isinstance(info, registry.ModelInfo):
             prefer_int8 = prefers_int8(runtime.device)
@@ -83,11 +93,11 @@ class ModelMethod:
 
     @property
     def rate(self) -> int:
-        """The model's own."""
+        """The model's sample rate."""
         return self._separator.backend.sample_rate
 
     def described(self) -> MethodScores:
-        """The file that ran, and on what."""
+        """The model file and how it runs."""
         loaded = self._separator.backend
         return MethodScores(
             self._name,
@@ -100,7 +110,7 @@ class ModelMethod:
         )
 
     def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
-        """Separate the mixture into files, and say how long that took."""
+        """Separate the mixture, and time it."""
         started = time.perf_counter()
         result = self._separator.separate_file(
             mixture,
@@ -117,19 +127,19 @@ class ModelMethod:
 
 @dataclass(frozen=True)
 class FolderMethod:
-    """Stems that any tool wrote, `<song>/<stem>.<suffix>`, also below `test/` or `train/` as museval has it.
+    """Stems from any tool: `<song>/<stem>.<suffix>`, also below `test/` or `train/` as in museval.
 
-    Stems that the tool did not write are not scored. The accompaniment is `accompaniment.*` or
-    `instrumental.*`, else the sum of all stems but the vocals where they are there.
+    Missing stems are not scored. The accompaniment is `accompaniment.*` or `instrumental.*`, else the sum of all
+    stems but the vocals if there are all of them.
     """
 
     folder: Path
     name: str
-    alone: bool = False  # one song only: `folder` may be the folder of its stems
+    alone: bool = False  # there is one song: `folder` may hold its stems
     rate: int = SAMPLE_RATE
 
     def described(self) -> MethodScores:
-        """Only the name is known."""
+        """Its name."""
         return MethodScores(self.name, "estimates")
 
     def place(self, song: Song) -> Path:
@@ -138,37 +148,37 @@ class FolderMethod:
         return next((path for path in places if path.is_dir()), self.folder if self.alone else places[0])
 
     def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
-        """The files that are there. Raises InputError for none."""
+        """The existing files. Raises InputError if there are none."""
         place = self.place(song)
         if not place.is_dir():
-            raise InputError(f"no estimates of the song {song.name!r}: {place} is no folder")
+            raise InputError(f"no estimates of the song {song.name!r}: {place} is not a folder")
         files = stem_files(place)
         order = [stem for stem in (*song.stems, ACCOMPANIMENT) if stem in files]
-        found = {stem: [files[stem]] for stem in dict.fromkeys([*order, *files]) if stem != MIXTURE}
-        if not found:
-            raise InputError(f"no stems in {place}: expected vocals.wav and the like")
+        estimates = {stem: [files[stem]] for stem in dict.fromkeys([*order, *files]) if stem != MIXTURE}
+        if not estimates:
+            raise InputError(f"no stems in {place}: expected vocals.wav or the like")
         for stems in (song.stems, STEMS):
-            rest = [found[stem][0] for stem in stems if stem != VOCALS and stem in found]
-            if VOCALS in song.stems and ACCOMPANIMENT not in found and len(rest) == len(stems) - 1:
-                found[ACCOMPANIMENT] = rest
-        return Estimates(found, None)
+            rest = [estimates[stem][0] for stem in stems if stem != VOCALS and stem in estimates]
+            if VOCALS in song.stems and ACCOMPANIMENT not in estimates and len(rest) == len(stems) - 1:
+                estimates[ACCOMPANIMENT] = rest
+        return Estimates(estimates, None)
 
 
-def check_kept(methods: Sequence[Method], songs: Sequence[Song]) -> None:
-    """Raise UsageError if a model's stems are to be kept where true ones, or those of another tool, lie."""
+def check_outputs(methods: Sequence[Method], songs: Sequence[Song]) -> None:
+    """Raise UsageError if a model's stems would overwrite true stems or those of another tool."""
     files = [path for song in songs for path in song.files.values()]
-    given = {folder for path in files for folder in (path.parent, path.resolve().parent)}
-    given |= {method.place(song) for method in methods if isinstance(method, FolderMethod) for song in songs}
-    given = {folder for folder in given if folder.is_dir()}
+    inputs = {folder for path in files for folder in (path.parent, path.resolve().parent)}
+    inputs |= {method.place(song) for method in methods if isinstance(method, FolderMethod) for song in songs}
+    inputs = {folder for folder in inputs if folder.is_dir()}
     outs = [method.out for method in methods if isinstance(method, ModelMethod) and method.out is not None]
     for place in (out / song.name for out in outs for song in songs):
-        if place.is_dir() and any(place.samefile(folder) for folder in given):
+        if place.is_dir() and any(place.samefile(folder) for folder in inputs):
             raise UsageError(f"the stems in {place} would be overwritten: choose another --out")
 
 
 @dataclass(frozen=True)
 class MixtureBaseline:
-    """The mixture itself, taken for every stem: what no separator should fall below."""
+    """The mixture as the estimate of every stem: a lower bound."""
 
     name: str = "mixture"
     rate: int = SAMPLE_RATE
@@ -178,17 +188,16 @@ class MixtureBaseline:
         return MethodScores(self.name, BASELINE)
 
     def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
-        """The mixture's file for every stem."""
+        """The mixture, for every stem."""
         return Estimates({stem: [mixture] for stem in with_accompaniment(song.stems)}, None)
 
 
 @dataclass(frozen=True)
 class OracleBaseline:
-    """The mixture through masks made of the true stems' magnitudes: a ceiling for what masking can reach.
+    """The mixture through oracle masks: an upper bound for masking magnitudes.
 
-    The ratio mask is a stem's share of the summed magnitudes, the binary mask is 1 where a stem is
-    the loudest. For vocals against accompaniment, the binary mask compares those two.
-    Made in blocks of ten seconds.
+    The ratio mask is a stem's share of the summed magnitudes; the binary mask is 1 where the stem is the loudest,
+    and for vocals where they are louder than the accompaniment. Computed in blocks of ten seconds.
     """
 
     binary: bool
@@ -196,7 +205,7 @@ class OracleBaseline:
 
     @property
     def name(self) -> str:
-        """As in the tables."""
+        """Name in tables."""
         return "oracle binary mask" if self.binary else "oracle ratio mask"
 
     def described(self) -> MethodScores:
@@ -204,7 +213,7 @@ class OracleBaseline:
         return MethodScores(self.name, BASELINE)
 
     def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
-        """Write what the masks let through."""
+        """Write the masked mixture."""
         truths, mixed = song.truths(self.rate), Feed([mixture], self.rate)
         files = {stem: [folder / f"{stem}.wav"] for stem in with_accompaniment(song.stems)}
         writers = {

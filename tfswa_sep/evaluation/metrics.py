@@ -1,11 +1,11 @@
-"""How good an estimate is, in numbers. Sample arrays are (c, n) float32; both channels count together.
+"""Metrics over whole songs. Samples are (c, n) float32; the channels are pooled.
 
     SDR     10 log10(energy of the reference / energy of the error): the "global SDR" or uSDR of the Music
             Demixing challenges (Mitsufuji et al. 2021; Fabbro et al. 2023), which is not the windowed BSSEval
             SDR of museval
     SI-SDR  the same against the reference scaled to fit the estimate (Le Roux et al. 2019)
-    kept    how much of the true stem is in the estimate, and
-    leaked  how much of all the others: estimate ~ kept * stem + leaked * others, fitted by least squares
+    kept    gain of the true stem in the estimate, ideally 1
+    leaked  gain of all other stems in it, ideally 0: estimate ~ kept * stem + leaked * others, by least squares
 
 None of these is defined for a silent reference.
 """
@@ -37,15 +37,17 @@ def si_sdr(reference: Samples, estimate: Samples) -> float | None:
 
 
 class RunningScore:
-    """The metrics of signals that come block by block: reference, the rest of its mixture, estimate."""
+    """Metrics accumulated block by block from the reference, the rest of its mixture and the estimate."""
 
     def __init__(self) -> None:
-        self.samples = 0  # counted over both channels
-        self.gram = np.zeros((3, 3))  # inner products of (reference, rest, estimate)
-        self.error = 0.0  # energy of reference - estimate; from the gram it would cancel
+        self.samples = 0  # of all channels
+        self.gram = np.zeros((3, 3))  # Gram matrix of (reference, rest, estimate)
+        self.error = (
+            0.0  # energy of reference - estimate; computed from the Gram matrix it would lose precision
+        )
 
     def add(self, reference: Samples, rest: Samples, estimate: Samples) -> None:
-        """Add one block, three times (c, n)."""
+        """Add one block; each signal is (c, n)."""
         rows = np.stack([reference.ravel(), rest.ravel(), estimate.ravel()]).astype(np.float64)
         self.samples += reference.size
         self.gram += rows @ rows.T
@@ -56,12 +58,12 @@ class RunningScore:
 
     @property
     def is_silent(self) -> bool:
-        """The reference is silent."""
+        """Whether the reference is silent."""
         return self._is_row_silent(0)
 
     @property
     def is_alone(self) -> bool:
-        """The reference is the whole mixture."""
+        """Whether the reference is the whole mixture."""
         return self._is_row_silent(1)
 
     def sdr(self) -> float:
@@ -81,10 +83,10 @@ class RunningScore:
         return float(gains[0]), float(gains[1])
 
     def level(self) -> float:
-        """Energy of the estimate against the mixture's, in dB."""
+        """Level of the estimate relative to the mixture, in dB."""
         return float(decibels(self.gram[2, 2], self.gram[:2, :2].sum()))
 
 
 def decibels(signal: Any, noise: Any) -> Any:
-    """The ratio of two energies, numbers or arrays of them, in dB."""
+    """Ratio of two energies in dB, for numbers or arrays."""
     return 10 * np.log10((signal + ENERGY_FLOOR) / (noise + ENERGY_FLOOR))

@@ -1,12 +1,11 @@
-"""Songs as folders of true stems, and reading several files side by side.
+"""Songs with true stems, and reading several files in parallel.
 
     FOLDER/<song>/<stem>.<wav|flac|opus|ogg|mp3>      stems of any name, such as vocals or guitar
-    FOLDER/<song>.stem.mp4                            drums, bass, other and vocals, as MUSDB18 has them
+    FOLDER/<song>.stem.mp4                            drums, bass, other and vocals, as in MUSDB18
 
-A stem that other songs have, or one of MUSDB18's, is silent without a file. The mixture is `mixture.*` where it
-is there, else the sum of the stems; a `.stem.mp4`'s own mixture, which was encoded apart from its stems, is not
-used.
-Everything is read as stereo in blocks, so that memory does not grow with the song.
+A stem without a file is silent if other songs have it or it is one of MUSDB18's. The mixture is `mixture.*`, else
+the sum of the stems; the mixture inside a `.stem.mp4` is not used, since it was encoded separately.
+Everything is read as stereo in blocks, so memory does not grow with the song.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ BLOCK_SECONDS = 10  # read at a time
 
 @dataclass(frozen=True)
 class Song:
-    """A song whose true stems are known."""
+    """A song with known true stems."""
 
     name: str
     files: dict[str, Path]  # stem or "mixture" -> file
-    packed: Path | None = None  # the .stem.mp4 that musdb.unpack makes such files of
-    summed: bool = False  # the mixture is the sum of the stems even where a mixture is packed with them
-    stems: tuple[str, ...] = STEMS  # that it is made of, the silent ones too
+    packed: Path | None = None  # .stem.mp4 that musdb.decode_stems turns into such files
+    summed: bool = False  # the mixture is the sum of the stems, even if one is packed with them
+    stems: tuple[str, ...] = STEMS  # that it consists of, including silent ones
 
     def truths(self, rate: int) -> dict[str, Feed]:
-        """A feed for each of its stems, the silent ones too."""
+        """A feed for each of its stems, including silent ones."""
         return {stem: Feed([self.files[stem]] if stem in self.files else [], rate) for stem in self.stems}
 
     def write_mixture(self, path: Path, *, rate: int) -> int:
-        """Write the mixture as a 32-bit float WAV, which holds sums above full scale; returns its frames."""
+        """Write the mixture as 32-bit float WAV, which does not clip; return its length in frames."""
         stems = [self.files[stem] for stem in self.stems if stem in self.files]
         feed, written = Feed([self.files[MIXTURE]] if MIXTURE in self.files else stems, rate), 0
         with soundfile.SoundFile(path, "w", rate, MODEL_CHANNELS, subtype="FLOAT", format="WAV") as target:
@@ -58,20 +57,21 @@ class Song:
 
 
 def find_songs(data: Path) -> list[Song]:
-    """The songs in the folders of `data`, its `.stem.mp4` files, and `data` itself if it is a song.
+    """Find songs: the folders in `data`, its `.stem.mp4` files, and `data` itself.
 
-    A folder is one if it holds one of MUSDB18's stems or an accompaniment, or, below `data`, several stems of
-    any names. An accompaniment beside the stems that it is the sum of is left out.
+    A folder is a song if it holds one of MUSDB18's stems or an accompaniment, or, below `data`, several stems of
+    any names. An accompaniment is ignored beside the stems that it is the sum of.
 
-    Raises InputError for none, and for two of one name: scores are kept by name.
+    Raises:
+        InputError: There are no songs, or two of the same name.
     """
     if not data.is_dir():
-        raise InputError(f"{data} is no folder of songs")
+        raise InputError(f"{data} is not a folder of songs")
     folders = [data, *sorted(folder for folder in data.iterdir() if folder.is_dir())]
-    found = [(folder, stem_files(folder)) for folder in folders]
+    candidates = [(folder, stem_files(folder)) for folder in folders]
     songs = [
         Song(folder.resolve().name, files)
-        for folder, files in found
+        for folder, files in candidates
         if files.keys() & {*STEMS, ACCOMPANIMENT} or (folder != data and len(files.keys() - {MIXTURE}) > 1)
     ]
     songs += [
@@ -80,11 +80,11 @@ def find_songs(data: Path) -> list[Song]:
     ]
     if not songs:
         raise InputError(
-            f"no songs in {data}: expected folders with vocals.wav, drums.flac and the like, or .stem.mp4 files"
+            f"no songs in {data}: expected folders with vocals.wav, drums.flac or the like, or .stem.mp4 files"
         )
     names = [song.name for song in songs]
     if repeated := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"two songs of {data} are called {repeated.pop()!r}: rename one")
+        raise InputError(f"two songs in {data} are called {repeated.pop()!r}: rename one")
     named = {stem for song in songs for stem in song.files} - {MIXTURE, ACCOMPANIMENT}
     if any(song.packed for song in songs) or named <= set(STEMS):
         named |= set(STEMS)
@@ -93,20 +93,21 @@ def find_songs(data: Path) -> list[Song]:
 
 
 def _stems(song: Song, named: Sequence[str]) -> tuple[str, ...]:
-    """What a song is made of; `named` are the stems of all songs."""
+    """The stems that a song consists of; `named` are those of all songs."""
     parts = song.files.keys() - {MIXTURE, ACCOMPANIMENT, VOCALS}
     return (VOCALS, ACCOMPANIMENT) if ACCOMPANIMENT in song.files and not parts else tuple(named)
 
 
 def packed_songs(folder: Path) -> list[Path]:
-    """The `.stem.mp4` files that lie directly in `folder`, sorted."""
+    """The `.stem.mp4` files in `folder`, sorted, without subfolders."""
     return sorted(path for path in folder.glob(f"*{PACKED_SUFFIX}") if not path.name.startswith("."))
 
 
 def names_without(names: Iterable[str], pattern: str | None) -> set[str]:
-    """The names that do not match `pattern`, a glob (None: all of them).
+    """The names that do not match `pattern`, a glob; None means all.
 
-    Raises UsageError for a pattern that matches no song, or every one.
+    Raises:
+        UsageError: The pattern matches no song, or every song.
     """
     given = set(names)
     kept = {name for name in given if pattern is None or not fnmatchcase(name, pattern)}
@@ -117,9 +118,10 @@ def names_without(names: Iterable[str], pattern: str | None) -> set[str]:
 
 
 def stem_files(folder: Path) -> dict[str, Path]:
-    """{stem or "mixture": audio file} of one song, in small letters; "instrumental" is the accompaniment.
+    """{stem or "mixture": audio file} of one song, in lower case; "instrumental" is the accompaniment.
 
-    Raises InputError for two files of one stem.
+    Raises:
+        InputError: Two files are of the same stem.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -134,13 +136,17 @@ def stem_files(folder: Path) -> dict[str, Path]:
 
 
 class Feed:
-    """The sum of some files (of none: silence) as stereo blocks of an asked size; silence after the end."""
+    """The sum of files as stereo blocks of any size, followed by silence; without files, silence."""
 
     def __init__(self, paths: list[Path], rate: int) -> None:
         self._sources = [BlockReader(_blocks(path, rate), MODEL_CHANNELS) for path in paths]
 
     def take(self, frames: int) -> Samples:
-        """The next samples, (MODEL_CHANNELS, frames). Raises InputError as `decode.open_audio` does."""
+        """The next samples, (MODEL_CHANNELS, frames).
+
+        Raises:
+            InputError: As `decode.open_audio`.
+        """
         total = np.zeros((MODEL_CHANNELS, frames), dtype=np.float32)
         for source in self._sources:
             total += source.read(frames)
@@ -148,16 +154,16 @@ class Feed:
 
     @property
     def frames(self) -> int:
-        """Frames of the longest file that are decoded so far; of the whole file once it has ended."""
+        """Frames of the longest file decoded so far; its length once it has ended."""
         return max((source.frames for source in self._sources), default=0)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing but silence is left to take."""
+        """Whether only silence is left."""
         return all(source.ended for source in self._sources)
 
     def drain(self) -> int:
-        """Decode what is left, for its length only; returns `frames`."""
+        """Decode the rest to learn its length; return `frames`."""
         while not self.ended:
             self.take(BLOCK_SECONDS * SAMPLE_RATE)
         return self.frames

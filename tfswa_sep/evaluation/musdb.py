@@ -1,4 +1,4 @@
-"""MUSDB18 as the `musdb` package finds and decodes it: `.stem.mp4` files, or MUSDB18-HQ's folders of WAVs.
+"""MUSDB18 as the `musdb` package finds and decodes it: `.stem.mp4` files, or MUSDB18-HQ's folders of WAV files.
 
     PATH/test/<song>.stem.mp4          mixture, drums, bass, other, vocals as AAC streams
     PATH/test/<song>/<stem>.wav        the same before AAC (HQ)
@@ -22,9 +22,11 @@ STREAMS = (MIXTURE, "drums", "bass", "other", "vocals")  # in the order of a .st
 
 
 def find_musdb(root: Path, *, subset: str = "test") -> tuple[str, list[Song]]:
-    """(name of the data, its songs in alphabetical order) of one subset, "test" or "train".
+    """(name of the data set, its songs in alphabetical order) of one subset, "test" or "train".
 
-    Raises InputError where there are none, and UsageError without the packages for it.
+    Raises:
+        InputError: There are no songs, or songs of both kinds.
+        UsageError: musdb is not installed.
     """
     folder = root / subset
     packed = bool(packed_songs(folder))
@@ -40,20 +42,22 @@ def find_musdb(root: Path, *, subset: str = "test") -> tuple[str, list[Song]]:
     return f"MUSDB18 {subset}", [Song(track.name, {}, packed=Path(track.path)) for track in tracks]
 
 
-def unpack(song: Song, folder: Path) -> Song:
-    """The song as WAV files in `folder`: 16 bits, which is how musdb decodes its streams.
+def decode_stems(song: Song, folder: Path) -> Song:
+    """Decode a packed song to WAV files in `folder`, in 16 bits as musdb does.
 
-    Raises InputError for a file that is no stem file.
+    Raises:
+        InputError: The file is not a stem file.
+        UsageError: stempeg or ffmpeg is not installed.
     """
     if song.packed is None:
         return song
     stempeg = need("stempeg", "a .stem.mp4 file")
     try:
         streams, rate = stempeg.read_stems(str(song.packed), ffmpeg_format="s16le")
-    except Exception as error:  # whatever ffmpeg and its wrapper say
+    except Exception as error:  # any error of ffmpeg or its wrapper
         raise InputError(f"{song.packed} cannot be decoded: {error}") from error
     if streams.ndim != 3 or len(streams) != len(STREAMS):
-        raise InputError(f"{song.packed} has not the five streams {', '.join(STREAMS)}")
+        raise InputError(f"{song.packed} does not have the five streams {', '.join(STREAMS)}")
     files = {stem: folder / f"{stem}.wav" for stem in STREAMS}
     for (_, path), stream in zip(files.items(), streams, strict=True):
         whole = np.clip(np.round(stream * 2**15), -(2**15), 2**15 - 1).astype(np.int16)

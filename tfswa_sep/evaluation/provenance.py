@@ -1,4 +1,4 @@
-"""What a number depends on besides the method: the machine and the versions of packages."""
+"""What scores depend on besides the method: the machine and the versions of packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = (
 
 
 def machine() -> str:
-    """One line on the computer: processor, cores that this process may use, operating system."""
+    """One line: processor, cores available to this process, operating system, Python."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -27,11 +27,11 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """{package: version} of the packages that numbers depend on, those that are installed."""
-    found = {}
+    """{package: version} of the installed packages that scores depend on."""
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

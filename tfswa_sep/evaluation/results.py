@@ -1,11 +1,11 @@
-"""What an evaluation found, and all that is needed to get the same numbers again.
+"""The scores of an evaluation, and all that is needed to reproduce them.
 
     Evaluation      one run: data, command, machine, versions
       MethodScores    a model, a folder of estimates or a baseline
         SongScore       one song
-          StemScore       numbers by name (LABELS), and how museval's frames spread
+          StemScore       values by metric (LABELS), and statistics of museval's frames
 
-Pure data: `to_json` and `from_json` are the record. A number that is not defined is None, null in JSON.
+Pure data: `to_json` writes a record and `read_evaluation` reads it. An undefined value is None, null in JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.errors import InputError
 
-LABELS = {  # name in the record -> how people call it; everything in dB but kept and leaked
+LABELS = {  # metric in the record -> label in tables; all in dB but kept and leaked
     "sdr": "SDR",
     "frame_sdr": "SDR 1 s",
     "mixture_sdr": "mixture",
@@ -45,18 +45,18 @@ BASELINE = "baseline"  # a kind of method; the others are "model" and "estimates
 
 @dataclass(frozen=True)
 class FrameStatistics:
-    """How one of museval's metrics spreads over the frames of a song, in dB."""
+    """Distribution of a metric over the frames of a song, in dB."""
 
-    median: float | None  # the official number of the song; None: no frame has one
+    median: float | None  # the official score of the song; None: undefined in every frame
     mean: float | None
     p10: float | None  # 10th percentile
     p90: float | None
-    frames: int  # in all
-    undefined: int  # frames without a number: a stem or an estimate is silent there, or the ratio infinite
+    frames: int  # in total
+    undefined: int  # frames in which a stem or an estimate is silent, or the ratio infinite
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> FrameStatistics:
-        """The statistics of one number a frame, (frames,); NaN and infinite ones count as undefined."""
+        """Statistics of `values`, (frames,); NaN and infinity count as undefined."""
         defined = values[np.isfinite(values)]
         if not defined.size:
             return cls(None, None, None, None, values.size, values.size)
@@ -67,10 +67,10 @@ class FrameStatistics:
 
 @dataclass(frozen=True)
 class StemScore:
-    """How good one stem of one song is, or the average over some songs."""
+    """The score of one stem of one song, or an average over songs."""
 
-    numbers: Mapping[str, float | None]  # by the names of LABELS
-    frames: Mapping[str, FrameStatistics] = field(default_factory=dict)  # by the museval_ names
+    numbers: Mapping[str, float | None]  # by the keys of LABELS
+    frames: Mapping[str, FrameStatistics] = field(default_factory=dict)  # of museval's and fast metrics
 
     def __getitem__(self, name: str) -> float | None:
         return self.numbers.get(name)
@@ -82,8 +82,8 @@ class SongScore:
 
     song: str
     seconds: float  # of audio
-    separation_seconds: float | None  # wall clock, decoding to the last stem; None: another tool's
-    apart: bool  # kept out of the averages
+    separation_seconds: float | None  # wall clock, from decoding to the last stem; None: not separated here
+    apart: bool  # left out of the averages
     stems: Mapping[str, StemScore]
     skipped: Mapping[str, str]  # stem -> why it has no score
     warnings: Sequence[str]
@@ -109,54 +109,54 @@ class MethodScores:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The numbers that some stem has, in the order of LABELS."""
-        found = {name for song in self.songs for score in song.stems.values() for name in score.numbers}
-        return tuple(name for name in LABELS if name in found)
+        """Every metric that some stem has, in the order of LABELS."""
+        known = {name for song in self.songs for score in song.stems.values() for name in score.numbers}
+        return tuple(name for name in LABELS if name in known)
 
     @property
     def real_time_factor(self) -> float | None:
-        """Seconds of work a second of audio, files included, loading the model not; None for another tool."""
+        """Seconds of processing per second of audio, with file I/O but without loading the model; None if unknown."""
         spent = [song.separation_seconds for song in self.songs if song.separation_seconds is not None]
         if not spent or len(spent) < len(self.songs):
             return None
         return sum(spent) / sum(song.seconds for song in self.songs)
 
     def values(self, stem: str, metric: str) -> dict[str, float]:
-        """{song: number} where it is defined; songs that are apart do not count."""
-        found = {
+        """{song: value} where it is defined, without the songs that are apart."""
+        values = {
             song.song: song.stems[stem][metric]
             for song in self.songs
             if not song.apart and stem in song.stems
         }
-        return {song: value for song, value in found.items() if value is not None}
+        return {song: value for song, value in values.items() if value is not None}
 
     def matrix(self, stems: Sequence[str], metric: str, songs: Sequence[str]) -> NDArray[np.float64]:
-        """(songs, stems), NaN where a song has no such number."""
+        """Values of `metric`, (songs, stems); NaN where undefined."""
         columns = [self.values(stem, metric) for stem in stems]
         return np.array([[column.get(song, np.nan) for column in columns] for song in songs])
 
     def mean(self, stem: str) -> tuple[StemScore | None, int]:
-        """(mean score of `stem`, how many songs it is over): what the challenges report."""
+        """(mean score of `stem` over the songs, number of songs): what the challenges report."""
         return self._average(stem, statistics.fmean)
 
     def median(self, stem: str) -> tuple[StemScore | None, int]:
-        """(median over the songs, how many): what the MUSDB18 protocol reports."""
+        """(median score of `stem` over the songs, number of songs): what the MUSDB18 protocol reports."""
         return self._average(stem, statistics.median)
 
     def _average(self, stem: str, average: Callable[[list[float]], float]) -> tuple[StemScore | None, int]:
         count = sum(not song.apart and stem in song.stems for song in self.songs)
         if not count:
             return None, 0
-        found = {metric: list(self.values(stem, metric).values()) for metric in self.metrics}
-        return StemScore({name: average(values) if values else None for name, values in found.items()}), count
+        values = {metric: list(self.values(stem, metric).values()) for metric in self.metrics}
+        return StemScore({name: average(each) if each else None for name, each in values.items()}), count
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """One run."""
 
-    data: str  # name of the songs
-    metrics: tuple[str, ...]  # what was asked for besides our own: "museval", "fast"
+    data: str  # name of the data set
+    metrics: tuple[str, ...]  # that were requested: "museval", "fast"
     methods: tuple[MethodScores, ...]
     command: str
     date: str  # UTC, ISO 8601
@@ -175,27 +175,27 @@ class Evaluation:
     def to_json(self) -> str:
         """The whole run as an indented JSON object."""
         record: dict[str, Any] = {"format": 2, **asdict(self)}
-        for method, told in zip(self.methods, record["methods"], strict=True):
-            told["audio_seconds"] = sum(song.seconds for song in method.songs)
-            told["real_time_factor"] = method.real_time_factor
+        for method, entry in zip(self.methods, record["methods"], strict=True):
+            entry["audio_seconds"] = sum(song.seconds for song in method.songs)
+            entry["real_time_factor"] = method.real_time_factor
             for name, average in (("mean", method.mean), ("median", method.median)):
-                found = {stem: average(stem) for stem in method.stems}
-                told[name] = {
+                averages = {stem: average(stem) for stem in method.stems}
+                entry[name] = {
                     stem: {"songs": count, **score.numbers}
-                    for stem, (score, count) in found.items()
+                    for stem, (score, count) in averages.items()
                     if score is not None
                 }
-            songs = told.pop("songs")
+            songs = entry.pop("songs")
             for song in songs:
                 song["stems"] = {
                     stem: {**score["numbers"], **({"frames": score["frames"]} if score["frames"] else {})}
                     for stem, score in song["stems"].items()
                 }
-            told["songs"] = songs  # the long part last
+            entry["songs"] = songs  # the long part last
         return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
-        """One line a method, song and stem, with every number that some stem has."""
+        """One row per method, song and stem, with every metric that some stem has."""
         metrics = [name for name in LABELS if any(name in method.metrics for method in self.methods)]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -215,29 +215,33 @@ class Evaluation:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """The record in a file, of this format or the first one. Raises InputError for anything else."""
+    """Read a record that `to_json` wrote, now or in its first format.
+
+    Raises:
+        InputError: The file is anything else.
+    """
     try:
         record = json.loads(path.read_text("utf-8"))
         if record["format"] == 1:
             record = {**record, "metrics": [], "methods": [{**record, "name": record["source"]}]}
-        methods = tuple(_method(told) for told in record["methods"])
-        kept = {name: record[name] for name in ("data", "command", "date", "machine", "versions")}
-        return Evaluation(metrics=tuple(record["metrics"]), methods=methods, **kept)
+        methods = tuple(_method(entry) for entry in record["methods"])
+        fields = {name: record[name] for name in ("data", "command", "date", "machine", "versions")}
+        return Evaluation(metrics=tuple(record["metrics"]), methods=methods, **fields)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no record of `tfswa-sep eval`: {error}") from error
+        raise InputError(f"{path} is not a record of `tfswa-sep eval`: {error}") from error
 
 
-def _method(told: Mapping[str, Any]) -> MethodScores:
+def _method(entry: Mapping[str, Any]) -> MethodScores:
     songs = []
-    for song in told["songs"]:
+    for song in entry["songs"]:
         stems = {}
         for stem, score in song["stems"].items():
-            frames = {name: FrameStatistics(**found) for name, found in score.get("frames", {}).items()}
+            frames = {name: FrameStatistics(**values) for name, values in score.get("frames", {}).items()}
             stems[stem] = StemScore({name: score[name] for name in LABELS if name in score}, frames)
         songs.append(SongScore(**{**song, "stems": stems}))
-    kept = {name: told[name] for name in ("name", "sha256", "backend", "device", "threads")}
-    kept["precision"] = told.get("precision")  # not in older records
-    kind = told.get("kind") or ("model" if told["backend"] else "estimates")
-    return MethodScores(kind=kind, songs=tuple(songs), **kept)
+    fields = {name: entry[name] for name in ("name", "sha256", "backend", "device", "threads")}
+    fields["precision"] = entry.get("precision")  # not in older records
+    kind = entry.get("kind") or ("model" if entry["backend"] else "estimates")
+    return MethodScores(kind=kind, songs=tuple(songs), **fields)

@@ -1,4 +1,4 @@
-"""Every song through every method: estimates one after another, their scoring in processes beside it."""
+"""Run every method on every song: estimates one after another, scored meanwhile in other processes."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from typing import Any
 
 from tfswa_sep.audio.atomic_file import temporary_folder
 from tfswa_sep.errors import UsageError
-from tfswa_sep.evaluation.methods import Method, check_kept
+from tfswa_sep.evaluation.methods import Method, check_outputs
 from tfswa_sep.evaluation.multitrack import Song
-from tfswa_sep.evaluation.musdb import unpack
+from tfswa_sep.evaluation.musdb import decode_stems
 from tfswa_sep.evaluation.provenance import machine, versions
 from tfswa_sep.evaluation.results import Evaluation, SongScore
 from tfswa_sep.evaluation.scoring import Scored, Task, score
 
-Progress = Callable[[str, str, float, float], None]  # song, method, seconds done, seconds in all
+Progress = Callable[[str, str, float, float], None]  # song, method, seconds done, seconds in total
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    """A song whose scores are being worked out."""
+class _Pending:
+    """A song that is being scored."""
 
     folder: Path  # of the song's temporary files
-    scores: list[tuple[int, SongScore, Future[Scored]]]  # method's number, the rest, scores
+    scores: list[tuple[int, SongScore, Future[Scored]]]  # number of the method, score without stems, stems
 
 
 def evaluate(
@@ -50,19 +50,26 @@ def evaluate(
     on_song: Callable[[Evaluation], None] | None = None,
     command: str | None = None,
 ) -> Evaluation:
-    """Let every method separate every song, and score what it wrote to disk.
+    """Separate every song with every method, and score the stems.
 
-    data: name of the songs, for the record.
-    metrics: "museval" and "fast", see scoring.py; global SDR and SI-SDR are always there.
-    apart: a glob; the songs whose names match it are scored but kept out of the averages.
-    jobs: processes that score; with 1 it is done here. The numbers are the same to the bit.
-    earlier: an interrupted run; what it has scored is taken over.
-    on_song: called with what there is so far, each time another song is scored.
-    command: what was typed, for the record; None: this process's own arguments.
+    With more than one job, a script needs `if __name__ == "__main__"`, as always with multiprocessing.
 
-    With more than one job a script must stand under `if __name__ == "__main__"`, as always with processes.
-    Raises UsageError (`apart` matches nothing, two methods of one name, `earlier` is another run, stems that
-    are there would be overwritten), and all that separating and scoring raise.
+    Args:
+        songs: Songs with true stems.
+        methods: Sources of estimates.
+        data: Name of the data set, for the record.
+        metrics: "museval" and "fast", see scoring.py, besides the metrics that are always computed.
+        apart: Glob of songs to score but leave out of the averages.
+        jobs: Scoring processes; with 1, this process scores. The scores are identical to the bit.
+        earlier: An interrupted run to continue.
+        on_progress: Called with song, method, seconds done and seconds in total.
+        on_song: Called with the results so far whenever a song has been scored.
+        command: The command line, for the record; None means this process's arguments.
+
+    Raises:
+        UsageError: `apart` matches nothing, two methods have the same name, `earlier` is of another run, or
+            existing stems would be overwritten.
+        TfswaError: Separation or scoring failed.
     """
     run = Evaluation(
         data=data,
@@ -76,39 +83,41 @@ def evaluate(
     names = [method.name for method in run.methods]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"two methods are called {repeated.pop()!r}: rename a folder")
-    check_kept(methods, songs)
+    check_outputs(methods, songs)
     is_apart = {song.name: apart is not None and fnmatchcase(song.name, apart) for song in songs}
     if apart is not None and not any(is_apart.values()):
-        raise UsageError(f"no song matches the pattern {apart!r}; there are {', '.join(is_apart)}")
+        raise UsageError(f"no song matches the pattern {apart!r}: choose from {', '.join(is_apart)}")
     scores = _resumed_scores(run, earlier, is_apart)
 
-    def so_far() -> Evaluation:
+    def results_so_far() -> Evaluation:
         return run.with_methods(
             [
-                replace(method, songs=tuple(found[song.name] for song in songs if song.name in found))
-                for method, found in zip(run.methods, scores, strict=True)
+                replace(method, songs=tuple(by_song[song.name] for song in songs if song.name in by_song))
+                for method, by_song in zip(run.methods, scores, strict=True)
             ]
         )
 
-    def finish(waiting: _Waiting) -> None:
-        for number, started, future in waiting.scores:
-            found = future.result()
+    def finish(pending: _Pending) -> None:
+        for number, started, future in pending.scores:
+            scored = future.result()
             scores[number][started.song] = replace(
-                started, stems=found.stems, skipped=found.skipped, warnings=found.warnings
+                started, stems=scored.stems, skipped=scored.skipped, warnings=scored.warnings
             )
-        shutil.rmtree(waiting.folder)
+        shutil.rmtree(pending.folder)
         if on_song is not None:
-            on_song(so_far())
+            on_song(results_so_far())
 
-    queue: deque[_Waiting] = deque()
+    queue: deque[_Pending] = deque()
     with temporary_folder() as temporary, _executor(jobs) as executor:
         try:
             for song in songs:
-                missing = [number for number, found in enumerate(scores) if song.name not in found]
+                missing = [number for number, by_song in enumerate(scores) if song.name not in by_song]
                 if missing:
-                    some = {number: methods[number] for number in missing}
+                    remaining = {number: methods[number] for number in missing}
                     folder = Path(tempfile.mkdtemp(dir=temporary))
-                    queue.append(_begin(song, some, run, executor, on_progress, is_apart[song.name], folder))
+                    queue.append(
+                        _begin(song, remaining, run, executor, on_progress, is_apart[song.name], folder)
+                    )
                 while len(queue) > (jobs if jobs > 1 else 0):
                     finish(queue.popleft())
             while queue:
@@ -116,26 +125,26 @@ def evaluate(
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise
-    return so_far()
+    return results_so_far()
 
 
 def _resumed_scores(
     run: Evaluation, earlier: Evaluation | None, is_apart: dict[str, bool]
 ) -> list[dict[str, SongScore]]:
-    """{song: score} for each method, from an earlier run of the same."""
+    """{song: score} of each method, from an earlier run."""
     if earlier is None:
         return [{} for _ in run.methods]
     if (earlier.data, earlier.metrics) != (run.data, run.metrics):
-        raise UsageError("what is there is of other songs or other metrics: leave out --resume")
+        raise UsageError("the earlier results are of other songs or metrics: remove --resume")
     known = {method.name: method for method in earlier.methods}
-    taken: list[dict[str, SongScore]] = []
+    resumed: list[dict[str, SongScore]] = []
     for method in run.methods:
         old = known.get(method.name, method)
-        # Older records do not tell the precision; the file's SHA-256 tells files apart.
+        # Older records have no precision; there the SHA-256 identifies the file.
         if replace(old, songs=(), precision=old.precision or method.precision) != method:
-            raise UsageError(f"what is there is of another {method.name}: leave out --resume")
-        taken.append({song.song: song for song in old.songs if song.apart == is_apart.get(song.song)})
-    return taken
+            raise UsageError(f"the earlier results are of another {method.name}: remove --resume")
+        resumed.append({song.song: song for song in old.songs if song.apart == is_apart.get(song.song)})
+    return resumed
 
 
 def _begin(
@@ -146,11 +155,11 @@ def _begin(
     on_progress: Progress | None,
     apart: bool,
     folder: Path,
-) -> _Waiting:
-    """Make the estimates of one song in `folder`, and hand them to the scoring."""
-    song = unpack(song, folder)
+) -> _Pending:
+    """Write the estimates of one song to `folder`, and submit them for scoring."""
+    song = decode_stems(song, folder)
     lengths: dict[int, tuple[Path, int]] = {}  # Hz -> the mixture at that rate
-    waiting = []
+    scores = []
     for number, method in methods.items():
         if method.rate not in lengths:
             path = folder / f"mixture_{method.rate}.wav"
@@ -158,24 +167,24 @@ def _begin(
         mixture, frames = lengths[method.rate]
         seconds = frames / method.rate
 
-        def tell(done: float, name: str = run.methods[number].name, total: float = seconds) -> None:
+        def report(done: float, name: str = run.methods[number].name, total: float = seconds) -> None:
             if on_progress is not None:
                 on_progress(song.name, name, done, total)
 
-        tell(0.0)
+        report(0.0)
         place = folder / f"method_{number}"
         place.mkdir()
-        estimates = method.estimate(song, mixture, place, tell)
+        estimates = method.estimate(song, mixture, place, report)
         task = Task(song, mixture, estimates.files, method.rate, frames, run.metrics)
         started = SongScore(song.name, seconds, estimates.seconds, apart, {}, {}, ())
-        waiting.append((number, started, executor.submit(score, task)))
-    return _Waiting(folder, waiting)
+        scores.append((number, started, executor.submit(score, task)))
+    return _Pending(folder, scores)
 
 
 def _executor(jobs: int) -> Executor:
     if jobs == 1:
         return _SerialExecutor()
-    # Not forked: threads of a backend that are running would be copied without what they hold.
+    # Not forked: a backend's running threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupts)
 
@@ -185,7 +194,7 @@ def _ignore_interrupts() -> None:
 
 
 class _SerialExecutor(Executor):
-    """Does everything at once, in this process."""
+    """Runs each call at once, in this process."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()

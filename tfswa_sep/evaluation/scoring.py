@@ -1,4 +1,4 @@
-"""One song, one method: true stems and the method's files, read side by side, to numbers."""
+"""Score one song and method: true stems and estimates, read in parallel."""
 
 from __future__ import annotations
 
@@ -18,45 +18,46 @@ from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, Feed, Song
 from tfswa_sep.evaluation.results import FrameStatistics, StemScore
 from tfswa_sep.inference.stem_matrix import parse_stems
 
-MUSEVAL, FAST = "museval", "fast"  # what can be asked for besides global SDR, SI-SDR, kept and leaked
+MUSEVAL, FAST = "museval", "fast"  # besides global SDR, SI-SDR, kept and leaked
 
 
 @dataclass(frozen=True)
 class Task:
-    """All that a process needs to score one song."""
+    """All that is needed to score one song with one method."""
 
     song: Song
-    mixture: Path  # as Song.write_mixture wrote it
+    mixture: Path  # written by Song.write_mixture
     estimates: Mapping[str, Sequence[Path]]  # stem -> the files whose sum is its estimate
-    rate: int  # Hz, at which everything is compared
+    rate: int  # Hz, of the comparison
     frames: int  # length of the mixture
     metrics: tuple[str, ...]  # of MUSEVAL and FAST
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What came out."""
+    """Scores of one song and method."""
 
     stems: dict[str, StemScore]
-    skipped: dict[str, str]  # stem -> why it has no number, or not all
+    skipped: dict[str, str]  # stem -> why some or all of its scores are missing
     warnings: tuple[str, ...]
 
 
 def score(task: Task) -> Scored:
-    """Score every stem that has an estimate and of which the song has the true parts.
+    """Score every stem that has both an estimate and a true signal.
 
-    The mixture says how long the song is: estimates that end early go on with silence, what stands after the
-    end does not count, and both are told. Nothing can be said of a stem that is silent, nor of one that is
-    the whole mixture: it is left out, and so is told.
-    Raises InputError for a file that cannot be read and for a song that has none of the stems, UsageError where
-    a metric's package is missing.
+    Everything is compared over the length of the mixture: shorter estimates are padded with silence, longer ones
+    cut, with a warning. A stem that is silent or the whole mixture is skipped.
+
+    Raises:
+        InputError: A file cannot be read, or the song has none of the stems.
+        UsageError: The package of a metric is not installed.
     """
     running, ratios_of_frames, warnings = _global_scores(task)
-    numbers: dict[str, dict[str, float | None]] = {}
+    values: dict[str, dict[str, float | None]] = {}
     skipped = {stem: "the songs have no such true stem" for stem in task.estimates if stem not in running}
     if not running:
         raise InputError(
-            f"{task.song.name} is made of {', '.join(task.song.stems)}: {', '.join(skipped)} cannot be scored"
+            f"{task.song.name} consists of {', '.join(task.song.stems)}: {', '.join(skipped)} cannot be scored"
         )
     for stem, (of_estimate, of_mixture) in running.items():
         if of_estimate.is_silent:
@@ -67,7 +68,7 @@ def score(task: Task) -> Scored:
             skipped[stem] = f"the whole mixture of this song; SDR of the estimate {of_estimate.sdr():.1f} dB"
         else:
             kept, leaked = of_estimate.shares()
-            numbers[stem] = {
+            values[stem] = {
                 "sdr": of_estimate.sdr(),
                 "frame_sdr": FrameStatistics.of(ratios_of_frames[stem]).median,
                 "mixture_sdr": of_mixture.sdr(),
@@ -76,41 +77,41 @@ def score(task: Task) -> Scored:
                 "kept": kept,
                 "leaked": leaked,
             }
-    frames: dict[str, dict[str, FrameStatistics]] = {stem: {} for stem in numbers}
-    if task.metrics and numbers:
-        true, guess = _whole_signals(task, list(numbers))
+    frames: dict[str, dict[str, FrameStatistics]] = {stem: {} for stem in values}
+    if task.metrics and values:
+        true, estimates = _whole_signals(task, list(values))
         for metric, ratios in ((MUSEVAL, bsseval.museval_frames), (FAST, bsseval.fast_ratios)):
             if metric not in task.metrics:
                 continue
-            found, why = ratios(true, guess, task.rate)
-            skipped |= why
-            for stem, series in found.items():
-                for name, values in series.items():
-                    spread = FrameStatistics.of(values)
-                    numbers[stem][f"{metric}_{name}"] = spread.median
-                    frames[stem][f"{metric}_{name}"] = spread
-    stems = {stem: StemScore(found, frames[stem]) for stem, found in numbers.items()}
+            by_stem, reasons = ratios(true, estimates, task.rate)
+            skipped |= reasons
+            for stem, by_name in by_stem.items():
+                for name, per_frame in by_name.items():
+                    statistics = FrameStatistics.of(per_frame)
+                    values[stem][f"{metric}_{name}"] = statistics.median
+                    frames[stem][f"{metric}_{name}"] = statistics
+    stems = {stem: StemScore(scores, frames[stem]) for stem, scores in values.items()}
     return Scored(stems, skipped, warnings)
 
 
 def true_parts(estimated: Sequence[str], stems: Sequence[str]) -> dict[str, list[str]]:
-    """Which true stems an estimate is compared with the sum of; one that cannot be compared is left out.
+    """For each estimate, the true stems whose sum it is compared with; estimates without any are left out.
 
-    "other" is what neither another estimate nor another of MUSDB18's stems is named after: a guitar that the
-    songs have, but the method has not, is in it.
+    "other" is every true stem that is neither estimated by name nor one of MUSDB18's: for a method without a
+    guitar it includes the guitar.
 
     Args:
-        estimated: What a method puts out.
-        stems: What the song is made of.
+        estimated: Stems that the method estimates.
+        stems: True stems of the song.
     """
     named = {term for stem in estimated for term in stem.split("+")} - {ACCOMPANIMENT}
     others = [stem for stem in stems if stem not in (named | set(STEMS)) - {OTHER}]
-    found: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {}
     for stem in estimated:
         terms = set(stem.split("+"))
         if OTHER in terms and ACCOMPANIMENT not in stems:
             if others and terms - {OTHER} <= set(stems) and named <= {*stems, *STEMS}:
-                found[stem] = [name for name in stems if name in terms or name in others]
+                parts[stem] = [name for name in stems if name in terms or name in others]
             continue
         try:
             row = parse_stems([stem], stems)[1][0]
@@ -119,16 +120,16 @@ def true_parts(estimated: Sequence[str], stems: Sequence[str]) -> dict[str, list
         # A song is the sum of its stems: the last column counts for each of them.
         names = [name for name, weight in zip(stems, row[:-1] + row[-1], strict=True) if weight]
         if names:
-            found[stem] = names
-    return found
+            parts[stem] = names
+    return parts
 
 
 def _global_scores(
     task: Task,
 ) -> tuple[dict[str, tuple[RunningScore, RunningScore]], dict[str, NDArray[np.float64]], tuple[str, ...]]:
-    """({stem: (of the estimate, of the mixture taken for it)}, {stem: SDR of frames of 1 s}, oddities).
+    """({stem: (score of the estimate, of the mixture as estimate)}, {stem: SDR in frames of 1 s}, warnings).
 
-    The frames are museval's, but need nothing of the other stems: silence there leaves them out of museval's.
+    The frames are museval's, but defined even where another stem is silent, which museval leaves out.
     """
     truths, parts = task.song.truths(task.rate), true_parts(list(task.estimates), task.song.stems)
     estimates = {stem: Feed(list(task.estimates[stem]), task.rate) for stem in parts}
@@ -137,17 +138,19 @@ def _global_scores(
     frames: dict[str, list[NDArray[np.float64]]] = {stem: [] for stem in estimates}
     for start in range(0, task.frames, BLOCK_SECONDS * task.rate):
         size = min(BLOCK_SECONDS * task.rate, task.frames - start)
-        taken = {stem: feed.take(size) for stem, feed in truths.items()}
+        block = {stem: feed.take(size) for stem, feed in truths.items()}
         mixed = mixture.take(size)
-        everything = np.sum(list(taken.values()), axis=0)
-        blocks = {stem: np.sum([taken[part] for part in names], axis=0) for stem, names in parts.items()}
+        everything = np.sum(list(block.values()), axis=0)
+        references = {stem: np.sum([block[part] for part in names], axis=0) for stem, names in parts.items()}
         for stem, (of_estimate, of_mixture) in running.items():
-            rest = everything - blocks[stem]
+            rest = everything - references[stem]
             estimate = estimates[stem].take(size)
-            of_estimate.add(blocks[stem], rest, estimate)
-            of_mixture.add(blocks[stem], rest, mixed)
-            if size >= task.rate or start == 0:  # blocks are whole frames; a rest at the end is none
-                true = bsseval.round_to_16_bits(blocks[stem].T.astype(np.float64))
+            of_estimate.add(references[stem], rest, estimate)
+            of_mixture.add(references[stem], rest, mixed)
+            if (
+                size >= task.rate or start == 0
+            ):  # blocks are whole frames; an incomplete one at the end does not count
+                true = bsseval.round_to_16_bits(references[stem].T.astype(np.float64))
                 frames[stem].append(bsseval.frame_sdr(true, estimate.T.astype(np.float64), task.rate))
     warnings = [
         f"{stem} has {feed.frames} frames, the mixture {task.frames}"
@@ -155,7 +158,7 @@ def _global_scores(
         if feed.drain() != task.frames
     ]
     warnings += [
-        f"the true {stem} has {feed.frames} frames, the mixture {task.frames}: the rest does not count"
+        f"the true {stem} has {feed.frames} frames, the mixture {task.frames}: the excess is ignored"
         for stem, feed in truths.items()
         if feed.drain() > task.frames
     ]
@@ -163,15 +166,17 @@ def _global_scores(
         for path in paths:
             with open_audio(path) as reader:
                 if reader.sample_rate != task.rate:
-                    warnings.append(f"{path.name} has {reader.sample_rate} Hz, resampled to {task.rate}")
-    found = {stem: np.concatenate(series) if series else np.empty(0) for stem, series in frames.items()}
-    return running, found, tuple(dict.fromkeys(warnings))
+                    warnings.append(
+                        f"{path.name} has a sample rate of {reader.sample_rate} Hz and was resampled to {task.rate}"
+                    )
+    ratios = {stem: np.concatenate(series) if series else np.empty(0) for stem, series in frames.items()}
+    return running, ratios, tuple(dict.fromkeys(warnings))
 
 
 def _whole_signals(
     task: Task, stems: Sequence[str]
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
-    """({stem: true}, {stem: estimate}), each (n, c) and of the song's length; c is 1 where all is mono."""
+    """({stem: true signal}, {stem: estimate}), each (n, c) for the whole song; c is 1 if all are mono."""
     parts = true_parts(list(task.estimates), task.song.stems)
     feeds = task.song.truths(task.rate)
     read = {
@@ -179,11 +184,11 @@ def _whole_signals(
         for name in dict.fromkeys(name for stem in stems for name in parts[stem])
     }
     true = {stem: np.sum([read[name] for name in parts[stem]], axis=0) for stem in stems}
-    guess = {
+    estimates = {
         stem: Feed(list(task.estimates[stem]), task.rate).take(task.frames).T.astype(np.float64)
         for stem in stems
     }
-    everything = (*true.values(), *guess.values())
+    everything = (*true.values(), *estimates.values())
     if all(np.array_equal(signal[:, 0], signal[:, 1]) for signal in everything):
-        return tuple({stem: signal[:, :1] for stem, signal in side.items()} for side in (true, guess))  # type: ignore[return-value]
-    return true, guess
+        return tuple({stem: signal[:, :1] for stem, signal in side.items()} for side in (true, estimates))  # type: ignore[return-value]
+    return true, estimates

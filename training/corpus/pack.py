@@ -40,7 +40,7 @@ from tfswa_sep.audio.atomic_file import atomic_write
 from tfswa_sep.constants import SAMPLE_RATE
 from tfswa_sep.errors import TfswaError
 from tfswa_sep.evaluation.multitrack import find_songs
-from tfswa_sep.evaluation.musdb import unpack as unpack_stems
+from tfswa_sep.evaluation.musdb import decode_stems
 from training.corpus.manifest import write_manifest
 from training.corpus.recorded.sources import Audio, to_int16
 from training.progress import progress_bar
@@ -150,7 +150,7 @@ def write_excerpts(songs: Path, out: Path) -> None:
     first, last = VALID_SECONDS
     for song in find_songs(songs):
         with tempfile.TemporaryDirectory() as folder:
-            stems = unpack_stems(song, Path(folder))
+            stems = decode_stems(song, Path(folder))
             names = [stem for stem in stems.stems if stem in stems.files]
             is_long = all(soundfile.info(stems.files[stem]).duration > last for stem in names)
             start = first * SAMPLE_RATE if is_long else 0

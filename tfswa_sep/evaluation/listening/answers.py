@@ -1,9 +1,9 @@
 """The answers of a blind A/B test: which method listeners prefer, and how sure that is.
 
 A preference is the share of answers in favour of a method; "no difference" counts as half an answer for each.
-Its interval is Wilson's (1927), which holds for few and for unanimous answers; a bootstrap of unanimous answers
-has no width. The sign test is exact and two-sided, over the answers that prefer one side. Both treat answers as
-independent: many excerpts tell more than many answers about one.
+Its interval is Wilson's (1927), which also holds for few or unanimous answers, where a bootstrap has no width. The
+sign test is exact and two-sided, over the answers that prefer one side. Both assume independent answers: many
+excerpts tell more than many answers about one.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Preference:
 
     stem: str
     method: str
-    answers: int  # that were given for this stem, of any kind
-    better: int  # answers that prefer this method
+    answers: int  # for this stem, of any kind
+    better: int  # that prefer this method
     ties: int
     share: float  # from 0 to 1
     low: float  # the ends of its 95 % interval
@@ -39,7 +39,7 @@ class Preference:
 
     @property
     def verdict(self) -> str:
-        """What may be said."""
+        """What may be claimed."""
         if self.answers < MIN_ANSWERS:
             return f"fewer than {MIN_ANSWERS} answers: say nothing"
         if self.low > 0.5:
@@ -57,7 +57,7 @@ class ListeningTest:
 
 
 def read_answers(paths: Sequence[Path]) -> ListeningTest:
-    """Analyse the files that listeners exported from a page of `tfswa-sep eval listen`.
+    """Analyse the files that listeners exported from the page of `tfswa-sep eval listen`.
 
     Raises:
         InputError: A file holds no answers.
@@ -65,7 +65,7 @@ def read_answers(paths: Sequence[Path]) -> ListeningTest:
     """
     methods: list[str] = []
     seen: dict[str, Path] = {}
-    given: dict[str, list[str]] = {}
+    by_stem: dict[str, list[str]] = {}
     unanswered = 0
     for path in paths:
         names, answers, content = _read(path)
@@ -82,14 +82,16 @@ def read_answers(paths: Sequence[Path]) -> ListeningTest:
             if better is None:
                 unanswered += 1
             else:
-                given.setdefault(trial.rpartition("/")[2], []).append(better)
-    if not given:
+                by_stem.setdefault(trial.rpartition("/")[2], []).append(better)
+    if not by_stem:
         raise UsageError("no question has been answered: there is nothing to analyse")
-    groups = dict(sorted(given.items()))
+    groups = dict(sorted(by_stem.items()))
     if len(groups) > 1:
         groups[ALL] = [better for answers in groups.values() for better in answers]
-    found = (_preference(stem, method, answers) for stem, answers in groups.items() for method in methods)
-    return ListeningTest(len(paths), unanswered, tuple(found))
+    preferences = (
+        _preference(stem, method, answers) for stem, answers in groups.items() for method in methods
+    )
+    return ListeningTest(len(paths), unanswered, tuple(preferences))
 
 
 def _preference(stem: str, method: str, answers: Sequence[str]) -> Preference:
@@ -101,7 +103,7 @@ def _preference(stem: str, method: str, answers: Sequence[str]) -> Preference:
 
 
 def wilson(share: float, answers: int) -> tuple[float, float]:
-    """The 95 % interval of a `share` (from 0 to 1) of so many answers."""
+    """The 95 % interval of a `share` (from 0 to 1) of `answers`."""
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     weight = 1 + z**2 / answers
     centre = (share + z**2 / (2 * answers)) / weight
@@ -110,14 +112,14 @@ def wilson(share: float, answers: int) -> tuple[float, float]:
 
 
 def sign_test(first: int, second: int) -> float:
-    """The two-sided probability of so uneven a split, or a more uneven one, if both sides were equally likely."""
+    """The two-sided probability of a split at least as uneven, if both sides were equally likely."""
     answers = first + second
     tail = sum(math.comb(answers, count) for count in range(min(first, second) + 1))
     return min(1.0, 2 * tail / float(2**answers))
 
 
 def _read(path: Path) -> tuple[list[str], list[tuple[str, str | None]], str]:
-    """(names of the two methods, [(trial, the better method, TIE or None)], what tells files apart)."""
+    """(names of the two methods, [(trial, the better method, TIE or None)], the contents for comparison)."""
     try:
         record = json.loads(path.read_text("utf-8"))
         names = [str(name) for name in record["methods"]]
