@@ -1,4 +1,4 @@
-"""The command line of training: what it refuses, and how it says so."""
+"""The command line of training, and its error messages."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ POOLS = "data.pools=x"
         ("steps", "missing EQUAL"),
     ],
 )
-def test_what_is_unknown_is_refused_with_the_nearest(word: str, message: str) -> None:
+def test_unknown_settings_are_rejected_with_a_suggestion(word: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         load_config([POOLS, word])
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_missing_is_named() -> None:
+def test_missing_settings_are_named() -> None:
     with pytest.raises(UsageError, match=r"missing setting data\.pools: add data\.pools=\.\.\."):
         load_config([])
     with pytest.raises(UsageError, match=r"missing setting data\.root"):
@@ -53,7 +53,7 @@ def test_what_is_missing_is_named() -> None:
 
 @pytest.mark.parametrize("data", ["open", "folder", "musdb18", "musdb18hq"])
 @pytest.mark.parametrize("training", [path.stem for path in (CONFIGS / "training").glob("*.yaml")])
-def test_no_config_takes_examples_that_the_network_has_to_pad(data: str, training: str) -> None:
+def test_no_config_has_examples_that_need_padding(data: str, training: str) -> None:
     config = load_config([f"data={data}", f"training={training}"], needs_data=False)
     seconds = seconds_of(config.data)
     assert 2.9 < seconds < (3 if training == "paper" or data == "open" else 6)
@@ -79,14 +79,14 @@ def test_every_config_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     "word", ["data.mix.drop={vocals: 1.0}", "+data.mix.drop={vocals: 1.0}", "data.mix.drop.vocals=1.0"]
 )
-def test_one_of_several_settings_leaves_the_others(word: str) -> None:
+def test_overriding_one_setting_keeps_the_others(word: str) -> None:
     defaults = dataclasses.asdict(MixSettings())
     assert load_config([POOLS]).data.mix == defaults
     changed = defaults | {"drop": defaults["drop"] | {"vocals": 1.0}}
     assert load_config([POOLS, word]).data.mix == changed
 
 
-def test_a_setting_can_be_taken_out() -> None:
+def test_a_setting_can_be_removed() -> None:
     assert "sdr" not in load_config([POOLS, "~training.loss.sdr"]).training.loss
 
 
@@ -102,7 +102,7 @@ def test_a_preset_can_be_changed() -> None:
         build_model_config(load_config([POOLS, "model.changes.branches=[window,time]"]).model)
 
 
-def test_an_error_is_one_line_and_a_code(
+def test_errors_are_one_line_with_an_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def run(*words: str) -> tuple[int, str, str]:

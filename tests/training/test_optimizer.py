@@ -1,4 +1,4 @@
-"""Muon's update against its definition, and which weights it gets."""
+"""Muon's update, and the weights that it is used for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.optimizer import Muon, make_optimizer, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
-def test_an_update_keeps_the_singular_vectors_and_evens_the_values(shape: tuple[int, int]) -> None:
+def test_an_update_keeps_singular_vectors_and_equalizes_values(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     left, _ = torch.linalg.qr(torch.randn(shape[0], min(shape)))
     right, _ = torch.linalg.qr(torch.randn(shape[1], min(shape)))
@@ -27,15 +27,15 @@ def test_an_update_keeps_the_singular_vectors_and_evens_the_values(shape: tuple[
 
 
 @pytest.mark.parametrize("shape", [(6, 54), (54, 6)])
-def test_of_a_matrix_of_rank_one_its_one_value_is_evened(shape: tuple[int, int]) -> None:
-    """Rounding of the square of its shorter side must not grow."""
+def test_a_matrix_of_rank_one(shape: tuple[int, int]) -> None:
+    """Rounding errors must not grow."""
     torch.manual_seed(0)
     update = orthogonalize(torch.outer(torch.randn(shape[0]), torch.randn(shape[1])))
     values = torch.linalg.svdvals(update)
     assert 0.6 < values[0] < 1.3 and values[1:].max() < 0.01
 
 
-def test_a_convolution_moves_as_its_matrix_does() -> None:
+def test_a_convolution_is_updated_like_its_matrix() -> None:
     torch.manual_seed(0)
     start, gradient = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)
     convolution = nn.Parameter(start.clone().to(memory_format=torch.channels_last))
@@ -45,7 +45,7 @@ def test_a_convolution_moves_as_its_matrix_does() -> None:
         weight.grad = slope.clone()
         optimizer.step()
     assert torch.allclose(convolution.flatten(1), matrix, atol=1e-6)
-    # Decay takes a twentieth; the rest has the size that AdamW's update of the same rate usually has.
+    # After weight decay, the update is as large as a typical one of AdamW.
     moved = (matrix - 0.95 * start.flatten(1)).square().mean().sqrt() / 0.1
     assert 0.1 < moved < 0.3
 
@@ -56,14 +56,14 @@ def test_muon_gets_the_matrices_and_adamw_the_rest() -> None:
     optimizer = make_optimizer(model, settings)
     names = {id(weight): name for name, weight in model.named_parameters()}
     held = [sorted(names[id(w)] for w in group["params"]) for group in optimizer.param_groups]
-    assert held[1] == ["0.weight", "3.weight"]  # two rows of outputs are no hidden layer
+    assert held[1] == ["0.weight", "3.weight"]  # a layer with two outputs is too small
     assert sorted(held[0] + held[1]) == sorted(names.values())
     for name, kind in (("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)):
         settings.optimizer = name
         assert type(make_optimizer(model, settings)) is kind
 
 
-def test_the_rest_moves_by_adamw() -> None:
+def test_the_rest_is_updated_by_adamw() -> None:
     torch.manual_seed(0)
     start, slopes = torch.randn(5), torch.randn(3, 5)
     alone, beside = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -79,7 +79,7 @@ def test_the_rest_moves_by_adamw() -> None:
     assert len(both.param_groups) == 2
 
 
-def test_another_name_is_refused() -> None:
+def test_an_unknown_optimizer_is_rejected() -> None:
     settings = SimpleNamespace(optimizer="sgd", learning_rate=1e-3, weight_decay=0.0)
     with pytest.raises(ValueError, match="sgd"):
         make_optimizer(nn.Linear(2, 2), settings)

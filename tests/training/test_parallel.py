@@ -1,4 +1,4 @@
-"""Several processes learn as one does that takes all of their examples, and write its checkpoints."""
+"""Several processes train like one with all of their examples."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def words(pools: Path, out: Path, *more: str) -> list[str]:
     return [
         f"data.pools={pools}", f"out={out}", "data.mix.seconds=0.4",
         "training.workers=0", "training.threads=1",
-        # Each process takes the mean over what it knows: all of it.
+        # All stems are known, so that the mean over processes is that over examples.
         "data.mix.kinds={stems: 1.0, band: 0.0, accompaniment: 0.0, song: 0.0}",
-        # AdamW's first steps go as far for a gradient that is rounding alone as for any other: so short ones.
+        # AdamW's first steps amplify rounding errors, hence the low learning rate.
         "training.schedule=step", "training.warmup_steps=1", "training.optimizer=adamw",
         "training.learning_rate=1.0e-5", "seed=3",
         "training.accelerator=cpu", "training.precision=32-true", "training.log_every=1",
@@ -50,7 +50,7 @@ def train_in_two(*runs: list[str]) -> None:
 
 
 def curve(out: Path, name: str) -> list[float]:
-    """A value of every step, as TensorBoard has it."""
+    """Read a value of every step from TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     record = EventAccumulator(str(out / "tensorboard"), size_guidance={"scalars": 0})
@@ -59,8 +59,8 @@ def curve(out: Path, name: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_one_with_twice_the_batch(pools: Path, tmp_path: Path, tiny: None) -> None:
-    """And fsdp's checkpoint is whole: one process goes on from it, and two from that one's."""
+def test_two_processes_train_like_one_with_twice_the_batch(pools: Path, tmp_path: Path, tiny: None) -> None:
+    """With fsdp, one process and two also resume from each other's checkpoints."""
     one, ddp, fsdp = (tmp_path / name for name in ("one", "ddp", "fsdp"))
     pieces = ("training.strategy=fsdp", "training.batch_size=2")
     train(load_config(words(pools, one, "training.batch_size=4", "training.steps=4")))
@@ -90,6 +90,8 @@ def test_two_processes_learn_as_one_with_twice_the_batch(pools: Path, tmp_path: 
         (["training.precision=8"], "unknown training.precision"),
     ],
 )
-def test_what_does_not_fit_is_refused(pools: Path, tmp_path: Path, more: list[str], message: str) -> None:
+def test_unsupported_settings_are_rejected(
+    pools: Path, tmp_path: Path, more: list[str], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         launch(load_config(words(pools, tmp_path, *more)).training)

@@ -1,4 +1,4 @@
-"""Every preset and every kind of mask trains, saves, resumes and exports: in bf16 and float32, one process and two."""
+"""Every preset and kind of mask trains, saves, resumes and exports, in bf16 and float32, in one and two processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASES = {
 
 
 def words(case: str, precision: str, steps: int, *, pools: Path, out: Path) -> list[str]:
-    """A preset with its bands, filters, features and branches, but as few features as there can be."""
+    """Overrides for a preset with as few features as possible."""
     preset, masks = CASES[case]
     shape = PRESETS[preset]
     stages = len(shape.dims)
@@ -58,7 +58,7 @@ def words(case: str, precision: str, steps: int, *, pools: Path, out: Path) -> l
 
 
 def check(out: Path, steps: int) -> None:
-    """Its checkpoint is of that step, loads into a network, and holds numbers."""
+    """Check that the checkpoint is of that step, and that its weights are finite."""
     network, stored = load_checkpoint(out / "last.ckpt")
     assert stored["step"] == steps
     assert all(torch.isfinite(value).all() for value in network.state_dict().values())
@@ -73,7 +73,7 @@ def test_a_preset_trains_saves_and_resumes(
     for steps in (2, 3):
         train(load_config(words(case, precision, steps, pools=pools, out=tmp_path)))
         check(tmp_path, steps)
-    # Checkpoints are of the same tensors in both precisions, and masks lie outside of the graph.
+    # Precision and masks make no difference to the export.
     if precision == "32-true" and case in PRESETS:
         pytest.importorskip("onnxscript")
         from training.release.export import export_onnx
@@ -105,8 +105,8 @@ def test_presets_train_in_two_processes(pools: Path, tmp_path: Path) -> None:
         check(out, 3)
 
 
-def test_shared_batch_norms_take_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With statistics in float32: those of torch's own batch norm, of which the input is bf16, too."""
+def test_synchronized_batch_norms_accept_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The results are those of torch's own batch norm."""
     monkeypatch.setattr("training.distributed._mean_over_processes", lambda x: x)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
     x = torch.randn(2, 4, 8, 8).bfloat16()

@@ -1,4 +1,4 @@
-"""Training: losses, mixtures, the loop and its resumption, validation. Export has a module of its own."""
+"""Training: losses, the loop, resuming, and validation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_waveform_loss_by_hand() -> None:
 
 
 def spectral_error(difference: NDArray[np.float32], n_fft: int) -> float:
-    """Mean |re| and |im| of the orthonormal STFT of (n,), written out in numpy."""
+    """Mean |re| and |im| of the orthonormal STFT of (n,), in NumPy."""
     hop, window = n_fft // 4, np.sin(np.pi * np.arange(n_fft) / n_fft) ** 2
     padded = np.pad(difference, n_fft // 2)
     frames = [padded[i : i + n_fft] * window for i in range(0, len(difference) + 1, hop)]
@@ -56,8 +56,8 @@ def spectral_error(difference: NDArray[np.float32], n_fft: int) -> float:
 
 
 @pytest.mark.parametrize("n_ffts", [[512], [2048], [4096, 2048, 512]])
-def test_spectral_loss_is_the_transform_written_out(n_ffts: list[int]) -> None:
-    """2048 takes the network's own spectrum, without a transform: the value must be the same."""
+def test_spectral_loss_agrees_with_numpy(n_ffts: list[int]) -> None:
+    """With 2048 the network's own spectrum is used without a transform."""
     random = np.random.default_rng(1)
     estimate, target = random.normal(size=(2, 2, 3, 2, 8192)).astype(np.float32)
     known = np.array([[1, 0, 1], [0, 0, 1]])
@@ -93,10 +93,10 @@ def test_sdr_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("floor", "lowest", "highest"), ((0.001, 0.0, 0.05), (1.0, 0.3, 0.6)))
-def test_who_cannot_tell_whose_a_tone_is_gives_part_of_it_where_the_floor_is_high(
+def test_an_unsure_network_splits_a_tone_only_with_a_high_floor(
     floor: float, lowest: float, highest: float
 ) -> None:
-    """A tone that is the stem's with 0.45: the share of it that costs least."""
+    """The share with the lowest loss, for a tone that belongs to the stem with probability 0.45."""
     tone = torch.ones(1, 1, 1, 100)
     shares = torch.linspace(0, 1, 101)
 
@@ -108,8 +108,8 @@ def test_who_cannot_tell_whose_a_tone_is_gives_part_of_it_where_the_floor_is_hig
     assert lowest <= float(shares[int(np.argmin(costs))]) <= highest
 
 
-def test_spectral_terms_are_those_of_the_waveform() -> None:
-    """Spectra that waveforms have: the same L1 as the transform's, and by Parseval's theorem the same SDR."""
+def test_spectral_terms_agree_with_waveform_terms() -> None:
+    """For spectra of waveforms L1 is equal, and by Parseval's theorem so is SDR."""
     estimate, target = torch.randn(2, 2, 3, 2, 32_768, generator=torch.Generator().manual_seed(0))
     mixture, known = target.sum(dim=1), torch.tensor([[1, 0, 1], [0, 0, 1]])
     spectrum = stft(estimate.flatten(0, 1)).view(2, 3, 4, 1025, -1)
@@ -161,17 +161,17 @@ def test_average_by_hand() -> None:
         model.weight.fill_(11.0)
         model.running_mean.fill_(20.0)  # type: ignore[union-attr]
         model.num_batches_tracked.fill_(7)  # type: ignore[union-attr]
-    average.update(model, 0)  # decay 1/10: the first weights are soon forgotten
+    average.update(model, 0)  # decay 1/10
     assert average.state["weight"].item() == pytest.approx(0.1 * 1 + 0.9 * 11)
     assert average.state["running_mean"].item() == pytest.approx(0.9 * 20)
     assert average.state["num_batches_tracked"] == 7
-    average.update(model, 1000)  # the decay asked for
+    average.update(model, 1000)  # the configured decay
     assert average.state["weight"].item() == pytest.approx(0.5 * 10 + 0.5 * 11)
     assert model.weight.item() == 11.0
 
 
 def settings(pools: Path, out: Path, *overrides: str) -> DictConfig:
-    """The configuration that a command line gives."""
+    """Load the configuration of a short run."""
     fixed = [
         f"data.pools={pools}",
         f"data.mix.seconds={CHUNK}",
@@ -189,7 +189,7 @@ def settings(pools: Path, out: Path, *overrides: str) -> DictConfig:
 
 
 def flatten(state: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries and lists -> one dictionary by path."""
+    """Flatten nested dictionaries and lists to a dictionary by path."""
     if isinstance(state, dict | list):
         items = state.items() if isinstance(state, dict) else enumerate(state)
         return {key: value for k, v in items for key, value in flatten(v, f"{prefix}/{k}").items()}
@@ -206,7 +206,7 @@ def test_a_killed_run_resumes_to_the_exact_step(
 
     def killed(self: run.Run) -> Iterator[Batch]:
         for done, batch in enumerate(original(self)):
-            if done == 3:  # one step after the last checkpoint: it has to be done again
+            if done == 3:  # one step after the last checkpoint, which must be repeated
                 raise KeyboardInterrupt
             yield batch
 
@@ -231,11 +231,11 @@ def test_a_killed_run_resumes_to_the_exact_step(
         assert different == []
     assert not torch.equal(middle["model"]["split.convs.0.weight"], whole["model"]["split.convs.0.weight"])
     left = {path.name for path in (tmp_path / "parts").glob(".*")}
-    assert left == {".lock"}  # of the run's folder; no temporary file
+    assert left == {".lock"}  # and no temporary files
 
 
 def write_song(folder: Path) -> None:
-    """One second of four stems, the same tone at the same level; the vocals come in at the middle."""
+    """Write one second of four stems with the same tone; the vocals start in the middle."""
     folder.mkdir(parents=True)
     tone = 0.2 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
     for stem in STEMS:
@@ -244,7 +244,9 @@ def write_song(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("domain", ["spectrum", "waveform"])
-def test_a_run_is_validated_and_keeps_its_best(pools: Path, tmp_path: Path, tiny: None, domain: str) -> None:
+def test_a_run_is_validated_and_saves_its_best_checkpoint(
+    pools: Path, tmp_path: Path, tiny: None, domain: str
+) -> None:
     write_song(tmp_path / "valid/song")
     where = (f"data.valid={tmp_path / 'valid'}", "data.valid_seconds=0.3")
     config = settings(pools, tmp_path / "run", *where, "training.steps=1", f"training.loss.domain={domain}")
@@ -256,7 +258,7 @@ def test_a_run_is_validated_and_keeps_its_best(pools: Path, tmp_path: Path, tiny
     assert math.isfinite(last["best"])
     assert run.Run(config).best == last["best"]
     config.data.valid_seconds = 0.2
-    assert run.Run(config).best == -math.inf  # scores of other excerpts cannot be compared
+    assert run.Run(config).best == -math.inf  # scores of other excerpts are not comparable
     best = torch.load(tmp_path / "run/best.ckpt", weights_only=True)
     assert best["step"] == 1 and "optimizer" not in best and best["shape"] == last["shape"]
     assert ModelConfig.from_json(json.loads(json.dumps(best["shape"]))) == TINY
@@ -271,7 +273,7 @@ def test_a_run_is_validated_and_keeps_its_best(pools: Path, tmp_path: Path, tiny
 
 
 class HalfEach(nn.Module):
-    """Gives half the mixture, or half of its lowest `bins`, as every one of `count` stems."""
+    """Estimates each of `count` stems as half the mixture, or half of its lowest `bins`."""
 
     def __init__(self, count: int, bins: int = 1025) -> None:
         super().__init__()
@@ -284,7 +286,7 @@ class HalfEach(nn.Module):
 
 
 def song_stems(*, vocals: bool = True) -> Tensor:
-    """(s, c, n): one second of four stems, the same tone at the same level; vocals come in at the middle."""
+    """Make one second of four stems (s, c, n) with the same tone; the vocals start in the middle."""
     tone = 0.2 * torch.sin(2 * math.pi * 440 * torch.arange(RATE) / RATE)
     late = tone * (torch.arange(RATE) >= RATE // 2) * vocals
     stems: Tensor = torch.stack([late, tone, tone, tone])[:, None].expand(-1, 2, -1)
@@ -292,7 +294,7 @@ def song_stems(*, vocals: bool = True) -> Tensor:
 
 
 def sdrs(scores: dict[str, float]) -> dict[str, float]:
-    """The mean SDRs alone."""
+    """Select the mean SDRs."""
     return {name: value for name, value in scores.items() if " " not in name}
 
 
@@ -302,10 +304,10 @@ def validation(*songs: Tensor, matrix: Tensor | None = None) -> validate.Validat
     return validate.Validation(readers, targets=STEMS[: len(matrix)], matrix=matrix, seconds=0.25)
 
 
-def test_validation_scores_where_every_stem_sounds() -> None:
+def test_validation_excerpts_contain_every_stem() -> None:
     chosen = validation(song_stems())
     mixture, targets = chosen.excerpt("0")
-    assert targets.abs().amax(dim=(1, 2)).min() > 0.19  # the vocals sing in what was chosen
+    assert targets.abs().amax(dim=(1, 2)).min() > 0.19  # the excerpt contains vocals
     assert torch.equal(mixture, targets.sum(dim=0))
     scores = chosen.score(HalfEach(4))
     # A stem is x, the mixture 4x, the estimate 2x: an error of x.
@@ -323,19 +325,19 @@ def test_kept_and_leaked_sound_are_told_apart() -> None:
     assert scores["drums leaked"] == pytest.approx(0.5 / 3, abs=0.01)
 
 
-def test_a_stem_that_a_song_lacks_is_not_scored() -> None:
+def test_missing_stems_are_not_scored() -> None:
     scores = validation(song_stems(), song_stems(vocals=False)).score(HalfEach(4))
     assert scores["vocals"] == pytest.approx(0, abs=0.01)
     # x of 3x, guessed at 1.5x: an error of 0.5x
     assert scores["drums"] == pytest.approx(20 * math.log10(2) / 2, abs=0.01)
     assert scores["mean"] == pytest.approx(3 * scores["drums"] / 4, abs=0.01)
-    assert scores["vocals low"] == scores["vocals high"] == pytest.approx(scores["vocals"])  # of one song
+    assert scores["vocals low"] == scores["vocals high"] == pytest.approx(scores["vocals"])  # only one song
     assert scores["drums low"] == pytest.approx(0, abs=0.01)
     assert scores["drums high"] == pytest.approx(20 * math.log10(2), abs=0.01)
 
 
-def test_what_is_the_whole_mixture_of_a_song_is_not_scored() -> None:
-    """Its SDR would say how well the network copies, not how well it separates."""
+def test_a_stem_that_is_the_whole_mixture_is_not_scored() -> None:
+    """Its SDR would measure copying, not separation."""
     alone = song_stems() * torch.tensor([0.0, 1, 0, 0])[:, None, None]
     scores, expected = (
         validation(*songs).score(HalfEach(4)) for songs in ((song_stems(), alone), (song_stems(),))
