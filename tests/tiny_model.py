@@ -1,6 +1,8 @@
-"""The transform of the product, and as little network as there can be behind it."""
+"""A tiny network behind the STFT of the released models."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from tfswa_sep.model.config import BRANCHES, Band, ModelConfig
 
@@ -19,3 +21,15 @@ TINY = ModelConfig(
     segment_samples=31 * 512,
     margin_samples=1024,
 )
+
+
+def randomize_norms(network: Any) -> None:
+    """Give batch norms statistics and weights as after training, which a wrong fold would get wrong."""
+    from torch import nn, rand, randn
+
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = 0.3 * randn(module.num_features)
+            module.running_var = 0.5 + rand(module.num_features)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)

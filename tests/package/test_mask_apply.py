@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from tiny_model import randomize_norms
 from torch import nn
 
 from tfswa_sep.inference.features import band_features
@@ -81,13 +82,9 @@ def build(shape: dict[str, Any]) -> TfswaUNet:
     tiny: dict[str, Any] = {"dims": (8, 8), "convs": (1, 1), "attentions": (0, 0), "head_dim": 8}
     tiny |= {"features": "complex", "masks": "complex", "tdfs": (), "branches": BRANCHES}
     network = TfswaUNet(ModelConfig(n_fft=512, hop=128, **(tiny | shape)))
+    randomize_norms(network)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean = 0.3 * torch.randn(module.num_features)
-            module.running_var = 0.5 + torch.rand(module.num_features)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-        elif isinstance(module, FrequencyLinear):
+        if isinstance(module, FrequencyLinear):
             nn.init.normal_(module.expand.weight, std=0.3)
             nn.init.uniform_(module.scale, 0.5, 1.5)
     for head in network.heads:

@@ -74,9 +74,7 @@ def test_a_stream_gives_stems_before_it_has_ended(fake_backend: Callable[..., An
         [np.full((2, 10), 1000, np.int16)],
     ],
 )
-def test_blocks_that_are_not_finite_are_refused(
-    fake_backend: Callable[..., Any], blocks: list[Samples]
-) -> None:
+def test_invalid_blocks_are_refused(fake_backend: Callable[..., Any], blocks: list[Samples]) -> None:
     with pytest.raises(InputError):
         list(Separator(fake_backend()).stream(blocks, 44_100))
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from tiny_model import TINY
+from tiny_model import TINY, randomize_norms
 from torch import nn
 
 import tfswa_sep
@@ -78,12 +78,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "last.ckpt"
     torch.manual_seed(0)
     network = TfswaUNet(TINY)
-    for module in network.modules():  # non-trivial statistics, as after training
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean = 0.3 * torch.randn(module.num_features)
-            module.running_var = 0.5 + torch.rand(module.num_features)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
+    randomize_norms(network)
     nn.init.normal_(network.split.frequency)  # type: ignore[arg-type]
     state = {"shape": TINY.to_json(), "average": network.state_dict(), "step": 1}
     torch.save(state, path)

@@ -14,7 +14,7 @@ import soundfile
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from tiny_model import TINY
+from tiny_model import TINY, randomize_norms
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -39,10 +39,7 @@ def network() -> TfswaUNet:
     """A tiny network with non-trivial batch norm statistics."""
     torch.manual_seed(0)
     tiny = TfswaUNet(TINY)
-    for module in tiny.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean = 0.3 * torch.randn(module.num_features)
-            module.running_var = 0.5 + torch.rand(module.num_features)
+    randomize_norms(tiny)
     return tiny.eval()
 
 
