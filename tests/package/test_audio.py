@@ -180,13 +180,6 @@ def test_truncated_mp3_is_refused(tmp_path: Path) -> None:
     assert "cut short" in refusal(cut_file(path, 0.6))
 
 
-def test_truncated_mp3_is_noticed_while_decoding_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some length headers do not say how many bytes there are: then the decoded length tells."""
-    path = cut_file(write_mp3(tmp_path / "cut.mp3", loud_then_silent()), 0.9)
-    monkeypatch.setattr(decode, "missing_mp3_bytes", lambda path: 0)
-    assert "s of the 6.0 s in its header can be read" in refusal(path)
-
-
 def test_mp3_without_length_header_is_read_to_its_end(tmp_path: Path) -> None:
     samples = loud_then_silent()
     path = write_mp3(tmp_path / "bare.mp3", samples)

@@ -106,6 +106,20 @@ def id3_length(head: bytes) -> int:
     return length + (10 if head[5] & 0x10 else 0)  # a footer
 
 
+def skip_tags(data: Bytes, at: int) -> int:
+    """Where the tags that begin at `at` end, one after the other; `at` if there are none."""
+    while True:
+        head = data[at : at + 32]
+        if length := id3_length(head):
+            at += length
+        elif head[:8] == b"APETAGEX":
+            at += 32 + int.from_bytes(head[12:16], "little")
+        elif head[:3] == b"TAG":
+            at += 227 if head[3:4] == b"+" else 128
+        else:
+            return at
+
+
 def end_of_sound(data: Bytes, start: int = 0) -> int:
     """Where the tags at a file's end begin: ID3v1, APEv2, Lyrics3, ID3v2; the file's length if there are none."""
     end = len(data)

@@ -1,17 +1,18 @@
 """Read songs: decode in blocks, check every sample, resample as a stream.
 
-soundfile reads wav, flac, ogg, opus, mp3 and aiff; ffmpeg (see ffmpeg.py) reads m4a, video and the rest. A
-song that is shorter than its header says is refused unless asked for, never silently cut.
+soundfile reads wav, flac, ogg, opus, mp3 and aiff; ffmpeg (see ffmpeg.py) reads m4a, video and the rest. How
+much sound there is, and what is missing, layout.py tells: a song of which something is missing is refused,
+unless that is asked for, and never silently cut.
 Axis letters: c channel, n samples; sample arrays are float32 at full scale +-1.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -20,20 +21,17 @@ import numpy as np
 import soundfile
 
 from tfswa_sep.audio.ffmpeg import FfmpegDecoder
-from tfswa_sep.audio.resample import Samples, resample
-from tfswa_sep.audio.truncation import is_ogg_cut_short, missing_mp3_bytes
+from tfswa_sep.audio.layout import survey
+from tfswa_sep.audio.parts import Layout, Part, View
+from tfswa_sep.audio.resample import Resampler, Samples, resample
 from tfswa_sep.constants import BLOCK_SAMPLES
 from tfswa_sep.errors import InputError, TruncatedError
 
 _SALVAGE_BLOCK = 1024  # of a song that may be cut: a decoder that fails loses the block it was at
 MAX_PEAK = 1e6  # +120 dB above full scale: no recording is, and its squares still fit a float
 SAMPLE_RATES = (1_000, 768_000)  # samples a second that a song can have
-_CUT_TOLERANCE = 0.1  # seconds that may be missing: encoders' delay and padding are counted differently
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile says 2^63 - 1 for a stream of unknown length
-# A WAV's data size from here on, or 0, stands for "written as a stream, unknown".
-_STREAMED_BYTES = 0x7FFF_0000
-# What libsndfile says of a size that is larger than the file, in wav, aiff and au.
-_DATA_SIZE = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_MPEG_SLACK = 2 * 1152  # samples that decoders of MPEG audio leave out at the beginning
 _ADVICE = "copy or download it again, or keep what can be read with --allow-truncated"
 
 
@@ -45,11 +43,14 @@ class Decoder(Protocol):
     frames: int | None  # announced, None where the file does not say
 
     def read(self, frames: int) -> Samples:
-        """Up to `frames` next samples as (n, c); n is 0 only at the end. Raises InputError."""
+        """Up to `frames` next samples as (n, c); n is 0 only at the end.
+
+        Raises InputError; TruncatedError if sound is missing, at the latest at the end.
+        """
         ...
 
-    def check_whole(self, decoded: int) -> None:
-        """Raise TruncatedError if `decoded` samples are not the whole song, as far as can be told by now."""
+    def skip_part(self) -> bool:
+        """After a TruncatedError: go on behind the damage; False if nothing can be read there."""
         ...
 
     def close(self) -> None:
@@ -60,14 +61,16 @@ class Decoder(Protocol):
 class AudioReader:
     """An open song; use `open_audio`. A context manager; `blocks` can be walked once."""
 
-    def __init__(self, path: Path, decoder: Decoder, *, allow_truncated: bool = False) -> None:
+    def __init__(
+        self, path: Path, decoder: Decoder, *, allow_truncated: bool = False, missing: str = ""
+    ) -> None:
         self.path = path
         self.sample_rate = decoder.sample_rate  # Hz
         self.channels = decoder.channels  # 1 or 2
         self.frames = decoder.frames  # announced samples a channel, None if the file does not say
         self.decoded = 0  # samples a channel decoded so far, at the song's own rate
         self.peak = 0.0  # loudest sample so far
-        self.missing = ""  # how it is cut short, if that is allowed and was found
+        self.missing = missing  # how it is cut short, if that is allowed and was found
         self._decoder = decoder
         self._allow_truncated = allow_truncated
 
@@ -96,16 +99,16 @@ class AudioReader:
             raise InputError(f"{self.path} contains no audio (0 samples): choose another file")
 
     def _read(self, block: int) -> Samples:
-        try:
-            samples = self._decoder.read(min(block, _SALVAGE_BLOCK) if self._allow_truncated else block)
-            if not len(samples):
-                self._decoder.check_whole(self.decoded)
-        except TruncatedError as error:
-            if not self._allow_truncated:
-                raise
-            self.missing = str(error).removeprefix(f"{self.path} ").partition(": ")[0]
-            samples = np.zeros((0, self.channels), np.float32)
-        return samples
+        while True:
+            try:
+                return self._decoder.read(min(block, _SALVAGE_BLOCK) if self._allow_truncated else block)
+            except TruncatedError as error:
+                if not self._allow_truncated:
+                    raise
+                found = str(error).removeprefix(f"{self.path} ").partition(": ")[0]
+                self.missing = self.missing or found
+                if not self._decoder.skip_part():
+                    return np.zeros((0, self.channels), np.float32)
 
     def _check(self, samples: Samples) -> None:
         peak = float(np.abs(samples).max())
@@ -142,7 +145,11 @@ def open_audio(path: str | Path, *, downmix: bool = False, allow_truncated: bool
     """
     path = Path(path)
     check_file(path)
-    decoder = _open_decoder(path)
+    layout = survey(path)
+    fault = layout.fault if layout else ""
+    if fault and not allow_truncated:
+        raise TruncatedError(f"{path} {fault}: {_ADVICE}")
+    decoder = _open_decoder(path, layout)
     try:
         if decoder.channels > 2:
             if not downmix:
@@ -150,18 +157,18 @@ def open_audio(path: str | Path, *, downmix: bool = False, allow_truncated: bool
                     f"{path} has {decoder.channels} channels, but only mono and stereo can be separated: "
                     "use --downmix to mix it down to stereo"
                 )
+            if layout and len(layout.parts) > 1:
+                raise InputError(f"{path} is several files of surround sound joined into one: split it")
             decoder.close()
             decoder = FfmpegDecoder(path, channels=2)
         if not SAMPLE_RATES[0] <= decoder.sample_rate <= SAMPLE_RATES[1]:
             raise InputError(
                 f"{path} has an unsupported sample rate of {decoder.sample_rate} Hz: export it again"
             )
-        if not allow_truncated:
-            decoder.check_whole(decoder.frames or 0)  # what the header tells, before anything is separated
     except InputError:
         decoder.close()
         raise
-    return AudioReader(path, decoder, allow_truncated=allow_truncated)
+    return AudioReader(path, decoder, allow_truncated=allow_truncated, missing=fault)
 
 
 def check_file(path: Path) -> None:
@@ -184,11 +191,17 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path} is a text file, not audio: choose an audio file")
 
 
-def _open_decoder(path: Path) -> Decoder:
-    try:
-        return _SoundfileDecoder(path)
-    except soundfile.LibsndfileError:
-        return FfmpegDecoder(path)
+def _open_decoder(path: Path, layout: Layout | None) -> Decoder:
+    layout = layout or Layout(parts=(Part(ranges=()),), by_name=True)
+    if layout.readable:
+        with suppress(soundfile.LibsndfileError):
+            return _SoundfileDecoder(path, layout)
+    if len(layout.parts) > 1:
+        raise InputError(
+            f"{path} is {len(layout.parts)} files joined into one, of a kind of which only the first can be "
+            "read: split it"
+        )
+    return FfmpegDecoder(path)
 
 
 class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
@@ -199,45 +212,96 @@ class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no
 
 
 class _SoundfileDecoder:
-    def __init__(self, path: Path) -> None:
+    """The parts of a file, at the highest of their rates and with the most of their channels."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
         self._path = path
-        self._missing = 0  # bytes, as far as a header tells
-        missing = missing_mp3_bytes(path)
-        self._file = _SoundFile(soundfile_name(path))
-        if missing is None and self._file.format == "MP3":
-            # Without a length header libsndfile guesses the length from the first frames and stops there,
-            # even in the middle of the song (measured: 4.9 s of 20 s). From a pipe it reads all.
-            self._file.close()
-            self._file = _SoundFile(_pipe(path))
-        self.sample_rate = int(self._file.samplerate)
-        self.channels = int(self._file.channels)
-        self.frames = int(self._file.frames) if 0 < self._file.frames < _UNKNOWN_FRAMES else None
-        size = _DATA_SIZE.search(self._file.extra_info)
-        if missing:
-            self._missing = missing
-        elif size and int(size[2]) < int(size[1]) < _STREAMED_BYTES:
-            self._missing = int(size[1]) - int(size[2])
-        self._no_end = self._file.format == "OGG" and is_ogg_cut_short(path)
+        self._parts = layout.parts
+        self._by_name = layout.by_name
+        self._index = 0
+        self._converter: Resampler | None = None
+        self._decoded = 0  # samples of the current part
+        self._file = self._open()
+        kinds = [self._kind()]
+        for index in range(1, len(self._parts)):
+            self._next(index)
+            kinds.append(self._kind())
+        if len(kinds) > 1:
+            self._next(0)
+        self.sample_rate = max(rate for rate, _, _ in kinds)
+        self.channels = max(channels for _, channels, _ in kinds)
+        claims = [claim and round(claim * self.sample_rate / rate) for rate, _, claim in kinds]
+        self.frames = None if None in claims else sum(claim or 0 for claim in claims) or None
+
+    def _open(self) -> _SoundFile:
+        part = self._parts[self._index]
+        if self._by_name:
+            file = _SoundFile(_pipe(View(self._path, part)) if part.as_stream else soundfile_name(self._path))
+        else:
+            view = View(self._path, part)
+            file = _SoundFile(_pipe(view) if part.as_stream else view)
+        self._decoded = 0
+        return file
+
+    def _kind(self) -> tuple[int, int, int | None]:
+        """Rate, channels and samples of the current part."""
+        return int(self._file.samplerate), int(self._file.channels), self._claimed()
+
+    def _claimed(self) -> int | None:
+        """Samples of the current part, as far as the header tells."""
+        return int(self._file.frames) if 0 < self._file.frames < _UNKNOWN_FRAMES else None
 
     def read(self, frames: int) -> Samples:
-        try:
-            samples: Samples = self._file.read(frames, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            reason = str(error).removeprefix("Error : ").rstrip(".")
-            raise TruncatedError(f"{self._path} is damaged ({reason}): {_ADVICE}") from None
+        while not len(samples := self._read_part(frames)):
+            flushed = self._converter.flush() if self._converter else None
+            self._converter = None
+            self._check_part()
+            if flushed is not None and flushed.shape[1]:
+                return flushed.T
+            if self._index + 1 >= len(self._parts):
+                break
+            self._next(self._index + 1)
         return samples
 
-    def check_whole(self, decoded: int) -> None:
-        how = ""
-        if self._missing:
-            how = f"{self._missing} bytes are missing"
-        elif self._no_end:
-            how = "its end is missing"
-        elif self.frames is not None and decoded < self.frames - _CUT_TOLERANCE * self.sample_rate:
-            announced, found = self.frames / self.sample_rate, decoded / self.sample_rate
-            how = f"{found:.1f} s of the {announced:.1f} s in its header can be read"
-        if how:
-            raise TruncatedError(f"{self._path} is cut short ({how}): {_ADVICE}")
+    def skip_part(self) -> bool:
+        """Go on behind a part that cannot be read to its end; False if it was the last one."""
+        if self._index + 1 >= len(self._parts):
+            return False
+        self._converter = None
+        self._next(self._index + 1)
+        return True
+
+    def _next(self, index: int) -> None:
+        self._index = index
+        self._file.close()
+        self._file = self._open()
+
+    def _read_part(self, frames: int) -> Samples:
+        rate, channels = int(self._file.samplerate), int(self._file.channels)
+        while True:
+            try:
+                samples: Samples = self._file.read(frames, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                reason = str(error).removeprefix("Error : ").rstrip(".")
+                raise TruncatedError(f"{self._path} is damaged ({reason}): {_ADVICE}") from None
+            self._decoded += len(samples)
+            if channels < self.channels:
+                samples = np.repeat(samples[:, :1], self.channels, axis=1)
+            if rate == self.sample_rate or not len(samples):
+                return samples
+            self._converter = self._converter or Resampler(rate, self.sample_rate, self.channels)
+            if len(converted := self._converter.push(samples.T).T):
+                return converted
+
+    def _check_part(self) -> None:
+        part = self._parts[self._index]
+        rate = int(self._file.samplerate)
+        expected = max(self._claimed() or 0, part.frames or 0)
+        slack = max(part.slack, _MPEG_SLACK) if self._file.subtype.startswith("MPEG") else part.slack
+        if self._decoded < expected - slack:
+            found = f"{self._decoded / rate:.3f} s of {expected / rate:.3f} s can be read"
+            where = f" in part {self._index + 1} of {len(self._parts)}" if len(self._parts) > 1 else ""
+            raise TruncatedError(f"{self._path} is cut short or damaged ({found}{where}): {_ADVICE}")
 
     def close(self) -> None:
         self._file.close()
@@ -259,13 +323,13 @@ def _is_text(head: bytes) -> bool:
     return b"\0" not in head
 
 
-def _pipe(path: Path) -> int:
-    """A pipe's reading end into which a thread copies the file; closing the end stops the thread."""
+def _pipe(source: View) -> int:
+    """A pipe's reading end into which a thread copies the part; closing the end stops the thread."""
     reading, writing = os.pipe()
 
     def copy() -> None:
         try:
-            with path.open("rb") as source, os.fdopen(writing, "wb", buffering=0) as sink:
+            with source, os.fdopen(writing, "wb", buffering=0) as sink:
                 while data := source.read(1 << 16):
                     sink.write(data)
         except OSError:

@@ -43,7 +43,7 @@ class FfmpegDecoder:
         if demuxer is None:
             raise InputError(f"{path} cannot be read as audio (unknown kind of file): check the file")
         self._path = path
-        self._ended = False
+        self._decoded = 0
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # a file, no pipe: it cannot fill up and block ffmpeg
         # A hostile file cannot make ffmpeg open an address or another file: see containers.py.
         command = [program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
@@ -76,23 +76,24 @@ class FfmpegDecoder:
         """Up to `frames` next samples as (n, c); n is 0 only at the end."""
         frame_bytes = 4 * self.channels
         data = self._output.read(frames * frame_bytes)
-        self._ended = len(data) < frame_bytes
         whole = len(data) // frame_bytes * frame_bytes
+        self._decoded += whole // frame_bytes
+        if not whole:
+            self._check_whole()
         return np.frombuffer(data[:whole], dtype=">f4").reshape(-1, self.channels).astype(np.float32)
 
-    def check_whole(self, decoded: int) -> None:
-        """Raise TruncatedError if ffmpeg failed, or reported errors and gave less than the file announces.
+    def skip_part(self) -> bool:
+        """False: ffmpeg goes on behind damage by itself."""
+        return False
 
-        While it still decodes there is nothing to tell.
-        """
-        if not self._ended:
-            return
+    def _check_whole(self) -> None:
+        """Raise TruncatedError if ffmpeg failed, or reported errors and gave less than the file announces."""
         failed = self._process.wait() != 0
         messages = self._read_messages()
-        cut = self.frames is not None and decoded < self.frames - _CUT_SECONDS * self.sample_rate
+        cut = self.frames is not None and self._decoded < self.frames - _CUT_SECONDS * self.sample_rate
         if failed or (cut and _errors(messages)):
             raise TruncatedError(
-                f"{self._path} is cut short or damaged after {decoded / self.sample_rate:.1f} s "
+                f"{self._path} is cut short or damaged after {self._decoded / self.sample_rate:.1f} s "
                 f"({last_error(messages)}): "
                 "copy or download it again, or keep what can be read with --allow-truncated"
             )

@@ -1,0 +1,98 @@
+"""The sound of a file as parts that are decoded one after the other; see layout.py."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tfswa_sep.audio.containers import end_of_sound, skip_tags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Sound that one decoder reads from its beginning to its end."""
+
+    ranges: tuple[tuple[int, int], ...]  # bytes of the file, from and to
+    patches: Mapping[int, bytes] = field(
+        default_factory=dict
+    )  # place in the file -> what a header should say
+    frames: int | None = None  # samples per channel, where they can be counted
+    slack: int = 0  # samples that a decoder may leave out of them
+    as_stream: bool = False  # to be read from a pipe: the decoder would guess a length and stop there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The parts of a file, and what is wrong with it."""
+
+    parts: tuple[Part, ...]
+    fault: str = ""  # "is cut short (...)", "is damaged (...)"
+    by_name: bool = False  # a file like any other, which needs no view
+    readable: bool = True  # whether libsndfile may try; else its parts are only counted
+
+
+class View(io.RawIOBase):
+    """A part as a file."""
+
+    def __init__(self, path: Path, part: Part) -> None:
+        super().__init__()
+        self._file = path.open("rb", buffering=0)
+        self._part = part
+        self._at = 0
+        self._length = sum(end - start for start, end in part.ranges)
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """The place in the part."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place in the part."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Fill as much of `buffer` as lies in one range."""
+        skipped = 0
+        for start, end in self._part.ranges:
+            if self._at < skipped + end - start:
+                at = start + self._at - skipped
+                self._file.seek(at)
+                data = bytearray(self._file.read(min(len(buffer), end - at)))
+                for place, patch in self._part.patches.items():
+                    low, high = max(at, place), min(at + len(data), place + len(patch))
+                    if low < high:
+                        data[low - at : high - at] = patch[low - place : high - place]
+                buffer[: len(data)] = data
+                self._at += len(data)
+                return len(data)
+            skipped += end - start
+        return 0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def share(found: float, announced: float) -> str:
+    """The numbers of a cut, in seconds."""
+    digits = 1 if announced - found >= 0.1 else 3
+    return f"{found:.{digits}f} s of the {announced:.{digits}f} s in its header are there"
+
+
+def are_tags(data: bytes) -> bool:
+    """Whether the bytes are tags, one after the other, and nothing else but zeros behind them."""
+    at = skip_tags(data, 0)
+    rest = data[at:].lstrip(b"\0") if at else data
+    return not rest or end_of_sound(rest) == 0
