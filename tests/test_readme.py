@@ -37,15 +37,19 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 DOCUMENTS = "\n".join(path.read_text("utf-8") for path in PAGES)
 
 
-def commands(program: str) -> list[list[str]]:
-    """The words of each command line for `program` in the bash blocks, comments left out."""
+def command_lines() -> list[list[str]]:
+    """The words of each line in the bash blocks, comments left out."""
     blocks = re.findall(r"```bash\n(.*?)```", DOCUMENTS, re.DOTALL)
-    lines = [
+    return [
         shlex.split(line, comments=True)
         for block in blocks
         for line in block.replace("\\\n", " ").splitlines()
     ]
-    return [words for words in lines if words[:1] == [program]]
+
+
+def commands(program: str) -> list[list[str]]:
+    """The words of each command line for `program`."""
+    return [words for words in command_lines() if words[:1] == [program]]
 
 
 @pytest.mark.parametrize("words", commands("tfswa-sep"), ids=shlex.join)
@@ -61,6 +65,23 @@ def test_a_command_line_is_understood(words: list[str]) -> None:
         context = command.make_context(rest[0], rest[1:], parent=context)
         rest = [*getattr(context, "_protected_args", []), *context.args]
     assert rest == []
+
+
+CONFIGURED = {"training.train", "training.analysis.memory", "training.analysis.throughput"}
+
+
+@pytest.mark.parametrize("words", [w for w in command_lines() if CONFIGURED & set(w)], ids=shlex.join)
+def test_a_training_command_names_settings_that_exist(words: list[str]) -> None:
+    """And the data, on which the length of an example depends, and so memory and time."""
+    for module in ("torch", "hydra", "lightning_fabric"):
+        pytest.importorskip(module)
+    from training.configuration import load_config
+
+    module, *settings = words[words.index("-m") + 1 :]
+    load_config([w for w in settings if not w.startswith("--")], needs_data=module == "training.train")
+    assert any(word.startswith("data") for word in settings)
+    if words[0] == "srun":  # it does not inherit this from sbatch
+        assert "--cpus-per-task=$SLURM_CPUS_PER_TASK" in words
 
 
 @pytest.mark.parametrize("words", commands("make"), ids=shlex.join)

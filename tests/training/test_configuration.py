@@ -74,6 +74,7 @@ def test_every_config_can_be_chosen() -> None:
         for path in (CONFIGS / group).glob("*.yaml"):
             config = load_config([f"{group}={path.stem}"], needs_data=False)
             assert {"steps", "loss"} <= set(config.training)
+            assert not config.model.checkpointing  # 80 GB hold the largest preset without
 
 
 @pytest.mark.parametrize(

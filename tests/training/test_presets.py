@@ -58,10 +58,31 @@ def words(case: str, precision: str, steps: int, *, pools: Path, out: Path) -> l
 
 
 def check(out: Path, steps: int) -> None:
-    """Check that the checkpoint is of that step, and that its weights are finite."""
+    """Check that the checkpoint is of that step, that its weights are finite, and that their types are the network's.
+
+    Every combination thus exports the same graph, and `check_export` can leave some out.
+    """
     network, stored = load_checkpoint(out / "last.ckpt")
     assert stored["step"] == steps
     assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+    kinds = [
+        {key: (value.shape, value.dtype) for key, value in tensors.items()}
+        for tensors in (network.state_dict(), stored["average"])
+    ]
+    assert kinds[0] == kinds[1]
+
+
+def check_export(out: Path, case: str, precision: str, *, processes: int) -> None:
+    """Export half of the combinations: each preset from both precisions and from one process and two.
+
+    Masks are not part of the graph.
+    """
+    if case in PRESETS and (list(PRESETS).index(case) + PRECISIONS.index(precision) + processes) % 2:
+        pytest.importorskip("onnxscript")
+        from training.release.export import export_onnx
+
+        network, _ = load_checkpoint(out / "last.ckpt")
+        assert math.isfinite(export_onnx(network, out / "x.onnx", name="x"))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -73,22 +94,15 @@ def test_a_preset_trains_saves_and_resumes(
     for steps in (2, 3):
         train(load_config(words(case, precision, steps, pools=pools, out=tmp_path)))
         check(tmp_path, steps)
-    # Precision and masks make no difference to the export.
-    if precision == "32-true" and case in PRESETS:
-        pytest.importorskip("onnxscript")
-        from training.release.export import export_onnx
-
-        network, _ = load_checkpoint(tmp_path / "last.ckpt")
-        assert math.isfinite(export_onnx(network, tmp_path / "x.onnx", name="x"))
+    check_export(tmp_path, case, precision, processes=1)
 
 
 @pytest.mark.slow
 def test_presets_train_in_two_processes(pools: Path, tmp_path: Path) -> None:
-    runs, outs = [], []
+    runs, outs = list[list[str]](), dict[tuple[str, str], Path]()
     for case in CASES:
         for precision in PRECISIONS:
-            out = tmp_path / case.replace(" ", "-") / precision
-            outs.append(out)
+            out = outs[case, precision] = tmp_path / case.replace(" ", "-") / precision
             runs += [words(case, precision, steps, pools=pools, out=out) for steps in (2, 3)]
     done = subprocess.run(
         [
@@ -101,8 +115,9 @@ def test_presets_train_in_two_processes(pools: Path, tmp_path: Path) -> None:
         timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]
-    for out in outs:
+    for (case, precision), out in outs.items():
         check(out, 3)
+        check_export(out, case, precision, processes=2)
 
 
 def test_synchronized_batch_norms_accept_bf16(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import http.server
 import json
@@ -229,18 +230,19 @@ def test_scores_of_another_file_are_rejected(
     assert "Not measured yet." in (out / "README.md").read_text("utf-8")
 
 
-def test_the_registry_can_read_an_entry(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stems", [STEMS, ("vocals", "drums+bass", "other")])
+def test_the_registry_can_read_an_entry(stems: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"abc")
     entry = publish.write_registry_entry(
-        "a-b", TINY, {"onnx": ("a.onnx", tmp_path / "a.onnx")},
+        "a-b", dataclasses.replace(TINY, stems=stems), {"onnx": ("a.onnx", tmp_path / "a.onnx")},
         summary='Says "hello"', license_name="cc0-1.0",
-        data="songs", scores=publish.Scores({"vocals": 3.987}, ""),
+        data="songs", scores=publish.Scores({stems[1]: 3.987}, ""),
     )  # fmt: skip
     assert "default" not in entry  # the owner of models.toml chooses the default
     (tmp_path / "models.toml").write_text(entry)
     model = read_models(tmp_path / "models.toml")["a-b"]
-    assert (model.summary, model.stems, model.sample_rate) == ('Says "hello"', STEMS, 44_100)
-    assert model.scores == {"vocals": 3.99} and model.files[0].bytes == 3
+    assert (model.summary, model.stems, model.sample_rate) == ('Says "hello"', stems, 44_100)
+    assert model.scores == {stems[1]: 3.99} and model.files[0].bytes == 3
 
 
 @pytest.mark.slow
