@@ -8,7 +8,7 @@ Memory does not grow with the song: blocks stream from one end to the other. Lou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import tee
@@ -121,6 +121,7 @@ def separate_song(
             heard = (block[: song.channels] for block in copied)
         if options.exact_sum:
             _check_exact_sum(stem_matrix, model.stems, encoding, rescale=options.rescale)
+        found_tags = tags.read_tags(song.path)
         needs_mixture = options.exact_sum or heard is not None
         writer = StemWriter(
             targets,
@@ -137,7 +138,7 @@ def separate_song(
             shares=shares.tolist(),
             remainder=names[-1] if options.exact_sum else "",
             stem_file=stem_file,
-            tags=tags.read_tags(song.path),
+            tags=tags.cut_tags(found_tags),
             cover=tags.read_cover(song.path),
         )
         with writer:
@@ -161,7 +162,7 @@ def separate_song(
             backend=model.name,
             device=model.device,
             precision=model.precision,
-            warnings=(*_warnings(song, rate, options, encoding, written), *model.notes),
+            warnings=(*_warnings(song, rate, options, encoding, written, found_tags), *model.notes),
             stem_file=stem_file,
         )
 
@@ -184,7 +185,12 @@ def _check_exact_sum(
 
 
 def _warnings(
-    song: AudioReader, rate: int, options: OutputOptions, encoding: AudioFormat, written: Written
+    song: AudioReader,
+    rate: int,
+    options: OutputOptions,
+    encoding: AudioFormat,
+    written: Written,
+    found_tags: Mapping[str, str],
 ) -> Iterator[str]:
     if song.missing:
         yield f"{song.path} {song.missing}: {song.decoded / song.sample_rate:.2f} s were separated"
@@ -213,5 +219,13 @@ def _warnings(
         yield f"the stem file is up to {decibels:.1f} dB above full scale, which many players clip"
     if written.gain < 1:
         yield f"all stems were turned down by {-20 * np.log10(written.gain):.2f} dB to avoid clipping"
-    if not tags.can_write_covers() and tags.may_have_cover(song.path):
+    kept = tags.cut_tags(found_tags)
+    if long := [name for name, text in found_tags.items() if kept[name] != text]:
+        yield f"some tags of {song.path} are so long that the stems have only their beginning ({', '.join(long)})"
+    if lost := tags.lost_tags(found_tags, encoding.container):
+        yield (
+            f"some tags are not copied to {encoding.container} files without mutagen ({', '.join(lost)}): "
+            f"{install_command(extra='tags')}"
+        )
+    if not tags.has_mutagen() and tags.may_have_cover(song.path):
         yield f"covers are not copied without mutagen: {install_command(extra='tags')}"

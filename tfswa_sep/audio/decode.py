@@ -319,7 +319,8 @@ def _is_text(head: bytes) -> bool:
     try:
         head[: max(1, len(head) - 3)].decode("utf-8")  # the last character may be cut
     except UnicodeDecodeError as error:
-        return error.start >= len(head) - 6
+        if error.start < len(head) - 6:
+            return False
     return b"\0" not in head
 
 

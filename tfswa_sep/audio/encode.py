@@ -19,12 +19,12 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from tfswa_sep.audio import tags as tagging
 from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
 from tfswa_sep.audio.formats import AudioFormat
 from tfswa_sep.audio.mp4 import check_mp4
 from tfswa_sep.audio.resample import Samples, interleave
-from tfswa_sep.audio.tags import write_cover, write_mp3_text
 from tfswa_sep.errors import OutputError, advice
 
 _AUTO_DOWNGRADE = 0x1210  # libsndfile's SFC_RF64_AUTO_DOWNGRADE, which soundfile has no name for
@@ -35,7 +35,7 @@ class Encoder:
     """One file being written; counts its frames, clipped samples and peak.
 
     path: an empty file that is there.  target: what it will be called, for messages.  rate: Hz.
-    large: the file may pass WAV's 4 GB.  tags: title, artist and so on, by libsndfile's names.
+    large: the file may pass WAV's 4 GB.  tags: title, artist and so on, see tags.py.
     cover: a picture's file.
     Raises OutputError from every step.
     """
@@ -105,10 +105,12 @@ class Encoder:
             if self._format.container == "m4a":  # its length is in whole milliseconds: never round it down
                 self._sink.write(np.zeros((self._rate // 1000 + 1, self._channels), np.float32))
             self._sink.close()
-            if self._format.container == "mp3" and self._tags:
-                write_mp3_text(self.path, self._tags)
+            if self._tags and self._format.container == "wav":
+                tagging.add_wav_tags(self.path, self._tags)
+            if self._tags and self._format.container in ("flac", "ogg", "opus"):
+                tagging.write_all(self.path, self._format.extension, self._tags)
             if self._cover:
-                write_cover(self.path, self._format.extension, self._cover)
+                tagging.write_cover(self.path, self._format.extension, self._cover)
             self._check_whole()
             with self.path.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -150,14 +152,14 @@ class _Soundfile:
         else:
             container = "FLAC" if audio_format.container == "flac" else "RF64" if large else "WAV"
             subtype = "FLOAT" if audio_format.bit_depth == "32f" else f"PCM_{audio_format.bit_depth}"
-        self._sink = _Sink(path)
+        self._sink = _Sink(path, tagging.make_id3(tags) if container == "MP3" and tags else b"")
         self._file = soundfile.SoundFile(
             self._sink, "w", rate, channels, subtype=subtype, format=container, **steering
         )
         if container == "RF64":  # a plain WAV after all where the song turns out to be short
             soundfile._snd.sf_command(self._file._file, _AUTO_DOWNGRADE, soundfile._ffi.NULL, True)
-        for name, text in tags.items():
-            if container != "MP3" or text.isascii():  # see tags.write_mp3_text
+        if container != "MP3":
+            for name, text in tagging.libsndfile_tags(tags).items():
                 setattr(self._file, name, text)
 
     @property
@@ -178,12 +180,23 @@ class _Soundfile:
 
 
 class _Sink:
-    """A file for libsndfile, which keeps to itself that its last writes failed: here they are remembered."""
+    """A file for libsndfile, which keeps to itself that its last writes failed: here they are remembered.
 
-    def __init__(self, path: Path) -> None:
+    head: what stands in front of all that libsndfile writes.
+    """
+
+    def __init__(self, path: Path, head: bytes) -> None:
         self._file = path.open("rb+", buffering=0)
         self._error: OSError | None = None
-        self.seek, self.tell, self.read = self._file.seek, self._file.tell, self._file.read
+        self._head = len(head)
+        self.read = self._file.read
+        self.write(head)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset + (self._head if whence == os.SEEK_SET else 0), whence) - self._head
+
+    def tell(self) -> int:
+        return self._file.tell() - self._head
 
     def write(self, data: bytes) -> int:
         left = memoryview(data)
@@ -214,8 +227,7 @@ class _Ffmpeg:
         assert program is not None  # find_format has seen to it
         command = [program, "-nostdin", "-hide_banner", "-loglevel", "level+error", "-y"]
         command += ["-f", "f32le", "-ar", str(rate), "-ac", str(channels), "-i", "pipe:0"]
-        for name, text in tags.items():
-            command += ["-metadata", f"{'track' if name == 'tracknumber' else name}={text}"]
+        command += tagging.ffmpeg_options(tags)
         bitrate = min(audio_format.bitrate, 6 * rate * channels // 1000)  # AAC's own limit: 6 bits a sample
         command += ["-c:a", "aac", "-b:a", f"{bitrate}k", "-f", "ipod", f"file:{path.resolve()}"]
         self.messages = b""  # of the process, once it has ended

@@ -17,6 +17,7 @@ from typing import IO
 
 from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
 from tfswa_sep.audio.mp4 import check_mp4, make_box, read_boxes
+from tfswa_sep.audio.tags import ffmpeg_options, write_cover
 from tfswa_sep.errors import UsageError
 from tfswa_sep.installation import ffmpeg_install_command
 
@@ -50,7 +51,13 @@ def check_stem_file(stems: tuple[str, ...]) -> None:
 
 
 def write_stem_file(
-    path: Path, stems: Mapping[str, Path], rate: int, frames: int, *, title: str | None = None
+    path: Path,
+    stems: Mapping[str, Path],
+    rate: int,
+    frames: int,
+    *,
+    tags: Mapping[str, str],
+    cover: bytes | None = None,
 ) -> None:
     """Write the audio files `stems` (by the names in ORDER), preceded by their sum, to `path`.
 
@@ -59,7 +66,8 @@ def write_stem_file(
         stems: Stem -> file.
         rate: Hz, of the stems.
         frames: Samples per channel of each stem.
-        title: Of the song; all other tags are taken from the first stem.
+        tags: The song's, see tags.py.
+        cover: A picture's file.
 
     Raises:
         OSError: With a reason.
@@ -77,13 +85,15 @@ def write_stem_file(
     command += ["-c:a", "aac", "-b:a", _BITRATE, "-ac", "2", "-ar", str(rate_there)]
     # Only the mix plays where a program knows nothing of stems.
     command += ["-disposition:a", "0", "-disposition:a:0", "default"]
-    command += ["-map_metadata", "0", *(["-metadata", f"title={title}"] if title else [])]
+    command += ["-map_metadata", "-1", *ffmpeg_options(tags)]
     command += ["-f", "mp4", f"file:{path.resolve()}"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
         raise OSError(0, last_error(done.stderr))
     least = frames * rate_there // rate - rate_there // 100  # ffmpeg may end a few ms early
     check_mp4(path, 1 + len(ORDER), least, messages=done.stderr)
+    if cover:
+        write_cover(path, ".m4a", cover)
     described = {
         "mastering_dsp": _NO_MASTERING,
         "stems": [{"name": stem.capitalize(), "color": color} for stem, color in ORDER.items()],

@@ -75,7 +75,7 @@ class StemWriter:
     remainder: the stem that becomes what the others leave of `mixture`; "" for none.
     stem_file: where all stems go once more as one file, see stem_mp4.py.
     overwrite: replace any file that is there; else only those that `record` owns.
-    tags: title, artist and so on, by libsndfile's names; a stem's title has its name behind it.
+    tags: title, artist and so on, see tags.py; a stem's title has its name behind it.
     cover: a picture's file.
     Entering makes the folders and opens the temporary files. Leaving without `commit` removes both.
     Raises OutputError, one line that names file or folder, from every step.
@@ -290,7 +290,7 @@ class StemWriter:
             self._files["stem file"] = joined = AtomicFile(self._stem_file.parent)
             files = {stem: self._files[stem].path for stem in self._paths}
             frames = next(iter(self._encoders.values())).frames
-            write_stem_file(joined.path, files, self._rate, frames, title=self._tags.get("title"))
+            write_stem_file(joined.path, files, self._rate, frames, tags=self._tags, cover=self._cover)
         except OSError as error:
             raise cannot_write(self._stem_file, error) from None
         return joined

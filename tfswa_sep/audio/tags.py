@@ -1,20 +1,23 @@
-"""What a song's file says of it (title, artist, album, ...) and its cover, for the stems' files.
+"""The tags of a song (title, artist, album, ...) and its cover, copied to its stems.
 
-Text is read and written by libsndfile, or by ffmpeg for what libsndfile cannot read. Covers need mutagen,
-which is GPL and so an extra: without it the stems have none. No tag is worth a failed song: what cannot be
-read is left out.
+Tags are read by mutagen where it is installed, else by ffmpeg, else by libsndfile. mutagen is GPL and so an extra;
+without it MP3, WAV and M4A stems have all tags, FLAC, Ogg and Opus stems those that libsndfile can write, and none
+has a cover. No tag is worth a failed song: what cannot be read is left out.
+
+A tag with several values, such as two artists, has a NUL between them, as in ID3.
 """
 
 from __future__ import annotations
 
 import base64
 import importlib.util
+import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import soundfile
 
@@ -22,40 +25,177 @@ from tfswa_sep.audio.containers import find_demuxer
 from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.ffmpeg import find_ffmpeg
 
-_NAMES = ("title", "artist", "album", "date", "tracknumber", "genre", "comment", "copyright")
+
+class _Names(NamedTuple):
+    """What a tag is called elsewhere."""
+
+    ffmpeg: str
+    id3: str
+    mp4: str
+
+
+_NAMES = {  # by their names in FLAC and Ogg, which libsndfile uses too
+    "title": _Names("title", "TIT2", "\xa9nam"),
+    "artist": _Names("artist", "TPE1", "\xa9ART"),
+    "album": _Names("album", "TALB", "\xa9alb"),
+    "albumartist": _Names("album_artist", "TPE2", "aART"),
+    "composer": _Names("composer", "TCOM", "\xa9wrt"),
+    "date": _Names("date", "TDRC", "\xa9day"),
+    "tracknumber": _Names("track", "TRCK", "trkn"),
+    "discnumber": _Names("disc", "TPOS", "disk"),
+    "genre": _Names("genre", "TCON", "\xa9gen"),
+    "comment": _Names("comment", "COMM", "\xa9cmt"),
+    "copyright": _Names("copyright", "TCOP", "cprt"),
+    "lyrics": _Names("lyrics", "USLT", "\xa9lyr"),
+}
+_LIBSNDFILE = ("title", "artist", "album", "date", "tracknumber", "genre", "comment", "copyright")
+_LONGEST = (
+    6_000  # bytes of a tag: libsndfile's Opus files can hold 64 kB together, command lines not much more
+)
+_LONGEST_LYRICS = 30_000
 _HEAD = 1 << 18  # bytes at a file's beginning in which a cover is looked for
 _COVER_MARKS = (b"APIC", b"covr", b"METADATA_BLOCK_PICTURE", b"image/jpeg", b"image/png")
 _FRONT = 3  # the kind of picture, in ID3 and FLAC
 
 
 def read_tags(path: Path) -> dict[str, str]:
-    """Name (as libsndfile has it) -> text; empty where nothing is known."""
-    try:
-        with soundfile.SoundFile(soundfile_name(path)) as file:
-            found = {name: getattr(file, name, "") for name in _NAMES}
-    except (OSError, RuntimeError):
-        found = _read_with_ffmpeg(path)
-    return {name: text.strip() for name, text in found.items() if text.strip()}
+    """Name (as FLAC has it) -> text; empty where nothing is known."""
+    found = _read_with_mutagen(path) or _read_with_ffmpeg(path) or _read_with_libsndfile(path)
+    texts = {name: "\0".join(filter(None, map(str.strip, values))) for name, values in found.items()}
+    return {name: text for name, text in texts.items() if text}
 
 
-def _read_with_ffmpeg(path: Path) -> dict[str, str]:
+def cut_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags, those that are too long cut to what every format can hold."""
+
+    def cut(name: str, text: str) -> str:
+        longest = _LONGEST_LYRICS if name == "lyrics" else _LONGEST
+        return text.encode("utf-8", errors="replace")[:longest].decode("utf-8", errors="ignore")
+
+    return {name: cut(name, text) for name, text in tags.items()}
+
+
+def as_one_line(text: str) -> str:
+    """A tag's values as one, for formats that can hold only one."""
+    return text.replace("\0", "; ")
+
+
+def lost_tags(tags: Mapping[str, str], container: str) -> list[str]:
+    """Names of tags that stems of this kind cannot have, as mutagen is not there."""
+    if container not in ("flac", "ogg", "opus") or has_mutagen():
+        return []
+    return [name for name in tags if name not in _LIBSNDFILE]
+
+
+def libsndfile_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Those that libsndfile can write."""
+    return {name: as_one_line(text) for name, text in tags.items() if name in _LIBSNDFILE}
+
+
+def ffmpeg_options(tags: Mapping[str, str]) -> list[str]:
+    """What makes ffmpeg write the tags."""
+    options = []
+    for name, text in tags.items():
+        options += ["-metadata", f"{_NAMES[name].ffmpeg}={as_one_line(text)}"]
+    return options
+
+
+def make_id3(tags: Mapping[str, str]) -> bytes:
+    """The tags as ID3 2.4: libsndfile can write only ASCII to an MP3. Format: id3.org, id3v2.4.0."""
+
+    def size(content: bytes) -> bytes:  # seven bits per byte
+        return bytes(len(content) >> shift & 127 for shift in (21, 14, 7, 0))
+
+    frames = b""
+    for name, text in tags.items():
+        kind = _NAMES[name].id3
+        long = b"XXX\0" if kind in ("COMM", "USLT") else b""  # an unknown language, and no description
+        content = b"\3" + long + (as_one_line(text) if long else text).encode("utf-8", errors="replace")
+        frames += kind.encode() + size(content) + b"\0\0" + content
+    return b"ID3\4\0\0" + size(frames) + frames
+
+
+def add_wav_tags(path: Path, tags: Mapping[str, str]) -> None:
+    """Append a chunk with the tags to a WAV, in place; libsndfile writes those that LIST can hold. Raises OSError."""
+    tag = make_id3(tags)
+    with path.open("rb+") as file:
+        if file.read(4) != b"RIFF":  # RF64, of more than 4 GB
+            return
+        end = file.seek(0, os.SEEK_END)
+        file.write(bytes(end % 2) + b"id3 " + len(tag).to_bytes(4, "little") + tag + bytes(len(tag) % 2))
+        riff = file.tell() - 8
+        file.seek(4)
+        file.write(riff.to_bytes(4, "little"))
+
+
+def _read_with_libsndfile(path: Path) -> dict[str, list[str]]:
+    with suppress(OSError, RuntimeError), soundfile.SoundFile(soundfile_name(path)) as file:
+        return {name: [getattr(file, name, "")] for name in _LIBSNDFILE}
+    return {}
+
+
+def _read_with_mutagen(path: Path) -> dict[str, list[str]]:
+    if not has_mutagen():
+        return {}
+    import mutagen
+    from mutagen import mp4
+
+    with suppress(Exception):  # of a damaged tag mutagen raises all kinds
+        file: Any = mutagen.File(path)
+        tags = file.tags if file else None
+        if not tags:
+            return {}
+        if hasattr(tags, "getall"):  # ID3
+            return {name: list(_id3_values(tags, names.id3)) for name, names in _NAMES.items()}
+        if isinstance(tags, mp4.MP4Tags):
+            return {
+                name: [_mp4_text(value) for value in tags.get(names.mp4, ())]
+                for name, names in _NAMES.items()
+            }
+        by_name = {str(name).lower().replace(" ", ""): values for name, values in dict(tags).items()}
+        return {name: [str(value) for value in by_name.get(name, ())] for name in _NAMES}
+    return {}
+
+
+def _id3_values(tags: Any, kind: str) -> Iterator[str]:
+    for frame in tags.getall(kind):
+        if kind in ("COMM", "USLT") and frame.desc:
+            continue  # not the comment, but what some program keeps there
+        yield from [str(frame.text)] if isinstance(frame.text, str) else map(str, frame.text)
+
+
+def _mp4_text(value: Any) -> str:
+    if isinstance(value, tuple):  # a number, and how many there are
+        return "/".join(str(number) for number in value if number)
+    return str(value)
+
+
+def _read_with_ffmpeg(path: Path) -> dict[str, list[str]]:
     program = find_ffmpeg()
     demuxer = find_demuxer(path)
     if program is None or demuxer is None:
         return {}
     command = [program, "-nostdin", "-loglevel", "error", "-protocol_whitelist", "file,pipe"]
-    command += ["-f", demuxer, "-i", f"file:{path.resolve()}", "-f", "ffmetadata", "-"]
+    command += ["-f", demuxer, "-i", f"file:{path.resolve()}"]
+    if demuxer == "ogg":  # its tags are those of a stream
+        command += ["-map_metadata", "0:s:a:0"]
+    command += ["-f", "ffmetadata", "-"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    lines = re.split(r"(?<!\\)\n", done.stdout.decode("utf-8", errors="replace"))
-    pairs = (line.partition("=") for line in lines if not line.startswith((";", "[")))
-    found = {"tracknumber" if name == "track" else name.lower(): text for name, _, text in pairs}
+    text = done.stdout.decode("utf-8", errors="replace").partition("\n[CHAPTER]")[0]
+    found: dict[str, str] = {}
+    for line in re.split(r"(?<!\\)\n", text):
+        key, _, value = line.partition("=")
+        if not line.startswith((";", "[")):
+            found.setdefault(re.sub("-[a-z]{3}$", "", key.lower()), value)  # lyrics-eng
     # A backslash goes before =, ;, #, itself, and the end of a line that the text goes on behind.
     return {
-        name: re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL) for name, text in found.items() if name in _NAMES
+        name: [re.sub(r"\\(.)", r"\1", found[names.ffmpeg], flags=re.DOTALL)]
+        for name, names in _NAMES.items()
+        if names.ffmpeg in found
     }
 
 
-def can_write_covers() -> bool:
+def has_mutagen() -> bool:
     """Whether mutagen is installed."""
     return importlib.util.find_spec("mutagen") is not None
 
@@ -70,7 +210,7 @@ def may_have_cover(path: Path) -> bool:
 
 def read_cover(path: Path) -> bytes | None:
     """The song's cover, a JPEG or PNG file; None if it has none that can be read."""
-    if not can_write_covers():
+    if not has_mutagen():
         return None
     import mutagen
 
@@ -89,24 +229,17 @@ def read_cover(path: Path) -> bytes | None:
     return None
 
 
-def write_mp3_text(path: Path, text: Mapping[str, str]) -> None:
-    """Write the text of an MP3 in place, where mutagen is there. Raises OSError.
-
-    libsndfile 1.2.2 writes UTF-8 as if it were Latin-1, so it can be trusted with ASCII alone.
-    """
-    if not can_write_covers():
+def write_all(path: Path, extension: str, tags: Mapping[str, str]) -> None:
+    """Write all tags to a FLAC, Ogg or Opus file, in place, where mutagen is there. Raises OSError."""
+    if not has_mutagen():
         return
     import mutagen
-    from mutagen import easyid3, id3
 
     try:
-        easy = easyid3.EasyID3()
-        with suppress(id3.ID3NoHeaderError):  # libsndfile writes none where nothing is ASCII
-            easy.load(path)
-        for name, value in text.items():
-            if name in easyid3.EasyID3.valid_keys:
-                easy[name] = value
-        easy.save(path)
+        file: Any = _open(path, extension)
+        for name, text in tags.items():
+            file[name] = text.split("\0")
+        file.save()
     except mutagen.MutagenError as error:
         raise OSError(0, str(error)) from None
 
@@ -114,21 +247,12 @@ def write_mp3_text(path: Path, text: Mapping[str, str]) -> None:
 def write_cover(path: Path, extension: str, cover: bytes) -> None:
     """Put a cover into a stem's file of the kind `extension`, in place. Raises OSError."""
     import mutagen
-    from mutagen import flac, id3, mp3, mp4, oggopus, oggvorbis, wave
-
-    openers = {
-        ".mp3": mp3.MP3,
-        ".wav": wave.WAVE,
-        ".flac": flac.FLAC,
-        ".ogg": oggvorbis.OggVorbis,
-        ".opus": oggopus.OggOpus,
-        ".m4a": mp4.MP4,
-    }
+    from mutagen import flac, id3, mp4
 
     picture = flac.Picture()
     picture.type, picture.mime, picture.data = _FRONT, _kind(cover), cover
     try:
-        file: Any = openers[extension](path)
+        file: Any = _open(path, extension)
     except mutagen.MutagenError:
         return  # such as a WAV of more than 4 GB
     if extension in (".mp3", ".wav"):
@@ -146,6 +270,21 @@ def write_cover(path: Path, extension: str, cover: bytes) -> None:
         file.save()
     except mutagen.MutagenError as error:
         raise OSError(0, str(error)) from None
+
+
+def _open(path: Path, extension: str) -> Any:
+    """A stem's file, which has a temporary name. Raises MutagenError."""
+    from mutagen import flac, mp3, mp4, oggopus, oggvorbis, wave
+
+    openers = {
+        ".mp3": mp3.MP3,
+        ".wav": wave.WAVE,
+        ".flac": flac.FLAC,
+        ".ogg": oggvorbis.OggVorbis,
+        ".opus": oggopus.OggOpus,
+        ".m4a": mp4.MP4,
+    }
+    return openers[extension](path)
 
 
 def _ogg_pictures(file: Any) -> list[Any]:
