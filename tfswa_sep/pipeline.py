@@ -1,9 +1,9 @@
-"""One song into stem files, in one direction:
+"""Separate one song into stem files:
 
     open_audio -> blocks at the model's rate -> separate_blocks -> StemWriter
 
-Memory does not grow with the song: blocks stream from one end to the other. Loudness is never changed, unless
-`rescale` asks for it. Axis letters: s stem of the model, k stem asked for, c channel, n samples.
+Blocks stream from one end to the other, so memory use does not depend on the song's length. Loudness is preserved
+unless `rescale` is set. Axis letters: s stem of the model, k requested stem, c channel, n samples.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tfswa_sep.inference.stem_matrix import adds_up_to_song, parse_stems, shares
 from tfswa_sep.installation import install_command
 from tfswa_sep.options import OutputOptions
 
-Progress = Callable[[float, float | None], None]  # (seconds done, seconds in all or None where unknown)
+Progress = Callable[[float, float | None], None]  # (seconds done, seconds in total or None if unknown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,14 @@ class SeparationResult:
     files: dict[str, Path]  # stem -> file
     seconds: float  # length of the song
     sample_rate: int  # Hz, of the files
-    clipped: dict[str, int]  # stem -> samples cut off at full scale, all channels together
-    gain: float  # common gain that rescale applied to all stems, 1.0 for none
+    clipped: dict[str, int]  # stem -> number of samples clipped at full scale, over all channels
+    gain: float  # applied to all stems by rescale, 1.0 if none was needed
     model: str
     backend: str
     device: str
-    precision: str  # of the network's numbers, "" where that is not on record
+    precision: str  # of the network's weights, "" if unknown
     warnings: tuple[str, ...]  # one line each
-    stem_file: Path | None = None  # all stems as one file, if that was asked for
+    stem_file: Path | None = None  # all stems as one file, if requested
 
 
 def separate_song(
@@ -68,18 +68,18 @@ def separate_song(
 
     Args:
         path: The song.
-        model: What separates it.
-        options: How it is read and written.
-        model_name: For the result.
-        track: What the song is called in its stems' paths; None for its file's name.
-        keep: Real paths of files that are never replaced, such as the other songs of a batch.
-        record: Without `overwrite`, files that it owns are replaced all the same.
-        batch_size: Segments per call; None for as many as suit the device best.
+        model: The loaded model.
+        options: See OutputOptions.
+        model_name: Name in the result.
+        track: Name of the song in its stems' paths; None for its file's name.
+        keep: Real paths of files that must never be replaced, such as the other songs of a batch.
+        record: Files that it owns are replaced even without `overwrite`.
+        batch_size: Segments per call; None for the best number for the device.
         shifts: See Runtime.
         on_progress: Called after each block, in this thread.
 
     Raises:
-        TfswaError: InputError, UsageError, ModelError, DeviceError or OutputError; nothing is left behind then.
+        TfswaError: InputError, UsageError, ModelError, DeviceError or OutputError; no files are left behind.
     """
     encoding = find_format(options.audio_format, options.bit_depth, options.bitrate)
     with ExitStack() as opened:
@@ -113,7 +113,7 @@ def separate_song(
         remove_abandoned_once(Path(options.out).absolute())
         rate = encoding.nearest_rate(song.sample_rate)
         blocks = song.blocks(model.sample_rate, model.channels)
-        # What the model does not hear of a song at another rate must not be missing from the stems' sum.
+        # Parts of a song at another rate that the model cannot hear must not be missing from the stems' sum.
         shares = shares_of_rest(stem_matrix, model.stems)
         heard = None
         if song.sample_rate != model.sample_rate and rate != model.sample_rate and shares.any():

@@ -1,6 +1,6 @@
-"""The Python API: a model that is chosen, fetched and loaded once, and separates songs.
+"""The Python API: choose, fetch and load a model once, then separate songs.
 
-Axis letters: b batch, s stem of the model, k stem asked for, c channel, n samples.
+Axis letters: b batch, s stem of the model, k requested stem, c channel, n samples.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tfswa_sep.pipeline import Progress, SeparationResult, separate_song
 
 
 class Stems(dict[str, Samples]):
-    """Stem -> samples (c, n) or (n,), float32 at full scale +-1; `sample_rate` is theirs, in Hz."""
+    """Stem -> samples (c, n) or (n,), float32 at full scale +-1, with their `sample_rate` in Hz."""
 
     def __init__(self, stems: Mapping[str, Samples], *, sample_rate: int) -> None:
         super().__init__(stems)
@@ -41,7 +41,7 @@ class Stems(dict[str, Samples]):
 
     @property
     def samples(self) -> int:
-        """n, of each stem."""
+        """The length n of each stem."""
         return int(next(iter(self.values())).shape[-1])
 
 
@@ -51,11 +51,11 @@ class Separator:
     Args:
         model: A registered name, an hf:// or https:// address, a model file's path, a ModelInfo, a loaded
             Backend, or None for the default.
-        runtime: What computes, and where.
-        **choices: Fields of Runtime, such as threads=4, in place of those of `runtime`.
+        runtime: See Runtime.
+        **choices: Fields of Runtime, such as threads=4, that override those of `runtime`.
 
     Raises:
-        UsageError: A choice makes no sense.
+        UsageError: A choice is invalid.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Separator:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **choices: Any) -> Separator:
-        """The separator of a model file, .onnx or .safetensors, loaded at once.
+        """Load a separator from a model file, .onnx or .safetensors.
 
         Args:
             path: The file.
@@ -81,7 +81,7 @@ class Separator:
 
         Raises:
             ModelError: The file is missing or damaged, or holds no model of tfswa-sep.
-            DeviceError: The device is missing.
+            DeviceError: The device is not available.
         """
         separator = cls(registry.find_model(os.path.abspath(os.path.expanduser(path))), **choices)
         _ = separator.backend
@@ -129,13 +129,13 @@ class Separator:
             audio: (c, n) with c 1 or 2, or (n,), at full scale +-1.
             rate: Hz.
             stems: See OutputOptions; None for all.
-            on_progress: Called after each piece, in this thread, with the seconds done and in all.
+            on_progress: Called after each block, in this thread, with the seconds done and the total.
 
         Returns:
             Stem -> float32 array of the same shape and rate.
 
         Raises:
-            InputError: Another shape, or samples that are no numbers.
+            InputError: The shape is wrong, or samples are NaN or infinite.
             UsageError: An unknown stem.
         """
         samples = np.atleast_2d(_as_floats(audio))
@@ -154,22 +154,21 @@ class Separator:
     def stream(
         self, blocks: Iterable[NDArray[np.floating]], rate: int, *, stems: str | Sequence[str] | None = None
     ) -> Iterator[Stems]:
-        """Separate samples that come block by block, such as a recording under way; memory does not grow.
+        """Separate samples that arrive in blocks, such as a live recording, with constant memory.
 
         Args:
-            blocks: (c, n) each, c 1 or 2 and the same for all, any n, at full scale +-1.
+            blocks: (c, n) each, with any n and the same c, 1 or 2, at full scale +-1.
             rate: Hz.
             stems: See OutputOptions; None for all.
 
         Yields:
-            Blocks of stems, each stem (c, m): the first when `backend.workers + 1` segments of the model have
-            come in, since that many are computed side by side, or one more with shifts. In all they have as many
-            samples as went in.
+            Blocks of stems, each stem (c, m). The first comes after `backend.workers + 1` segments of input, since that
+            many are computed in parallel, or one more with shifts. Output and input have the same total length.
 
         Raises:
-            TfswaError: As `separate` does, when the block in question is reached.
+            TfswaError: As in `separate`, when the block in question is reached.
         """
-        # Who waits for a recording is not to wait for a GPU's whole batch of it, a minute and more.
+        # A whole batch on a GPU can be a minute and more of a live recording.
         return self._stream(blocks, rate, stems=stems, batch_size=self._runtime.batch_size or 1)
 
     def _stream(
@@ -197,7 +196,7 @@ class Separator:
         rescale: bool = False,
         overwrite: bool = True,
     ) -> dict[str, Path]:
-        """Write stems to `folder/<stem>.<extension>`, all of them or none; for the options see OutputOptions.
+        """Write stems to `folder/<stem>.<extension>`, all of them or none; see OutputOptions for the options.
 
         Samples that the format cannot hold are clipped, with a UserWarning.
 
@@ -205,9 +204,9 @@ class Separator:
             Stem -> file.
 
         Raises:
-            InputError: The stems cannot be files side by side.
+            InputError: The stems differ in shape, have unusable names, or contain NaN or infinite samples.
             UsageError: The options do not fit together.
-            OutputError: A file cannot be written; nothing is left behind then.
+            OutputError: A file cannot be written; nothing is left behind.
         """
         written = write_stems(
             stems,
@@ -236,12 +235,12 @@ class Separator:
 
         Args:
             path: The song.
-            options: How it is read and its stems are written.
-            track: What the song is called in its stems' paths; None for its file's name.
-            keep: Real paths of files that are never replaced, such as the other songs of a batch.
-            record: Without `overwrite`, files that it owns are replaced all the same.
-            on_progress: Called after each piece, in this thread, with the seconds done and in all.
-            **choices: Fields of OutputOptions, such as out="stems", in place of those of `options`.
+            options: See OutputOptions.
+            track: Name of the song in its stems' paths; None for its file's name.
+            keep: Real paths of files that must never be replaced, such as the other songs of a batch.
+            record: Files that it owns are replaced even without `overwrite`.
+            on_progress: Called after each block, in this thread, with the seconds done and the total.
+            **choices: Fields of OutputOptions, such as out="stems", that override those of `options`.
 
         Raises:
             TfswaError: InputError, UsageError, ModelError, DeviceError or OutputError; nothing is left behind.
@@ -272,7 +271,7 @@ def separate(
 ) -> SeparationResult:
     """Separate one song into files.
 
-    For several songs give one Separator as the model: it is loaded once.
+    For several songs, pass a Separator as the model, so that it is loaded only once.
 
     Args:
         path: The song.
@@ -299,7 +298,7 @@ def load_model(model: str | Path | registry.ModelInfo | None = None, **choices: 
 
 
 def _load_model(info: registry.ModelInfo, runtime: Runtime) -> Backend:
-    """Load a model on the fastest backend that is there, or on the one that was named."""
+    """Load a model on the fastest available backend, or on the requested one."""
     offered = [file.backend for file in info.files]
     chosen = choose_backend(offered, runtime)
     try:
@@ -314,13 +313,13 @@ def _load_model(info: registry.ModelInfo, runtime: Runtime) -> Backend:
 def _load_file(
     info: registry.ModelInfo, backend: str, runtime: Runtime, *, notes: Sequence[str] = ()
 ) -> Backend:
-    path = registry.fetch(info, backend)  # before anything heavy is imported: a damaged file fails at once
+    path = registry.fetch(info, backend)  # before heavy imports: a damaged file fails at once
     precision = next(file.precision for file in info.files if file.backend == backend)
     return load_backend(backend, path, runtime, precision=precision, notes=notes)
 
 
 def _as_floats(samples: NDArray[np.floating]) -> Samples:
-    """Samples in float32. Raises InputError for integers, whose full scale is another."""
+    """Samples as float32. Raises InputError for integers, whose full scale is different."""
     found = np.asarray(samples)
     if np.issubdtype(found.dtype, np.integer):
         raise InputError(
@@ -369,13 +368,13 @@ def _stream_stems(
         kept = back[:, : taken - given]
         given += kept.shape[1]
         yield Stems(dict(zip(names, kept.reshape(len(names), channels, -1), strict=True)), sample_rate=rate)
-    if given < taken:  # a resampler may end a sample early
+    if given < taken:  # a resampler may end one sample early
         silence = np.zeros((channels, taken - given), np.float32)
         yield Stems(dict.fromkeys(names, silence), sample_rate=rate)
 
 
 def _join_stems(parts: Sequence[Stems], shape: tuple[int, ...]) -> Stems:
-    """Blocks of stems, one behind the other, each stem in `shape`."""
+    """Concatenate blocks of stems; each stem gets `shape`."""
     names, rate = list(parts[0]), parts[0].sample_rate
     joined = {name: np.concatenate([part[name] for part in parts], axis=1).reshape(shape) for name in names}
     return Stems(joined, sample_rate=rate)

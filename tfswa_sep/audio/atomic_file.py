@@ -1,8 +1,8 @@
-"""Files under a temporary name, which get their own when they are whole; and folders for what is temporary.
+"""Files that are renamed to their targets once they are complete, and temporary folders.
 
-A temporary file is locked as long as its writer lives. One that nobody holds was left by a process that was
-killed; the next run that writes to the folder removes it. Windows needs no lock: it keeps an open file.
-Temporary folders are locked and removed in the same way, except on Windows, where a folder cannot be locked.
+A temporary file is locked while its writer lives. An unlocked one was left by a process that was killed; the next run
+that writes to the folder removes it. Windows needs no lock, since it refuses to delete an open file. Temporary folders
+are locked and removed in the same way, except on Windows, where a folder cannot be locked.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ _PATTERN = ".tfswa-sep-*.tmp"
 
 
 class AtomicFile:
-    """An empty hidden file in `folder`, until it is put in place or removed. Raises OSError."""
+    """An empty hidden file in `folder`, until it is renamed or removed. Raises OSError."""
 
     def __init__(self, folder: Path) -> None:
         while True:
             self.path = folder / _PATTERN.replace("*", secrets.token_hex(6))
             self._handle: int | None = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
             if sys.platform == "win32":
-                self._unlock()  # there an open file cannot be renamed
+                self._unlock()  # an open file cannot be renamed there
                 return
-            with suppress(OSError):  # a file system may have no locks; then nothing is ever cleaned up there
+            with suppress(OSError):  # some file systems have no locks; nothing is cleaned up there
                 fcntl.flock(self._handle, fcntl.LOCK_EX)
             if self.path.exists():
                 return
-            self._unlock()  # before it was locked, another run took it for a killed one's
+            self._unlock()  # another run removed it as abandoned before it was locked
 
     def commit(self, target: Path, *, overwrite: bool = True) -> None:
-        """Give the file its name, over a file of an earlier run, or raise FileExistsError for one."""
+        """Rename the file to `target`; raise FileExistsError if that exists, unless it may be overwritten."""
         if overwrite or not self._linked(target):
             os.replace(self.path, target)
         self._unlock()
 
     def _linked(self, target: Path) -> bool:
-        """Have the file its name without replacing another's, however late that came; False: it cannot be."""
+        """Rename the file without ever replacing another; False if the file system cannot."""
         try:
             os.link(self.path, target)
         except FileExistsError:
             raise
-        except OSError:  # a file system without links
+        except OSError:  # a file system without hard links
             if target.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
             return False
@@ -73,7 +73,7 @@ class AtomicFile:
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `target` at the end; an error before that leaves all as it was.
+    """A path to write to, which becomes `target` at the end; an error leaves everything as it was.
 
     Raises OSError.
     """
@@ -86,7 +86,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a whole text file through to the disk, in UTF-8, over one that is there; or leave all as it was.
+    """Write a text file in UTF-8, replacing an existing one, and flush it to the disk; or leave everything as it was.
 
     Raises OSError.
     """
@@ -125,15 +125,15 @@ def remove_abandoned_below(folder: Path) -> None:
 
 @functools.cache
 def remove_abandoned_once(folder: Path) -> None:
-    """Do so the first time that this process writes below `folder`: in a large batch it would take time."""
+    """remove_abandoned_below, but only once per folder and process: a large batch would repeat it for each song."""
     remove_abandoned_below(folder)
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder of one's own, removed at the end, among the system's temporary ones.
+    """A new folder in the system's temporary directory, removed at the end.
 
-    Those that killed processes left there are removed first. Raises OSError.
+    Folders left there by killed processes are removed first. Raises OSError.
     """
     prefix, suffix = _PATTERN.split("*")
     handle = None
@@ -144,12 +144,12 @@ def temporary_folder() -> Iterator[Path]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix))
         if sys.platform != "win32":
-            with suppress(OSError):  # without locks nothing is ever cleaned up there
+            with suppress(OSError):  # without locks nothing is cleaned up there
                 handle = os.open(folder, os.O_RDONLY)
                 fcntl.flock(handle, fcntl.LOCK_EX)
         if folder.exists():
             break
-        if handle is not None:  # before it was locked, another run took it for a killed one's
+        if handle is not None:  # another run removed it as abandoned before it was locked
             os.close(handle)
             handle = None
     try:
@@ -170,7 +170,7 @@ def _remove_unlocked_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the disk hold the names in a folder; not every system can."""
+    """Flush a folder's entries to the disk, where the system supports it."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
 """Write one stem file, block by block.
 
-libsndfile writes wav, flac, mp3, ogg and opus; ffmpeg writes m4a. Only 32-bit float files hold what is above
-full scale: all others clip there, and every clipped sample is counted.
+libsndfile writes WAV, FLAC, MP3, Ogg and Opus; ffmpeg writes M4A. Only 32-bit float files can exceed full scale: all
+others clip, and clipped samples are counted.
 """
 
 from __future__ import annotations
@@ -32,12 +32,20 @@ _SUBTYPES = {"mp3": ("MP3", "MPEG_LAYER_III"), "ogg": ("OGG", "VORBIS"), "opus":
 
 
 class Encoder:
-    """One file being written; counts its frames, clipped samples and peak.
+    """Writes one file; counts its frames and clipped samples, and measures its peak.
 
-    path: an empty file that is there.  target: what it will be called, for messages.  rate: Hz.
-    large: the file may pass WAV's 4 GB.  tags: title, artist and so on, see tags.py.
-    cover: a picture's file.
-    Raises OutputError from every step.
+    Args:
+        path: An existing, empty file.
+        target: Its name in error messages.
+        rate: Hz.
+        channels: Of the file.
+        audio_format: Of the file.
+        large: The file may exceed WAV's 4 GB.
+        tags: Title, artist and so on, see tags.py.
+        cover: An image file's content.
+
+    Raises:
+        OutputError: From every step.
     """
 
     def __init__(
@@ -98,11 +106,11 @@ class Encoder:
         )  # libsndfile takes the upper bits of 32
 
     def close(self) -> None:
-        """Write what is buffered through to the disk, and check that the file holds all of it."""
+        """Finish the file, check that it is complete, and flush it to the disk."""
         if self._sink.closed:
             return
         try:
-            if self._format.container == "m4a":  # its length is in whole milliseconds: never round it down
+            if self._format.container == "m4a":  # stores its length in milliseconds: round up, not down
                 self._sink.write(np.zeros((self._rate // 1000 + 1, self._channels), np.float32))
             self._sink.close()
             if self._tags and self._format.container == "wav":
@@ -118,7 +126,7 @@ class Encoder:
             raise cannot_write(self._target, error) from None
 
     def _check_whole(self) -> None:
-        """Open the file again and count its samples: an encoder can fail without an error."""
+        """Reopen the file and count its samples: an encoder can fail without reporting an error."""
         if isinstance(self._sink, _Ffmpeg):
             check_mp4(self.path, 1, self.frames, messages=self._sink.messages)
             return
@@ -127,7 +135,7 @@ class Encoder:
                 raise OSError(0, f"only {written.frames} of {self.frames} samples were written")
 
     def abandon(self) -> None:
-        """End the writing, whatever the file holds."""
+        """Stop writing and leave the file as it is."""
         with suppress(OSError, soundfile.LibsndfileError):
             self._sink.abandon()
 
@@ -156,7 +164,7 @@ class _Soundfile:
         self._file = soundfile.SoundFile(
             self._sink, "w", rate, channels, subtype=subtype, format=container, **steering
         )
-        if container == "RF64":  # a plain WAV after all where the song turns out to be short
+        if container == "RF64":  # back to plain WAV if the song turns out to be short
             soundfile._snd.sf_command(self._file._file, _AUTO_DOWNGRADE, soundfile._ffi.NULL, True)
         if container != "MP3":
             for name, text in tagging.libsndfile_tags(tags).items():
@@ -180,9 +188,11 @@ class _Soundfile:
 
 
 class _Sink:
-    """A file for libsndfile, which keeps to itself that its last writes failed: here they are remembered.
+    """A file for libsndfile, which does not report that its last writes failed: `check` does.
 
-    head: what stands in front of all that libsndfile writes.
+    Args:
+        path: Of the file.
+        head: Bytes that precede everything libsndfile writes.
     """
 
     def __init__(self, path: Path, head: bytes) -> None:
@@ -203,12 +213,12 @@ class _Sink:
         try:
             while left:
                 left = left[self._file.write(left) :]
-        except OSError as error:  # no exception comes through C: `check` raises it
+        except OSError as error:  # exceptions do not pass through C: `check` raises it
             self._error = error
         return len(data)
 
     def check(self) -> None:
-        """Raise what a write has met with."""
+        """Raise the error of an earlier write."""
         if self._error:
             raise self._error
 
@@ -218,20 +228,20 @@ class _Sink:
 
 
 class _Ffmpeg:
-    """AAC in MP4, by an ffmpeg that reads the samples from a pipe."""
+    """AAC in MP4, from an ffmpeg process that reads samples from a pipe."""
 
     def __init__(
         self, path: Path, rate: int, channels: int, audio_format: AudioFormat, tags: Mapping[str, str]
     ) -> None:
         program = find_ffmpeg()
-        assert program is not None  # find_format has seen to it
+        assert program is not None  # find_format has checked
         command = [program, "-nostdin", "-hide_banner", "-loglevel", "level+error", "-y"]
         command += ["-f", "f32le", "-ar", str(rate), "-ac", str(channels), "-i", "pipe:0"]
         command += tagging.ffmpeg_options(tags)
-        bitrate = min(audio_format.bitrate, 6 * rate * channels // 1000)  # AAC's own limit: 6 bits a sample
+        bitrate = min(audio_format.bitrate, 6 * rate * channels // 1000)  # AAC's limit: 6 bits per sample
         command += ["-c:a", "aac", "-b:a", f"{bitrate}k", "-f", "ipod", f"file:{path.resolve()}"]
-        self.messages = b""  # of the process, once it has ended
-        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+        self.messages = b""  # of the process, after it has ended
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # closed when the process ends
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages
         )
@@ -273,7 +283,7 @@ class _Ffmpeg:
 
 
 def cannot_write(path: Path, error: Exception) -> OutputError:
-    """What to say when `path` could not be written."""
+    """The error to raise if `path` could not be written."""
     if isinstance(error, soundfile.LibsndfileError):  # gives no reason; a full disk is the common one
         error = OSError(errno.ENOSPC, "the disk may be full")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()

@@ -1,4 +1,4 @@
-"""What stem files can be: containers, bit depths, bitrates and the rates they can hold."""
+"""The formats of stem files: containers, bit depths, bitrates and sample rates."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tfswa_sep.installation import ffmpeg_install_command
 BIT_DEPTHS = {"wav": ("32f", "24", "16"), "flac": ("24", "16")}  # the first is the default
 BITRATES = {"mp3": 320, "ogg": 256, "opus": 192, "m4a": 256}  # kbit/s of a stereo file, the default
 _LOSSY_LIMITS = {"mp3": (8, 320), "ogg": (64, 500), "opus": (16, 500), "m4a": (16, 512)}  # kbit/s
-_RATES: dict[str, tuple[int, ...]] = {  # Hz that a container can hold, where it cannot hold any
+_RATES: dict[str, tuple[int, ...]] = {  # Hz, of containers that support only some rates
     "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
     "opus": (8_000, 12_000, 16_000, 24_000, 48_000),
     "m4a": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000),
     "ogg": (*range(8_000, 192_001), 192_000),
 }
-_AAC_BITS = 4.2  # per sample: what ffmpeg's encoder reaches with music, however much it is given (measured)
-_FLAC_FREE_RATE = 65_535  # Hz; above it FLAC holds only multiples of ten
+_AAC_BITS = 4.2  # per sample: the most that ffmpeg's encoder uses for music (measured)
+_FLAC_FREE_RATE = 65_535  # Hz; above it FLAC supports only multiples of ten
 _FLAC_TOP_RATE = 655_350  # Hz
-# Vorbis is steered by a quality of 0 to 10; libvorbis aims at these kbit/s at 44.1 kHz for 0, 1, ... 10.
+# Vorbis has a quality from 0 to 10: libvorbis's target in kbit/s at 44.1 kHz for 0, 1, ... 10.
 _VORBIS_STEREO = (64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 500)
 _VORBIS_MONO = (48, 60, 70, 80, 86, 96, 110, 120, 140, 160, 240)
 
@@ -37,12 +37,12 @@ class AudioFormat:
 
     @property
     def extension(self) -> str:
-        """With its dot."""
+        """With the dot."""
         return f".{self.container}"
 
     @property
     def is_lossy(self) -> bool:
-        """Whether the samples come back only nearly."""
+        """Whether decoded samples differ from the originals."""
         return not self.bit_depth
 
     @property
@@ -61,7 +61,7 @@ class AudioFormat:
         return 1.0 if self.steps is None else 1 - 1 / self.steps
 
     def nearest_rate(self, rate: int) -> int:
-        """`rate` in Hz if the container can hold it, else the next higher that it can, or its highest."""
+        """`rate` in Hz if the container supports it, else the next higher one it supports, or its highest."""
         if self.container == "flac" and rate > _FLAC_FREE_RATE:
             return min(round(rate / 10) * 10, _FLAC_TOP_RATE)
         if rates := _RATES.get(self.container):
@@ -80,21 +80,26 @@ class AudioFormat:
         return 0, int(_AAC_BITS * rate * channels / 1000)
 
     def compression_level(self, rate: int, channels: int) -> float:
-        """libsndfile's way to say a bitrate: 0 for its codec's highest, 1 for its lowest."""
+        """The bitrate as libsndfile takes it: 0 for the codec's highest, 1 for its lowest."""
         if self.container == "mp3":  # linear between the limits; 1 itself is refused
             low, high = self.bitrate_limits(rate, channels)
             return float(np.clip((high - self.bitrate) / (high - low), 0, 0.99))
-        if self.container == "opus":  # linear from 6 to 256 kbit/s a channel
+        if self.container == "opus":  # linear from 6 to 256 kbit/s per channel
             return float(np.clip((256 - self.bitrate / channels) / 250, 0, 1))
         aims = _VORBIS_STEREO if channels == 2 else _VORBIS_MONO
         return float(1 - np.interp(self.bitrate, aims, np.arange(11)) / 10)
 
 
 def find_format(container: str, bit_depth: str | None = None, bitrate: int | None = None) -> AudioFormat:
-    """The format of these options.
+    """The format for these options.
 
-    bit_depth: None means 32f for wav, 24 for flac.  bitrate: kbit/s of mp3, ogg, opus and m4a, None for
-    the one in BITRATES. Raises UsageError.
+    Args:
+        container: See AudioFormat.
+        bit_depth: None for 32f in wav and 24 in flac.
+        bitrate: kbit/s of mp3, ogg, opus and m4a; None for the one in BITRATES.
+
+    Raises:
+        UsageError: The format is unknown, or the options do not fit it.
     """
     if container not in {**BIT_DEPTHS, **BITRATES}:
         raise UsageError(f"unknown format '{container}': choose from {', '.join([*BIT_DEPTHS, *BITRATES])}")

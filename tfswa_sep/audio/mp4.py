@@ -1,4 +1,4 @@
-"""Whether an MP4 that ffmpeg wrote is whole, and the boxes that it consists of.
+"""Check that an MP4 file from ffmpeg is complete, and read and write MP4 boxes.
 
 Boxes: ISO/IEC 14496-12, 4.2.
 """
@@ -14,13 +14,13 @@ from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
 
 
 def check_mp4(path: Path, tracks: int, frames: int, *, messages: bytes = b"") -> None:
-    """Read all boxes and packets of an MP4, without decoding them, and count the samples.
+    """Check that an MP4 file is complete, by reading its boxes and packets without decoding them.
 
     Args:
         path: The file.
-        tracks: How many audio tracks it must have.
-        frames: How many samples per channel each must have at least.
-        messages: What ffmpeg said while writing: on a full disk it may still end with 0.
+        tracks: The number of audio tracks it must have.
+        frames: The least number of samples per channel in each.
+        messages: ffmpeg's messages when it wrote the file: on a full disk it may still exit with 0.
 
     Raises:
         OSError: Something is missing.
@@ -35,7 +35,7 @@ def check_mp4(path: Path, tracks: int, frames: int, *, messages: bytes = b"") ->
     for line in done.stdout.decode("ascii", errors="replace").splitlines():
         if not line.startswith("#"):
             track, _, start, length = (int(field) for field in line.split(",")[:4])
-            if start >= 0:  # before that lies what decoders need to start, and drop
+            if start >= 0:  # earlier packets only prime the decoder
                 counts[track] += length
     if done.returncode or min(counts) < frames:
         why = messages or (done.stderr if done.returncode else b"")
@@ -45,7 +45,7 @@ def check_mp4(path: Path, tracks: int, frames: int, *, messages: bytes = b"") ->
 
 
 def read_boxes(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and length in bytes of each box of a file. Raises OSError unless they fill it exactly."""
+    """Kind, start and length in bytes of each box. Raises OSError unless the boxes fill the file exactly."""
     size = file.seek(0, 2)
     start = 0
     while start < size:
@@ -54,7 +54,7 @@ def read_boxes(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
         length, kind = int.from_bytes(header[:4], "big"), header[4:8]
         if length == 1:
             length = int.from_bytes(header[8:], "big")
-        elif length == 0:  # to the end of the file
+        elif length == 0:  # extends to the end of the file
             length = size - start
         if length < 8 or start + length > size:
             raise OSError(0, "the MP4 file is damaged")
@@ -63,5 +63,5 @@ def read_boxes(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
 
 
 def make_box(kind: bytes, content: bytes) -> bytes:
-    """A box."""
+    """The bytes of a box."""
     return (len(content) + 8).to_bytes(4, "big") + kind + content

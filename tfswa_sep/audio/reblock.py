@@ -1,4 +1,4 @@
-"""A stream of blocks, read in lengths of the reader's choice. Axis letters: c channel, n samples."""
+"""Read a stream of blocks in blocks of other lengths. Axis letters: c channel, n samples."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tfswa_sep.audio.resample import Samples
 
 
 class BlockReader:
-    """Reads a stream of (c, n) blocks; behind its end there is silence."""
+    """Reads a stream of (c, n) blocks; after its end it returns silence."""
 
     def __init__(self, blocks: Iterable[Samples], channels: int) -> None:
-        self.frames = 0  # that have come in so far; of the whole stream once it has ended
+        self.frames = 0  # received so far; the stream's length once it has ended
         self.ended = False
         self._blocks = iter(blocks)
         self._held: Samples = np.zeros((channels, 0), np.float32)
@@ -35,5 +35,5 @@ class BlockReader:
 
 
 def fit_length(samples: Samples, frames: int) -> Samples:
-    """(c, n) cut off, or filled up with zeros, to (c, frames)."""
+    """(c, n) truncated, or padded with zeros, to (c, frames)."""
     return np.pad(samples[:, :frames], ((0, 0), (0, max(0, frames - samples.shape[1]))))

@@ -1,7 +1,7 @@
 """All stems in one Native Instruments file, `song.stem.mp4`, for Traktor and other DJ programs.
 
-An MP4 with five AAC streams, the mix first, and a box `stem` in moov/udta with JSON that names and colours
-the other four. ffmpeg writes the streams; the box is ours: no library writes it without MP4Box.
+An MP4 with five AAC tracks, the mix first, and a box `stem` in moov/udta with JSON that gives the other four names and
+colours. ffmpeg writes the tracks and we add the box, since no library does so without MP4Box.
 Format: Native Instruments, "Stem file specification".
 """
 
@@ -23,9 +23,9 @@ from tfswa_sep.installation import ffmpeg_install_command
 
 ORDER = {"drums": "#009E73", "bass": "#D55E00", "other": "#CC79A7", "vocals": "#56B4E9"}  # and their colours
 EXTENSION = ".stem.mp4"
-_RATES = (44_100, 48_000)  # Hz that players take
+_RATES = (44_100, 48_000)  # Hz that players support
 _BITRATE = "256k"
-# What a player does to the sum of the stems: nothing, until the listener turns it on.
+# Effects on the sum of the stems, all off.
 _NO_MASTERING = {
     "compressor": {
         "enabled": False,
@@ -62,35 +62,35 @@ def write_stem_file(
     """Write the audio files `stems` (by the names in ORDER), preceded by their sum, to `path`.
 
     Args:
-        path: Where to.
+        path: The file to write.
         stems: Stem -> file.
         rate: Hz, of the stems.
         frames: Samples per channel of each stem.
         tags: The song's, see tags.py.
-        cover: A picture's file.
+        cover: An image file's content.
 
     Raises:
         OSError: With a reason.
     """
     program = find_ffmpeg()
-    assert program is not None  # check_stem_file has seen to it
+    assert program is not None  # check_stem_file has checked
     command = [program, "-nostdin", "-hide_banner", "-loglevel", "level+error", "-y"]
     for stem in ORDER:
         command += ["-protocol_whitelist", "file", "-i", f"file:{stems[stem].resolve()}"]
-    inputs = "".join(f"[{index}:a]" for index in range(len(ORDER)))  # ffmpeg 7 and later want them named
+    inputs = "".join(f"[{index}:a]" for index in range(len(ORDER)))  # ffmpeg 7 and later require the labels
     command += ["-filter_complex", f"{inputs}amix=inputs={len(ORDER)}:normalize=0[mix]", "-map", "[mix]"]
     for index in range(len(ORDER)):
         command += ["-map", f"{index}:a"]
     rate_there = rate if rate in _RATES else _RATES[0]
     command += ["-c:a", "aac", "-b:a", _BITRATE, "-ac", "2", "-ar", str(rate_there)]
-    # Only the mix plays where a program knows nothing of stems.
+    # Programs that do not know stems play only the mix.
     command += ["-disposition:a", "0", "-disposition:a:0", "default"]
     command += ["-map_metadata", "-1", *ffmpeg_options(tags)]
     command += ["-f", "mp4", f"file:{path.resolve()}"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
         raise OSError(0, last_error(done.stderr))
-    least = frames * rate_there // rate - rate_there // 100  # ffmpeg may end a few ms early
+    least = frames * rate_there // rate - rate_there // 100  # ffmpeg may lose a few ms at the end
     check_mp4(path, 1 + len(ORDER), least, messages=done.stderr)
     if cover:
         write_cover(path, ".m4a", cover)
@@ -106,7 +106,7 @@ def write_stem_file(
 
 
 def _add_box(file: IO[bytes], content: bytes) -> None:
-    """Put the box `stem` into moov/udta. moov must be the last box: then no offset in the file changes."""
+    """Add the box `stem` to moov/udta. moov must be the last box, so that no offsets in the file change."""
     *_, (kind, start, length) = read_boxes(file)
     if kind != b"moov":
         raise OSError(0, "ffmpeg wrote an MP4 of an unexpected layout")

@@ -1,4 +1,4 @@
-"""What a song's stem files are called, and what they must not replace."""
+"""The names of a song's stem files, and what they must not replace."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tfswa_sep.constants import NAME_TEMPLATE
 from tfswa_sep.errors import OutputError, UsageError
 
 _FIELDS = ("track", "stem", "ext")
-_LONGEST_TRACK = 200  # bytes; file systems end at 255, and a stem's name may stand behind it
+_LONGEST_TRACK = 200  # bytes; file systems allow 255, and a stem's name may follow
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 
 
 def track_name(song: Path) -> str:
-    """What a song is called in its stems' names: its file's name without the extension.
+    """The name of a song in its stems' paths: its file's name without the extension.
 
-    A name that Windows keeps for a device, or of which it would drop the end, is altered, since files move
-    about. One of more than 200 bytes is cut, and a hash tells it from others.
+    A name that Windows reserves, or would strip the end of, is altered, since files get copied between systems. One of
+    more than 200 bytes is cut and gets a hash that distinguishes it from others.
     """
     name = song.stem.rstrip(". ") or "_"
     if name.partition(".")[0].upper() in _RESERVED:
@@ -42,11 +42,20 @@ def target_paths(
     track: str | None = None,
     keep: Collection[str] = (),
 ) -> dict[str, Path]:
-    """Stem -> file under `out`, from a template of {track}, {stem} and {ext} (".wav").
+    """The file of each stem.
 
-    track: None for track_name(song).  keep: see check_target.
-    Raises UsageError for another field, a path that leaves `out`, or one path for two stems; OutputError for
-    the path of a song.
+    Args:
+        song: The song's file.
+        stems: Their names.
+        out: The output folder.
+        extension: Such as ".wav".
+        template: Path below `out`, with {track}, {stem} and {ext}.
+        track: None for track_name(song).
+        keep: See check_target.
+
+    Raises:
+        UsageError: The template has another field, leaves `out`, or gives two stems the same path.
+        OutputError: A stem would overwrite a song.
     """
     _check_template(template)
     targets: dict[str, Path] = {}
@@ -68,7 +77,7 @@ def target_paths(
 
 
 def check_target(path: Path, song: Path, keep: Collection[str]) -> None:
-    """Raise OutputError if `path`, made of `song`, would replace it or one of `keep` (real paths)."""
+    """Raise OutputError if writing `path` would overwrite `song` or one of `keep` (real paths)."""
     target = os.path.realpath(path)
     itself = target == os.path.realpath(song)
     if itself or target in keep:
@@ -77,7 +86,7 @@ def check_target(path: Path, song: Path, keep: Collection[str]) -> None:
 
 
 def song_folder(template: str, track: str) -> Path:
-    """The folder that all stems of a song lie in or below, whatever the format they are written in."""
+    """The folder that contains all stems of a song, directly or in subfolders, in any format."""
     parts = Path(template).parts[:-1]
     differing = [index for index, part in enumerate(parts) if "{stem}" in part or "{ext}" in part]
     return Path(*(part.format(track=track) for part in parts[: min(differing, default=len(parts))]))

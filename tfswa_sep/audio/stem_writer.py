@@ -1,13 +1,13 @@
-"""Write the stems of one song to disk: all of them whole, or none.
+"""Write the stems of one song to disk, all of them or none.
 
-Every stem goes to a hidden temporary file in its target's folder and is renamed when the whole song is done.
-After an error or an interruption no temporary file stays, nor an empty folder that was made for it.
+Each stem is written to a hidden temporary file in its target's folder and renamed when the whole song is done. After
+an error or an interruption, no temporary file is left, nor an empty folder that was created for it.
 
-With `rescale` the stems are kept as floats first; if any is above full scale, one common gain lowers all of
-them. With `remainder` one stem takes up what rounding, clipping and resampling did to the others.
+With `rescale` the stems are first kept as floats; if any is above full scale, all are turned down by one common gain.
+With `remainder` one stem absorbs what rounding, clipping and resampling changed in the others.
 
-Each stem is encoded by a thread of its own, while the next block is computed: to encode a song's stems as MP3
-takes longer than to separate it.
+Each stem is encoded in a thread of its own while the next block is computed: encoding a song's stems as MP3 takes
+longer than separating it.
 """
 
 from __future__ import annotations
@@ -36,49 +36,60 @@ from tfswa_sep.audio.stem_mp4 import write_stem_file
 from tfswa_sep.constants import BLOCK_SAMPLES
 from tfswa_sep.errors import InputError, OutputError
 
-WAV_BYTES = 4 * 10**9  # a WAV's 32-bit sizes end at 4.29 GB: RF64 from here on
-_RESAMPLER_TAIL = 64  # zeros that push the last samples out of a resampler, at the model's rate
+WAV_BYTES = 4 * 10**9  # WAV's 32-bit sizes end at 4.29 GB: larger files are RF64
+_RESAMPLER_TAIL = 64  # zeros, at the model's rate, that push the last samples out of a resampler
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What StemWriter.commit did."""
+    """What StemWriter.commit wrote."""
 
     files: dict[str, Path]  # stem -> file
-    clipped: dict[str, int]  # stem -> samples cut off at full scale, all channels together
-    gain: float  # the common gain that rescale applied, 1.0 for none
-    sum_error: float  # how far the stems' sum is from the mixture at most, where that was to be exact
-    stem_file_peak: float  # the loudest sample of the stem file's tracks, 0.0 without one
+    clipped: dict[str, int]  # stem -> number of samples clipped at full scale, over all channels
+    gain: float  # applied to all stems by rescale, 1.0 if none was needed
+    sum_error: float  # largest difference between the stems' sum and the mixture, if `remainder` was given
+    stem_file_peak: float  # loudest sample in the stem file's tracks, 0.0 without a stem file
 
 
 class Record(Protocol):
-    """Remembers which files of earlier runs are ours, even of a run that was killed; see batch.manifest."""
+    """Knows which files earlier runs wrote, even one that was killed; see batch.manifest."""
 
     def owns(self, path: Path) -> bool:
-        """Whether an earlier run wrote this file, and it was not changed since: then it may be replaced."""
+        """Whether an earlier run wrote this file and it has not changed since, so that it may be replaced."""
         ...
 
     def announce(self, files: Mapping[Path, Path]) -> None:
-        """Record whole temporary files that are about to get their names. Raises OutputError."""
+        """Record complete temporary files (temporary -> target) that are about to be renamed. Raises OutputError."""
         ...
 
 
 class StemWriter:
-    """Writes stems that come as (s, c, n) blocks at the model's rate; a context manager.
+    """Writes stems that arrive as (s, c, n) blocks at the model's rate; a context manager.
 
-    paths: stem -> target, in the blocks' order.  rate, model_rate: Hz.
-    frames: samples a channel that will come, at `rate`, or None where unknown: chooses RF64 for large files
-    and checks the disk's free space in advance.
-    mixture: the song as (c, n) blocks at `rate`.
-    heard: the song as (c, n) blocks at the model's rate. What it lacks of `mixture` once it is back at `rate`, all
-    that is above half the model's rate, is shared out between the stems by `shares`, a number per stem.
-    remainder: the stem that becomes what the others leave of `mixture`; "" for none.
-    stem_file: where all stems go once more as one file, see stem_mp4.py.
-    overwrite: replace any file that is there; else only those that `record` owns.
-    tags: title, artist and so on, see tags.py; a stem's title has its name behind it.
-    cover: a picture's file.
-    Entering makes the folders and opens the temporary files. Leaving without `commit` removes both.
-    Raises OutputError, one line that names file or folder, from every step.
+    Entering creates the folders and opens the temporary files. Leaving without `commit` removes both.
+
+    Args:
+        paths: Stem -> target, in the order of the blocks.
+        audio_format: Of the files.
+        rate: Hz, of the files.
+        model_rate: Hz, of the blocks.
+        channels: Of each stem.
+        frames: Expected samples per channel at `rate`, None if unknown. Large files become RF64, and free space is
+            checked in advance.
+        rescale: Turn all stems down together if one would clip.
+        overwrite: Replace any existing file; otherwise only those that `record` owns.
+        record: See Record.
+        mixture: The song as (c, n) blocks at `rate`.
+        heard: The song as (c, n) blocks at the model's rate. What `mixture` has beyond it, such as everything above
+            half the model's rate, is added to the stems in these `shares`.
+        shares: One number per stem.
+        remainder: The stem that becomes `mixture` minus the others; "" for none.
+        stem_file: Where to write all stems as one file too, see stem_mp4.py.
+        tags: Title, artist and so on, see tags.py; each stem's title gets the stem's name appended.
+        cover: An image file's content.
+
+    Raises:
+        OutputError: From every step; one line that names the file or folder.
     """
 
     def __init__(
@@ -122,10 +133,10 @@ class StemWriter:
         self._resamplers = {stem: Resampler(model_rate, rate, channels) for stem in paths}
         self._made_folders: list[Path] = []
         self._encoders: dict[str, Encoder] = {}
-        self._files: dict[str, AtomicFile] = {}  # stem -> the file that will be it
-        self._floats: list[AtomicFile] = []  # what rescale reads
+        self._files: dict[str, AtomicFile] = {}  # stem -> temporary file
+        self._floats: list[AtomicFile] = []  # intermediate files of rescale
         self._threads = ThreadPoolExecutor(len(self._paths), thread_name_prefix="encode")
-        self._encoding: list[Future[None]] = []  # of the latest block, a stem each
+        self._encoding: list[Future[None]] = []  # the latest block, one task per stem
 
     def __enter__(self) -> StemWriter:
         first_format = find_format("wav", "32f") if self._rescale else self._format
@@ -141,7 +152,7 @@ class StemWriter:
             self._check_space()
         except BaseException as error:
             self._abandon()
-            if isinstance(error, OSError):  # from looking at a path: too long a name, no permission
+            if isinstance(error, OSError):  # from checking a path: name too long, no permission
                 raise cannot_write(path, error) from None
             raise
         return self
@@ -154,7 +165,7 @@ class StemWriter:
         self._put(stems, heard)
 
     def commit(self, frames: int) -> Written:
-        """End each file at exactly `frames` samples a channel, at `rate`, and put all of them in place."""
+        """End each file at exactly `frames` samples per channel, at `rate`, and rename all of them to their targets."""
         self._wait()
         missing = frames - next(iter(self._encoders.values())).frames
         ends = {stem: resampler.flush(_RESAMPLER_TAIL) for stem, resampler in self._resamplers.items()}
@@ -170,7 +181,7 @@ class StemWriter:
             self._files["stem file"] = self._join()
             targets["stem file"] = self._stem_file
         for path in targets.values():
-            self._check_target(path)  # again: something may have come while the song was separated
+            self._check_target(path)  # again: a file may have appeared in the meantime
         if self._record:
             self._record.announce({self._files[stem].path: path for stem, path in targets.items()})
         for stem, path in targets.items():
@@ -194,7 +205,7 @@ class StemWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._abandon()  # after a commit nothing is left to remove but the floats that were rescaled
+        self._abandon()  # after a commit only intermediate floats are left to remove
 
     def _put(self, stems: dict[str, Samples], heard: Samples | None) -> None:
         if self._mixture:
@@ -212,8 +223,8 @@ class StemWriter:
 
     def _adjust_remainder(self, stems: dict[str, Samples], mixture: NDArray[np.float64]) -> None:
         steps = self._format.steps
-        grid = np.float32(steps or 2**23)  # that of floats, so that sums are exact there too
-        rest = np.rint(mixture * steps) / steps if steps else mixture.copy()  # on a grid every sum is exact
+        grid = np.float32(steps or 2**23)  # float32 sums are exact on this grid
+        rest = np.rint(mixture * steps) / steps if steps else mixture.copy()  # integers sum exactly
         for stem, samples in stems.items():
             whole = np.rint(samples * grid)
             stems[stem] = samples = (np.clip(whole, -steps, steps - 1) if steps else whole) / grid
@@ -225,14 +236,14 @@ class StemWriter:
             self._sum_error = max(self._sum_error, float(np.abs(total - mixture).max()))
 
     def _encode(self, stems: dict[str, Samples]) -> None:
-        """Have the threads encode a block, as soon as they are done with the one before."""
+        """Encode a block in the threads, once they have finished the previous one."""
         self._wait()
         self._encoding = [
             self._threads.submit(self._encoders[stem].write, samples) for stem, samples in stems.items()
         ]
 
     def _wait(self) -> None:
-        wait(self._encoding)  # all of them, before the first one's error is raised
+        wait(self._encoding)  # for all of them, before the first error is raised
         for encoding in self._encoding:
             encoding.result()
 
@@ -243,7 +254,7 @@ class StemWriter:
 
     def _encode_rescaled(self) -> float:
         peak = max((encoder.peak for encoder in self._encoders.values()), default=0.0)
-        # A little less, or what is rounded up afterwards would be cut off.
+        # Slightly less, or samples that are rounded up afterwards would clip.
         gain = 1.0 if peak <= self._format.highest else self._format.highest / peak * (1 - 2**-22)
         with ExitStack() as opened:
             sources = {}
@@ -269,7 +280,7 @@ class StemWriter:
             self._files[stem] = temporary = AtomicFile(target.parent)
         except OSError as error:
             raise cannot_write(target, error) from None
-        # Where the length is unknown a song of many hours cannot be excluded.
+        # A song of unknown length may last many hours.
         size = None if self._frames is None else self._frames * self._channels * audio_format.sample_bytes
         large = size is None or size > WAV_BYTES
         title = {"title": f"{self._tags['title']} ({stem})"} if "title" in self._tags else {}
@@ -280,8 +291,8 @@ class StemWriter:
             self._channels,
             audio_format,
             large=large,
-            tags={**self._tags, **title},
-            cover=self._cover,
+            tags={**self._tags, **title} if audio_format == self._format else {},
+            cover=self._cover if audio_format == self._format else None,
         )
 
     def _join(self) -> AtomicFile:
@@ -334,7 +345,7 @@ class StemWriter:
             )
 
     def _abandon(self) -> None:
-        self._threads.shutdown(cancel_futures=True)  # a file is not closed while a thread writes to it
+        self._threads.shutdown(cancel_futures=True)  # never close a file while a thread is writing to it
         for encoder in self._encoders.values():
             encoder.abandon()
         for temporary in [*self._files.values(), *self._floats]:
@@ -346,7 +357,7 @@ class StemWriter:
 
 
 def describe_clipping(written: Written) -> str:
-    """What was clipped, for people; "" for nothing."""
+    """A line about the clipped samples, "" if there are none."""
     clipped = {stem: count for stem, count in written.clipped.items() if count}
     counts = ", ".join(f"{stem} {count}" for stem, count in clipped.items())
     return f"samples above full scale were clipped ({counts})" if clipped else ""
@@ -361,10 +372,19 @@ def write_stems(
     rescale: bool = False,
     overwrite: bool = True,
 ) -> Written:
-    """Write stems, (c, n) or (n,) each, to `folder`/<stem>.<extension>, all of them or none.
+    """Write stems to `folder`/<stem>.<extension>, all of them or none.
 
-    sample_rate: Hz.
-    Raises InputError for stems that cannot be files side by side, OutputError; then nothing is left behind.
+    Args:
+        stems: Stem -> samples, (c, n) or (n,).
+        sample_rate: Hz.
+        folder: Where to.
+        audio_format: Of the files.
+        rescale: Turn all stems down together if one would clip.
+        overwrite: Replace existing files.
+
+    Raises:
+        InputError: The stems differ in shape, have unusable names, or contain NaN or infinite samples.
+        OutputError: A file cannot be written; nothing is left behind.
     """
     if len({np.shape(samples) for samples in stems.values()}) != 1:
         raise InputError("expected one or more stems, all of the same shape")

@@ -53,7 +53,7 @@ _LONGEST = (
     6_000  # bytes of a tag: libsndfile's Opus files can hold 64 kB together, command lines not much more
 )
 _LONGEST_LYRICS = 30_000
-_HEAD = 1 << 18  # bytes at a file's beginning in which a cover is looked for
+_HEAD = 1 << 18  # bytes at the start of a file that are searched for a cover
 _COVER_MARKS = (b"APIC", b"covr", b"METADATA_BLOCK_PICTURE", b"image/jpeg", b"image/png")
 _FRONT = 3  # the kind of picture, in ID3 and FLAC
 
@@ -66,7 +66,7 @@ def read_tags(path: Path) -> dict[str, str]:
 
 
 def cut_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags, those that are too long cut to what every format can hold."""
+    """The tags, each cut to a length that every format can hold."""
 
     def cut(name: str, text: str) -> str:
         longest = _LONGEST_LYRICS if name == "lyrics" else _LONGEST
@@ -81,7 +81,7 @@ def as_one_line(text: str) -> str:
 
 
 def lost_tags(tags: Mapping[str, str], container: str) -> list[str]:
-    """Names of tags that stems of this kind cannot have, as mutagen is not there."""
+    """Names of the tags that cannot be written to this container because mutagen is missing."""
     if container not in ("flac", "ogg", "opus") or has_mutagen():
         return []
     return [name for name in tags if name not in _LIBSNDFILE]
@@ -93,7 +93,7 @@ def libsndfile_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def ffmpeg_options(tags: Mapping[str, str]) -> list[str]:
-    """What makes ffmpeg write the tags."""
+    """Options that make ffmpeg write the tags."""
     options = []
     for name, text in tags.items():
         options += ["-metadata", f"{_NAMES[name].ffmpeg}={as_one_line(text)}"]
@@ -140,7 +140,7 @@ def _read_with_mutagen(path: Path) -> dict[str, list[str]]:
     import mutagen
     from mutagen import mp4
 
-    with suppress(Exception):  # of a damaged tag mutagen raises all kinds
+    with suppress(Exception):  # mutagen raises many kinds for damaged tags
         file: Any = mutagen.File(path)
         tags = file.tags if file else None
         if not tags:
@@ -160,12 +160,12 @@ def _read_with_mutagen(path: Path) -> dict[str, list[str]]:
 def _id3_values(tags: Any, kind: str) -> Iterator[str]:
     for frame in tags.getall(kind):
         if kind in ("COMM", "USLT") and frame.desc:
-            continue  # not the comment, but what some program keeps there
+            continue  # data of some program, not the comment
         yield from [str(frame.text)] if isinstance(frame.text, str) else map(str, frame.text)
 
 
 def _mp4_text(value: Any) -> str:
-    if isinstance(value, tuple):  # a number, and how many there are
+    if isinstance(value, tuple):  # a number and the total
         return "/".join(str(number) for number in value if number)
     return str(value)
 
@@ -177,7 +177,7 @@ def _read_with_ffmpeg(path: Path) -> dict[str, list[str]]:
         return {}
     command = [program, "-nostdin", "-loglevel", "error", "-protocol_whitelist", "file,pipe"]
     command += ["-f", demuxer, "-i", f"file:{path.resolve()}"]
-    if demuxer == "ogg":  # its tags are those of a stream
+    if demuxer == "ogg":  # there tags belong to the stream
         command += ["-map_metadata", "0:s:a:0"]
     command += ["-f", "ffmetadata", "-"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -187,7 +187,7 @@ def _read_with_ffmpeg(path: Path) -> dict[str, list[str]]:
         key, _, value = line.partition("=")
         if not line.startswith((";", "[")):
             found.setdefault(re.sub("-[a-z]{3}$", "", key.lower()), value)  # lyrics-eng
-    # A backslash goes before =, ;, #, itself, and the end of a line that the text goes on behind.
+    # A backslash escapes =, ;, #, itself, and line ends within the text.
     return {
         name: [re.sub(r"\\(.)", r"\1", found[names.ffmpeg], flags=re.DOTALL)]
         for name, names in _NAMES.items()
@@ -201,7 +201,7 @@ def has_mutagen() -> bool:
 
 
 def may_have_cover(path: Path) -> bool:
-    """Whether a song's file looks as if a picture were in it."""
+    """Whether a song's file seems to contain a cover."""
     with suppress(OSError), path.open("rb") as file:
         head = file.read(_HEAD)
         return any(mark in head for mark in _COVER_MARKS)
@@ -209,7 +209,7 @@ def may_have_cover(path: Path) -> bool:
 
 
 def read_cover(path: Path) -> bytes | None:
-    """The song's cover, a JPEG or PNG file; None if it has none that can be read."""
+    """The song's cover as a JPEG or PNG file; None if there is none or it cannot be read."""
     if not has_mutagen():
         return None
     import mutagen
@@ -245,7 +245,7 @@ def write_all(path: Path, extension: str, tags: Mapping[str, str]) -> None:
 
 
 def write_cover(path: Path, extension: str, cover: bytes) -> None:
-    """Put a cover into a stem's file of the kind `extension`, in place. Raises OSError."""
+    """Add a cover to a stem file with this extension, in place. Raises OSError."""
     import mutagen
     from mutagen import flac, id3, mp4
 
