@@ -2,6 +2,7 @@
 # make test        run every test in an environment of its own
 # make check       what CI runs: lint, format, types, tests
 # make test-audio  the tests that need torchaudio, in a second environment
+# make test-survival  100 runs that are killed and 50 full disks, as root; make test has a sample of them
 # make docs        build the documentation into site/
 # make system-deps install ffmpeg and chromium where they are missing, or print the line to type
 # make dist        build the wheel and the sdist, and check them for PyPI
@@ -19,7 +20,7 @@ PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -
 AUDIO_KILOBYTES := 7000000
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test check lint test-audio docs dist system-deps clean
+.PHONY: demo test check lint test-audio test-survival docs dist system-deps clean
 
 demo: .venv/.done
 	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
@@ -39,6 +40,9 @@ lint: .venv-dev/.done
 
 test-audio: .venv-audio/.done
 	.venv-audio/bin/python -m pytest -m torchaudio tests/package/test_torchaudio.py tests/training/test_augment.py
+
+test-survival: .venv-dev/.done system-deps
+	SURVIVAL_RUNS=100 .venv-dev/bin/python -m pytest tests/package/test_survival.py
 
 docs: .venv-docs/.done
 	.venv-docs/bin/zensical build --strict --clean

@@ -442,6 +442,23 @@ def test_names_that_are_no_text(fake_backend: Any, song: Song, tmp_path: Path, r
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("mutagen", (True, False))
+def test_tags_of_a_wav_are_those_of_both_its_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutagen: bool
+) -> None:
+    with soundfile.SoundFile(tmp_path / "a.wav", "w", 44_100, 2) as file:
+        file.title, file.artist = "Title", "Artist"
+        file.write(tones(44_100, 0.1).T)
+    tags.add_wav_tags(tmp_path / "a.wav", {"title": "Häuser", "lyrics": "la"})
+    expected = {"artist": "Artist"}
+    if mutagen:
+        pytest.importorskip("mutagen")
+        expected |= {"title": "Häuser", "lyrics": "la"}
+    monkeypatch.setattr(tags, "has_mutagen", lambda: mutagen)
+    assert expected.items() <= tags.read_tags(tmp_path / "a.wav").items()
+    assert soundfile.read(tmp_path / "a.wav")[0].shape == (4410, 2)
+
+
 ALL_TAGS = {
     "title": "Häuser",
     "artist": "Die 3\0Ünal",

@@ -60,7 +60,11 @@ _FRONT = 3  # the kind of picture, in ID3 and FLAC
 
 def read_tags(path: Path) -> dict[str, str]:
     """Name (as FLAC has it) -> text; empty where nothing is known."""
-    found = _read_with_mutagen(path) or _read_with_ffmpeg(path) or _read_with_libsndfile(path)
+    found = _read_with_libsndfile(path)
+    more = _read_with_mutagen(path)
+    if more is None:
+        more = _read_with_ffmpeg(path)
+    found |= {name: values for name, values in more.items() if values}
     texts = {name: "\0".join(filter(None, map(str.strip, values))) for name, values in found.items()}
     return {name: text for name, text in texts.items() if text}
 
@@ -134,15 +138,18 @@ def _read_with_libsndfile(path: Path) -> dict[str, list[str]]:
     return {}
 
 
-def _read_with_mutagen(path: Path) -> dict[str, list[str]]:
+def _read_with_mutagen(path: Path) -> dict[str, list[str]] | None:
+    """None where mutagen is missing or does not know the format."""
     if not has_mutagen():
-        return {}
+        return None
     import mutagen
     from mutagen import mp4
 
     with suppress(Exception):  # mutagen raises many kinds for damaged tags
         file: Any = mutagen.File(path)
-        tags = file.tags if file else None
+        if file is None:
+            return None
+        tags = file.tags
         if not tags:
             return {}
         if hasattr(tags, "getall"):  # ID3
@@ -154,7 +161,7 @@ def _read_with_mutagen(path: Path) -> dict[str, list[str]]:
             }
         by_name = {str(name).lower().replace(" ", ""): values for name, values in dict(tags).items()}
         return {name: [str(value) for value in by_name.get(name, ())] for name in _NAMES}
-    return {}
+    return None
 
 
 def _id3_values(tags: Any, kind: str) -> Iterator[str]:
