@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from tfswa_sep.cli import main as cli
 from tfswa_sep.evaluation.report.html import html_report
 from tfswa_sep.evaluation.report.tables import score_table, song_table, summary_table
 from tfswa_sep.evaluation.results import Evaluation, MethodScores, SongScore, StemScore
@@ -85,3 +87,11 @@ def test_names_are_escaped() -> None:
     page = html_report(made_up(songs=1, methods=("<script>alert(1)</script>",)))
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # not installed
+    assert cli.run(["eval", "--data", "nowhere", "--report", "results"]) == 2
+    assert "--report needs jinja2" in capsys.readouterr().err

@@ -110,9 +110,9 @@ def finished_work(path: Path, work: Mapping[str, Any]) -> dict[str, Any] | None:
     result = document.get("result")
     if not whole or not isinstance(result, dict) or not isinstance(result.get("files"), dict):
         return None
-    here = [str(output) for output in outputs]  # the stems, then the stem file; their folder may have moved
-    stem_file = here[-1] if result.get("stem_file") else None
-    return {**result, "files": dict(zip(result["files"], here, strict=False)), "stem_file": stem_file}
+    paths = [str(output) for output in outputs]  # the stems, then the stem file; their folder may have moved
+    stem_file = paths[-1] if result.get("stem_file") else None
+    return {**result, "files": dict(zip(result["files"], paths, strict=False)), "stem_file": stem_file}
 
 
 def has_stems_of_another_song(path: Path, work: Mapping[str, Any]) -> bool:
