@@ -175,10 +175,12 @@ def test_exports_are_written_next_to_the_checkpoint_by_default(
     monkeypatch.setattr(export, "export_onnx", fake)
     before = {path: sha256(path.read_bytes()).hexdigest() for path in WEIGHTS.iterdir() if path.is_file()}
     copy = tmp_path / "last.ckpt"
-    copy.write_bytes(checkpoint.read_bytes())
-    monkeypatch.setattr("sys.argv", ["export", str(copy)])
-    export.main()
-    assert (tmp_path / "small.onnx").read_text() == "small"
+    state = torch.load(checkpoint, weights_only=True)
+    for config, name in (("{}", "small"), ('{"model": {"preset": "paper"}}', "paper")):
+        torch.save({**state, "config": config}, copy)
+        monkeypatch.setattr("sys.argv", ["export", str(copy)])
+        export.main()
+        assert (tmp_path / f"{name}.onnx").read_text() == name
     assert before == {path: sha256(path.read_bytes()).hexdigest() for path in before}
     monkeypatch.setattr("sys.argv", ["export", str(copy), "--registry", "models.toml"])
     with pytest.raises(SystemExit):

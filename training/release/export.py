@@ -197,7 +197,7 @@ def main() -> None:
         choices=list(PRESETS),
         help="export random weights, to measure speed and size",
     )
-    parser.add_argument("--name", help="model name (default: the --untrained preset, or small)")
+    parser.add_argument("--name", help="model name (default: the preset)")
     parser.add_argument(
         "--out", type=Path, help="output folder (default: the checkpoint's, or exported/ with --untrained)"
     )
@@ -214,11 +214,13 @@ def main() -> None:
         parser.error("--registry is for bundled files: add --out tfswa_sep/weights")
     if options.untrained:
         torch.manual_seed(0)
-        network, step = TfswaUNet(PRESETS[options.untrained]).eval(), 0
+        network, step, preset = TfswaUNet(PRESETS[options.untrained]).eval(), 0, options.untrained
     else:
         network, checkpoint = load_checkpoint(options.checkpoint)
         step = checkpoint["step"]
-    name = options.name or options.untrained or "small"
+        trained = json.loads(checkpoint.get("config", "{}"))
+        preset = trained.get("model", {}).get("preset", "small")
+    name = options.name or preset
     config = network.config  # segment length and margin are independent of training
     network.config = dataclasses.replace(
         config,
