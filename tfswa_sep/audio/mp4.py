@@ -6,6 +6,7 @@ Boxes: ISO/IEC 14496-12, 4.2.
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -30,15 +31,21 @@ def check_mp4(path: Path, tracks: int, frames: int, *, messages: bytes = b"") ->
     command = [program, "-nostdin", "-hide_banner", "-loglevel", "level+error"]
     command += ["-protocol_whitelist", "file,pipe", "-i", f"file:{path.resolve()}"]
     command += ["-map", "0:a", "-c", "copy", "-f", "framecrc", "-"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     counts = [0] * tracks
-    for line in done.stdout.decode("ascii", errors="replace").splitlines():
-        if not line.startswith("#"):
-            track, _, start, length = (int(field) for field in line.split(",")[:4])
-            if start >= 0:  # earlier packets only prime the decoder
-                counts[track] += length
-    if done.returncode or min(counts) < frames:
-        why = messages or (done.stderr if done.returncode else b"")
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        with process:
+            assert process.stdout is not None
+            for line in process.stdout:  # of hours there are a million
+                if not line.startswith("#"):
+                    track, _, start, length = (int(field) for field in line.split(",")[:4])
+                    if start >= 0:  # earlier packets only prime the decoder
+                        counts[track] += length
+        errors.seek(0)
+        why = messages or (errors.read() if process.returncode else b"")
+    if process.returncode or min(counts) < frames:
         raise OSError(0, last_error(why) if why else f"only {min(counts)} of {frames} samples were written")
     with path.open("rb") as file:
         list(read_boxes(file))
