@@ -28,6 +28,7 @@ _ADVICE = {
     errno.ENFILE: "close other programs",
     errno.E2BIG: "shorten the song's tags",  # which ffmpeg gets as arguments
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EEXIST: "a file is in the way, choose another name",
     errno.ENOTDIR: "a part of the path is a file, choose another folder",
     errno.EIO: "check the disk",
 }

@@ -256,7 +256,7 @@ def test_failures_are_reported_in_the_order_of_the_songs(
     assert [(song["song"], song["status"]) for song in songs] == [
         ("song.wav", "done"), ("none.wav", "failed"), ("out", "failed"),
     ]  # fmt: skip
-    assert songs[2]["error"]["message"] == "no such file: out (to write the stems to out: --out out)"
+    assert songs[2]["error"]["message"] == "no such file: out (for the output folder, use --out out)"
 
 
 def test_a_song_that_failed_holds_no_samples() -> None:
@@ -317,7 +317,7 @@ def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.Ca
         (["song.wav", "--no-such-option"], 2, "--no-such-option"),
         (["separate"], 2, "Missing argument 'SONG' (see tfswa-sep separate --help)"),
         (["models", "path"], 2, "Missing argument 'MODEL' (see tfswa-sep models path --help)"),
-        (["song.wav", "-n", "htdemucs"], 2, "no such option: -n, did you mean --model?"),
+        (["song.wav", "-n", "htdemucs"], 2, "no such option: -n; did you mean --model?"),
         (["song.wav", "--mp3"], 2, "did you mean --format mp3?"),
         (["song.wav", "--output_dir", "out"], 2, "did you mean --out?"),
         (["song.wav", "--two-stems", "vocals", "--stems", "bass"], 2, "cannot be combined"),

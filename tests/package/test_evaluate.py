@@ -374,10 +374,14 @@ def test_a_record_that_cannot_be_written_is_one_clear_line(
     monkeypatch.chdir(tmp_path)
     write_song(tmp_path / "song", vocals=noise(1), drums=noise(2))
     (tmp_path / "file").touch()
-    for place, why in (("/", "it is a folder"), (".", "it is a folder"), ("file/a.json", "File exists")):
+    for place, why in (
+        ("/", ": it is a folder"),
+        (".", ": it is a folder"),
+        ("file/a.json", " (File exists): "),
+    ):
         words = ["eval", "--data", "song", "--estimates", "song", "--quiet", "--json", place]
         assert main.run(words) == 5
-        assert capsys.readouterr().err == f"tfswa-sep: cannot write {place}: {why}\n"
+        assert capsys.readouterr().err.startswith(f"tfswa-sep: cannot write {place}{why}")
 
 
 def test_a_model_of_vocals_alone_is_scored_with_the_rest_as_its_accompaniment(tmp_path: Path) -> None:

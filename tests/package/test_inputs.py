@@ -67,7 +67,7 @@ def test_what_is_left_out_is_counted(work: Path) -> None:
         (work / "album" / name).touch()
     songs = find_songs(["album"], recursive=False)
     assert len(songs) == 1 + len(MORE.split())
-    note = "album: ignored 3 files that are not audio (2 .jpg, 1 without extension)"
+    note = "album: ignored 3 other files (2 .jpg, 1 without extension)"
     assert [song.notes for song in songs if song.notes] == [(note,)]
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from fakes import SLOW_COMMAND, write_song
+from rich.table import Table
 
-from tfswa_sep.cli import progress
+from tfswa_sep.cli import evaluate, progress
 from tfswa_sep.cli.terminal import one_line, printable
 from tfswa_sep.errors import advice
 
@@ -55,6 +56,14 @@ def test_no_control_character_of_a_file_name_reaches_a_terminal(tmp_path: Path) 
     for sequence in (b"\x1b]0;", b"\x07", "\u202e".encode(), b"\x1b[2J", b"\x1b[31m.mp3"):
         assert sequence not in printed
     assert rb"a\x1b]0;title\x07\u202e" in printed and b"vocals.wav" in printed
+
+
+def test_tables_of_eval_hold_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("song", "SDR")
+    table.add_row("a\x1b[2J\u202eb", "7.0")
+    evaluate._print_tables(table)
+    out = capsys.readouterr().out
+    assert r"a\x1b[2J\u202eb" in out and "\x1b" not in out
 
 
 def test_progress_without_a_terminal(

@@ -152,9 +152,7 @@ def _describe_ignored(folder: Path, ignored: Mapping[str, int]) -> str:
         return ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items(), key=lambda item: -item[1]))
     total = sum(ignored.values())
-    return (
-        f"{folder}: ignored {total} {'file that is' if total == 1 else 'files that are'} not audio ({kinds})"
-    )
+    return f"{folder}: ignored {total} other {'file' if total == 1 else 'files'} ({kinds})"
 
 
 def save_stdin(folder: Path) -> Path:

@@ -200,5 +200,5 @@ def check_song(song: PlannedSong, commands: Sequence[str], *, alone: bool) -> No
     near = difflib.get_close_matches(song.name, commands, n=1, cutoff=0.7)
     hint = f" (did you mean the command {near[0]!r}?)" if near else ""
     if not near and not alone and not song.path.suffix:
-        hint = f" (to write the stems to {song.name}: --out {song.name})"
+        hint = f" (for the output folder, use --out {song.name})"
     raise InputError(f"no such file: {song.name}{hint}")

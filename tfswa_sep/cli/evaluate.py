@@ -16,7 +16,7 @@ from tfswa_sep.cli.default_command import RunByDefault
 from tfswa_sep.cli.help import METHODS, RESULTS, SONGS, Command
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Quiet, with_options
 from tfswa_sep.cli.terminal import one_line, print_error, printable, say
-from tfswa_sep.errors import OutputError, UsageError
+from tfswa_sep.errors import OutputError, UsageError, advice
 from tfswa_sep.options import Runtime
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ def _print_tables(*tables: Table) -> None:
             else Segment(printable(segment.text), segment.style)
             for segment in console.render(table)
         ]
-        console.print("\n" * (number > 0), Segments(segments), sep="", end="")
+        console.print("\n" * (number > 0), Segments(segments), sep="", end="", crop=False)
 
 
 def _metrics(names: str | None) -> tuple[str, ...]:
@@ -429,4 +429,4 @@ def _write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        raise OutputError(f"cannot write {path} ({error.strerror}): {advice(error)}") from error

@@ -41,7 +41,7 @@ def usage_message(error: TyperException, program: str) -> str:
         meant = [_OPTIONS[unknown]] if unknown in _OPTIONS else getattr(error, "possibilities", None) or []
         meant = [name for name in meant if name.split()[0] in known]
         message = f"no such option: {unknown}"
-        message += f", did you mean {' or '.join(meant)}?" if meant else ""
+        message += f"; did you mean {' or '.join(meant)}?" if meant else ""
     return f"{message} (see {context.command_path if context else program} --help)"
 
 

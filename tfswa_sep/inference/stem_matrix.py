@@ -54,7 +54,7 @@ def parse_stems(
             song = _song_parts(available)
             unknown = next((term for term in terms if not _parts(term, song)), "+".join(terms))
             raise UsageError(
-                f"unknown stem '{unknown}': {_suggestion(unknown, available)}{_choices(available)}"
+                f"unknown stem '{unknown}'{_suggestion(unknown, available)}: {_choices(available)}"
             )
         if frozenset(terms) not in seen:
             seen.add(frozenset(terms))
@@ -148,7 +148,7 @@ def _suggestion(unknown: str, available: Sequence[str]) -> str:
     names = with_accompaniment(available)
     candidates = [_SYNONYMS.get(unknown, ""), *difflib.get_close_matches(unknown, names, n=1)]
     suggestion = next((name for name in candidates if name in names), "")
-    return f"did you mean {suggestion}? Else " if suggestion else ""
+    return f" (did you mean {suggestion}?)" if suggestion else ""
 
 
 def _choices(available: Sequence[str]) -> str:
