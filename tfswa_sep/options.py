@@ -73,9 +73,13 @@ class OutputOptions:
         exact_sum: Make the last stem the song minus the others, so that all add up to the song exactly.
         stem_file: Also write all stems as one Native Instruments file, SONG.stem.mp4.
         downmix: Mix more than two channels down to stereo.
+        track: Which of a video's audio tracks, from 1; None for the default one, or the first that sounds.
         allow_truncated: Separate what is left of a song that is cut short.
         overwrite: Replace existing files; False raises OutputError instead. The command replaces only its own by
             default.
+
+    Raises:
+        UsageError: A track below 1.
     """
 
     stems: str | Sequence[str] | None = None
@@ -88,8 +92,13 @@ class OutputOptions:
     exact_sum: bool = False
     stem_file: bool = False
     downmix: bool = False
+    track: int | None = None
     allow_truncated: bool = False
     overwrite: bool = True
+
+    def __post_init__(self) -> None:
+        if self.track is not None and self.track < 1:
+            raise UsageError(f"track must be at least 1, not {self.track}")
 
 
 def take_fields(kind: type[Any], values: dict[str, Any]) -> Mapping[str, Any]:

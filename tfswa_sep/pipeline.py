@@ -86,7 +86,12 @@ def separate_song(
 
         def open_song() -> AudioReader:
             return opened.enter_context(
-                open_audio(path, downmix=options.downmix, allow_truncated=options.allow_truncated)
+                open_audio(
+                    path,
+                    downmix=options.downmix,
+                    allow_truncated=options.allow_truncated,
+                    track=options.track,
+                )
             )
 
         song = open_song()
@@ -192,6 +197,7 @@ def _warnings(
     written: Written,
     found_tags: Mapping[str, str],
 ) -> Iterator[str]:
+    yield from song.notes
     if song.missing:
         yield f"{song.path} {song.missing}: {song.decoded / song.sample_rate:.2f} s were separated"
     if song.peak == 0:

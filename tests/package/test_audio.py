@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tfswa_sep.audio import decode
 from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.errors import InputError
+from tfswa_sep.installation import ffmpeg_install_command
 
 Samples = NDArray[np.float32]
 Noise = Callable[..., Samples]
@@ -117,9 +118,11 @@ def test_files_that_are_not_audio_are_refused(tmp_path: Path) -> None:
 
 def test_without_ffmpeg_the_install_line_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tfswa_sep.audio.ffmpeg.find_ffmpeg", lambda: None)
-    (file := tmp_path / "song.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(range(256)) * 20)
+    (file := tmp_path / "song.m4a").write_bytes(
+        b"\0\0\0\x0cftypM4A " + b"\0\0\0\0mdat" + bytes(range(256)) * 20
+    )
     message = refusal(file)
-    assert "needs ffmpeg" in message and "apt install ffmpeg" in message and "brew install ffmpeg" in message
+    assert "needs ffmpeg" in message and ffmpeg_install_command() in message
 
 
 def test_no_samples_too_many_channels_and_odd_rates_are_refused(song: Song) -> None:
@@ -231,7 +234,91 @@ def test_truncated_m4a_is_refused(song: Song) -> None:
     whole = convert(wav, wav.with_suffix(".m4a"), "-movflags", "+faststart")
     assert "cut short" in refusal(cut_file(whole, 0.5))
     no_index = convert(wav, wav.with_name("b.m4a"))
-    assert "cannot be read as audio" in refusal(cut_file(no_index, 0.5))
+    assert "cut short" in refusal(cut_file(no_index, 0.5))
+
+
+@needs_ffmpeg
+def test_damage_in_the_middle_of_an_m4a_is_told(song: Song) -> None:
+    wav = song("a.wav", 441_000)
+    path = convert(wav, wav.with_suffix(".m4a"), "-c:a", "alac")
+    data = path.read_bytes()
+    half = len(data) // 2
+    path.write_bytes(data[:half] + bytes(20_000) + data[half + 20_000 :])
+    assert re.search(r"is damaged \(.*9\.\d\d s can be read\)", refusal(path))
+    with open_audio(path, allow_truncated=True) as reader:
+        list(reader.blocks())
+    assert "is damaged" in reader.missing
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("container", (".mka", ".mov"))
+def test_sound_that_is_left_out_is_told(song: Song, container: str) -> None:
+    """The timestamps jump; nothing else says that something is missing."""
+    wav = song("a.wav", 441_000)
+    path = convert(
+        wav, wav.with_suffix(container), "-af", "aselect='not(between(t,3,3.5))'", "-c:a", "pcm_s16le"
+    )
+    with open_audio(path, allow_truncated=True) as reader:
+        decoded = sum(block.shape[1] for block in reader.blocks())
+    if decoded < 430_000:
+        assert re.search(r"0\.5\d s are missing|9\.50 s of the 10\.00 s", reader.missing)
+        assert reader.missing in refusal(path)
+
+
+def video(path: Path, *inputs: str, options: tuple[str, ...] = ()) -> Path:
+    """A video of 2 s with one audio track per lavfi source."""
+    sources = [word for source in ("testsrc=d=2:s=64x64", *inputs) for word in ("-f", "lavfi", "-i", source)]
+    maps = [word for index in range(len(inputs) + 1) for word in ("-map", str(index))]
+    subprocess.run(["ffmpeg", "-v", "error", *sources, *maps, *options, str(path)], check=True)
+    return path
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("container", ("mkv", "mp4"))
+def test_of_several_tracks_one_that_sounds_is_taken_and_said(tmp_path: Path, container: str) -> None:
+    path = video(
+        tmp_path / f"dub.{container}", "anullsrc=d=2", "sine=220:d=2", "sine=880:d=2", options=("-c:a", "aac")
+    )
+
+    def pitch(track: int | None) -> tuple[int, tuple[str, ...]]:
+        with open_audio(path, track=track) as reader:
+            sound = np.concatenate(list(reader.blocks()), axis=1)[0]
+            spectrum = np.abs(np.fft.rfft(sound))
+            return round(int(spectrum.argmax()) * reader.sample_rate / len(sound)), reader.notes
+
+    hertz, notes = pitch(None)
+    assert abs(hertz - 220) < 3
+    assert len(notes) == 1 and "3 audio tracks" in notes[0] and "track 2 is used" in notes[0]
+    assert "--track" in notes[0]
+    hertz, notes = pitch(3)
+    assert abs(hertz - 880) < 3 and not notes
+    with pytest.raises(InputError, match="no audio track 4: it has 3 audio tracks"):
+        open_audio(path, track=4)
+
+
+@needs_ffmpeg
+def test_the_default_track_is_taken(tmp_path: Path) -> None:
+    options = ("-c:a", "aac", "-disposition:a:0", "0", "-disposition:a:1", "default")
+    path = video(tmp_path / "dub.mkv", "sine=220:d=2", "sine=880:d=2", options=options)
+    with open_audio(path) as reader:
+        assert "track 2 is used" in reader.notes[0]
+
+
+def test_a_track_that_a_song_has_not(song: Song) -> None:
+    with pytest.raises(InputError, match="no audio track 2: it has one"):
+        open_audio(song("a.wav", 1000), track=2)
+
+
+@needs_ffmpeg
+def test_audio_that_starts_late_keeps_its_place(tmp_path: Path) -> None:
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=d=3:s=64x64", "-itsoffset", "0.5"]
+    command += ["-f", "lavfi", "-i", "sine=440:d=2", "-map", "0", "-map", "1", "-c:a", "flac"]
+    subprocess.run([*command, str(tmp_path / "late.mkv")], check=True)
+    with open_audio(tmp_path / "late.mkv") as reader:
+        sound = np.concatenate(list(reader.blocks()), axis=1)[0]
+    assert np.flatnonzero(np.abs(sound) > 0.01)[0] == pytest.approx(22_050, abs=50)
+    assert len(sound) == pytest.approx(2.5 * 44_100, abs=50)
+    assert "starts 0.50 s late" in reader.notes[0]
 
 
 @needs_ffmpeg

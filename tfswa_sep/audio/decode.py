@@ -41,6 +41,7 @@ class Decoder(Protocol):
     sample_rate: int
     channels: int
     frames: int | None  # announced, None where the file does not say
+    notes: tuple[str, ...]  # what its owner should know, one line each
 
     def read(self, frames: int) -> Samples:
         """Up to `frames` next samples as (n, c); n is 0 only at the end.
@@ -71,6 +72,7 @@ class AudioReader:
         self.decoded = 0  # samples a channel decoded so far, at the song's own rate
         self.peak = 0.0  # loudest sample so far
         self.missing = missing  # how it is cut short, if that is allowed and was found
+        self.notes = decoder.notes  # such as which of several audio tracks this is, one line each
         self._decoder = decoder
         self._allow_truncated = allow_truncated
 
@@ -135,11 +137,14 @@ class AudioReader:
         self.close()
 
 
-def open_audio(path: str | Path, *, downmix: bool = False, allow_truncated: bool = False) -> AudioReader:
+def open_audio(
+    path: str | Path, *, downmix: bool = False, allow_truncated: bool = False, track: int | None = None
+) -> AudioReader:
     """Open a song of one or two channels; close it after use (`with open_audio(path) as song`).
 
     downmix: let ffmpeg mix more channels down to two, as their layout wants it.
     allow_truncated: read what is there of a song that is cut short, and say so in the reader's `missing`.
+    track: which of several audio tracks, from 1; None for the default one, or the first that sounds.
     Raises InputError, in one line that names the file, if it is missing, a folder, empty, not audio, cut
     short (as far as its header tells), of more than two channels, or needs ffmpeg where there is none.
     """
@@ -149,7 +154,7 @@ def open_audio(path: str | Path, *, downmix: bool = False, allow_truncated: bool
     fault = layout.fault if layout else ""
     if fault and not allow_truncated:
         raise TruncatedError(f"{path} {fault}: {_ADVICE}")
-    decoder = _open_decoder(path, layout)
+    decoder = _open_decoder(path, layout, track)
     try:
         if decoder.channels > 2:
             if not downmix:
@@ -160,7 +165,7 @@ def open_audio(path: str | Path, *, downmix: bool = False, allow_truncated: bool
             if layout and len(layout.parts) > 1:
                 raise InputError(f"{path} is several files of surround sound joined into one: split it")
             decoder.close()
-            decoder = FfmpegDecoder(path, channels=2)
+            decoder = FfmpegDecoder(path, channels=2, track=track)
         if not SAMPLE_RATES[0] <= decoder.sample_rate <= SAMPLE_RATES[1]:
             raise InputError(
                 f"{path} has an unsupported sample rate of {decoder.sample_rate} Hz: export it again"
@@ -191,17 +196,21 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path} is a text file, not audio: choose an audio file")
 
 
-def _open_decoder(path: Path, layout: Layout | None) -> Decoder:
+def _open_decoder(path: Path, layout: Layout | None, track: int | None) -> Decoder:
     layout = layout or Layout(parts=(Part(ranges=()),), by_name=True)
     if layout.readable:
         with suppress(soundfile.LibsndfileError):
-            return _SoundfileDecoder(path, layout)
+            decoder = _SoundfileDecoder(path, layout)
+            if track not in (None, 1):
+                decoder.close()
+                raise InputError(f"{path} has no audio track {track}: it has one")
+            return decoder
     if len(layout.parts) > 1:
         raise InputError(
             f"{path} is {len(layout.parts)} files joined into one, of a kind of which only the first can be "
             "read: split it"
         )
-    return FfmpegDecoder(path)
+    return FfmpegDecoder(path, track=track)
 
 
 class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
@@ -215,6 +224,7 @@ class _SoundfileDecoder:
     """The parts of a file, at the highest of their rates and with the most of their channels."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
+        self.notes: tuple[str, ...] = ()
         self._path = path
         self._parts = layout.parts
         self._by_name = layout.by_name

@@ -7,6 +7,7 @@ they are delivered, so neither ffprobe nor a parse of ffmpeg's messages is neede
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import shutil
 import subprocess
@@ -20,17 +21,32 @@ from tfswa_sep.audio.containers import find_demuxer
 from tfswa_sep.errors import InputError, TruncatedError
 from tfswa_sep.installation import ffmpeg_install_command
 
-_CUT_SECONDS = 1.0  # a container's duration may be this much longer than its sound
+_CUT_SECONDS = 0.1  # a container's duration may be this much longer than its sound
+_SILENT = 1e-4  # peak of a track without sound
+_LATE = 0.05  # seconds after which an audio track is late
+_DRIFT = 0.035  # seconds; smaller jumps in the timestamps are those of a clock that runs at another speed
+# Reports how far the timestamps are ahead of the samples, of the first frame and wherever that changes.
+_TIMELINE = (
+    "asplit[decoded],asetpts=PTS-NB_CONSUMED_SAMPLES,"
+    "aselect='if(isnan(prev_pts)+gt(abs(pts*TB-ld(0)),0.03),1+0*st(0,pts*TB),0)',ashowinfo,anullsink;[decoded]anull"
+)
+_OFFSET = re.compile(r"ashowinfo.*? pts_time:(-?[\d.]+)")
+_TRACK = re.compile(r"(?m)^(?:\[info\] )?  Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)")
+# What ffmpeg says as a warning of sound that it leaves out.
+_DAMAGE = re.compile(
+    r"partial file|corrupt (?:input packet|decoded frame)|Packet corrupt|Packet mismatch|ended prematurely"
+)
 
 
 class FfmpegDecoder:
     """A song decoded by an ffmpeg process, at its own rate; see decode.Decoder.
 
     channels: how many to mix the song to, None for its own.
-    Raises InputError if there is no ffmpeg, or ffmpeg finds no sound.
+    track: which of the audio tracks, from 1; None for the default one, or the first that sounds.
+    Raises InputError if there is no ffmpeg, or ffmpeg finds no sound, or not this track.
     """
 
-    def __init__(self, path: Path, *, channels: int | None = None) -> None:
+    def __init__(self, path: Path, *, channels: int | None = None, track: int | None = None) -> None:
         program = find_ffmpeg()
         if program is None:
             reason = (
@@ -42,13 +58,30 @@ class FfmpegDecoder:
         demuxer = find_demuxer(path)
         if demuxer is None:
             raise InputError(f"{path} cannot be read as audio (unknown kind of file): check the file")
+        # A hostile file cannot make ffmpeg open an address or another file: see containers.py.
+        self._input = [program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
+        self._input += ["-protocol_whitelist", "file,pipe", "-f", demuxer, "-i", f"file:{path.resolve()}"]
         self._path = path
+        self._channels = channels
+        self._start(track or 1)
+        self.notes: tuple[str, ...] = ()
+        try:
+            if track is None and len(self._tracks) > 1:
+                self._choose_track()
+        except BaseException:
+            self.close()
+            raise
+        self._silence = self._find_offset()
+        if self._silence:
+            offset = self._silence / self.sample_rate
+            self.notes += (f"the audio of {path} starts {offset:.2f} s late: the stems begin with silence",)
+
+    def _start(self, track: int) -> None:
+        """Run ffmpeg, and read what its output begins with."""
         self._decoded = 0
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # a file, no pipe: it cannot fill up and block ffmpeg
-        # A hostile file cannot make ffmpeg open an address or another file: see containers.py.
-        command = [program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
-        command += ["-protocol_whitelist", "file,pipe", "-f", demuxer, "-i", f"file:{path.resolve()}"]
-        command += ["-map", "0:a:0", *(["-ac", str(channels)] if channels else [])]
+        command = [*self._input, "-map", f"0:a:{track - 1}", "-filter:a", _TIMELINE]
+        command += ["-ac", str(self._channels)] if self._channels else []
         command += ["-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
         try:
             self._process = subprocess.Popen(
@@ -56,24 +89,65 @@ class FfmpegDecoder:
             )
         except OSError as error:
             self._messages.close()
-            raise InputError(f"cannot run {program} to read {path}: {error.strerror}") from None
+            raise InputError(f"cannot run {command[0]} to read {self._path}: {error.strerror}") from None
         assert self._process.stdout is not None
         self._output = self._process.stdout
         header = self._output.read(24)  # magic, header bytes, data bytes, encoding, rate, channels
+        messages = self._read_messages()
+        self._tracks = _TRACK.findall(messages.partition("Stream mapping:")[0].partition("Output #0")[0])
         if len(header) < 24 or header[:4] != b".snd":
             self._process.wait()
             messages = self._read_messages()
+            self._tracks = _TRACK.findall(messages)
             self.close()
-            if "matches no streams" in messages:
-                raise InputError(f"{path} has no audio track: choose another file")
-            raise InputError(f"{path} cannot be read as audio ({last_error(messages)}): check the file")
+            if "matches no streams" not in messages:
+                reason = last_error(messages)
+                raise InputError(f"{self._path} cannot be read as audio ({reason}): check the file")
+            if not self._tracks:
+                raise InputError(f"{self._path} has no audio track: choose another file")
+            raise InputError(f"{self._path} has no audio track {track}: it has {self._describe_tracks()}")
         self._output.read(int.from_bytes(header[4:8], "big") - 24)
         self.sample_rate = int.from_bytes(header[16:20], "big")
         self.channels = int.from_bytes(header[20:24], "big")
-        self.frames = self._announced_frames()
+        self.frames = self._announced_frames(messages)
+
+    def _choose_track(self) -> None:
+        order = sorted(range(len(self._tracks)), key=lambda index: "(default)" not in self._tracks[index][1])
+        chosen = next((index for index in order if self._sounds(index)), order[0])
+        if chosen:
+            self.close()
+            self._start(chosen + 1)
+        self.notes = (
+            f"{self._path} has {self._describe_tracks()}: track {chosen + 1} is used; choose another with --track",
+        )
+
+    def _sounds(self, index: int) -> bool:
+        command = [*self._input, "-map", f"0:a:{index}", "-f", "f32le", "pipe:1"]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            assert process.stdout is not None
+            while data := process.stdout.read(1 << 18):
+                samples = np.frombuffer(data[: len(data) // 4 * 4], np.float32)
+                if len(samples) and np.abs(samples).max() > _SILENT:
+                    process.kill()
+                    return True
+        return False
+
+    def _describe_tracks(self) -> str:
+        """How many there are, and their languages and codecs."""
+        described = (
+            f"{number} ({', '.join(filter(None, (language, codec.split(',')[0].split(' (')[0])))})"
+            for number, (language, codec) in enumerate(self._tracks, 1)
+        )
+        return f"{len(self._tracks)} audio track{'s' * (len(self._tracks) > 1)}: {', '.join(described)}"
 
     def read(self, frames: int) -> NDArray[np.float32]:
         """Up to `frames` next samples as (n, c); n is 0 only at the end."""
+        if self._silence:
+            count = min(frames, self._silence)
+            self._silence -= count
+            return np.zeros((count, self.channels), np.float32)
         frame_bytes = 4 * self.channels
         data = self._output.read(frames * frame_bytes)
         whole = len(data) // frame_bytes * frame_bytes
@@ -87,16 +161,29 @@ class FfmpegDecoder:
         return False
 
     def _check_whole(self) -> None:
-        """Raise TruncatedError if ffmpeg failed, or reported errors and gave less than the file announces."""
+        """Raise TruncatedError if ffmpeg failed, reported damage, or left out a piece of the song."""
         failed = self._process.wait() != 0
         messages = self._read_messages()
-        cut = self.frames is not None and self._decoded < self.frames - _CUT_SECONDS * self.sample_rate
-        if failed or (cut and _errors(messages)):
-            raise TruncatedError(
-                f"{self._path} is cut short or damaged after {self._decoded / self.sample_rate:.1f} s "
-                f"({last_error(messages)}): "
-                "copy or download it again, or keep what can be read with --allow-truncated"
+        decoding = messages.partition("Stream mapping:")[2]
+        seconds = self._decoded / self.sample_rate
+        offsets = _offsets(decoding)
+        jumps = (after - before for before, after in itertools.pairwise(offsets))
+        gap = sum(jump for jump in jumps if abs(jump) > _DRIFT)
+        if failed or _errors(decoding):
+            how = f"is damaged ({last_error(decoding)}; {seconds:.2f} s can be read)"
+        elif reported := _DAMAGE.search(decoding):
+            how = f"is damaged ({reported[0].strip()}; {seconds:.2f} s can be read)"
+        elif gap > _DRIFT:
+            how = f"is damaged ({gap:.2f} s are missing between the {seconds:.2f} s that can be read)"
+        elif self.frames is not None and self._decoded < self.frames - _CUT_SECONDS * self.sample_rate:
+            how = (
+                f"is cut short ({seconds:.2f} s of the {self.frames / self.sample_rate:.2f} s in its header)"
             )
+        else:
+            return
+        raise TruncatedError(
+            f"{self._path} {how}: copy or download it again, or keep what can be read with --allow-truncated"
+        )
 
     def close(self) -> None:
         """End the process and close its pipes."""
@@ -106,12 +193,21 @@ class FfmpegDecoder:
         self._output.close()
         self._messages.close()
 
-    def _announced_frames(self) -> int | None:
-        duration = re.search(r"(?m)^(?:\[info\] )?  Duration: (\d+):(\d+):(\d+\.\d+)", self._read_messages())
-        if duration is None:
+    def _announced_frames(self, messages: str) -> int | None:
+        """Samples that the container says, None where it says none of its only stream."""
+        streams = len(
+            set(re.findall(r"(?m)^(?:\[info\] )?  Stream #0:(\d+)", messages.partition("Output #0")[0]))
+        )
+        duration = re.search(r"(?m)^(?:\[info\] )?  Duration: (\d+):(\d+):(\d+\.\d+)", messages)
+        if duration is None or streams != 1 or "Estimating duration" in messages:
             return None
         seconds = int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3])
         return round(seconds * self.sample_rate) or None
+
+    def _find_offset(self) -> int:
+        """Samples from the file's beginning to the first of the audio."""
+        offsets = _offsets(self._read_messages())
+        return round(offsets[0] * self.sample_rate) if offsets and offsets[0] > _LATE else 0
 
     def _read_messages(self) -> str:
         self._messages.seek(0)
@@ -132,6 +228,10 @@ def last_error(messages: str | bytes) -> str:
     """The reason in the last error of an ffmpeg that ran with `-loglevel level+...`."""
     errors = _errors(messages if isinstance(messages, str) else messages.decode("utf-8", errors="replace"))
     return errors[-1].split(": ")[-1].strip() if errors else "ffmpeg gave no reason"
+
+
+def _offsets(messages: str) -> list[float]:
+    return [float(offset) for offset in _OFFSET.findall(messages)]
 
 
 def _errors(messages: str) -> list[str]:

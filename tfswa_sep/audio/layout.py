@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfswa_sep.audio.containers import end_of_sound, find_demuxer, skip_tags
+from tfswa_sep.audio.layout_ffmpeg import SURVEYS
 from tfswa_sep.audio.layout_mp3 import survey_mp3
 from tfswa_sep.audio.parts import Layout, Part, are_tags, share
 
@@ -477,6 +478,7 @@ def _ogg_checksum(page: bytes) -> int:
 
 
 _SURVEYS: dict[str, Callable[[mmap.mmap, int], Layout | None]] = {
+    **SURVEYS,
     "wav": _Chunked(
         find_sound=_find_wav,
         header=_wav_header,

@@ -151,6 +151,15 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
         bool,
         typer.Option("--downmix", help="Mix surround sound down to stereo.", rich_help_panel=INPUT),
     ],
+    "track": Annotated[
+        int | None,
+        typer.Option(
+            "--track",
+            metavar="N",
+            help="Which audio track of a video, from 1 [default: its default one, or the first that sounds].",
+            rich_help_panel=INPUT,
+        ),
+    ],
     "allow_truncated": Annotated[
         bool,
         typer.Option(
