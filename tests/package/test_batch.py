@@ -151,6 +151,18 @@ def test_stems_of_another_song_of_the_same_name_are_replaced_only_if_asked(
     assert again["status"] == "skipped" and again["warnings"] == []
 
 
+def test_stems_on_a_disk_that_rounds_times_are_still_ours(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("song.wav", "--stems", "bass")
+    results(capsys, *words)
+    stem = work / "song/bass.wav"
+    time = stem.stat().st_mtime_ns // (2 * 10**9) * 2 * 10**9  # as a FAT disk has it after it was unmounted
+    os.utime(stem, ns=(time, time))
+    assert results(capsys, *words)[0]["status"] == "skipped"
+    assert results(capsys, *words, "--bit-depth", "16")[0]["status"] == "done"
+
+
 def test_a_stem_that_was_edited_is_replaced_only_if_asked(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ from tfswa_sep.registry import ModelFile, ModelInfo, digest, local_path
 
 _FORMAT = 3
 _SUFFIX = ".tfswa-sep.json"
+_TIME_STEP = 2 * 10**9  # ns, of the times on a FAT disk
 
 
 def manifest_path(folder: Path, track: str) -> Path:
@@ -104,7 +105,7 @@ def finished_work(path: Path, work: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     outputs = _outputs(path, document)
     try:
-        whole = outputs and all(_fingerprint(output) == known for output, known in outputs.items())
+        whole = outputs and all(_matches(_fingerprint(output), known) for output, known in outputs.items())
     except OSError:
         return None
     result = document.get("result")
@@ -125,9 +126,10 @@ def has_stems_of_another_song(path: Path, work: Mapping[str, Any]) -> bool:
 def _is_ours(output: Path, document: Mapping[str, Any], path: Path) -> bool:
     known = [_outputs(path, document, key).get(output) for key in ("outputs", "earlier")]
     try:
-        return _fingerprint(output) in known
+        mark = _fingerprint(output)
     except OSError:
         return False
+    return any(_matches(mark, one) for one in known)
 
 
 def outputs_in(folder: Path) -> set[Path]:
@@ -163,6 +165,14 @@ def _fingerprint(output: Path) -> list[int]:
     """What a file loses when it is changed: its size in bytes, its time in ns. Raises OSError."""
     status = output.stat()
     return [status.st_size, status.st_mtime_ns]
+
+
+def _matches(mark: list[int], known: object) -> bool:
+    """Whether a fingerprint is one on record. FAT and exFAT disks round times, some only once they are unmounted."""
+    if not isinstance(known, list) or [type(number) for number in known] != [int, int]:
+        return False
+    (size, time), (known_size, known_time) = mark, known
+    return bool(size == known_size and abs(time - known_time) <= _TIME_STEP)
 
 
 def _existing_outputs(path: Path) -> dict[Path, Any]:
