@@ -66,6 +66,18 @@ def test_tables_of_eval_hold_no_control_characters(capsys: pytest.CaptureFixture
     assert r"a\x1b[2J\u202eb" in out and "\x1b" not in out
 
 
+def test_bars_leave_room_for_what_the_terminal_echoes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    bars = progress.ProgressBars()
+    try:
+        bars.update("a song with a long name" * 9, 3.0, 60.0)
+        lines = bars._bars.console.render_lines(bars._bars.get_renderable(), pad=False)
+    finally:
+        bars.stop()
+    (width,) = (sum(segment.cell_length for segment in line) for line in lines)
+    assert width == 77  # "^C" fits
+
+
 def test_progress_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,16 +70,25 @@ class ProgressBars(Progress):
     """A bar per song: its name, the stage, and the time left."""
 
     def __init__(self) -> None:
-        from rich.console import Console
+        from rich.console import Console, RenderableType
+        from rich.constrain import Constrain
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
+
+        console = Console(stderr=True)
+
+        class Bars(Progress):
+            def get_renderables(self) -> Iterator[RenderableType]:
+                # If the terminal had to wrap its "^C", one line too few would be erased.
+                for renderable in super().get_renderables():
+                    yield Constrain(renderable, console.width - len("^C "))
 
         name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
         stage = TextColumn("{task.fields[stage]}", table_column=Column(width=10))
         columns = (name, stage, BarColumn(bar_width=20), TimeRemainingColumn())
         # Not redirected: what is printed to stdout may be meant for another program.
         options = {"transient": True, "redirect_stdout": False, "redirect_stderr": False, "expand": True}
-        self._bars = Progress(*columns, console=Console(stderr=True), **options)  # type: ignore[arg-type]
+        self._bars = Bars(*columns, console=console, **options)  # type: ignore[arg-type]
         self._tasks: dict[str, TaskID] = {}
         self._bars.start()
 
