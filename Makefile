@@ -3,6 +3,7 @@
 # make check       what CI runs: lint, format, types, tests
 # make test-audio  the tests that need torchaudio, in a second environment
 # make test-survival  100 runs that are killed and 50 full disks, as root; make test has a sample of them
+# make test-decoders  3,000 files of every kind that ffmpeg writes, whole and damaged; make test has a sample of them
 # make docs        build the documentation into site/
 # make system-deps install ffmpeg and chromium where they are missing, or print the line to type
 # make dist        build the wheel and the sdist, and check them for PyPI
@@ -43,6 +44,11 @@ test-audio: .venv-audio/.done
 
 test-survival: .venv-dev/.done system-deps
 	SURVIVAL_RUNS=100 .venv-dev/bin/python -m pytest tests/package/test_survival.py
+
+test-decoders: .venv-dev/.done system-deps
+	@printf '%s\n' '| file | whole | cut | zeros | joined | tagged | lies |' '| --- | --- | --- | --- | --- | --- | --- |' > decoders.md
+	TFSWA_ALL_DECODERS=1 TFSWA_DECODERS_TABLE=decoders.md .venv-dev/bin/python -m pytest -n 2 tests/package/test_decoders.py
+	@cat decoders.md
 
 docs: .venv-docs/.done
 	.venv-docs/bin/zensical build --strict --clean
@@ -99,4 +105,4 @@ system-deps:
 	touch $@
 
 clean:
-	rm -rf .venv .venv-dev .venv-audio .venv-docs site build dist demo_stems
+	rm -rf .venv .venv-dev .venv-audio .venv-docs site build dist demo_stems decoders.md

@@ -2,7 +2,7 @@
 
 Each file is made from a known source and damaged on purpose. We must give the source's samples, or refuse, or
 say what is missing. A few kinds of file in the usual run; all of them with `make test-decoders`, which also
-prints a table.
+prints the table.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def are_equal(kind: Kind, got: Samples, pieces: list[Samples]) -> str:
 def damages(kind: Kind, whole: bytes, other: bytes | None) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each damaged file."""
     yield "whole", whole
-    for share in CUTS:
+    for share in CUTS if ALL else CUTS[::3]:
         yield f"cut {share}", whole[: int(len(whole) * share)]
     half, twentieth = len(whole) // 2, len(whole) // 20
     yield "zeros", whole[: half - twentieth] + bytes(2 * twentieth) + whole[half + twentieth :]
@@ -279,7 +279,12 @@ def lies(kind: Kind, whole: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def judge(kind: Kind, path: Path, damage: str, rate: int, pieces: list[Samples]) -> str:
-    """'equal', 'prefix' (of a file without a length), 'refused' or 'told'; else what is wrong."""
+    """What comes of a file: one of these, or "WRONG" and why.
+
+    equal: the source's samples.  told: refused, and with --allow-truncated read, with a word on what is missing.
+    refused: that too.  prefix: all of a file that ends early and never says how long it is.
+    zeros are sound: nothing can tell them from silence.
+    """
     intact = damage in ("whole", "tagged", "tagged twice")
     try:
         got_rate, got, said = read(path)
@@ -314,14 +319,10 @@ def judge(kind: Kind, path: Path, damage: str, rate: int, pieces: list[Samples])
     return f"WRONG: {why}"
 
 
-TABLE: dict[str, dict[str, collections.Counter[str]]] = collections.defaultdict(
-    lambda: collections.defaultdict(collections.Counter)
-)
-
-
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if ALL or kind.sample], ids=lambda kind: kind.name)
 def test_no_sound_is_lost_without_a_word(tmp_path: Path, kind: Kind) -> None:
     wrong = []
+    verdicts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     variants = [(rate, channels) for rate in kind.rates for channels in kind.channels]
     for rate, channels in variants if ALL else variants[-1:]:
         path = encode(kind, tmp_path, rate, channels, 0)
@@ -347,21 +348,14 @@ def test_no_sound_is_lost_without_a_word(tmp_path: Path, kind: Kind) -> None:
             elif damage.startswith("joined"):
                 pieces = [first, second]
             verdict = judge(kind, broken, damage, rate, pieces)
-            TABLE[kind.name][damage.split()[0]][verdict.split(":")[0]] += 1
+            verdicts[damage.split()[0]][verdict.split(":")[0]] += 1
             if verdict.startswith("WRONG"):
                 wrong.append(f"{rate} Hz, {channels} channels, {damage}: {verdict}")
-    assert not wrong, "\n" + "\n".join(wrong)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def table() -> Iterator[None]:
-    yield
-    if ALL:
+    if table := os.environ.get("TFSWA_DECODERS_TABLE"):
         columns = ("whole", "cut", "zeros", "joined", "tagged", "lies")
-        lines = [f"| file | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
-        for name, row in TABLE.items():
-            cells = (
-                ", ".join(f"{count} {what}" for what, count in row[column].items()) for column in columns
-            )
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        Path(os.environ.get("TFSWA_DECODERS_TABLE", "decoders.md")).write_text("\n".join(lines) + "\n")
+        cells = (
+            ", ".join(f"{count} {what}" for what, count in verdicts[column].items()) for column in columns
+        )
+        with Path(table).open("a", encoding="utf-8") as file:
+            file.write(f"| {kind.name} | {' | '.join(cells)} |\n")
+    assert not wrong, "\n" + "\n".join(wrong)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import mmap
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.audio.containers import find_demuxer
+from tfswa_sep.audio.containers import end_of_sound, find_demuxer
 from tfswa_sep.errors import InputError, TruncatedError
 from tfswa_sep.installation import ffmpeg_install_command
 
@@ -60,7 +61,9 @@ class FfmpegDecoder:
             raise InputError(f"{path} cannot be read as audio (unknown kind of file): check the file")
         # A hostile file cannot make ffmpeg open an address or another file: see containers.py.
         self._input = [program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
-        self._input += ["-protocol_whitelist", "file,pipe", "-f", demuxer, "-i", f"file:{path.resolve()}"]
+        self._input += ["-protocol_whitelist", "file,pipe,subfile", "-f", demuxer]
+        self._input += ["-err_detect", "crccheck"] if demuxer == "tta" else []  # other decoders do so unasked
+        self._input += ["-i", _without_tags(path)]
         self._path = path
         self._channels = channels
         self._start(track or 1)
@@ -228,6 +231,14 @@ def last_error(messages: str | bytes) -> str:
     """The reason in the last error of an ffmpeg that ran with `-loglevel level+...`."""
     errors = _errors(messages if isinstance(messages, str) else messages.decode("utf-8", errors="replace"))
     return errors[-1].split(": ")[-1].strip() if errors else "ffmpeg gave no reason"
+
+
+def _without_tags(path: Path) -> str:
+    """The file as ffmpeg opens it, up to the tags at its end, which some demuxers take for damage."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        size, end = len(data), end_of_sound(data)
+    name = f"file:{path.resolve()}"
+    return name if end == size else f"subfile,,start,0,end,{end},,:{name}"
 
 
 def _offsets(messages: str) -> list[float]:

@@ -311,13 +311,11 @@ def _survey_voc(data: mmap.mmap, start: int) -> Layout | None:
 def _survey_flac(data: mmap.mmap, start: int) -> Layout | None:
     """Compare the length in each header with the number of the last frame; find files that are joined."""
     end = end_of_sound(data, start)
-    starts = []
+    starts = [start] if data[start + 4 : start + 8] in (b"\0\0\0\x22", b"\x80\0\0\x22") else []
     at = start
-    while at >= 0:
-        if data[at + 4 : at + 8] in (b"\0\0\0\x22", b"\x80\0\0\x22"):
-            starts.append(at)
-        at = data.find(b"fLaC", at + 4)
-    if not starts or starts[0] != start:
+    while (at := data.find(b"fLaC\0\0\0\x22", at + 4)) >= 0:  # eight bytes are found twice as fast as four
+        starts.append(at)
+    if not starts:
         return None
     parts, fault = [], ""
     for at, stop in zip(starts, [*starts[1:], end], strict=True):

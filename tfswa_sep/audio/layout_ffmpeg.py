@@ -102,7 +102,7 @@ def _ebml_size(data: mmap.mmap, at: int) -> tuple[int, bool]:
 
 
 def survey_avi(data: mmap.mmap, start: int) -> Layout:
-    """Walk the outermost chunks: one AVI, then AVIX where it is large."""
+    """Walk the outermost chunks, one AVI, then AVIX where it is large, and those within."""
     at, end, files = start, end_of_sound(data, start), 0
     while data[at : at + 4] == b"RIFF" and data[at + 8 : at + 11] == b"AVI":
         size = int.from_bytes(data[at + 4 : at + 8], "little")
@@ -110,6 +110,14 @@ def survey_avi(data: mmap.mmap, start: int) -> Layout:
         if not size or size >= 0xFFFF_FF00:  # written as a stream
             at = end
             break
+        stop = min(end, at + 8 + size)
+        inner = at + 12
+        while inner + 8 <= stop:
+            name = data[inner : inner + 4]
+            if not _BOX_NAME.match(name):
+                return _layout(data, f"is damaged (at byte {inner} of {len(data)})")
+            length = int.from_bytes(data[inner + 4 : inner + 8], "little")
+            inner += 12 if name == b"LIST" else 8 + length + length % 2
         at += 8 + size + size % 2
     if at > end + 1:
         return _layout(data, missing(at - end))
