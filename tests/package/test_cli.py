@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -290,6 +292,25 @@ def test_progress_begins_before_the_model_is_loaded(work: Path) -> None:
     assert calls == [(song, 0.0, None), "separate"]
 
 
+def test_a_worker_ends_even_if_the_exception_of_the_signal_is_lost() -> None:
+    class Swallows:
+        def separate(self, song: PlannedSong, on_progress: Callable[[float, float], None]) -> Outcome:
+            with contextlib.suppress(SystemExit):
+                os.kill(os.getpid(), signal.SIGTERM)
+            on_progress(1.0, 2.0)
+            raise AssertionError("went on")
+
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(PlannedSong(Path("song.wav"), "song.wav", "song", Path()))
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit):
+            workers._serve(theirs, cast(Work, Swallows()))
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+
+
 def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_song(work / "other.wav")
     assert main.run(["song.wav", "other.wav", "--stems", "piano"]) == 2
@@ -354,6 +375,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
             "bug in tfswa-sep: please report it with the output of --debug: RuntimeError",
         ),
         (MemoryError(), 6, "out of memory"),
+        (OSError(24, "Too many open files"), 6, "too many open files: raise the limit on open files"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

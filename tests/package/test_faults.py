@@ -255,7 +255,6 @@ ROWS = [
     F("no such device", song(), "song.wav --device tpu", 2, "tpu"),
     # where the stems go
     F("out belongs to another", both(song(), closed("out", 0o555)), "song.wav -o out", 5, "cannot write out/song (Permission denied): check its permissions", shell=AS_ANYBODY),
-    F("too few open files", song(), "song.wav", 5, "ulimit -n", shell='ulimit -n 9; exec "$@"'),
     F("out is a file", song(), "song.wav --out song.wav", 5, "cannot write song.wav", "Not a directory"),
     F("a stem is there", old_stem, "song.wav --no-overwrite", 5, "song/bass.wav already exists"),
     F("a file of somebody else", old_stem, "song.wav", 5, "song/bass.wav already exists", "--overwrite"),

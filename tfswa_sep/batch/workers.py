@@ -171,14 +171,26 @@ def _start(work: Work) -> tuple[SpawnProcess, Connection]:
 
 def _serve(connection: Connection, work: Work) -> None:
     """The loop of a worker process: receive songs and send outcomes, until the connection is closed."""
-    signal.signal(signal.SIGTERM, _leave)
+    terminated = False
+
+    def terminate(signal_number: int, frame: object) -> None:
+        nonlocal terminated
+        terminated = True
+        raise SystemExit(128 + signal_number)
+
+    def report(song: PlannedSong, done: float, total: float | None) -> None:
+        if terminated:  # but the exception was lost: it came up in a callback from C, or in a destructor
+            raise SystemExit(128 + signal.SIGTERM)
+        connection.send((done, total))
+
+    signal.signal(signal.SIGTERM, terminate)
     if hasattr(signal, "SIGHUP"):
         # The terminal was closed: as after Ctrl-C, the parent process ends this one.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         while True:
             song: PlannedSong = connection.recv()
-            outcome = _separate(song, work, lambda song, done, total: connection.send((done, total)))
+            outcome = _separate(song, work, report)
             try:
                 connection.send(outcome)
             except (TypeError, AttributeError, ValueError):  # the error cannot be pickled
@@ -186,10 +198,6 @@ def _serve(connection: Connection, work: Work) -> None:
                 connection.send(Outcome(song, "failed", error=error, trace=outcome.trace))
     except (EOFError, ConnectionError):
         return
-
-
-def _leave(signal_number: int, frame: object) -> None:
-    raise SystemExit(128 + signal_number)
 
 
 def _crash_error(song: PlannedSong, code: int | None) -> TfswaError:

@@ -103,6 +103,8 @@ def _describe(error: BaseException) -> tuple[str, int, str]:
     if isinstance(error, MemoryError):
         advised = "close other programs or use a machine with more memory"
         return kind, DeviceError.exit_code, f"out of memory: {advised}"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return kind, DeviceError.exit_code, f"{os.strerror(error.errno).lower()}: {advice(error)}"
     if isinstance(error, KeyboardInterrupt | Abort):
         return kind, INTERRUPTED, "interrupted; no partial files were left"
     if isinstance(error, _Terminated):
