@@ -322,6 +322,27 @@ def test_audio_that_starts_late_keeps_its_place(tmp_path: Path) -> None:
 
 
 @needs_ffmpeg
+@pytest.mark.parametrize(
+    ("name", "options"),
+    (
+        ("a.mp4", "-c:v mpeg4 -c:a aac -movflags frag_keyframe+empty_moov"),
+        ("a.mkv", "-c:v mpeg4 -c:a ac3"),
+        ("a.vob", "-c:v mpeg2video -c:a ac3"),
+        ("a.ts", "-c:v mpeg2video -c:a mp2"),
+        ("a.avi", "-c:v mpeg4 -c:a libmp3lame -q:a 4"),
+        ("a.flv", "-c:v flv -c:a aac"),
+        ("a.wmv", "-c:v wmv2 -c:a wmav2"),
+    ),
+)
+def test_healthy_videos_are_read(tmp_path: Path, name: str, options: str) -> None:
+    path = video(tmp_path / name, "sine=220:d=4:r=44100", options=tuple(options.split()))
+    with open_audio(path) as reader:
+        decoded = sum(block.shape[1] for block in reader.blocks())
+    assert 4 * 44_100 - 2000 < decoded < 4.2 * 44_100 and not reader.missing
+    assert not any("late" in note for note in reader.notes)
+
+
+@needs_ffmpeg
 def test_leaving_early_ends_ffmpeg(song: Song) -> None:
     wav = song("a.wav", 441_000)
     with open_audio(convert(wav, wav.with_suffix(".mka"))) as reader:

@@ -72,9 +72,13 @@ class AudioReader:
         self.decoded = 0  # samples a channel decoded so far, at the song's own rate
         self.peak = 0.0  # loudest sample so far
         self.missing = missing  # how it is cut short, if that is allowed and was found
-        self.notes = decoder.notes  # such as which of several audio tracks this is, one line each
         self._decoder = decoder
         self._allow_truncated = allow_truncated
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its owner should know, one line each, such as which of several audio tracks this is."""
+        return self._decoder.notes
 
     def blocks(
         self, rate: int | None = None, channels: int | None = None, block: int = BLOCK_SAMPLES

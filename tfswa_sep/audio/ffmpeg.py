@@ -24,7 +24,7 @@ from tfswa_sep.installation import ffmpeg_install_command
 
 _CUT_SECONDS = 0.1  # a container's duration may be this much longer than its sound
 _SILENT = 1e-4  # peak of a track without sound
-_LATE = 0.05  # seconds after which an audio track is late
+_LATE = 0.1  # seconds after which a video's audio is late, and a gap in it more than told
 _DRIFT = 0.035  # seconds; smaller jumps in the timestamps are those of a clock that runs at another speed
 # Reports how far the timestamps are ahead of the samples, of the first frame and wherever that changes.
 _TIMELINE = (
@@ -112,6 +112,8 @@ class FfmpegDecoder:
         self._output.read(int.from_bytes(header[4:8], "big") - 24)
         self.sample_rate = int.from_bytes(header[16:20], "big")
         self.channels = int.from_bytes(header[20:24], "big")
+        streams = re.findall(r"(?m)^(?:\[info\] )?  Stream #0:(\d+)", messages.partition("Output #0")[0])
+        self._is_video = len(set(streams)) > 1  # or has another track, which may be longer
         self.frames = self._announced_frames(messages)
 
     def _choose_track(self) -> None:
@@ -167,7 +169,8 @@ class FfmpegDecoder:
         """Raise TruncatedError if ffmpeg failed, reported damage, or left out a piece of the song."""
         failed = self._process.wait() != 0
         messages = self._read_messages()
-        decoding = messages.partition("Stream mapping:")[2]
+        # The AU muxer is no judge of timestamps, which it does not write.
+        decoding = re.sub(r"(?m)^\[au @ .*", "", messages.partition("Stream mapping:")[2])
         seconds = self._decoded / self.sample_rate
         offsets = _offsets(decoding)
         jumps = (after - before for before, after in itertools.pairwise(offsets))
@@ -176,13 +179,15 @@ class FfmpegDecoder:
             how = f"is damaged ({last_error(decoding)}; {seconds:.2f} s can be read)"
         elif reported := _DAMAGE.search(decoding):
             how = f"is damaged ({reported[0].strip()}; {seconds:.2f} s can be read)"
-        elif gap > _DRIFT:
+        elif gap > (_LATE if self._is_video else _DRIFT):
             how = f"is damaged ({gap:.2f} s are missing between the {seconds:.2f} s that can be read)"
         elif self.frames is not None and self._decoded < self.frames - _CUT_SECONDS * self.sample_rate:
             how = (
                 f"is cut short ({seconds:.2f} s of the {self.frames / self.sample_rate:.2f} s in its header)"
             )
         else:
+            if gap > _DRIFT:
+                self.notes += (f"{gap:.2f} s are missing in the audio of {self._path}",)
             return
         raise TruncatedError(
             f"{self._path} {how}: copy or download it again, or keep what can be read with --allow-truncated"
@@ -198,11 +203,8 @@ class FfmpegDecoder:
 
     def _announced_frames(self, messages: str) -> int | None:
         """Samples that the container says, None where it says none of its only stream."""
-        streams = len(
-            set(re.findall(r"(?m)^(?:\[info\] )?  Stream #0:(\d+)", messages.partition("Output #0")[0]))
-        )
         duration = re.search(r"(?m)^(?:\[info\] )?  Duration: (\d+):(\d+):(\d+\.\d+)", messages)
-        if duration is None or streams != 1 or "Estimating duration" in messages:
+        if duration is None or self._is_video or "Estimating duration" in messages:
             return None
         seconds = int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3])
         return round(seconds * self.sample_rate) or None
@@ -210,7 +212,8 @@ class FfmpegDecoder:
     def _find_offset(self) -> int:
         """Samples from the file's beginning to the first of the audio."""
         offsets = _offsets(self._read_messages())
-        return round(offsets[0] * self.sample_rate) if offsets and offsets[0] > _LATE else 0
+        late = self._is_video and offsets and offsets[0] > _LATE
+        return round(offsets[0] * self.sample_rate) if late else 0
 
     def _read_messages(self) -> str:
         self._messages.seek(0)
