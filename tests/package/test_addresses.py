@@ -66,6 +66,29 @@ def test_a_password_that_an_earlier_version_recorded_is_dropped(server: ModelSer
     assert "secret" not in record.read_text()
 
 
+def test_a_password_in_models_toml_is_not_printed(
+    server: ModelServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = (registry.PACKAGE.parent / "models.toml").read_text()
+    where = server.url.replace("://", "://me:secret@")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "models.toml").write_text(
+        models.replace("models.small", "models.mine")
+        .replace("bundled:", f"{where}/")
+        .replace("default = true", "")
+    )
+    for words in (
+        ["models"],
+        ["models", "--json"],
+        ["models", "info", "mine"],
+        ["models", "info", "mine", "--json"],
+    ):
+        assert main.run(words) == 0
+    assert main.run(["models", "path", "mine", "--debug"]) == 4  # other bytes than those on record
+    printed = "".join(capsys.readouterr())
+    assert "secret" not in printed and "https://***@" in printed.replace("http:", "https:")
+
+
 def test_a_hash_in_the_address_is_checked(server: ModelServer) -> None:
     address = f"{server.url}/tiny.onnx"
     with pytest.raises(ModelError, match="has SHA-256"):

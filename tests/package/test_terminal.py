@@ -100,6 +100,13 @@ def test_progress_without_a_terminal(
         f"tfswa-sep: b.wav: {p}%, {progress.clock(2 * p)} of 3:20" for p in range(10, 100, 10)
     ]
     assert others[9:] == [f"tfswa-sep: c.wav: {clock} separated" for clock in ("40.0 s", "1:20", "2:00")]
+    lines = progress.ProgressLines()
+    for done in range(50):
+        now += 3.0
+        lines.count("songs", done, 50)
+    assert capsys.readouterr().err.splitlines() == [
+        f"tfswa-sep: {done} of 50 songs: {done * 2}%" for done in range(5, 50, 5)
+    ]
     with progress.show_progress(shown=False) as hidden:
         for _ in range(9):
             now += 99.0

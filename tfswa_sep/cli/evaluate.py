@@ -14,6 +14,7 @@ import typer
 
 from tfswa_sep.cli.default_command import RunByDefault
 from tfswa_sep.cli.help import METHODS, RESULTS, SONGS, Command
+from tfswa_sep.cli.progress import ProgressLines
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Quiet, with_options
 from tfswa_sep.cli.terminal import one_line, print_error, printable, say
 from tfswa_sep.errors import OutputError, UsageError, advice
@@ -390,9 +391,17 @@ def _methods(
 
 @contextmanager
 def _progress(*, songs: int, shown: bool) -> Iterator[tuple[Progress | None, Callable[[Evaluation], None]]]:
-    """Yields (on_progress, on_song): on stderr, what is being separated and the medians so far; gone when done."""
-    if not shown or not sys.stderr.isatty():
+    """Show the song that is being separated and the medians so far; without a terminal, a line now and then.
+
+    Yields:
+        (on_progress, on_song) for `evaluate`.
+    """
+    if not shown:
         yield None, lambda evaluation: None
+        return
+    if not sys.stderr.isatty():
+        lines = ProgressLines()
+        yield None, lambda evaluation: lines.count("songs", _songs_done(evaluation), songs)
         return
     from rich import progress
     from rich.console import Console, Group
@@ -413,10 +422,14 @@ def _progress(*, songs: int, shown: bool) -> Iterator[tuple[Progress | None, Cal
             )
 
         def on_song(evaluation: Evaluation) -> None:
-            bars.update(whole, completed=max((len(method.songs) for method in evaluation.methods), default=0))
+            bars.update(whole, completed=_songs_done(evaluation))
             live.update(Group(bars, summary_table(evaluation)))
 
         yield on_progress, on_song
+
+
+def _songs_done(evaluation: Evaluation) -> int:
+    return max((len(method.songs) for method in evaluation.methods), default=0)
 
 
 def _write(path: Path, text: str) -> None:

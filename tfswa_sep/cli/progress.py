@@ -53,17 +53,27 @@ class ProgressLines(Progress):
 
     def update(self, label: str, done: float, total: float | None) -> None:
         """See Progress."""
-        now = time.monotonic()
-        then, before = self._last.setdefault(label, (now, 0.0))
-        if now - then < INTERVAL or (total and (done - before < _STEP * total or done >= total)):
+        if not self._is_due(label, done, total):
             return
-        self._last[label] = now, done
         percent = f"{done / total:.0%}, " if total else ""
         print_error(f"{label}: {percent}{clock(done)}{f' of {clock(total)}' if total else ' separated'}")
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` are finished, such as "songs"."""
+        if self._is_due(what, done, total):
+            print_error(f"{done} of {total} {what}: {done / total:.0%}")
 
     def remove(self, label: str) -> None:
         """See Progress."""
         self._last.pop(label, None)
+
+    def _is_due(self, label: str, done: float, total: float | None) -> bool:
+        now = time.monotonic()
+        then, before = self._last.setdefault(label, (now, 0.0))
+        if now - then < INTERVAL or (total and (done - before < _STEP * total or done >= total)):
+            return False
+        self._last[label] = now, done
+        return True
 
 
 class ProgressBars(Progress):
