@@ -1,14 +1,14 @@
 # make demo        separate the demo song, or SONG=path, into demo_stems/
-# make test        run every test in an environment of its own
+# make test        run every test, in a separate environment
 # make check       what CI runs: lint, format, types, tests
 # make test-audio  the tests that need torchaudio, in a second environment
-# make test-survival  100 runs that are killed and 50 full disks, as root; make test has a sample of them
+# make test-survival  kill 100 runs and fill 50 disks, as root; make test runs a sample of these
 # make test-decoders  3,000 files of every kind that ffmpeg writes, whole and damaged; make test has a sample of them
 # make docs        build the documentation into site/
-# make system-deps install ffmpeg and chromium where they are missing, or print the line to type
+# make system-deps install ffmpeg and chromium if they are missing, or print the command to type
 # make dist        build the wheel and the sdist, and check them for PyPI
 #
-# PIP_FLAGS is handed to pip. On Linux, PyPI's torch is a CUDA build of several GB; the CPU's is smaller:
+# PIP_FLAGS is passed to pip. On Linux, PyPI's torch is a CUDA build of several GB; the CPU build is smaller:
 #   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
@@ -27,7 +27,7 @@ demo: .venv/.done
 	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
 	@echo "The stems are in $(OUT)/"
 
-# Two processes, of one thread each so that they do not fight; PYTEST_FLAGS="-n 0" is one of all threads.
+# Two processes with one thread each, so that they do not compete; PYTEST_FLAGS="-n 0" runs one with all threads.
 test: .venv-dev/.done system-deps
 	OMP_NUM_THREADS=1 .venv-dev/bin/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
 
@@ -58,8 +58,8 @@ dist: .venv-dev/.done
 	.venv-dev/bin/python -m build --outdir dist
 	.venv-dev/bin/twine check --strict dist/*
 
-# Needed for the tests: ffmpeg (museval and stempeg import it, M4A goes through it). Without chromium and chromedriver
-# the tests that open pages in a browser are skipped.
+# The tests need ffmpeg (for museval, stempeg and M4A). Without chromium and chromedriver, those that open pages in a
+# browser are skipped.
 system-deps:
 	@missing=; \
 	for program in ffmpeg chromium chromedriver; do \
@@ -71,11 +71,11 @@ system-deps:
 	  echo "Installing with apt-get:$$packages"; \
 	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$packages; \
 	else \
-	  echo "Missing:$$missing. Type:  sudo apt-get install$$packages   (macOS: brew install ffmpeg)" >&2; \
+	  echo "Missing:$$missing. Run:  sudo apt-get install$$packages   (macOS: brew install ffmpeg)" >&2; \
 	  command -v ffmpeg >/dev/null; \
 	fi
 
-# As a user has it: the package built and installed, no checkout, no torch.
+# As users have it: the built package, neither editable nor with torch.
 .venv/.done: $(PACKAGE)
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) .
@@ -87,7 +87,7 @@ system-deps:
 	.venv-docs/bin/python $(PIP) --group docs
 	touch $@
 
-# Editable, with all extras. pip learnt --group in 25.1.
+# Editable, with all extras. pip supports --group since 25.1.
 .venv-dev/.done: pyproject.toml constraints/torch213.txt
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/python $(PIP) --upgrade "pip>=25.1"
@@ -96,8 +96,8 @@ system-deps:
 
 .venv-audio/.done: pyproject.toml constraints/torchaudio211.txt
 	@if [ "$$(df -Pk . | awk 'NR == 2 {print $$4}')" -lt $(AUDIO_KILOBYTES) ]; then \
-	  echo "torch 2.11 and torchaudio need 7 GB free under $$PWD: free some, or take the CPU's smaller build" \
-	    "(PIP_FLAGS, above)" >&2; exit 1; \
+	  echo "torch 2.11 and torchaudio need 7 GB of free space in $$PWD: free some, or use the smaller CPU build" \
+	    "(PIP_FLAGS, at the top of the Makefile)" >&2; exit 1; \
 	fi
 	$(PYTHON) -m venv .venv-audio
 	.venv-audio/bin/python $(PIP) --upgrade "pip>=25.1"

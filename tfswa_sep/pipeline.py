@@ -181,7 +181,7 @@ def _check_exact_sum(
 ) -> None:
     if encoding.is_lossy or rescale:
         with_what = "--rescale" if rescale else f"lossy {encoding.container} files"
-        raise UsageError(f"stems cannot add up exactly with {with_what}: remove one of them")
+        raise UsageError(f"--exact-sum does not work with {with_what}: remove one of them")
     if not adds_up_to_song(stem_matrix, available):
         raise UsageError(
             "--exact-sum needs stems that make up the whole song, each once, "
@@ -219,7 +219,7 @@ def _warnings(
             yield f"{clipped}: use 32f or rescale to keep them"
     elif written.sum_error:
         decibels = 20 * np.log10(written.sum_error)
-        yield f"the song is finer than the stems' bit depth: their sum is off by up to {decibels:.0f} dBFS"
+        yield f"the song has a higher resolution than the stems' bit depth: their sum is off by up to {decibels:.0f} dBFS"
     if written.stem_file_peak > 1:
         decibels = 20 * np.log10(written.stem_file_peak)
         yield f"the stem file is up to {decibels:.1f} dB above full scale, which many players clip"
@@ -227,7 +227,7 @@ def _warnings(
         yield f"all stems were turned down by {-20 * np.log10(written.gain):.2f} dB to avoid clipping"
     kept = tags.cut_tags(found_tags)
     if long := [name for name, text in found_tags.items() if kept[name] != text]:
-        yield f"some tags of {song.path} are so long that the stems have only their beginning ({', '.join(long)})"
+        yield f"some tags of {song.path} are too long and were cut short in the stems ({', '.join(long)})"
     if lost := tags.lost_tags(found_tags, encoding.container):
         yield (
             f"some tags are not copied to {encoding.container} files without mutagen ({', '.join(lost)}): "

@@ -345,7 +345,7 @@ def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.Ca
         (["song.wav", "--stems", "karaoke"], 2, "did you mean accompaniment?"),
         (["song.wav", "--stems", "vocal"], 2, "did you mean vocals?"),
         ([""], 2, "the name of a song is empty"),
-        (["https://me:secret@host/a.mp3"], 3, "tfswa-sep: https://***@host/a.mp3 is an address, not a file"),
+        (["https://me:secret@host/a.mp3"], 3, "tfswa-sep: https://***@host/a.mp3 is a URL, not a file"),
         (["song.wav", "--name", "{stem}{ext}", "text.mp3"], 2, "--name needs {track}"),
         (["song.wav", "--name", "../{stem}{ext}"], 2, "../"),
         (["models", "path", "large"], 4, "unknown model 'large'"),

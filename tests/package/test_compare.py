@@ -90,8 +90,8 @@ def test_an_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.Mon
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     first = record(tmp_path / "a.json", [1.0, 2.0])
     (few,) = compare_records([first, record(tmp_path / "b.json", [9.0, 9.0])]).differences
-    assert few.verdict == "fewer than 6 songs: say nothing"
-    with pytest.raises(UsageError, match=r"no stem has a 'sdr' from both .* nor may a perfect estimate"):
+    assert few.verdict == "fewer than 6 songs: no verdict"
+    with pytest.raises(UsageError, match=r"no stem has a 'sdr' from both .* nor does a perfect estimate"):
         compare_records([first, record(tmp_path / "perfect.json", [None, None])])
     with pytest.raises(UsageError, match="no song in common"):
         compare_records([first, record(tmp_path / "none.json", [])])
@@ -109,7 +109,7 @@ def test_songs_are_matched_by_name_whatever_their_folder_is_called(tmp_path: Pat
     more = compare_records([first, record(tmp_path / "c.json", [2.0, 3.0, 4.0], data="others")])
     assert more.differences[0].songs == 2
     assert more.warnings == (
-        "different songs: 2 are in both records and are compared; 0 only in tool (a.json), "
+        "the records differ in their songs: 2 are in both records and are compared; 0 only in tool (a.json), "
         "1 only in tool (c.json)",
     )
     (cut,) = compare_records([first, record(tmp_path / "d.json", [2.0, 3.0], seconds=7)]).warnings

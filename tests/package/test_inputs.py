@@ -79,7 +79,7 @@ MORE = "3gp mpc ogv weba snd amr ts m4r dsf spx"
     [
         ([""], UsageError, "the name of a song is empty"),
         (["album", " "], UsageError, "the name of a song is empty"),
-        (["https://host/song.mp3"], InputError, "is an address, not a file: download it first"),
+        (["https://host/song.mp3"], InputError, "is a URL, not a file: download it first"),
         (["album/a.wav", "out"], InputError, "to write the stems there, use --out out"),
         (["out"], InputError, "no songs in the folder out: it is empty"),
         (["."], InputError, "use --recursive to search its subfolders"),

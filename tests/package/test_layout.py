@@ -100,9 +100,9 @@ def test_damage_in_an_mp3_is_told_and_passed(tmp_path: Path) -> None:
     content, _ = mp3(tmp_path, 4)
     half = len(content) // 2
     content = content[:half] + bytes(3000) + content[half + 3000 :]
-    assert "bytes are no MP3, the first of them at 1." in refusal(tmp_path / "a.mp3", content)
+    assert "bytes are not MP3, the first at 1." in refusal(tmp_path / "a.mp3", content)
     got, missing = read(tmp_path / "a.mp3", content, allow_truncated=True)
-    assert "bytes are no MP3" in missing and got.shape[1] > 3 * RATE
+    assert "bytes are not MP3" in missing and got.shape[1] > 3 * RATE
     assert np.abs(got[:, -20_000:-2000]).max() > 0.3
 
 

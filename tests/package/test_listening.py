@@ -44,7 +44,7 @@ def test_nothing_to_hear_is_said(tmp_path: Path) -> None:
     silence = write(tmp_path / "silence.wav", level=0)
     with pytest.raises(UsageError, match="silent or too short"):
         listening_page(silence, silence)
-    with pytest.raises(UsageError, match="two of a kind"):
+    with pytest.raises(UsageError, match="two files or two folders"):
         listening_page(silence, tmp_path)
     sound = write(tmp_path / "sound.wav", level=0.1)
     for sides, reference in (((sound, sound), tmp_path / "typo"), ((sound, tmp_path / "typo"), sound)):

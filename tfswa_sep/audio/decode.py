@@ -167,7 +167,7 @@ def open_audio(
                     "use --downmix to mix it down to stereo"
                 )
             if layout and len(layout.parts) > 1:
-                raise InputError(f"{path} is several files of surround sound joined into one: split it")
+                raise InputError(f"{path} is several surround-sound files joined into one: split it")
             decoder.close()
             decoder = FfmpegDecoder(path, channels=2, track=track)
         if not SAMPLE_RATES[0] <= decoder.sample_rate <= SAMPLE_RATES[1]:
@@ -211,7 +211,7 @@ def _open_decoder(path: Path, layout: Layout | None, track: int | None) -> Decod
             return decoder
     if len(layout.parts) > 1:
         raise InputError(
-            f"{path} is {len(layout.parts)} files joined into one, of a kind of which only the first can be "
+            f"{path} is {len(layout.parts)} files joined into one, and in this format only the first can be "
             "read: split it"
         )
     return FfmpegDecoder(path, track=track)

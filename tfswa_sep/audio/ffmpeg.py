@@ -58,7 +58,7 @@ class FfmpegDecoder:
             raise InputError(f"{path} {reason} needs ffmpeg: {ffmpeg_install_command()}")
         demuxer = find_demuxer(path)
         if demuxer is None:
-            raise InputError(f"{path} cannot be read as audio (unknown kind of file): check the file")
+            raise InputError(f"{path} cannot be read as audio (unknown file type): check the file")
         # A hostile file cannot make ffmpeg open an address or another file: see containers.py.
         self._input = [program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
         self._input += ["-protocol_whitelist", "file,pipe,subfile", "-f", demuxer]

@@ -301,7 +301,7 @@ def _survey_voc(data: mmap.mmap, start: int) -> Layout | None:
     if at > len(data):
         fault = _missing(at - len(data))
     elif data[at + 1 : at + 1 + _PADDING].strip(b"\0"):
-        fault = f"is damaged (the {len(data) - at - 1} bytes behind its end mark cannot be read)"
+        fault = f"is damaged (the {len(data) - at - 1} bytes after its end marker cannot be read)"
     return Layout(parts=(Part(ranges=((start, len(data)),)),), fault=fault, by_name=True)
 
 
@@ -456,7 +456,7 @@ def _survey_ogg(data: mmap.mmap, start: int) -> Layout | None:
     stops.append(end)
     fault = ""
     if bad:
-        fault = f"is damaged ({bad} bytes are no sound)"
+        fault = f"is damaged ({bad} bytes are not audio)"
     elif missing_pages:
         fault = f"is damaged ({missing_pages} pages are missing)"
     elif cut or any(link.open for link in links):

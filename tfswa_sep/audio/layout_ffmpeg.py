@@ -28,12 +28,12 @@ def missing(count: int) -> str:
 
 def joined(count: int) -> str:
     """The fault of files joined into one, of a kind that no decoder reads on in."""
-    return f"is {count} files joined into one, of which only the first can be read"
+    return f"is {count} files joined into one, and only the first can be read"
 
 
 def damaged(count: int) -> str:
     """The fault of bytes that are no part of the container."""
-    return f"is damaged ({count} bytes are no sound)"
+    return f"is damaged ({count} bytes are not audio)"
 
 
 def _layout(data: mmap.mmap, fault: str) -> Layout:
@@ -170,7 +170,7 @@ def survey_wavpack(data: mmap.mmap, start: int) -> Layout:
         return _layout(data, joined(files))
     fault = _behind(data, at, end)
     if not fault and total not in (0xFFFF_FFFF, found):
-        fault = f"is cut short ({found} of {total} samples are there)"
+        fault = f"is cut short (only {found} of {total} samples are present)"
     return _layout(data, fault)
 
 
@@ -216,7 +216,7 @@ def survey_adts(data: mmap.mmap, start: int) -> Layout:
         if not first and not are_tags(data[at + length : after]):
             lost += after - at
         at, first = after, False
-    return _layout(data, f"is damaged ({lost} bytes are no AAC)" if lost else "")
+    return _layout(data, f"is damaged ({lost} bytes are not AAC)" if lost else "")
 
 
 SURVEYS: Mapping[str, Callable[[mmap.mmap, int], Layout]] = {  # by demuxer

@@ -116,7 +116,7 @@ def survey_mp3(data: mmap.mmap, start: int) -> Layout | None:
     fault = next(filter(None, faults), "")
     if damage:
         lost = sum(count for _, count in damage)
-        fault = f"is damaged ({lost} bytes are no MP3, the first of them at {damage[0][0]:.1f} s)"
+        fault = f"is damaged ({lost} bytes are not MP3, the first at {damage[0][0]:.1f} s)"
     first = parts[0]
     by_name = len(parts) == 1 and not first.as_stream and first.ranges[0][0] == start
     return Layout(parts=tuple(parts), fault=fault, by_name=by_name)

@@ -88,7 +88,7 @@ class View(io.RawIOBase):
 def share(found: float, announced: float) -> str:
     """The numbers of a cut, in seconds."""
     digits = 1 if announced - found >= 0.1 else 3
-    return f"{found:.{digits}f} s of the {announced:.{digits}f} s in its header are there"
+    return f"{found:.{digits}f} s of the {announced:.{digits}f} s in its header are present"
 
 
 def are_tags(data: bytes) -> bool:

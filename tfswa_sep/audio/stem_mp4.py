@@ -109,7 +109,7 @@ def _add_box(file: IO[bytes], content: bytes) -> None:
     """Add the box `stem` to moov/udta. moov must be the last box, so that no offsets in the file change."""
     *_, (kind, start, length) = read_boxes(file)
     if kind != b"moov":
-        raise OSError(0, "ffmpeg wrote an MP4 of an unexpected layout")
+        raise OSError(0, "ffmpeg wrote an MP4 with an unexpected layout")
     file.seek(start + 8)
     children = file.read(length - 8)
     found = [box for box in read_boxes(io.BytesIO(children)) if box[0] == b"udta"]

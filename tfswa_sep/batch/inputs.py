@@ -77,7 +77,7 @@ def _check_name(argument: str) -> None:
         raise InputError(f"no such file: {argument} (file names cannot contain a null character)")
     scheme = argument.partition("://")[0]
     if scheme != argument and scheme.isalnum() and len(scheme) > 1 and not os.path.lexists(argument):
-        raise InputError(f"{argument} is an address, not a file: download it first")
+        raise InputError(f"{argument} is a URL, not a file: download it first")
 
 
 def _file(name: str) -> Path:

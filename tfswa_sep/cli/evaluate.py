@@ -242,7 +242,7 @@ def compare(
 @app.command("listen", cls=Command)
 def listen(
     first: Annotated[Path, typer.Argument(metavar="A", help="An audio file, or FOLDER/<song>/<stem>.wav.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="The same from another method.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The same song by another method.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="HTML page to write.")] = Path(
         "listen.html"
     ),

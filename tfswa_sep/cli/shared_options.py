@@ -100,7 +100,7 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
         Path,
         typer.Option("--out", "-o", metavar="FOLDER", help="Output folder.", rich_help_panel=OUTPUT),
     ],
-    "name": Annotated[str, typer.Option(metavar="PATTERN", help="File names in it.", rich_help_panel=OUTPUT)],
+    "name": Annotated[str, typer.Option(metavar="PATTERN", help="File names inside --out.", rich_help_panel=OUTPUT)],
     "audio_format": Annotated[
         Literal["wav", "flac", "mp3", "ogg", "opus", "m4a"],
         typer.Option(
@@ -111,7 +111,7 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
         Literal["16", "24", "32f"] | None,
         typer.Option(
             metavar="BITS",
-            help="16, 24 or 32f, which cannot clip.  [default: 32f; flac: 24]",
+            help="16, 24 or 32f (float, cannot clip).  [default: 32f; flac: 24]",
             rich_help_panel=OUTPUT,
         ),
     ],
@@ -119,7 +119,7 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
         int | None,
         typer.Option(
             metavar="KBIT/S",
-            help="For lossy formats.  [default: mp3 320, ogg 256, opus 192, m4a 256]",
+            help="Bitrate of lossy formats.  [default: mp3 320, ogg 256, opus 192, m4a 256]",
             rich_help_panel=OUTPUT,
         ),
     ],
@@ -156,7 +156,7 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
         typer.Option(
             "--track",
             metavar="N",
-            help="Which audio track of a video, from 1 [default: its default one, or the first that sounds].",
+            help="Audio track to separate, counting from 1.  [default: the default track, or the first not silent]",
             rich_help_panel=INPUT,
         ),
     ],

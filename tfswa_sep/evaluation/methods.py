@@ -156,7 +156,7 @@ class FolderMethod:
         order = [stem for stem in (*song.stems, ACCOMPANIMENT) if stem in files]
         estimates = {stem: [files[stem]] for stem in dict.fromkeys([*order, *files]) if stem != MIXTURE}
         if not estimates:
-            raise InputError(f"no stems in {place}: expected vocals.wav or the like")
+            raise InputError(f"no stems in {place}: expected files such as vocals.wav")
         for stems in (song.stems, STEMS):
             rest = [estimates[stem][0] for stem in stems if stem != VOCALS and stem in estimates]
             if VOCALS in song.stems and ACCOMPANIMENT not in estimates and len(rest) == len(stems) - 1:

@@ -80,7 +80,7 @@ def find_songs(data: Path) -> list[Song]:
     ]
     if not songs:
         raise InputError(
-            f"no songs in {data}: expected folders with vocals.wav, drums.flac or the like, or .stem.mp4 files"
+            f"no songs in {data}: expected folders with files such as vocals.wav or drums.flac, or .stem.mp4 files"
         )
     names = [song.name for song in songs]
     if repeated := {name for name in names if names.count(name) > 1}:
@@ -113,7 +113,7 @@ def names_without(names: Iterable[str], pattern: str | None) -> set[str]:
     kept = {name for name in given if pattern is None or not fnmatchcase(name, pattern)}
     if pattern is not None and len(kept) in (0, len(given)):
         which = "no song matches" if kept else "every song matches"
-        raise UsageError(f"{which} the pattern {pattern!r} of songs to leave out")
+        raise UsageError(f"{which} the exclusion pattern {pattern!r}")
     return kept
 
 

@@ -67,7 +67,7 @@ def evaluate(
         command: The command line, for the record; None means this process's arguments.
 
     Raises:
-        UsageError: `apart` matches nothing, two methods have the same name, `earlier` is of another run, or
+        UsageError: `apart` matches nothing, two methods have the same name, `earlier` is from another run, or
             existing stems would be overwritten.
         TfswaError: Separation or scoring failed.
     """
@@ -135,14 +135,14 @@ def _resumed_scores(
     if earlier is None:
         return [{} for _ in run.methods]
     if (earlier.data, earlier.metrics) != (run.data, run.metrics):
-        raise UsageError("the earlier results are of other songs or metrics: remove --resume")
+        raise UsageError("the earlier results are for other songs or metrics: remove --resume")
     known = {method.name: method for method in earlier.methods}
     resumed: list[dict[str, SongScore]] = []
     for method in run.methods:
         old = known.get(method.name, method)
         # Older records have no precision; there the SHA-256 identifies the file.
         if replace(old, songs=(), precision=old.precision or method.precision) != method:
-            raise UsageError(f"the earlier results are of another {method.name}: remove --resume")
+            raise UsageError(f"the earlier results are for a different {method.name}: remove --resume")
         resumed.append({song.song: song for song in old.songs if song.apart == is_apart.get(song.song)})
     return resumed
 

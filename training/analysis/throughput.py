@@ -51,10 +51,10 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
         name = torch.cuda.get_device_name(device)
         peaks = [peak for part, peak in PEAKS.items() if part in name]
         if peaks and dtype != torch.float32:
-            return peaks[0], f"data sheet of {name}"
+            return peaks[0], f"data sheet of the {name}"
     a = torch.randn(2048, 2048, device=device).to(dtype)
     seconds = min(_time(lambda: a @ a, device) for _ in range(10))
-    return 2 * 2048**3 / seconds, "the best of 10 matrix products of 2048 x 2048 x 2048"
+    return 2 * 2048**3 / seconds, "fastest of 10 matrix products of 2048 x 2048 x 2048"
 
 
 def projected_hours(flops: float) -> dict[str, float]:

@@ -41,7 +41,7 @@ class Preference:
     def verdict(self) -> str:
         """What may be claimed."""
         if self.answers < MIN_ANSWERS:
-            return f"fewer than {MIN_ANSWERS} answers: say nothing"
+            return f"fewer than {MIN_ANSWERS} answers: no verdict"
         if self.low > 0.5:
             return "preferred"
         return "not preferred" if self.high < 0.5 else "no preference shown"
@@ -60,7 +60,7 @@ def read_answers(paths: Sequence[Path]) -> ListeningTest:
     """Analyse the files that listeners exported from the page of `tfswa-sep eval listen`.
 
     Raises:
-        InputError: A file holds no answers.
+        InputError: A file contains no answers.
         UsageError: The files are of different methods, one is named twice, or no question was answered.
     """
     methods: list[str] = []
@@ -70,7 +70,7 @@ def read_answers(paths: Sequence[Path]) -> ListeningTest:
     for path in paths:
         names, answers, content = _read(path)
         if content in seen:
-            raise UsageError(f"{seen[content]} and {path} hold the same answers: name each file once")
+            raise UsageError(f"{seen[content]} and {path} contain the same answers: name each file once")
         seen[content] = path
         methods = methods or names
         if set(names) != set(methods):
@@ -128,7 +128,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[str, str | None]], str]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} holds no answers exported from a listening page") from error
+        raise InputError(f"{path} contains no answers exported from a listening page") from error
     if len(names) != 2 or names[0] == names[1] or any(each not in (*names, TIE, None) for _, each in answers):
-        raise InputError(f"{path} holds no answers exported from a listening page")
+        raise InputError(f"{path} contains no answers exported from a listening page")
     return names, answers, content

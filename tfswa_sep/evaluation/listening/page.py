@@ -67,11 +67,11 @@ def _pairs(first: Path, second: Path) -> dict[str, tuple[Path, Path]]:
     if first.is_file() and second.is_file():
         return {first.stem if first.stem == second.stem else "excerpt": (first, second)}
     if first.is_file() or second.is_file():
-        raise UsageError(f"{first} and {second} are a file and a folder: name two of a kind")
+        raise UsageError(f"{first} and {second} are a file and a folder: name two files or two folders")
     a, b = _audio_files(first), _audio_files(second)
     pairs = {name: (a[name], b[name]) for name in sorted(a.keys() & b.keys())}
     if not pairs:
-        raise UsageError(f"no audio file in {first} has the name of one in {second}")
+        raise UsageError(f"{first} and {second} have no audio files with the same name")
     return pairs
 
 

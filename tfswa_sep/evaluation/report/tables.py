@@ -19,8 +19,8 @@ DETAILS = {"frame_sdr", "mixture_sdr", "gain", "kept", "leaked"}  # only in the 
 DECIMALS = {"leaked": 3}  # else 2
 
 FAST_NOTE = (
-    f"fast fits its filters anew every {FAST_SECONDS} s: its SIR and SAR differ from those of museval and mir_eval "
-    "by up to 0.7 dB; publish v4, which is museval's"
+    f"fast refits its filters every {FAST_SECONDS} s, so its SIR and SAR differ from those of museval and mir_eval "
+    "by up to 0.7 dB; for publication, use v4, which is museval's"
 )
 KEPT_NOTE = (
     "kept: how much of the true stem is in the estimate (ideally 1); leaked: of the other stems (ideally 0)"
@@ -170,8 +170,8 @@ def difference_table(differences: Sequence[Difference]) -> Table:
             style="bold" if each.stem == MEAN else None,
         )
     lines = [
-        f"First: {one.first}. Second, which the verdict is on: {one.second}.",
-        "Means over the songs that both have scored; paired bootstrap over songs.",
+        f"First: {one.first}. Second: {one.second}. The verdict is on the second.",
+        "Means over the songs in both records; paired bootstrap over songs.",
         "Wins: songs in which the second is better.",
     ]
     if any(each.short_verdict == UNCLEAR for each in differences):
@@ -220,7 +220,7 @@ def notes(method: MethodScores) -> list[str]:
     counts = Counter(stem for song in method.songs for stem in song.skipped)
     if counts:
         listed = ", ".join(f"{stem} {count}" for stem, count in counts.items())
-        lines.append(f"stems without a number, or not all of them: {listed} (of {len(method.songs)} songs)")
+        lines.append(f"songs without a score, per stem: {listed} (of {len(method.songs)} songs)")
     if any(song.apart for song in method.songs):
         lines.append("songs in parentheses are not in the averages")
     return lines
