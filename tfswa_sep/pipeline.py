@@ -219,7 +219,7 @@ def _warnings(
             yield f"{clipped}: use 32f or rescale to keep them"
     elif written.sum_error:
         decibels = 20 * np.log10(written.sum_error)
-        yield f"the song has a higher resolution than the stems' bit depth: their sum is off by up to {decibels:.0f} dBFS"
+        yield f"the song exceeds the stems' bit depth: their sum is off by up to {decibels:.0f} dBFS"
     if written.stem_file_peak > 1:
         decibels = 20 * np.log10(written.stem_file_peak)
         yield f"the stem file is up to {decibels:.1f} dB above full scale, which many players clip"

@@ -109,7 +109,7 @@ def test_songs_are_matched_by_name_whatever_their_folder_is_called(tmp_path: Pat
     more = compare_records([first, record(tmp_path / "c.json", [2.0, 3.0, 4.0], data="others")])
     assert more.differences[0].songs == 2
     assert more.warnings == (
-        "the records differ in their songs: 2 are in both records and are compared; 0 only in tool (a.json), "
+        "the songs differ: 2 are in both records and are compared; 0 only in tool (a.json), "
         "1 only in tool (c.json)",
     )
     (cut,) = compare_records([first, record(tmp_path / "d.json", [2.0, 3.0], seconds=7)]).warnings

@@ -100,7 +100,9 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
         Path,
         typer.Option("--out", "-o", metavar="FOLDER", help="Output folder.", rich_help_panel=OUTPUT),
     ],
-    "name": Annotated[str, typer.Option(metavar="PATTERN", help="File names inside --out.", rich_help_panel=OUTPUT)],
+    "name": Annotated[
+        str, typer.Option(metavar="PATTERN", help="File names inside --out.", rich_help_panel=OUTPUT)
+    ],
     "audio_format": Annotated[
         Literal["wav", "flac", "mp3", "ogg", "opus", "m4a"],
         typer.Option(

@@ -103,7 +103,7 @@ def compare_records(records: Sequence[Path], *, metric: str | None = None) -> Co
         )
         if any(scored & songs for songs in others_scored):
             raise UsageError(
-                f"no stem has a {metric!r} from both methods (a silent stem has none, nor does a perfect estimate in some metrics): "
+                f"no stem has a {metric!r} from both methods (silent stems have none, nor does a perfect estimate): "
                 "name another --metric"
             )
         raise UsageError("the records have no song in common: score both on the same songs")
@@ -118,7 +118,7 @@ def _mismatches(first: MethodScores, second: MethodScores) -> list[str]:
     lines = []
     if one.keys() != two.keys():
         lines.append(
-            f"the records differ in their songs: {len(common)} are in both records and are compared; {len(one) - len(common)} "
+            f"the songs differ: {len(common)} are in both records and are compared; {len(one) - len(common)} "
             f"only in {first.name}, {len(two) - len(common)} only in {second.name}"
         )
     if longer := sorted(song for song in common if abs(one[song] - two[song]) > SAME_SECONDS):

@@ -54,7 +54,9 @@ def score(task: Task) -> Scored:
     """
     running, ratios_of_frames, warnings = _global_scores(task)
     values: dict[str, dict[str, float | None]] = {}
-    skipped = {stem: "the songs have no true stem of this name" for stem in task.estimates if stem not in running}
+    skipped = {
+        stem: "the songs have no true stem of this name" for stem in task.estimates if stem not in running
+    }
     if not running:
         raise InputError(
             f"{task.song.name} consists of {', '.join(task.song.stems)}: {', '.join(skipped)} cannot be scored"
@@ -65,7 +67,9 @@ def score(task: Task) -> Scored:
                 f"silent in this song; the estimate is at {of_estimate.level():+.1f} dB relative to the mixture"
             )
         elif of_estimate.is_alone:
-            skipped[stem] = f"the only stem of this song that sounds; SDR of the estimate {of_estimate.sdr():.1f} dB"
+            skipped[stem] = (
+                f"the only stem of this song that sounds; SDR of the estimate {of_estimate.sdr():.1f} dB"
+            )
         else:
             kept, leaked = of_estimate.shares()
             values[stem] = {
