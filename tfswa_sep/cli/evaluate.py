@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from tfswa_sep.evaluation.results import Evaluation
     from tfswa_sep.evaluation.run import Progress
 
-MUSEVAL, FAST = "museval", "fast"  # as in evaluation/scoring.py, which is too heavy to load here
+MUSEVAL, REFERENCE, FAST = (
+    "museval",
+    "museval-reference",
+    "fast",
+)  # as in evaluation/scoring.py, which is too heavy to load here
 WIDEST = 10_000  # characters: no table has as many
 
 app = typer.Typer(
@@ -101,7 +105,8 @@ Metrics = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        help="museval: BSSEval v4, official and slow. fast: SIR and SAR within 0.7 dB of museval's.",
+        help="museval: BSSEval v4, the official numbers; museval-reference: by the museval package, slow. "
+        "fast: SIR and SAR within 0.7 dB of museval's.",
         rich_help_panel=RESULTS,
     ),
 ]
@@ -339,8 +344,10 @@ def _print_tables(*tables: Table) -> None:
 
 def _metrics(names: str | None) -> tuple[str, ...]:
     wanted = tuple(dict.fromkeys(name.strip() for name in (names or "").split(",") if name.strip()))
-    if unknown := [name for name in wanted if name not in (MUSEVAL, FAST)]:
-        raise UsageError(f"unknown metric {unknown[0]!r}: choose from {MUSEVAL}, {FAST}")
+    if unknown := [name for name in wanted if name not in (MUSEVAL, REFERENCE, FAST)]:
+        raise UsageError(f"unknown metric {unknown[0]!r}: choose from {MUSEVAL}, {REFERENCE}, {FAST}")
+    if {MUSEVAL, REFERENCE} <= set(wanted):
+        raise UsageError(f"{MUSEVAL} and {REFERENCE} are the same numbers: choose one")
     return wanted
 
 

@@ -1,7 +1,8 @@
-"""BSSEval: version 4 by museval, which is the official one, and a fast approximation.
+"""BSSEval: version 4, which is the official one, and a fast approximation.
 
     museval  SDR, ISR, SIR, SAR per second, with distortion filters of 512 taps fitted once to the whole song
-             (Stöter, Liutkus, Ito 2018, "The 2018 Signal Separation Evaluation Campaign")
+             (Stöter, Liutkus, Ito 2018, "The 2018 Signal Separation Evaluation Campaign"); computed by
+             bsseval_v4.py, or by the museval package itself as "museval-reference"
     fast     SDR by museval's own definition, which needs no filter: the energy of the true stem over that of
              the error, second by second. SIR and SAR by fast_bss_eval (Scheibler 2022): version 3, mixed down
              to mono, filters fitted anew to every 30 s. They differ from museval's.
@@ -11,19 +12,21 @@ Signals are (n, c) float64, samples first as in museval.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep.constants import ACCOMPANIMENT, VOCALS
+from tfswa_sep.evaluation.bsseval_v4 import TAPS, References
 from tfswa_sep.evaluation.extra import need
 
-Signals = Mapping[str, NDArray[np.float64]]  # stem -> (n, c)
+Signal = NDArray[np.float64]
+Signals = Mapping[str, Signal]  # stem -> (n, c)
 Frames = dict[str, NDArray[np.float64]]  # metric -> (frames,)
 
-TAPS = 512  # of museval's filters
 FAST_SECONDS = 30  # of fast_bss_eval's windows
 FAST_STEPS = 30  # of its conjugate gradients
 ALONE = "only SDR: SIR and SAR need a second stem that can be scored"
@@ -58,7 +61,7 @@ def round_to_16_bits(reference: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def museval_frames(
-    references: Signals, estimates: Signals, rate: int
+    references: Signals, estimates: Signals, rate: int, *, factored: deque[References] | None = None
 ) -> tuple[dict[str, Frames], dict[str, str]]:
     """museval's metrics in frames of 1 s: ({stem: {"sdr", "isr", "sir", "sar": (frames,)}}, {stem: why not}).
 
@@ -66,23 +69,58 @@ def museval_frames(
     which is where the vocals' scores come from if both exist. An estimate counts up to the length of its
     reference. A frame in which a stem of the group is silent is NaN.
 
+    Args:
+        references: True stems.
+        estimates: Estimates of these stems.
+        rate: Sample rate in Hz.
+        factored: What earlier calls for the same song have prepared; new groups are added.
+
+    Raises:
+        UsageError: scipy is not installed.
+    """
+    known = deque[References]() if factored is None else factored
+
+    def ratios(true: Sequence[Signal], guess: Sequence[Signal]) -> Signal:
+        stacked = np.stack(true)
+        group = next((group for group in known if np.array_equal(group.references, stacked)), None)
+        if group is None:
+            group = References(stacked, rate)
+            known.append(group)
+        return group.ratios(np.stack(guess))
+
+    return _by_group(references, estimates, rate, ratios)
+
+
+def package_frames(
+    references: Signals, estimates: Signals, rate: int
+) -> tuple[dict[str, Frames], dict[str, str]]:
+    """The same as `museval_frames`, by the museval package.
+
     Raises:
         UsageError: museval is not installed.
     """
     museval = need("museval", "BSSEval")
+
+    def ratios(true: Sequence[Signal], guess: Sequence[Signal]) -> Signal:
+        return np.array(museval.evaluate(true, guess, win=rate, hop=rate))
+
+    return _by_group(references, estimates, rate, ratios)
+
+
+def _by_group(
+    references: Signals,
+    estimates: Signals,
+    rate: int,
+    ratios: Callable[[Sequence[Signal], Sequence[Signal]], Signal],
+) -> tuple[dict[str, Frames], dict[str, str]]:
+    """The scores of every group; `ratios` makes (4, stems, frames) from references and estimates."""
     stems, skipped = usable(references, estimates)
     scores: dict[str, Frames] = {}
     for members in _groups(stems):
         with _one_thread(), np.errstate(all="ignore"):
-            ratios = museval.evaluate(
-                [references[stem] for stem in members],
-                [estimates[stem] for stem in members],
-                win=rate,
-                hop=rate,
-            )
+            found = ratios([references[stem] for stem in members], [estimates[stem] for stem in members])
         for index, stem in enumerate(members):
-            names = ("sdr", "isr", "sir", "sar")
-            scores[stem] = {name: ratio[index] for name, ratio in zip(names, ratios, strict=True)}
+            scores[stem] = dict(zip(("sdr", "isr", "sir", "sar"), found[:, index], strict=True))
     return _with_lone_stems(scores, skipped, stems, references, estimates, rate)
 
 

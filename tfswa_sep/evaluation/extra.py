@@ -18,7 +18,9 @@ def need(package: str, purpose: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise UsageError(f"{purpose} needs {package}: {install_command(extra='eval')}") from None
+        raise UsageError(
+            f"{purpose} needs {package.partition('.')[0]}: {install_command(extra='eval')}"
+        ) from None
     except RuntimeError as error:  # stempeg looks for ffmpeg as soon as it is imported
         raise UsageError(f"{purpose} needs ffmpeg and ffprobe on the PATH: {error}") from None
 

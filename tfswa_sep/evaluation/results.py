@@ -156,7 +156,7 @@ class Evaluation:
     """One run."""
 
     data: str  # name of the data set
-    metrics: tuple[str, ...]  # that were requested: "museval", "fast"
+    metrics: tuple[str, ...]  # that were requested: "museval", "museval-reference", "fast"
     methods: tuple[MethodScores, ...]
     command: str
     date: str  # UTC, ISO 8601

@@ -24,7 +24,7 @@ from tfswa_sep.evaluation.multitrack import Song
 from tfswa_sep.evaluation.musdb import decode_stems
 from tfswa_sep.evaluation.provenance import machine, versions
 from tfswa_sep.evaluation.results import Evaluation, SongScore
-from tfswa_sep.evaluation.scoring import Scored, Task, score
+from tfswa_sep.evaluation.scoring import Scored, Task, score_song
 
 Progress = Callable[[str, str, float, float], None]  # song, method, seconds done, seconds in total
 
@@ -34,7 +34,8 @@ class _Pending:
     """A song that is being scored."""
 
     folder: Path  # of the song's temporary files
-    scores: list[tuple[int, SongScore, Future[Scored]]]  # number of the method, score without stems, stems
+    scores: list[tuple[int, SongScore]]  # number of the method, score without stems
+    stems: Future[list[Scored]]
 
 
 def evaluate(
@@ -58,7 +59,8 @@ def evaluate(
         songs: Songs with true stems.
         methods: Sources of estimates.
         data: Name of the data set, for the record.
-        metrics: "museval" and "fast", see scoring.py, besides the metrics that are always computed.
+        metrics: "museval" or "museval-reference", and "fast", see bsseval.py, besides the metrics that are
+            always computed.
         apart: Glob of songs to score but leave out of the averages.
         jobs: Scoring processes; with 1, this process scores. The scores are identical to the bit.
         earlier: An interrupted run to continue.
@@ -98,8 +100,7 @@ def evaluate(
         )
 
     def finish(pending: _Pending) -> None:
-        for number, started, future in pending.scores:
-            scored = future.result()
+        for (number, started), scored in zip(pending.scores, pending.stems.result(), strict=True):
             scores[number][started.song] = replace(
                 started, stems=scored.stems, skipped=scored.skipped, warnings=scored.warnings
             )
@@ -159,7 +160,7 @@ def _begin(
     """Write the estimates of one song to `folder`, and submit them for scoring."""
     song = decode_stems(song, folder)
     lengths: dict[int, tuple[Path, int]] = {}  # Hz -> the mixture at that rate
-    scores = []
+    scores, tasks = [], []
     for number, method in methods.items():
         if method.rate not in lengths:
             path = folder / f"mixture_{method.rate}.wav"
@@ -175,10 +176,10 @@ def _begin(
         place = folder / f"method_{number}"
         place.mkdir()
         estimates = method.estimate(song, mixture, place, report)
-        task = Task(song, mixture, estimates.files, method.rate, frames, run.metrics)
+        tasks.append(Task(song, mixture, estimates.files, method.rate, frames, run.metrics))
         started = SongScore(song.name, seconds, estimates.seconds, apart, {}, {}, ())
-        scores.append((number, started, executor.submit(score, task)))
-    return _Pending(folder, scores)
+        scores.append((number, started))
+    return _Pending(folder, scores, executor.submit(score_song, tasks))
 
 
 def _executor(jobs: int) -> Executor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.constants import ACCOMPANIMENT, OTHER, STEMS
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation import bsseval
+from tfswa_sep.evaluation.bsseval_v4 import References
 from tfswa_sep.evaluation.metrics import RunningScore
 from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, Feed, Song
 from tfswa_sep.evaluation.results import FrameStatistics, StemScore
 from tfswa_sep.inference.stem_matrix import parse_stems
 
-MUSEVAL, FAST = "museval", "fast"  # besides global SDR, SI-SDR, kept and leaked
+MUSEVAL, REFERENCE, FAST = "museval", "museval-reference", "fast"  # besides the metrics of whole songs
+GROUPS_KEPT = 2  # of museval's: all stems, and vocals with accompaniment
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Task:
     estimates: Mapping[str, Sequence[Path]]  # stem -> the files whose sum is its estimate
     rate: int  # Hz, of the comparison
     frames: int  # length of the mixture
-    metrics: tuple[str, ...]  # of MUSEVAL and FAST
+    metrics: tuple[str, ...]  # of MUSEVAL, REFERENCE and FAST
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,17 @@ class Scored:
     warnings: tuple[str, ...]
 
 
-def score(task: Task) -> Scored:
+def score_song(tasks: Sequence[Task]) -> list[Scored]:
+    """Score one song with several methods, which share what BSSEval computes from the true stems alone.
+
+    Raises:
+        InputError, UsageError: As `score` does.
+    """
+    factored: deque[References] = deque(maxlen=GROUPS_KEPT)
+    return [score(task, factored) for task in tasks]
+
+
+def score(task: Task, factored: deque[References] | None = None) -> Scored:
     """Score every stem that has both an estimate and a true signal.
 
     Everything is compared over the length of the mixture: shorter estimates are padded with silence, longer ones
@@ -84,16 +97,20 @@ def score(task: Task) -> Scored:
     frames: dict[str, dict[str, FrameStatistics]] = {stem: {} for stem in values}
     if task.metrics and values:
         true, estimates = _whole_signals(task, list(values))
-        for metric, ratios in ((MUSEVAL, bsseval.museval_frames), (FAST, bsseval.fast_ratios)):
-            if metric not in task.metrics:
-                continue
-            by_stem, reasons = ratios(true, estimates, task.rate)
+        for metric in task.metrics:
+            if metric == MUSEVAL:
+                by_stem, reasons = bsseval.museval_frames(true, estimates, task.rate, factored=factored)
+            elif metric == REFERENCE:
+                by_stem, reasons = bsseval.package_frames(true, estimates, task.rate)
+            else:
+                by_stem, reasons = bsseval.fast_ratios(true, estimates, task.rate)
+            column = MUSEVAL if metric == REFERENCE else metric
             skipped |= reasons
             for stem, by_name in by_stem.items():
                 for name, per_frame in by_name.items():
                     statistics = FrameStatistics.of(per_frame)
-                    values[stem][f"{metric}_{name}"] = statistics.median
-                    frames[stem][f"{metric}_{name}"] = statistics
+                    values[stem][f"{column}_{name}"] = statistics.median
+                    frames[stem][f"{column}_{name}"] = statistics
     stems = {stem: StemScore(scores, frames[stem]) for stem, scores in values.items()}
     return Scored(stems, skipped, warnings)
 
