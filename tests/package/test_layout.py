@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +175,25 @@ def test_a_flac_that_says_too_little(tmp_path: Path) -> None:
         packed = int.from_bytes(content[18:26], "big") & ~((1 << 36) - 1) | samples
         got, _ = read(tmp_path / "a.flac", content[:18] + packed.to_bytes(8, "big") + content[26:])
         assert got.shape == (2, 2 * RATE)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's peak of memory")
+@pytest.mark.parametrize("kind", ("FLAC", "MP3", "OGG VORBIS"))
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 20 * RATE)).astype(np.float32)
+    content = encode(tmp_path, noise, kind)
+    with (path := tmp_path / "long").open("wb") as file:
+        for _ in range((150 << 20) // len(content)):
+            file.write(content)
+    measure = f"""
+import re
+from pathlib import Path
+from tfswa_sep.audio.layout import survey
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before = peak()
+assert survey(Path({str(path)!r})).fault == ""
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", measure], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 110_000  # kB

@@ -21,7 +21,7 @@ from pathlib import Path
 from tfswa_sep.audio.containers import end_of_sound, find_demuxer, skip_tags
 from tfswa_sep.audio.layout_ffmpeg import SURVEYS
 from tfswa_sep.audio.layout_mp3 import survey_mp3
-from tfswa_sep.audio.parts import Layout, Part, are_tags, share
+from tfswa_sep.audio.parts import Layout, Part, Walker, are_tags, share
 
 _UNKNOWN_32 = 0xFFFF_FFFF
 _STREAMED_32 = (
@@ -312,13 +312,15 @@ def _survey_flac(data: mmap.mmap, start: int) -> Layout | None:
     """Compare the length in each header with the number of the last frame; find files that are joined."""
     end = end_of_sound(data, start)
     starts = [start] if data[start + 4 : start + 8] in (b"\0\0\0\x22", b"\x80\0\0\x22") else []
-    at = start
-    while (at := data.find(b"fLaC\0\0\0\x22", at + 4)) >= 0:  # eight bytes are found twice as fast as four
+    at, walker = start, Walker(data)
+    while (at := walker.find(b"fLaC\0\0\0\x22", at + 4)) >= 0:  # eight bytes are found twice as fast as four
         starts.append(at)
     if not starts:
         return None
     parts, fault = [], ""
+    walker = Walker(data)
     for at, stop in zip(starts, [*starts[1:], end], strict=True):
+        walker.passed(at)
         stop = _without_tag_before(data, at, stop)
         packed = int.from_bytes(data[at + 18 : at + 26], "big")  # rate, channels, bits, samples
         rate, announced = packed >> 44, packed & (1 << 36) - 1
@@ -409,8 +411,9 @@ def _survey_ogg(data: mmap.mmap, start: int) -> Layout | None:
     links: list[_Link] = []
     stops: list[int] = []
     bad, missing_pages, cut = 0, 0, 0
-    at = start
+    at, walker = start, Walker(data)
     while at < end:
+        walker.passed(at)
         if at + 27 > end or data[at : at + 4] != b"OggS":
             after = data.find(b"OggS", at + 1, end)
             if not (links and after < 0 and not data[at:end].strip(b"\0") and end - at <= _PADDING):

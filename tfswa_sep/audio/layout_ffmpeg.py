@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from tfswa_sep.audio.containers import end_of_sound
-from tfswa_sep.audio.parts import Layout, Part, are_tags
+from tfswa_sep.audio.parts import Layout, Part, Walker, are_tags
 
 _PADDING = 1 << 16  # bytes of zeros behind the last box that are forgiven
 _BOX_NAME = re.compile(rb"[A-Za-z0-9_ \xa9-]{4}")
@@ -80,9 +80,10 @@ def survey_matroska(data: mmap.mmap, start: int) -> Layout:
         segments += 1
         size, unknown = _ebml_size(data, at + 4)
         if unknown:
-            following = data.find(_EBML, at, end)
+            walker = Walker(data)
+            following = walker.find(_EBML, at)
             while following >= 0 and not re.search(rb"matroska|webm", data[following : following + 64]):
-                following = data.find(_EBML, following + 1, end)
+                following = walker.find(_EBML, following + 1)
             at = following if following >= 0 else end
         else:
             at += 4 + size
@@ -104,6 +105,7 @@ def _ebml_size(data: mmap.mmap, at: int) -> tuple[int, bool]:
 def survey_avi(data: mmap.mmap, start: int) -> Layout:
     """Walk the outermost chunks, one AVI, then AVIX where it is large, and those within."""
     at, end, files = start, end_of_sound(data, start), 0
+    walker = Walker(data)
     while data[at : at + 4] == b"RIFF" and data[at + 8 : at + 11] == b"AVI":
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         files += data[at + 11 : at + 12] != b"X"
@@ -113,6 +115,7 @@ def survey_avi(data: mmap.mmap, start: int) -> Layout:
         stop = min(end, at + 8 + size)
         inner = at + 12
         while inner + 8 <= stop:
+            walker.passed(inner)
             name = data[inner : inner + 4]
             if not _BOX_NAME.match(name):
                 return _layout(data, f"is damaged (at byte {inner} of {len(data)})")
@@ -129,7 +132,7 @@ def survey_asf(data: mmap.mmap, start: int) -> Layout:
     at = data.find(_ASF_PROPERTIES, start, start + (1 << 20))
     size = int.from_bytes(data[at + 40 : at + 48], "little")
     if at < 0 or not size or data[at + 88] & 1:  # a broadcast does not know
-        following = data.find(_ASF, start + 16)
+        following = Walker(data).find(_ASF, start + 16)
         return _layout(data, joined(2) if following >= 0 else "")
     if size > len(data) - start:
         return _layout(data, missing(size - len(data) + start))
@@ -141,7 +144,9 @@ def survey_asf(data: mmap.mmap, start: int) -> Layout:
 def survey_flv(data: mmap.mmap, start: int) -> Layout:
     """Walk the tags."""
     at, end = start + int.from_bytes(data[start + 5 : start + 9], "big") + 4, len(data)
+    walker = Walker(data)
     while at + 11 <= end and data[at] & 0x1F in _FLV_TAGS:
+        walker.passed(at)
         length = 11 + int.from_bytes(data[at + 1 : at + 4], "big")
         if at + length + 4 <= end and int.from_bytes(data[at + length : at + length + 4], "big") != length:
             break
@@ -201,8 +206,9 @@ def _adts_frames(data: mmap.mmap, at: int) -> int:
 def survey_adts(data: mmap.mmap, start: int) -> Layout:
     """Walk the frames; a header that none follows is none."""
     at, end, lost = start, end_of_sound(data, start), 0
-    first = True
+    first, walker = True, Walker(data)
     while at + 7 <= end:
+        walker.passed(at)
         length = _adts_frames(data, at)
         if length and (at + length + 7 > end or _adts_frames(data, at + length)):
             at += length

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tfswa_sep.audio.containers import end_of_sound, skip_tags
-from tfswa_sep.audio.parts import Layout, Part, are_tags, share
+from tfswa_sep.audio.parts import Layout, Part, Walker, are_tags, share
 
 _KBITS = {  # (version is 1, layer) -> kbit/s by index
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -71,6 +71,7 @@ def survey_mp3(data: mmap.mmap, start: int) -> Layout | None:
     at = start
     seconds = 0.0
     in_sync = False
+    walker = Walker(data)
     while at + 4 <= end:
         header = _HEADERS.get(data[at + 1] << 8 | data[at + 2]) if data[at] == 0xFF else None
         if header is not None:
@@ -88,6 +89,7 @@ def survey_mp3(data: mmap.mmap, start: int) -> Layout | None:
             continue
         if at + size > end:
             break
+        walker.passed(at)
         run = runs[-1] if runs else None
         side = 4 + (17 if kind[2] else 32) if kind[0] & 8 else 4 + (9 if kind[2] else 17)
         found = data[at + side : at + side + 4] in (b"Xing", b"Info") and not any(data[at + 4 : at + side])

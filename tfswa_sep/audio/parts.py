@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfswa_sep.audio.containers import end_of_sound, skip_tags
+
+_KEPT = 1 << 25  # bytes of a mapped file that stay in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,31 @@ class View(io.RawIOBase):
         """Close the file."""
         self._file.close()
         super().close()
+
+
+class Walker:
+    """Lets go of what has been walked of a mapped file, which would count as memory of this process."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._next = _KEPT
+
+    def passed(self, at: int) -> None:
+        """Tell that nothing before `at` is needed any more."""
+        if at >= self._next:
+            self._next = at + _KEPT
+            if hasattr(mmap, "MADV_DONTNEED"):
+                self._data.madvise(mmap.MADV_DONTNEED, 0, at // mmap.PAGESIZE * mmap.PAGESIZE)
+
+    def find(self, pattern: bytes, start: int) -> int:
+        """As bytes.find."""
+        while start < len(self._data):
+            self.passed(start)
+            found = self._data.find(pattern, start, start + _KEPT + len(pattern) - 1)
+            if found >= 0:
+                return found
+            start += _KEPT
+        return -1
 
 
 def share(found: float, announced: float) -> str:
