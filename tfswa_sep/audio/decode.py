@@ -214,7 +214,7 @@ def _open_decoder(path: Path, layout: Layout | None, track: int | None) -> Decod
             f"{path} is {len(layout.parts)} files joined into one, and in this format only the first can be "
             "read: split it"
         )
-    return FfmpegDecoder(path, track=track)
+    return FfmpegDecoder(path, track=track, frames=layout.parts[0].frames)
 
 
 class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types

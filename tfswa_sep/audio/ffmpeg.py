@@ -22,7 +22,7 @@ from tfswa_sep.audio.containers import end_of_sound, find_demuxer
 from tfswa_sep.errors import InputError, TruncatedError
 from tfswa_sep.installation import ffmpeg_install_command
 
-_CUT_SECONDS = 0.1  # a container's duration may be this much longer than its sound
+_CUT_SECONDS = 0.05  # a container's duration may be this much longer than its sound
 _SILENT = 1e-4  # peak of a track without sound
 _LATE = 0.1  # seconds after which a video's audio is late, and a gap in it more than told
 _DRIFT = 0.035  # seconds; smaller jumps in the timestamps are those of a clock that runs at another speed
@@ -44,10 +44,18 @@ class FfmpegDecoder:
 
     channels: how many to mix the song to, None for its own.
     track: which of the audio tracks, from 1; None for the default one, or the first that sounds.
+    frames: exact samples per channel, None where only the container's duration tells.
     Raises InputError if there is no ffmpeg, or ffmpeg finds no sound, or not this track.
     """
 
-    def __init__(self, path: Path, *, channels: int | None = None, track: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        channels: int | None = None,
+        track: int | None = None,
+        frames: int | None = None,
+    ) -> None:
         program = find_ffmpeg()
         if program is None:
             reason = (
@@ -66,6 +74,7 @@ class FfmpegDecoder:
         self._input += ["-i", _without_tags(path)]
         self._path = path
         self._channels = channels
+        self._exact_frames = frames
         self._start(track or 1)
         self.notes: tuple[str, ...] = ()
         try:
@@ -114,7 +123,7 @@ class FfmpegDecoder:
         self.channels = int.from_bytes(header[20:24], "big")
         streams = re.findall(r"(?m)^(?:\[info\] )?  Stream #0:(\d+)", messages.partition("Output #0")[0])
         self._is_video = len(set(streams)) > 1  # or has another track, which may be longer
-        self.frames = self._announced_frames(messages)
+        self.frames = self._exact_frames or self._announced_frames(messages)
 
     def _choose_track(self) -> None:
         order = sorted(range(len(self._tracks)), key=lambda index: "(default)" not in self._tracks[index][1])
@@ -172,6 +181,7 @@ class FfmpegDecoder:
         # The AU muxer is no judge of timestamps, which it does not write.
         decoding = re.sub(r"(?m)^\[au @ .*", "", messages.partition("Stream mapping:")[2])
         seconds = self._decoded / self.sample_rate
+        tolerance = 0 if self._exact_frames else _CUT_SECONDS * self.sample_rate
         offsets = _offsets(decoding)
         jumps = (after - before for before, after in itertools.pairwise(offsets))
         gap = sum(jump for jump in jumps if abs(jump) > _DRIFT)
@@ -181,7 +191,7 @@ class FfmpegDecoder:
             how = f"is damaged ({reported[0].strip()}; {seconds:.2f} s can be read)"
         elif gap > (_LATE if self._is_video else _DRIFT):
             how = f"is damaged ({gap:.2f} s are missing between the {seconds:.2f} s that can be read)"
-        elif self.frames is not None and self._decoded < self.frames - _CUT_SECONDS * self.sample_rate:
+        elif self.frames is not None and self._decoded < self.frames - tolerance:
             how = (
                 f"is cut short ({seconds:.2f} s of the {self.frames / self.sample_rate:.2f} s in its header)"
             )

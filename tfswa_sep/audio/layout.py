@@ -65,6 +65,7 @@ class _Chunk:
     bits: int  # of the field that holds the size, which wraps around
     open_ended: Mapping[int, bytes]  # patches that make a decoder read up to the end
     to_size: Callable[[int], Mapping[int, bytes]]  # patches for a size
+    frames: int | None = None  # samples per channel, where a chunk counts those of a compressed sound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ class _Chunked:
             else:
                 size, patches = available, chunk.open_ended
             stop = chunk.start + size if patches or following else end
-            parts.append(Part(ranges=((position, stop),), patches=patches))
+            parts.append(Part(ranges=((position, stop),), patches=patches, frames=chunk.frames))
             position = following
         if not parts:
             return None
@@ -281,8 +282,29 @@ def _find_caf(data: mmap.mmap, start: int) -> _Chunk | None:
 
     claimed = size - 4 if size >= 4 else None
     return _Chunk(
-        start=at + 16, size=claimed, bits=64, open_ended=to_size(len(data) - at - 16), to_size=to_size
+        start=at + 16,
+        size=claimed,
+        bits=64,
+        open_ended=to_size(len(data) - at - 16),
+        to_size=to_size,
+        frames=_count_caf(data, start),
     )
+
+
+def _count_caf(data: mmap.mmap, start: int) -> int | None:
+    """What the packet table of a compressed sound counts, at least."""
+    at, per_packet = start + 8, 0
+    while found := _caf_header(data, at):
+        if found[0] == b"desc":
+            per_packet = int.from_bytes(data[at + 32 : at + 36], "big")
+        if found[0] == b"pakt":
+            frames = int.from_bytes(data[at + 20 : at + 28], "big")
+            whole_packets = (
+                per_packet and frames % per_packet == 0
+            )  # then how full the last one is may be unknown
+            return frames - per_packet + 1 if whole_packets else frames
+        at += found[1]
+    return None
 
 
 def _caf_header(data: mmap.mmap, at: int) -> tuple[bytes, int] | None:

@@ -36,8 +36,9 @@ def damaged(count: int) -> str:
     return f"is damaged ({count} bytes are not audio)"
 
 
-def _layout(data: mmap.mmap, fault: str) -> Layout:
-    return Layout(parts=(Part(ranges=((0, len(data)),)),), fault=fault, by_name=True, readable=False)
+def _layout(data: mmap.mmap, fault: str, frames: int | None = None) -> Layout:
+    part = Part(ranges=((0, len(data)),), frames=frames)
+    return Layout(parts=(part,), fault=fault, by_name=True, readable=False)
 
 
 def _behind(data: mmap.mmap, at: int, end: int) -> str:
@@ -176,7 +177,7 @@ def survey_wavpack(data: mmap.mmap, start: int) -> Layout:
     fault = _behind(data, at, end)
     if not fault and total not in (0xFFFF_FFFF, found):
         fault = f"is cut short (only {found} of {total} samples are present)"
-    return _layout(data, fault)
+    return _layout(data, fault, found)
 
 
 def survey_tta(data: mmap.mmap, start: int) -> Layout:
@@ -191,7 +192,7 @@ def survey_tta(data: mmap.mmap, start: int) -> Layout:
     at = table + 4 * count + 4 + sum(sizes)
     if at > end:
         return _layout(data, missing(at - end))
-    return _layout(data, joined(2) if data[at : at + 4] == b"TTA1" else _behind(data, at, end))
+    return _layout(data, joined(2) if data[at : at + 4] == b"TTA1" else _behind(data, at, end), samples)
 
 
 def _adts_frames(data: mmap.mmap, at: int) -> int:
