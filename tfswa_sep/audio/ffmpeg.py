@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.audio.containers import end_of_sound, find_demuxer
+from tfswa_sep.audio.containers import end_of_sound, find_demuxer, skip_tags
 from tfswa_sep.errors import InputError, TruncatedError
 from tfswa_sep.installation import ffmpeg_install_command
 
@@ -247,11 +247,12 @@ def last_error(messages: str | bytes) -> str:
 
 
 def _without_tags(path: Path) -> str:
-    """The file as ffmpeg opens it, up to the tags at its end, which some demuxers take for damage."""
+    """The file as ffmpeg opens it, without the tags at both ends, which some demuxers take for damage."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         size, end = len(data), end_of_sound(data)
+        start = skip_tags(data, 0)
     name = f"file:{path.resolve()}"
-    return name if end == size else f"subfile,,start,0,end,{end},,:{name}"
+    return f"subfile,,start,{start},end,{end},,:{name}" if (start, end) != (0, size) else name
 
 
 def _offsets(messages: str) -> list[float]:
