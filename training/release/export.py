@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import re
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +103,15 @@ def convert_to_onnx(
 ) -> None:
     """Write a MaskNetwork as an ONNX file. `options` are passed to torch.onnx.export."""
     inputs, outputs = ([f"{kind}_{i}" for i in range(bands)] for kind in ("features", "masks"))
-    program = torch.onnx.export(
-        model, input_names=inputs, output_names=outputs, dynamo=True, verbose=False, **options
-    )
+    # It warns that torchvision, which nothing here needs, is missing.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # torch's own: deprecated names that the exporter still uses, and bands that share one batch dimension
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+        program = torch.onnx.export(
+            model, input_names=inputs, output_names=outputs, dynamo=True, verbose=False, **options
+        )
     assert program is not None  # dynamo=True
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder) / "raw.onnx"
