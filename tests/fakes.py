@@ -10,6 +10,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from tfswa_sep.inference.overlap_add import SegmentPlan, plan_segments
+
 STEMS = ("vocals", "drums", "bass", "other")
 SHARES = (0.5, 0.25, 0.125, 0.125)  # each stem's share of the mixture: exact in binary, with a sum of one
 
@@ -34,6 +36,10 @@ class FakeBackend:
     calls: int = 0
     fail_at: int | None = None  # call that raises
     failure: type[BaseException] = RuntimeError
+
+    @property
+    def plan(self) -> SegmentPlan:
+        return plan_segments(segment=self.segment_samples, margin=self.margin_samples)
 
     def __call__(
         self, segments: NDArray[np.float32], *, stem_matrix: NDArray[np.float32] | None = None

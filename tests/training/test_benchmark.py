@@ -22,7 +22,7 @@ from rich.console import Console
 
 pytest.importorskip("psutil")
 
-from tfswa_sep.inference import onnx_backend
+from tfswa_sep.inference.onnx_backend import OnnxBackend
 from training.benchmark import __main__ as benchmark
 from training.benchmark import profile
 from training.benchmark.contenders import (
@@ -334,13 +334,11 @@ def test_the_command_measures_and_writes_everything(
 def test_the_profile_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     song = tmp_path / "song.wav"
     soundfile.write(song, np.random.default_rng(0).uniform(-0.2, 0.2, (44_100, 2)), 44_100)
-    network = onnx_backend.OnnxBackend._run_network
+    network = OnnxBackend._run_network
     spent = profile.profile(song, tmp_path / "out")
     steps = [*profile.STEPS.values(), "rest"]
     assert sum(spent[step] for step in steps) == pytest.approx(spent["all"]) and set(spent) == {*steps, "all"}
     assert all(spent[step] > 0 for step in steps) and spent["network"] > spent["STFT"]
-    assert (
-        onnx_backend.OnnxBackend._run_network is network and len(list((tmp_path / "out/song").iterdir())) == 4
-    )
+    assert OnnxBackend._run_network is network and len(list((tmp_path / "out/song").iterdir())) == 4
     assert profile.main([str(song), "--minutes", "0.02"]) == 0
     assert "network" in capsys.readouterr().out

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep.errors import DeviceError
+from tfswa_sep.inference.overlap_add import SegmentPlan
 from tfswa_sep.installation import install_command
 from tfswa_sep.options import Runtime
 
@@ -64,6 +65,11 @@ class Backend(Protocol):
     @property
     def margin_samples(self) -> int:
         """Samples at each end of a segment that lack context: the caller discards them."""
+        ...
+
+    @property
+    def plan(self) -> SegmentPlan:
+        """How a song is cut into such segments."""
         ...
 
     @property

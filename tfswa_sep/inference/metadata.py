@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tfswa_sep.errors import ModelError
 from tfswa_sep.model.config import ModelConfig
@@ -15,6 +16,8 @@ FORMAT = 2  # in format 1 the masks were part of the ONNX graph
 # Stems, or sums such as drums+bass. They become file names: no dots, no slashes.
 _STEM = re.compile(r"[a-z][a-z0-9_-]*(\+[a-z][a-z0-9_-]*)*")
 _MAX_STEM_NAME = 48  # characters: leaves room in a file name for the song's
+T = TypeVar("T")
+
 # Limits on what a hostile file can claim:
 _MAX_SEGMENT = 1 << 24  # samples, 6 minutes at 44.1 kHz
 _MAX_SPECTROGRAM = 1 << 26  # frames times n_fft, half a gigabyte per channel
@@ -47,44 +50,73 @@ def parse_metadata(text: str | None, *, file: str) -> ModelMetadata:
     Raises:
         ModelError: The metadata is missing, invalid or of another format.
     """
+    return read_fields(text, _own_metadata, file=file, version=FORMAT)
+
+
+def read_fields(text: str | None, parse: Callable[[dict[str, Any]], T], *, file: str, version: int) -> T:
+    """Read metadata of a given format.
+
+    Args:
+        text: The JSON; None if the file has none.
+        parse: Makes a result of the fields; it may raise what wrong fields make it raise.
+        file: Its name, for errors.
+        version: The format that is supported.
+
+    Raises:
+        ModelError: The metadata is missing, invalid or of another format.
+    """
     if not text:
         raise ModelError(f"{file} is not a tfswa-sep model: it has no '{KEY}' metadata")
     try:
         fields = json.loads(text)
-        if (version := fields["format"]) != FORMAT:
-            is_old = isinstance(version, int) and version < FORMAT
+        if (found := fields["format"]) != version:
+            is_old = isinstance(found, int) and found < version
             advice = "download or export the model again" if is_old else "update tfswa-sep"
             raise ModelError(
-                f"{file} has metadata format {version!r}, but only {FORMAT} is supported: {advice}"
+                f"{file} has metadata format {found!r}, but only {version} is supported: {advice}"
             )
-        stems = tuple(fields["stems"])
-        metadata = ModelMetadata(
-            name=str(fields.get("name", "")),
-            architecture=str(fields.get("architecture", "")),
-            license=str(fields.get("license", "")),
-            config=dict(fields.get("config", {})),
-            stems=stems,
-            sample_rate=_integer(fields, "sample_rate", 8_000, 192_000),
-            channels=_integer(fields, "channels", 2, 2),
-            n_fft=_integer(fields, "n_fft", 64, 1 << 15),
-            hop=_integer(fields, "hop", 16, 1 << 15),
-            segment_samples=_integer(fields, "segment_samples", 64, _MAX_SEGMENT),
-            margin_samples=_integer(fields, "margin_samples", 0, _MAX_SEGMENT),
-        )
-        if not stems or len(set(stems)) < len(stems) or not all(map(is_stem_name, stems)):
-            raise ValueError("stems")
-        if metadata.n_fft % metadata.hop or metadata.n_fft % 2:
-            raise ValueError("hop")
-        if (metadata.segment_samples // metadata.hop + 1) * metadata.n_fft > _MAX_SPECTROGRAM:
-            raise ValueError("segment_samples")
-        if 2 * metadata.margin_samples >= metadata.segment_samples:
-            raise ValueError("margin_samples")
+        return parse(fields)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = "not JSON" if isinstance(error, json.JSONDecodeError) else f"at {error}"
         raise ModelError(
             f"{file} is damaged or not a tfswa-sep model: its metadata is invalid ({reason})"
         ) from None
+
+
+def _own_metadata(fields: dict[str, Any]) -> ModelMetadata:
+    metadata = ModelMetadata(
+        name=str(fields.get("name", "")),
+        architecture=str(fields.get("architecture", "")),
+        license=str(fields.get("license", "")),
+        config=dict(fields.get("config", {})),
+        stems=stem_names(fields["stems"]),
+        sample_rate=integer(fields, "sample_rate", 8_000, 192_000),
+        channels=integer(fields, "channels", 2, 2),
+        n_fft=integer(fields, "n_fft", 64, 1 << 15),
+        hop=integer(fields, "hop", 16, 1 << 15),
+        segment_samples=integer(fields, "segment_samples", 64, _MAX_SEGMENT),
+        margin_samples=integer(fields, "margin_samples", 0, _MAX_SEGMENT),
+    )
+    check_transform(metadata.n_fft, metadata.hop, frames=metadata.segment_samples // metadata.hop + 1)
+    if 2 * metadata.margin_samples >= metadata.segment_samples:
+        raise ValueError("margin_samples")
     return metadata
+
+
+def stem_names(names: Any) -> tuple[str, ...]:
+    """A model's stems. Raises ValueError or TypeError if they are none, repeated or no names."""
+    stems = tuple(names)
+    if not stems or len(set(stems)) < len(stems) or not all(map(is_stem_name, stems)):
+        raise ValueError("stems")
+    return stems
+
+
+def check_transform(n_fft: int, hop: int, *, frames: int) -> None:
+    """Raise ValueError unless frames of n_fft samples every hop samples can be inverted and are not too many."""
+    if n_fft % hop or n_fft % 2:
+        raise ValueError("hop")
+    if frames * n_fft > _MAX_SPECTROGRAM:
+        raise ValueError("segment_samples")
 
 
 def is_stem_name(name: str) -> bool:
@@ -98,7 +130,8 @@ def contradicts(metadata: ModelMetadata, config: ModelConfig) -> bool:
     return any(getattr(config, field) != getattr(metadata, field) for field in same)
 
 
-def _integer(fields: dict[str, Any], key: str, minimum: int, maximum: int) -> int:
+def integer(fields: dict[str, Any], key: str, minimum: int, maximum: int) -> int:
+    """A field that is an integer between limits. Raises ValueError for any other."""
     value = fields[key]
     if type(value) is not int or not minimum <= value <= maximum:
         raise ValueError(key)

@@ -1,12 +1,9 @@
-"""The light backend: the network in ONNX Runtime, STFT and masks in NumPy.
-
-Axis letters: b batch, s model stem, k requested stem, c channel, n samples, f bins, t frames.
-"""
+"""The light backend: the network in ONNX Runtime, what surrounds it (see `families`) in NumPy."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from tfswa_sep.errors import DeviceError, ModelError
-from tfswa_sep.inference.features import band_features
+from tfswa_sep.inference.families.choose import choose_family
+from tfswa_sep.inference.families.family import Shape
 from tfswa_sep.inference.hardware import choose_workers, count_cores
-from tfswa_sep.inference.mask_apply import apply_masks
-from tfswa_sep.inference.metadata import KEY, ModelMetadata, contradicts, parse_metadata
-from tfswa_sep.inference.stft_numpy import stft
+from tfswa_sep.inference.metadata import KEY, ModelMetadata, parse_metadata
 from tfswa_sep.installation import install_command
-from tfswa_sep.model.config import ModelConfig
 
 _ACCELERATORS = {"cuda": "CUDA", "coreml": "Core ML"}
 _RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"  # which provider runs which node
@@ -31,9 +26,6 @@ _FATAL_ONLY = 4  # ONNX Runtime's log severity: errors are raised anyway
 
 class OnnxBackend:
     """A model in an ONNX file; see backend.Backend.
-
-    For each band, the graph maps features_0, ... (b, features, bins of the band, t) to masks_0, ...
-    (b, s * parts * bins per token, tokens, t), float32; see features.py and mask_apply.py.
 
     `workers` concurrent calls share the threads: two segments side by side on one core each took 0.27 s per
     segment, one after the other on both cores 0.36 s (measured).
@@ -81,30 +73,34 @@ class OnnxBackend:
             options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
         try:
             self._session = _open_session(path, options, providers)
-            text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
+            self._properties: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # ONNX Runtime's errors have no common base class
             raise ModelError(
                 f"{path} is damaged or not an ONNX model ({_first_line(error)}): download it again"
             ) from None
         self.device = _device_of(self._session, requested=device)
-        self.metadata: ModelMetadata = parse_metadata(text, file=str(path))
-        self.stems = self.metadata.stems
-        self.sample_rate = self.metadata.sample_rate
-        self.channels = self.metadata.channels
-        self.segment_samples = self.metadata.segment_samples
-        self.margin_samples = self.metadata.margin_samples
-        self._config = self._read_config()
-        self._outputs = [f"masks_{i}" for i in range(len(self._config.bands))]
-        self._check_shapes()
+        self.family = choose_family(self._properties, file=str(path))
+        self.stems = self.family.stems
+        self.sample_rate = self.family.sample_rate
+        self.channels = self.family.channels
+        self.plan = self.family.plan
+        self.segment_samples = self.plan.segment
+        self.margin_samples = self.plan.margin
+        self._outputs = list(self.family.outputs)
+        self._check_shapes("inputs", self.family.inputs, self._session.get_inputs())
+        self._check_shapes("outputs", self.family.outputs, self._session.get_outputs())
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """The metadata of one of our own models. Raises ModelError for any other."""
+        return parse_metadata(self._properties.get(KEY), file=str(self._path))
 
     def __call__(
         self, segments: NDArray[np.float32], *, stem_matrix: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """See Backend."""
         try:
-            spectrum = stft(segments, n_fft=self._config.n_fft, hop=self._config.hop)
-            masks = self._run_network(band_features(spectrum, self._config))
-            return apply_masks(masks, spectrum, segments, self._config, stem_matrix)
+            return self.family.separate(segments, self._run_network, stem_matrix)
         except Exception as error:  # as in __init__
             if "alloc" in str(error).lower() or isinstance(error, MemoryError):
                 raise DeviceError("out of memory while separating: close other programs") from None
@@ -112,50 +108,28 @@ class OnnxBackend:
                 f"{self._path} cannot be run ({_first_line(error)}): download it again"
             ) from None
 
-    def _run_network(self, bands: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        masks: list[NDArray[np.float32]] = self._session.run(
-            self._outputs, {f"features_{i}": band for i, band in enumerate(bands)}
-        )
-        return masks
+    def _run_network(self, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        outputs: list[NDArray[np.float32]] = self._session.run(self._outputs, inputs)
+        return outputs
 
-    def _read_config(self) -> ModelConfig:
-        try:
-            config = ModelConfig.from_json(self.metadata.config)
-        except ValueError as error:
-            raise ModelError(f"{self._path} is damaged: {error}") from None
-        if contradicts(self.metadata, config):
-            raise ModelError(f"{self._path} is damaged: its metadata contradicts itself")
-        return config
-
-    def _check_shapes(self) -> None:
-        """Raise ModelError if the graph's inputs and outputs contradict its metadata.
+    def _check_shapes(self, kind: str, expected: Mapping[str, Shape], arguments: Sequence[Any]) -> None:
+        """Raise ModelError if the graph's inputs or outputs contradict its metadata.
 
         A symbolic size, such as "batch", fits any.
         """
-        config, t = self._config, self.segment_samples // self.metadata.hop + 1
-        inputs = [(None, config.feature_count(band), band.stop - band.start, t) for band in config.bands]
-        outputs = [
-            (None, len(self.stems) * config.head_parts(band) * band.stride, band.tokens, t)
-            for band in config.bands
-        ]
-        for kind, arguments, shapes in (
-            ("features", self._session.get_inputs(), inputs),
-            ("masks", self._session.get_outputs(), outputs),
-        ):
-            expected = {f"{kind}_{i}": shape for i, shape in enumerate(shapes)}
-            actual = {argument.name: tuple(argument.shape) for argument in arguments}
-            fits = actual.keys() == expected.keys() and all(
-                len(actual[name]) == len(shape)
-                and all(
-                    size == expected_size or not isinstance(size, int) or expected_size is None
-                    for size, expected_size in zip(actual[name], shape, strict=True)
-                )
-                for name, shape in expected.items()
+        actual = {argument.name: tuple(argument.shape) for argument in arguments}
+        fits = actual.keys() == expected.keys() and all(
+            len(actual[name]) == len(shape)
+            and all(
+                size == expected_size or not isinstance(size, int) or expected_size is None
+                for size, expected_size in zip(actual[name], shape, strict=True)
             )
-            if not fits or any(argument.type != "tensor(float)" for argument in arguments):
-                raise ModelError(
-                    f"{self._path} does not match its own metadata: expected {expected}, got {actual}"
-                )
+            for name, shape in expected.items()
+        )
+        if not fits or any(argument.type != "tensor(float)" for argument in arguments):
+            raise ModelError(
+                f"{self._path} does not match its own metadata: expected {kind} {dict(expected)}, got {actual}"
+            )
 
 
 def _execution_providers(device: str) -> list[Any]:

@@ -9,8 +9,8 @@ are discarded; the kept parts of neighbouring segments overlap by `fade` samples
     weights          11111111111111111111111111111111111111111111
 
 m context, discarded; K kept with weight 1; / and \ fade in and out with weights w and 1 - w, so each sample's
-weights sum to one and an identity network returns the song. Outside the song the context is zeros; the first
-segment does not fade in, and the last does not fade out.
+weights sum to one and an identity network returns the song. The fade is linear unless the plan has weights of its
+own. Outside the song the context is zeros; the first segment does not fade in, and the last does not fade out.
 
 Memory holds only the batches that worker threads compute and one more, so that the network never waits for
 reading and writing.
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,9 @@ class SegmentPlan:
     segment: int  # samples per segment
     margin: int  # samples of context discarded at each end
     fade: int  # samples over which neighbours are cross-faded
+    lead: int = 0  # samples of silence put before the song
+    # (fade,) of fading in, for a network whose segments need the next one where they fade out; None: linear
+    weights: Samples | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.margin < 0 or self.fade < 0 or self.kept <= 0 or 2 * self.fade > self.kept:
@@ -59,6 +62,18 @@ class SegmentPlan:
     def step(self) -> int:
         """Samples from one segment's start to the next one's."""
         return self.kept - self.fade
+
+    @property
+    def covered(self) -> int:
+        """Samples, of those kept, after which a song may end without another segment."""
+        return self.kept if self.weights is None else self.step
+
+    @property
+    def fade_in(self) -> Samples:
+        """The weights with which a segment fades in, (fade,); its predecessor fades out with 1 minus them."""
+        if self.weights is not None:
+            return self.weights
+        return ((np.arange(self.fade) + 0.5) / max(self.fade, 1)).astype(np.float32)
 
 
 def plan_segments(*, segment: int, margin: int) -> SegmentPlan:
@@ -88,7 +103,7 @@ def overlap_add(
     Yields:
         (s, c, n), as many samples in total as came in.
     """
-    fade_in = ((np.arange(plan.fade) + 0.5) / max(plan.fade, 1)).astype(np.float32)
+    fade_in = plan.fade_in
     faded_tail: Samples | None = None  # the previous segment's part of the overlap, already faded out
     batches = _batches(_segments(blocks, plan), batch_size)
     for batch, estimates in _in_order(batches, process, workers):
@@ -97,13 +112,14 @@ def overlap_add(
             if faded_tail is not None and plan.fade:
                 kept = kept if kept.flags.writeable else kept.copy()
                 head = kept[..., : plan.fade]
-                head *= fade_in
+                head *= fade_in[: head.shape[-1]]
                 head += faded_tail
             if last:
                 yield kept
             else:
                 yield kept[..., : plan.step]
-                faded_tail = kept[..., plan.step :] * (1 - fade_in)
+                tail = kept[..., plan.step :]
+                faded_tail = tail * (1 - fade_in[: tail.shape[-1]])
 
 
 def _in_order(
@@ -148,7 +164,7 @@ def _segments(blocks: Iterable[Samples], plan: SegmentPlan) -> Iterator[tuple[Sa
         if held is None or held.shape[1] == plan.margin:  # not one sample came
             return
         inside = held.shape[1] - plan.margin  # samples of the song from the segment's first kept one on
-        last = ended and inside <= plan.kept
+        last = ended and inside <= plan.covered
         segment = held[:, : plan.segment]
         if segment.shape[1] < plan.segment:
             segment = np.pad(segment, ((0, 0), (0, plan.segment - segment.shape[1])))

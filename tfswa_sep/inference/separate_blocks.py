@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.errors import ModelError
 from tfswa_sep.inference.backend import Backend
-from tfswa_sep.inference.overlap_add import Samples, overlap_add, plan_segments
+from tfswa_sep.inference.overlap_add import Samples, overlap_add
 
 
 def separate_blocks(
@@ -43,7 +43,7 @@ def separate_blocks(
         ModelError: The network fails, or returns NaN or infinite values.
         DeviceError: Out of memory.
     """
-    plan = plan_segments(segment=model.segment_samples, margin=model.margin_samples)
+    plan = model.plan
     model_part, song_part = stem_matrix[:, :-1], stem_matrix[:, -1]
     is_identity = np.array_equal(model_part, np.eye(len(model.stems)))
     size = batch_size or model.batch_size
@@ -59,9 +59,10 @@ def separate_blocks(
 
     # A single pass does without tee, which keeps some 60 blocks that every copy has already read.
     copies = [iter(blocks)] if shifts == 1 else tee(blocks, shifts)
+    offsets = [plan.lead + offset for offset in _offsets(shifts, plan.step)]
     passes = [
         _drop(overlap_add(_delay(copy, offset), separate, plan, batch_size=size, workers=workers), offset)
-        for copy, offset in zip(copies, _offsets(shifts, plan.step), strict=True)
+        for copy, offset in zip(copies, offsets, strict=True)
     ]
     for block in passes[0] if shifts == 1 else _mean(passes):
         if not np.isfinite(block.sum()):

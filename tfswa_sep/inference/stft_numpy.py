@@ -20,10 +20,17 @@ from tfswa_sep.constants import HOP, N_FFT
 _CHUNK_FRAMES = 128  # per channel: they fit into the core's cache
 
 
-def stft(samples: NDArray[np.float32], *, n_fft: int = N_FFT, hop: int = HOP) -> NDArray[np.complex64]:
+def stft(
+    samples: NDArray[np.float32], *, n_fft: int = N_FFT, hop: int = HOP, centred: bool = True
+) -> NDArray[np.complex64]:
     """Short-time Fourier transform of (..., n) samples.
 
-    Frame i is centred on sample i * hop: n_fft // 2 zeros are added at both ends.
+    Args:
+        samples: (..., n).
+        n_fft: Samples per frame.
+        hop: Samples between frames.
+        centred: Frame i is centred on sample i * hop: n_fft // 2 zeros are added at both ends. If False, it
+            begins there, and only frames inside the samples are computed.
 
     Returns:
         (..., f, t) complex64, a view whose memory layout is (..., t, f).
@@ -33,15 +40,16 @@ def stft(samples: NDArray[np.float32], *, n_fft: int = N_FFT, hop: int = HOP) ->
     """
     # Undoes norm="forward", which divides by n_fft. The default norm is four times slower: its integer factor
     # makes NumPy compute in double precision.
-    scaled = _hann(n_fft, hop) * np.float32(n_fft)
+    scaled = hann(n_fft, hop) * np.float32(n_fft)
     samples = np.asarray(samples, dtype=np.float32)
     length = samples.shape[-1]
     flat = samples.reshape(-1, length)
-    frames = length // hop + 1
+    side = n_fft // 2 if centred else 0
+    frames = (length + 2 * side - n_fft) // hop + 1
     spectrum = np.empty((len(flat), frames, n_fft // 2 + 1), dtype=np.complex64)
-    padded = np.zeros(length + 2 * (n_fft // 2), dtype=np.float32)
+    padded = np.zeros(length + 2 * side, dtype=np.float32)
     for channel, target in zip(flat, spectrum, strict=True):
-        padded[n_fft // 2 : n_fft // 2 + length] = channel
+        padded[side : side + length] = channel
         framed = sliding_window_view(padded, n_fft)[::hop]  # (t, n_fft), no copy
         for start in range(0, frames, _CHUNK_FRAMES):
             chunk = slice(start, start + _CHUNK_FRAMES)
@@ -50,7 +58,7 @@ def stft(samples: NDArray[np.float32], *, n_fft: int = N_FFT, hop: int = HOP) ->
 
 
 def istft(
-    spectrum: NDArray[np.complex64], *, n_fft: int = N_FFT, hop: int = HOP, length: int
+    spectrum: NDArray[np.complex64], *, n_fft: int = N_FFT, hop: int = HOP, length: int, centred: bool = True
 ) -> NDArray[np.float32]:
     """Inverse of `stft`: (..., f, t) complex to (..., length) float32 samples.
 
@@ -63,7 +71,7 @@ def istft(
     flat = spectrum.swapaxes(-1, -2).reshape(-1, frames, bins)
     chunks = np.array_split(flat, range(_CHUNK_FRAMES, frames, _CHUNK_FRAMES), axis=1)
     samples = np.empty((len(flat), length), np.float32)
-    add_frames(chunks, (len(flat), bins, frames), n_fft=n_fft, hop=hop, out=samples)
+    add_frames(chunks, (len(flat), bins, frames), n_fft=n_fft, hop=hop, out=samples, centred=centred)
     return samples.reshape(*spectrum.shape[:-2], length)
 
 
@@ -74,6 +82,7 @@ def add_frames(
     n_fft: int = N_FFT,
     hop: int = HOP,
     out: NDArray[np.float32],
+    centred: bool = True,
 ) -> None:
     """`istft` of a spectrum that arrives in chunks of frames.
 
@@ -83,11 +92,12 @@ def add_frames(
         n_fft: Samples per frame.
         hop: Samples between frames.
         out: Where the samples go, (channels, n).
+        centred: As in `stft`.
 
     Raises:
         ValueError: hop does not divide n_fft, or f is not n_fft // 2 + 1.
     """
-    window = _hann(n_fft, hop)
+    window = hann(n_fft, hop)
     channels, f, t = shape
     if f != n_fft // 2 + 1:
         raise ValueError(f"frames of {n_fft} samples have {n_fft // 2 + 1} bins, not {f}")
@@ -102,7 +112,8 @@ def add_frames(
             for part in range(overlap):  # shifted sums instead of a loop over frames
                 target[start + part : start + part + len(hops)] += hops[:, part]
         start += chunk.shape[1]
-    inside = slice(n_fft // 2, n_fft // 2 + out.shape[1])
+    side = n_fft // 2 if centred else 0
+    inside = slice(side, side + out.shape[1])
     samples = added.reshape(channels, -1)[:, inside]
     end = samples.shape[1]
     np.multiply(samples, _inverse_envelope(n_fft, hop, t).reshape(-1)[inside], out=out[:, :end])
@@ -110,7 +121,7 @@ def add_frames(
 
 
 @lru_cache(maxsize=8)
-def _hann(n_fft: int, hop: int) -> NDArray[np.float32]:
+def hann(n_fft: int, hop: int) -> NDArray[np.float32]:
     """Periodic Hann window of n_fft samples."""
     if hop <= 0 or n_fft % hop:
         raise ValueError(f"the hop ({hop}) must divide the frame length ({n_fft})")
@@ -123,7 +134,7 @@ def _hann(n_fft: int, hop: int) -> NDArray[np.float32]:
 def _inverse_envelope(n_fft: int, hop: int, frames: int) -> NDArray[np.float32]:
     """The reciprocal of the summed squared windows, (frames + n_fft // hop - 1, hop); zero outside all frames."""
     overlap = n_fft // hop
-    squared = (_hann(n_fft, hop).astype(np.float64) ** 2).reshape(overlap, hop)
+    squared = (hann(n_fft, hop).astype(np.float64) ** 2).reshape(overlap, hop)
     envelope = np.zeros((frames + overlap - 1, hop))
     for part in range(overlap):
         envelope[part : part + frames] += squared[part]

@@ -80,6 +80,7 @@ class TorchBackend:
         self.channels = self.metadata.channels
         self.segment_samples = self.metadata.segment_samples
         self.margin_samples = self.metadata.margin_samples
+        self.plan = plan_segments(segment=self.segment_samples, margin=self.margin_samples)
         self._half = _half_precision(self._device) if precision == "auto" else None
         self.precision = "fp32" if self._half is None else _PRECISIONS[self._half]
         self._max_batch = MAX_BATCH_SIZE  # segments per call, reduced when memory runs out

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tfswa_sep import Separator
-from tfswa_sep.inference import onnx_backend
+from tfswa_sep.inference.families import band_masks
+from tfswa_sep.inference.onnx_backend import OnnxBackend
 from training.benchmark.__main__ import make_song
 
 STEPS = {
@@ -51,7 +52,7 @@ def profile(song: Path, out: Path, *, model: str | None = None, precision: str =
     _ = separator.backend  # loaded before the clock starts
     with ExitStack() as patches:
         for name, step in STEPS.items():
-            owner = onnx_backend.OnnxBackend if name == "_run_network" else onnx_backend
+            owner = OnnxBackend if name == "_run_network" else band_masks
             patches.enter_context(patch.object(owner, name, timed(getattr(owner, name), step)))
         began = time.process_time()
         separator.separate_file(song, out=out)

@@ -96,14 +96,7 @@ class Teacher:
 
     def __init__(self, files: tuple[str, ...]) -> None:
         self._window = torch.hann_window(FRAME)
-        self._nets = []
-        for name, (expected, digest) in zip(files, WEIGHTS.items(), strict=True):
-            content = read_bytes(name)
-            if (actual := hashlib.sha256(content).hexdigest()) != digest:
-                raise ValueError(
-                    f"{name} is not {expected} of {VERSION} (SHA-256 {actual[:12]}..., expected {digest[:12]}...)"
-                )
-            self._nets.append(_load(content))
+        self._nets = load_networks(files)
 
     def vocals(self, audio: Audio) -> Audio:
         """Estimate the voice in (n, 2) float32 at 44.1 kHz; the same shape."""
@@ -136,6 +129,19 @@ class Teacher:
         high = low[:, -TOP_BINS:].mean(dim=1, keepdim=True).expand(-1, FRAME // 2 + 1 - BINS, -1)
         estimate = spectrum * torch.cat([low, high], dim=1)
         return torch.istft(estimate, FRAME, HOP, window=self._window, length=x.shape[1])
+
+
+def load_networks(files: tuple[str, ...]) -> list[UNet]:
+    """The networks of the voice and of the rest. Raises ValueError for any other weights."""
+    networks = []
+    for name, (expected, digest) in zip(files, WEIGHTS.items(), strict=True):
+        content = read_bytes(name)
+        if (actual := hashlib.sha256(content).hexdigest()) != digest:
+            raise ValueError(
+                f"{name} is not {expected} of {VERSION} (SHA-256 {actual[:12]}..., expected {digest[:12]}...)"
+            )
+        networks.append(_load(content))
+    return networks
 
 
 def _load(content: bytes) -> UNet:
