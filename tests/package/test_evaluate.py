@@ -29,7 +29,7 @@ from tfswa_sep.evaluation.methods import (
 from tfswa_sep.evaluation.metrics import RunningScore, sdr, si_sdr
 from tfswa_sep.evaluation.multitrack import Feed, find_songs, names_without
 from tfswa_sep.evaluation.report.html import html_report
-from tfswa_sep.evaluation.report.tables import song_table
+from tfswa_sep.evaluation.report.tables import song_tables
 from tfswa_sep.evaluation.results import Evaluation, StemScore, read_evaluation
 from tfswa_sep.evaluation.run import evaluate
 from tfswa_sep.evaluation.scoring import true_parts
@@ -185,7 +185,7 @@ def test_estimates_of_any_tool(tmp_path: Path) -> None:
     assert page.count('class="plot"') == 1 and page.count('class="bars"') == 5  # box plot, bars per stem
     assert "http" not in page and "<script" not in page  # opens offline
     console = Console(width=240, file=io.StringIO())
-    console.print(song_table(method, "true"))
+    console.print(*song_tables(method, "true"))
     assert isinstance(console.file, io.StringIO)
     text = " ".join(console.file.getvalue().split())
     assert "(Apart 1)" in text
@@ -432,7 +432,7 @@ def test_stems_of_any_name_are_scored_and_listed(tmp_path: Path) -> None:
         decibels(noise(2), noise(2) - np.float32(0.25) * (noise(1) + noise(2))), abs=0.01
     )
     console = Console(file=io.StringIO(), width=200)
-    console.print(song_table(found.methods[0], "data"))
+    console.print(*song_tables(found.methods[0], "data"))
     for text in (console.file.getvalue(), html_report(found), found.to_csv()):  # type: ignore[attr-defined]
         assert "guitar" in text and "piano" in text
 

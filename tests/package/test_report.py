@@ -14,8 +14,8 @@ from rich.table import Table
 
 from tfswa_sep.cli import main as cli
 from tfswa_sep.evaluation.report.html import html_report
-from tfswa_sep.evaluation.report.tables import score_table, song_table, summary_table
-from tfswa_sep.evaluation.results import Evaluation, MethodScores, SongScore, StemScore
+from tfswa_sep.evaluation.report.tables import score_table, song_tables, summary_tables
+from tfswa_sep.evaluation.results import LABELS, Evaluation, MethodScores, SongScore, StemScore
 
 STEMS = ("vocals", "drums", "bass", "other")
 
@@ -36,18 +36,32 @@ def made_up(
     return Evaluation("MUSDB18 test", (), tuple(scored), "tfswa-sep eval", "2026-01-01", "here", {})
 
 
-def printed(table: Table) -> str:
-    console = Console(width=500, file=io.StringIO())
-    console.print(table)
+def printed(*tables: Table, width: int = 500) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(*tables)
     assert isinstance(console.file, io.StringIO)
     return " ".join(console.file.getvalue().split())
+
+
+def test_no_number_is_cut_at_80_columns() -> None:
+    found = made_up(songs=2, methods=("a model with a long name", "theirs"), metrics=tuple(LABELS))
+    for tables in (song_tables(found.methods[0], "data", width=80), summary_tables(found, width=80)):
+        text = printed(*tables, width=80)
+        assert len(tables) > 1 and "…" not in text
+        assert "…" in printed(*song_tables(found.methods[0], "data"), width=80)
+    shown = [
+        str(column.header)
+        for table in song_tables(found.methods[0], "data", width=80)
+        for column in table.columns
+    ]
+    assert [name for name in shown if name not in ("song", "stem")] == list(LABELS.values())
 
 
 def test_fast_ratios_are_never_shown_without_their_error() -> None:
     found = made_up(songs=1, metrics=("sdr", "fast_sdr", "fast_sir", "fast_sar"))
     for text in (
-        printed(song_table(found.methods[0], "data")),
-        printed(summary_table(found)),
+        printed(*song_tables(found.methods[0], "data")),
+        printed(*summary_tables(found)),
         html_report(found),
     ):
         assert "differ from those of museval and mir_eval by up to 0.7 dB" in " ".join(text.split())

@@ -313,13 +313,22 @@ def _write_report(evaluation: Evaluation, folder: Path) -> None:
 
 
 def _print_evaluation(evaluation: Evaluation) -> None:
-    from tfswa_sep.evaluation.report.tables import score_table, song_table, summary_table
+    from tfswa_sep.evaluation.report.tables import score_table, song_tables, summary_tables
     from tfswa_sep.evaluation.results import BASELINE
 
-    tables = [song_table(method, evaluation.data) for method in evaluation.methods if method.kind != BASELINE]
+    width = _terminal_width()
+    methods = [method for method in evaluation.methods if method.kind != BASELINE]
+    tables = [table for method in methods for table in song_tables(method, evaluation.data, width=width)]
     if len(evaluation.methods) > 1 or len(evaluation.metrics) > 1:
-        tables.append(summary_table(evaluation))
+        tables += summary_tables(evaluation, width=width)
     _print_tables(*tables, score_table(evaluation))
+
+
+def _terminal_width() -> int | None:
+    """Characters per line of a terminal; None where stdout is none."""
+    from rich.console import Console
+
+    return Console().width if sys.stdout.isatty() else None
 
 
 def _print_tables(*tables: Table) -> None:
@@ -414,7 +423,7 @@ def _progress(*, songs: int, shown: bool) -> Iterator[tuple[Progress | None, Cal
     from rich.console import Console, Group
     from rich.live import Live
 
-    from tfswa_sep.evaluation.report.tables import summary_table
+    from tfswa_sep.evaluation.report.tables import summary_tables
 
     name = progress.TextColumn("{task.description}", markup=False)
     columns = (name, progress.BarColumn(), progress.MofNCompleteColumn())
@@ -430,7 +439,7 @@ def _progress(*, songs: int, shown: bool) -> Iterator[tuple[Progress | None, Cal
 
         def on_song(evaluation: Evaluation) -> None:
             bars.update(whole, completed=_songs_done(evaluation))
-            live.update(Group(bars, summary_table(evaluation)))
+            live.update(Group(bars, *summary_tables(evaluation, width=live.console.width)))
 
         yield on_progress, on_song
 

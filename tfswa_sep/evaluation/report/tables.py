@@ -16,6 +16,7 @@ from tfswa_sep.evaluation.listening.answers import MIN_ANSWERS, ListeningTest
 from tfswa_sep.evaluation.results import BASELINE, LABELS, Evaluation, MethodScores, StemScore
 
 DETAILS = {"frame_sdr", "mixture_sdr", "gain", "kept", "leaked"}  # only in the table of one method
+NAMES = 30  # characters for the names of songs, methods and stems
 DECIMALS = {"leaked": 3}  # else 2
 
 FAST_NOTE = (
@@ -49,43 +50,72 @@ def _table(title: str, texts: Sequence[str], numbers: Sequence[str], *, verdict:
     return table
 
 
-def song_table(method: MethodScores, data: str) -> Table:
-    """One row per song and stem, then the averages; the caption says what else to know."""
-    metrics = method.metrics
-    table = _table(f"{method.name} on {data}, dB", ("song", "stem"), [LABELS[metric] for metric in metrics])
-    for song in method.songs:
-        name = f"({song.song})" if song.apart else song.song
-        for stem in dict.fromkeys((*song.stems, *song.skipped)):
-            table.add_row(name, stem, *(cell(song.stems.get(stem), metric) for metric in metrics))
-            name = ""
-        table.add_section()
-    for label, average in (("mean", method.mean), ("median", method.median)):
-        for stem in method.stems:
-            score, count = average(stem)
-            if score is not None:
-                cells = (cell(score, metric) for metric in metrics)
-                table.add_row(f"{label} of {count}", stem, *cells, style="bold")
-        table.add_section()
-    explained = [KEPT_NOTE] if "kept" in metrics else []
-    table.caption = "\n".join([*notes(method), *explained, *([FAST_NOTE] if "fast_sir" in metrics else [])])
-    return table
+def song_tables(method: MethodScores, data: str, *, width: int | None = None) -> list[Table]:
+    """One row per song and stem, then the averages; the last caption says what else to know.
+
+    Args:
+        method: Whose scores.
+        data: Name of the data set.
+        width: Characters per line: metrics that do not fit go into another table. None: into one.
+    """
+    tables = []
+    for metrics in _groups(method.metrics, width):
+        table = _table(
+            f"{method.name} on {data}, dB", ("song", "stem"), [LABELS[metric] for metric in metrics]
+        )
+        for song in method.songs:
+            name = f"({song.song})" if song.apart else song.song
+            for stem in dict.fromkeys((*song.stems, *song.skipped)):
+                table.add_row(name, stem, *(cell(song.stems.get(stem), metric) for metric in metrics))
+                name = ""
+            table.add_section()
+        for label, average in (("mean", method.mean), ("median", method.median)):
+            for stem in method.stems:
+                score, count = average(stem)
+                if score is not None:
+                    cells = (cell(score, metric) for metric in metrics)
+                    table.add_row(f"{label} of {count}", stem, *cells, style="bold")
+            table.add_section()
+        tables.append(table)
+    explained = [KEPT_NOTE] if "kept" in method.metrics else []
+    quick = [FAST_NOTE] if "fast_sir" in method.metrics else []
+    tables[-1].caption = "\n".join([*notes(method), *explained, *quick])
+    return tables
 
 
-def summary_table(evaluation: Evaluation) -> Table:
-    """One row per stem and method: medians over the songs, as in the MUSDB18 protocol."""
+def summary_tables(evaluation: Evaluation, *, width: int | None = None) -> list[Table]:
+    """One row per stem and method: medians over the songs, as in the MUSDB18 protocol; `width` as in song_tables."""
     known = {name for method in evaluation.methods for name in method.metrics}
-    metrics = [name for name in LABELS if name in known and name not in DETAILS]
     title = f"{evaluation.data}, medians over the songs, dB"
-    table = _table(title, ("stem", "method"), ["songs", *(LABELS[metric] for metric in metrics)])
-    for stem in evaluation.stems:
-        for method in evaluation.methods:
-            score, count = method.median(stem)
-            if score is not None:
-                table.add_row(stem, method.name, str(count), *(cell(score, metric) for metric in metrics))
-        table.add_section()
+    tables = []
+    for metrics in _groups([name for name in LABELS if name in known and name not in DETAILS], width):
+        table = _table(title, ("stem", "method"), ["songs", *(LABELS[metric] for metric in metrics)])
+        for stem in evaluation.stems:
+            for method in evaluation.methods:
+                score, count = method.median(stem)
+                if score is not None:
+                    table.add_row(stem, method.name, str(count), *(cell(score, metric) for metric in metrics))
+            table.add_section()
+        tables.append(table)
     if lines := differences(evaluation):
-        table.caption = "\n".join(lines)
-    return table
+        tables[-1].caption = "\n".join(lines)
+    return tables
+
+
+def _groups(metrics: Sequence[str], width: int | None) -> list[list[str]]:
+    """The metrics of each table: those of one kind stay together."""
+    if width is None:
+        return [list(metrics)]
+    groups: list[list[str]] = [[]]
+    kinds = {
+        name: name.partition("_")[0] if name.startswith(("museval_", "fast_")) else "" for name in metrics
+    }
+    for kind in dict.fromkeys(kinds.values()):
+        names = [name for name in metrics if kinds[name] == kind]
+        if groups[-1] and sum(max(len(LABELS[name]), 5) + 1 for name in groups[-1] + names) > width - NAMES:
+            groups.append([])
+        groups[-1] += names
+    return groups
 
 
 def score_table(evaluation: Evaluation) -> Table:
