@@ -288,7 +288,7 @@ def test_of_several_tracks_one_that_sounds_is_taken_and_said(tmp_path: Path, con
 
     hertz, notes = pitch(None)
     assert abs(hertz - 220) < 3
-    assert len(notes) == 1 and "3 audio tracks" in notes[0] and "track 2 is used" in notes[0]
+    assert len(notes) == 1 and "3 audio tracks" in notes[0] and "using track 2" in notes[0]
     assert "--track" in notes[0]
     hertz, notes = pitch(3)
     assert abs(hertz - 880) < 3 and not notes
@@ -301,7 +301,7 @@ def test_the_default_track_is_taken(tmp_path: Path) -> None:
     options = ("-c:a", "aac", "-disposition:a:0", "0", "-disposition:a:1", "default")
     path = video(tmp_path / "dub.mkv", "sine=220:d=2", "sine=880:d=2", options=options)
     with open_audio(path) as reader:
-        assert "track 2 is used" in reader.notes[0]
+        assert "using track 2" in reader.notes[0]
 
 
 def test_a_track_that_a_song_has_not(song: Song) -> None:

@@ -132,7 +132,7 @@ class FfmpegDecoder:
             self.close()
             self._start(chosen + 1)
         self.notes = (
-            f"{self._path} has {self._describe_tracks()}: track {chosen + 1} is used; choose another with --track",
+            f"{self._path} has {self._describe_tracks()}; using track {chosen + 1}: choose another with --track",
         )
 
     def _sounds(self, index: int) -> bool:
