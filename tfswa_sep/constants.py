@@ -9,7 +9,7 @@ HOP = 512  # samples between frames: 12 ms at 44.1 kHz
 BLOCK_SAMPLES = 65_536  # samples per block of decoding, resampling and encoding: 1.5 s at 44.1 kHz
 
 VOCALS = "vocals"
-OTHER = "other"  # all that is in no other stem
+OTHER = "other"  # everything that is in no other stem
 STEMS = (VOCALS, "drums", "bass", OTHER)
 ACCOMPANIMENT = "accompaniment"  # everything but the vocals
 INSTRUMENTAL = "instrumental"  # its synonym

@@ -1,7 +1,7 @@
-"""What kind of file a song is, by its first bytes, and where tags stand around the sound.
+"""Detect a song's file type from its first bytes, and find the tags around the audio.
 
-ffmpeg is told which demuxer to use, and only those named here: left to guess, it takes a playlist, a manifest
-or a description of streams that hides behind an ID3 tag for what it is, and opens the files that it names.
+ffmpeg is told which demuxer to use, and only those listed here are allowed: if it guessed, it would recognize a
+playlist or manifest hidden behind an ID3 tag, and open the files named in it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-_HEAD = 1 << 13  # bytes that are looked at behind the tags
-_LARGEST_PADDING = 1 << 16  # zero bytes between a tag and the sound
+_HEAD = 1 << 13  # bytes examined after the tags
+_LARGEST_PADDING = 1 << 16  # zero bytes between a tag and the audio
 
 
 class Bytes(Protocol):
@@ -71,7 +71,7 @@ _MAGIC = tuple(
         (rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]", "mp3"),
     )
 )
-# Where the first bytes say nothing: raw sound has none to know it by, and a recorded stream begins anywhere.
+# For formats without a signature: raw audio has none, and a recorded stream may begin anywhere.
 _BY_EXTENSION = {
     **{f".{name}": name for name in ("aac", "ac3", "dts", "eac3", "g722", "gsm", "mp3", "sbc")},
     **dict.fromkeys((".mp2", ".mpa"), "mp3"),
@@ -81,7 +81,7 @@ _BY_EXTENSION = {
 
 
 def find_demuxer(path: Path) -> str | None:
-    """ffmpeg's demuxer for this file; None for what is no audio or video that we know. Raises OSError."""
+    """Return ffmpeg's demuxer for this file; None if it is no known audio or video format. Raises OSError."""
     with path.open("rb") as file:
         start = 0
         while length := id3_length(file.read(10)):
@@ -89,7 +89,7 @@ def find_demuxer(path: Path) -> str | None:
             file.seek(start)
         file.seek(start)
         head = file.read(_HEAD)
-        if not head.strip(b"\0"):  # padding that a tag does not count
+        if not head.strip(b"\0"):  # padding not counted in the tag's length
             head += file.read(_LARGEST_PADDING)
             head = head.lstrip(b"\0")
     for pattern, demuxer in _MAGIC:
@@ -99,7 +99,9 @@ def find_demuxer(path: Path) -> str | None:
 
 
 def id3_length(head: bytes) -> int:
-    """Bytes of the ID3v2 tag that begins with these 10 bytes or more; 0 if none does."""
+    """Return the length in bytes of the ID3v2 tag at the start of `data` (at least 10 bytes); 0 if there is
+    none.
+    """
     if head[:3] != b"ID3" or len(head) < 10 or max(head[6:10]) > 0x7F:
         return 0
     length = 10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
@@ -107,7 +109,7 @@ def id3_length(head: bytes) -> int:
 
 
 def skip_tags(data: Bytes, at: int) -> int:
-    """Where the tags that begin at `at` end, one after the other; `at` if there are none."""
+    """Return the end of the consecutive tags that begin at `at`; `at` if there are none."""
     while True:
         head = data[at : at + 32]
         if length := id3_length(head):
@@ -121,7 +123,7 @@ def skip_tags(data: Bytes, at: int) -> int:
 
 
 def end_of_sound(data: Bytes, start: int = 0) -> int:
-    """Where the tags at a file's end begin: ID3v1, APEv2, Lyrics3, ID3v2; the file's length if there are none."""
+    """Return where the tags at a file's end begin (ID3v1, APEv2, Lyrics3, ID3v2); its length if there are none."""
     end = len(data)
     while end > start:
         length = _tag_length(data[max(start, end - 227) : end])

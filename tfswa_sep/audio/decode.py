@@ -1,8 +1,8 @@
 """Read songs: decode in blocks, check every sample, resample as a stream.
 
-soundfile reads wav, flac, ogg, opus, mp3 and aiff; ffmpeg (see ffmpeg.py) reads m4a, video and the rest. How
-much sound there is, and what is missing, layout.py tells: a song of which something is missing is refused,
-unless that is asked for, and never silently cut.
+soundfile reads wav, flac, ogg, opus, mp3 and aiff; ffmpeg (see ffmpeg.py) reads m4a, video and the rest.
+layout.py finds how much audio there is and what is missing. A song with missing audio is refused unless that is
+allowed, and never shortened silently.
 Axis letters: c channel, n samples; sample arrays are float32 at full scale +-1.
 """
 
@@ -27,11 +27,11 @@ from tfswa_sep.audio.resample import Resampler, Samples, resample
 from tfswa_sep.constants import BLOCK_SAMPLES
 from tfswa_sep.errors import InputError, TruncatedError
 
-_SALVAGE_BLOCK = 1024  # of a song that may be cut: a decoder that fails loses the block it was at
-MAX_PEAK = 1e6  # +120 dB above full scale: no recording is, and its squares still fit a float
-SAMPLE_RATES = (1_000, 768_000)  # samples a second that a song can have
-_UNKNOWN_FRAMES = 1 << 62  # libsndfile says 2^63 - 1 for a stream of unknown length
-_MPEG_SLACK = 2 * 1152  # samples that decoders of MPEG audio leave out at the beginning
+_SALVAGE_BLOCK = 1024  # for songs that may be truncated: a decoder that fails loses the current block
+MAX_PEAK = 1e6  # +120 dB above full scale: louder than any recording, and its square still fits a float
+SAMPLE_RATES = (1_000, 768_000)  # supported sample rates, Hz
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile reports 2^63 - 1 for a stream of unknown length
+_MPEG_SLACK = 2 * 1152  # samples that MPEG audio decoders skip at the start
 _ADVICE = "copy or download it again, or keep what can be read with --allow-truncated"
 
 
@@ -40,7 +40,7 @@ class Decoder(Protocol):
 
     sample_rate: int
     channels: int
-    frames: int | None  # announced, None where the file does not say
+    frames: int | None  # as stated in the header; None if it states no length
     notes: tuple[str, ...]  # what its owner should know, one line each
 
     def read(self, frames: int) -> Samples:
@@ -51,16 +51,16 @@ class Decoder(Protocol):
         ...
 
     def skip_part(self) -> bool:
-        """After a TruncatedError: go on behind the damage; False if nothing can be read there."""
+        """After a TruncatedError, continue after the damage; return False if nothing can be read there."""
         ...
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         ...
 
 
 class AudioReader:
-    """An open song; use `open_audio`. A context manager; `blocks` can be walked once."""
+    """An open song, from `open_audio`. A context manager; `blocks` can be iterated over once."""
 
     def __init__(
         self, path: Path, decoder: Decoder, *, allow_truncated: bool = False, missing: str = ""
@@ -68,16 +68,16 @@ class AudioReader:
         self.path = path
         self.sample_rate = decoder.sample_rate  # Hz
         self.channels = decoder.channels  # 1 or 2
-        self.frames = decoder.frames  # announced samples a channel, None if the file does not say
-        self.decoded = 0  # samples a channel decoded so far, at the song's own rate
+        self.frames = decoder.frames  # samples per channel stated in the header, None if unknown
+        self.decoded = 0  # samples per channel decoded so far, at the song's own rate
         self.peak = 0.0  # loudest sample so far
-        self.missing = missing  # how it is cut short, if that is allowed and was found
+        self.missing = missing  # how it is truncated or damaged, if that is allowed
         self._decoder = decoder
         self._allow_truncated = allow_truncated
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What its owner should know, one line each, such as which of several audio tracks this is."""
+        """Notes for the user, one line each, such as which of several audio tracks was chosen."""
         return self._decoder.notes
 
     def blocks(
@@ -85,8 +85,8 @@ class AudioReader:
     ) -> Iterator[Samples]:
         """Yield the song as (channels, n) blocks at `rate` Hz; both default to the song's own.
 
-        A mono song asked for as stereo comes as two equal channels; stereo asked for as mono is averaged.
-        Raises InputError for damaged, truncated and empty songs, and for samples that are no numbers.
+        Mono songs requested as stereo give two equal channels; stereo requested as mono is averaged.
+        Raises InputError for damaged, truncated and empty songs, and for NaN or infinite samples.
         """
         return resample(
             self._decode(channels or self.channels, block), self.sample_rate, rate or self.sample_rate
@@ -129,7 +129,7 @@ class AudioReader:
         )
 
     def close(self) -> None:
-        """Close the file and end a decoder's process."""
+        """Close the file and end the decoder's process."""
         self._decoder.close()
 
     def __enter__(self) -> AudioReader:
@@ -146,11 +146,15 @@ def open_audio(
 ) -> AudioReader:
     """Open a song of one or two channels; close it after use (`with open_audio(path) as song`).
 
-    downmix: let ffmpeg mix more channels down to two, as their layout wants it.
-    allow_truncated: read what is there of a song that is cut short, and say so in the reader's `missing`.
-    track: which of several audio tracks, from 1; None for the default one, or the first that sounds.
-    Raises InputError, in one line that names the file, if it is missing, a folder, empty, not audio, cut
-    short (as far as its header tells), of more than two channels, or needs ffmpeg where there is none.
+    downmix: let ffmpeg mix more channels down to two, according to their layout.
+    allow_truncated: read what remains of a truncated or damaged song, and describe the damage in the reader's
+    `missing`.
+    track: which of several audio tracks, counting from 1; None for the default one, or the first that is not
+    silent.
+
+    Raises InputError, with a message naming the file, if it is missing, a folder, empty, not audio,
+    truncated or damaged (as far as this can be detected), has more than two channels, or needs ffmpeg, which is
+    not installed.
     """
     path = Path(path)
     check_file(path)
@@ -181,7 +185,7 @@ def open_audio(
 
 
 def check_file(path: Path) -> None:
-    """Raise InputError unless `path` is a file that can be opened and holds something."""
+    """Raise InputError unless `path` is a non-empty file that can be opened."""
     try:
         size = path.stat().st_size
         if path.is_dir():
@@ -196,7 +200,7 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path} cannot be opened: {error.strerror or error}") from None
     if not size:
         raise InputError(f"{path} is empty (0 bytes): copy or download it again")
-    if _is_text(head):  # before any decoder: a playlist could make ffmpeg open other files
+    if _is_text(head):  # checked before any decoder runs: a playlist could make ffmpeg open other files
         raise InputError(f"{path} is a text file, not audio: choose an audio file")
 
 
@@ -218,14 +222,16 @@ def _open_decoder(path: Path, layout: Layout | None, track: int | None) -> Decod
 
 
 class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
-    """Read as a stream: else soundfile seeks after each read, which fails where the length is unknown."""
+    """A non-seekable soundfile.SoundFile: otherwise it seeks after each read, which fails if the length is
+    unknown.
+    """
 
     def seekable(self) -> bool:
         return False
 
 
 class _SoundfileDecoder:
-    """The parts of a file, at the highest of their rates and with the most of their channels."""
+    """Decodes the parts of a file, at their highest sample rate and largest channel count."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.notes: tuple[str, ...] = ()
@@ -262,7 +268,7 @@ class _SoundfileDecoder:
         return int(self._file.samplerate), int(self._file.channels), self._claimed()
 
     def _claimed(self) -> int | None:
-        """Samples of the current part, as far as the header tells."""
+        """Samples of the current part according to the header."""
         return int(self._file.frames) if 0 < self._file.frames < _UNKNOWN_FRAMES else None
 
     def read(self, frames: int) -> Samples:
@@ -278,7 +284,7 @@ class _SoundfileDecoder:
         return samples
 
     def skip_part(self) -> bool:
-        """Go on behind a part that cannot be read to its end; False if it was the last one."""
+        """Continue with the next part after one that cannot be read to its end; False if it was the last."""
         if self._index + 1 >= len(self._parts):
             return False
         self._converter = None
@@ -322,7 +328,7 @@ class _SoundfileDecoder:
 
 
 def soundfile_name(path: Path) -> str | bytes:
-    """A path as soundfile takes it: it encodes text itself, and fails at a name that is no UTF-8."""
+    """A path in the form soundfile needs: given text, it fails for names that are not valid UTF-8."""
     return str(path) if sys.platform == "win32" else os.fsencode(path)
 
 
@@ -331,7 +337,7 @@ def _is_text(head: bytes) -> bool:
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"#EXTM3U", b"ffconcat")):
         return True
     try:
-        head[: max(1, len(head) - 3)].decode("utf-8")  # the last character may be cut
+        head[: max(1, len(head) - 3)].decode("utf-8")  # the last character may be incomplete
     except UnicodeDecodeError as error:
         if error.start < len(head) - 6:
             return False
@@ -339,7 +345,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _pipe(source: View) -> int:
-    """A pipe's reading end into which a thread copies the part; closing the end stops the thread."""
+    """The reading end of a pipe into which a thread copies the part; closing it stops the thread."""
     reading, writing = os.pipe()
 
     def copy() -> None:

@@ -27,7 +27,7 @@ from tfswa_sep.audio.mp4 import check_mp4
 from tfswa_sep.audio.resample import Samples, interleave
 from tfswa_sep.errors import OutputError, advice
 
-_AUTO_DOWNGRADE = 0x1210  # libsndfile's SFC_RF64_AUTO_DOWNGRADE, which soundfile has no name for
+_AUTO_DOWNGRADE = 0x1210  # libsndfile's SFC_RF64_AUTO_DOWNGRADE, which soundfile does not define
 _SUBTYPES = {"mp3": ("MP3", "MPEG_LAYER_III"), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS")}
 
 
@@ -97,7 +97,7 @@ class Encoder:
             return limited
         if steps is None:
             return samples
-        whole = np.rint(samples * np.float32(steps))  # exact: a power of two
+        whole = np.rint(samples * np.float32(steps))  # exact: steps is a power of two
         within = np.clip(whole, -steps, steps - 1)
         self.clipped += int(np.count_nonzero(whole != within))
         integers: NDArray[np.int32] = within.astype(np.int32)
@@ -284,7 +284,7 @@ class _Ffmpeg:
 
 def cannot_write(path: Path, error: Exception) -> OutputError:
     """The error to raise if `path` could not be written."""
-    if isinstance(error, soundfile.LibsndfileError):  # gives no reason; a full disk is the common one
+    if isinstance(error, soundfile.LibsndfileError):  # gives no reason; usually the disk is full
         error = OSError(errno.ENOSPC, "the disk may be full")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
     return OutputError(f"cannot write {path} ({reason}): {advice(error)}")

@@ -1,7 +1,7 @@
-"""Decode what soundfile cannot read with an ffmpeg process.
+"""Decode files that soundfile cannot read, with an ffmpeg process.
 
-ffmpeg writes 32-bit floats with Sun's AU header to its standard output: the header says rate and channels as
-they are delivered, so neither ffprobe nor a parse of ffmpeg's messages is needed.
+ffmpeg writes 32-bit floats with Sun's AU header to its standard output: the header gives the rate and channels
+actually delivered, so there is no need for ffprobe or for parsing messages.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from tfswa_sep.audio.containers import end_of_sound, find_demuxer, skip_tags
 from tfswa_sep.errors import InputError, TruncatedError
 from tfswa_sep.installation import ffmpeg_install_command
 
-_CUT_SECONDS = 0.05  # a container's duration may be this much longer than its sound
-_SILENT = 1e-4  # peak of a track without sound
+_CUT_SECONDS = 0.05  # seconds by which a container's duration may exceed its audio
+_SILENT = 1e-4  # peak of a silent track
 _LATE = 0.1  # seconds after which a video's audio is late, and a gap in it more than told
-_DRIFT = 0.035  # seconds; smaller jumps in the timestamps are those of a clock that runs at another speed
-# Reports how far the timestamps are ahead of the samples, of the first frame and wherever that changes.
+_DRIFT = 0.035  # seconds; smaller jumps in the timestamps are clock drift
+# Reports how far timestamps are ahead of the samples, at the first frame and wherever that changes.
 _TIMELINE = (
     "asplit[decoded],asetpts=PTS-NB_CONSUMED_SAMPLES,"
     "aselect='if(isnan(prev_pts)+gt(abs(pts*TB-ld(0)),0.03),1+0*st(0,pts*TB),0)',ashowinfo,anullsink;[decoded]anull"
 )
 _OFFSET = re.compile(r"ashowinfo.*? pts_time:(-?[\d.]+)")
 _TRACK = re.compile(r"(?m)^(?:\[info\] )?  Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)")
-# What ffmpeg says as a warning of sound that it leaves out.
+# Warnings by which ffmpeg reports audio that it skips.
 _DAMAGE = re.compile(
     r"partial file|corrupt (?:input packet|decoded frame)|Packet corrupt|Packet mismatch|ended prematurely"
 )
@@ -45,7 +45,7 @@ class FfmpegDecoder:
     channels: how many to mix the song to, None for its own.
     track: which of the audio tracks, from 1; None for the default one, or the first that sounds.
     frames: exact samples per channel, None where only the container's duration tells.
-    Raises InputError if there is no ffmpeg, or ffmpeg finds no sound, or not this track.
+    Raises InputError if ffmpeg is not installed, or finds no audio or no such track.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class FfmpegDecoder:
             self.notes += (f"the audio of {path} starts {offset:.2f} s late: the stems begin with silence",)
 
     def _start(self, track: int) -> None:
-        """Run ffmpeg, and read what its output begins with."""
+        """Run ffmpeg, and read the header of its output."""
         self._decoded = 0
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # a file, no pipe: it cannot fill up and block ffmpeg
         command = [*self._input, "-map", f"0:a:{track - 1}", "-filter:a", _TIMELINE]
@@ -149,7 +149,7 @@ class FfmpegDecoder:
         return False
 
     def _describe_tracks(self) -> str:
-        """How many there are, and their languages and codecs."""
+        """The number of tracks, with their languages and codecs."""
         described = (
             f"{number} ({', '.join(filter(None, (language, codec.split(',')[0].split(' (')[0])))})"
             for number, (language, codec) in enumerate(self._tracks, 1)
@@ -171,14 +171,14 @@ class FfmpegDecoder:
         return np.frombuffer(data[:whole], dtype=">f4").reshape(-1, self.channels).astype(np.float32)
 
     def skip_part(self) -> bool:
-        """False: ffmpeg goes on behind damage by itself."""
+        """Always False: ffmpeg continues after damage by itself."""
         return False
 
     def _check_whole(self) -> None:
-        """Raise TruncatedError if ffmpeg failed, reported damage, or left out a piece of the song."""
+        """Raise TruncatedError if ffmpeg failed, reported damage, or skipped part of the song."""
         failed = self._process.wait() != 0
         messages = self._read_messages()
-        # The AU muxer is no judge of timestamps, which it does not write.
+        # Ignore the AU muxer's complaints about timestamps, which AU does not store.
         decoding = re.sub(r"(?m)^\[au @ .*", "", messages.partition("Stream mapping:")[2])
         seconds = self._decoded / self.sample_rate
         tolerance = 0 if self._exact_frames else _CUT_SECONDS * self.sample_rate
@@ -212,7 +212,7 @@ class FfmpegDecoder:
         self._messages.close()
 
     def _announced_frames(self, messages: str) -> int | None:
-        """Samples that the container says, None where it says none of its only stream."""
+        """Samples according to the container; None if it does not give a length for its only stream."""
         duration = re.search(r"(?m)^(?:\[info\] )?  Duration: (\d+):(\d+):(\d+\.\d+)", messages)
         if duration is None or self._is_video or "Estimating duration" in messages:
             return None
@@ -220,7 +220,7 @@ class FfmpegDecoder:
         return round(seconds * self.sample_rate) or None
 
     def _find_offset(self) -> int:
-        """Samples from the file's beginning to the first of the audio."""
+        """Samples from the beginning of the file to the first audio sample."""
         offsets = _offsets(self._read_messages())
         late = self._is_video and offsets and offsets[0] > _LATE
         return round(offsets[0] * self.sample_rate) if late else 0
@@ -231,7 +231,7 @@ class FfmpegDecoder:
 
 
 def find_ffmpeg() -> str | None:
-    """The ffmpeg on the PATH, else the one that the imageio-ffmpeg package brings, else None."""
+    """The ffmpeg on the PATH, else the one from the imageio-ffmpeg package, else None."""
     if found := shutil.which("ffmpeg"):
         return found
     try:

@@ -1,9 +1,9 @@
-"""How much sound a file holds, told from its bytes, without decoding any.
+"""Find out how much audio a file contains, from its bytes, without decoding.
 
-Decoders trust a header's claim and stop where it ends: joined files, sizes that wrapped at 4 GB and counts
-that were never filled in then lose sound without a word. Here the whole file is walked, page by page or frame
-by frame, and compared with the claim. What is sound is handed on as parts, which a decoder reads one after the
-other; what is missing is told as a fault.
+Decoders trust the length in a header, so they silently lose audio when files were concatenated, a size wrapped
+at 4 GB, or a length was never filled in. Here the whole file is scanned, page by page or frame by frame, and
+compared with its header. The audio is returned as parts, which a decoder reads one after the other; whatever is
+missing is reported as a fault.
 Formats: the Microsoft RIFF and EBU Tech 3306 (RF64) specifications, Sony Wave64, Apple's AIFF-C and CAF;
 RFC 9639 (FLAC); RFC 3533 (Ogg); for MP3 see layout_mp3.py.
 """
@@ -27,17 +27,17 @@ _UNKNOWN_32 = 0xFFFF_FFFF
 _STREAMED_32 = (
     (0x7FFF_0000, 0x8000_1000),
     (0xFFFF_0000, _UNKNOWN_32),
-)  # what programs write that do not know yet
-_PADDING = 1 << 16  # zero bytes behind the sound that are taken for padding
+)  # placeholders for an unknown length
+_PADDING = 1 << 16  # zero bytes after the audio that count as padding
 _CHUNK_NAME = re.compile(rb"[A-Za-z_(][A-Za-z0-9_ )(]{3}")
 _OGG_PAGE = struct.Struct("<4sBBqIIIB")
 _BOS, _EOS = 2, 4  # an Ogg page's flags
 _BIT_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-_LAST_FLAC_FRAME = 1 << 20  # bytes at the end in which the last frame begins
+_LAST_FLAC_FRAME = 1 << 20  # bytes before the end in which the last frame begins
 
 
 def survey(path: Path) -> Layout | None:
-    """What the file holds; None for what is not looked into here. Raises OSError."""
+    """Survey a file; None for formats that are not handled here. Raises OSError."""
     demuxer = find_demuxer(path)
     look = _SURVEYS.get(demuxer or "")
     if look is None:
@@ -53,24 +53,24 @@ def _missing(count: int) -> str:
     return f"is cut short ({count} bytes are missing)"
 
 
-# --- WAV, RF64, Wave64, AIFF, AU, CAF: one chunk holds the sound ---
+# --- WAV, RF64, Wave64, AIFF, AU, CAF: one chunk contains the audio ---
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Chunk:
-    """The chunk of the sound."""
+    """The chunk with the audio data."""
 
-    start: int  # of the sound
-    size: int | None  # bytes that the header claims; None for "up to the end"
-    bits: int  # of the field that holds the size, which wraps around
-    open_ended: Mapping[int, bytes]  # patches that make a decoder read up to the end
+    start: int  # of the audio data
+    size: int | None  # length according to the header; None for "up to the end"
+    bits: int  # of the size field, which wraps around
+    open_ended: Mapping[int, bytes]  # patches that make a decoder read to the end
     to_size: Callable[[int], Mapping[int, bytes]]  # patches for a size
     frames: int | None = None  # samples per channel, where a chunk counts those of a compressed sound
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Chunked:
-    """How a container is made of chunks."""
+    """How a container is divided into chunks."""
 
     find_sound: Callable[[mmap.mmap, int], _Chunk | None]
     header: Callable[
@@ -98,7 +98,7 @@ class _Chunked:
                     if tail:
                         size = whole
                         break
-                else:  # the header is wrong, or the file is cut, perhaps with another behind it
+                else:  # the header is wrong, or the file is truncated, perhaps with another one after it
                     following = self._find_next(data, chunk.start, end)
                     size = available if following is None else following - chunk.start
                     if claimed > size:
@@ -116,13 +116,16 @@ class _Chunked:
         return Layout(parts=tuple(parts), fault=fault, by_name=by_name)
 
     def _find_next(self, data: mmap.mmap, start: int, end: int) -> int | None:
-        """Where another file of this kind begins in what should be sound."""
+        """Find where another file of this kind begins within the audio data."""
         found = self.magic.search(data, start, end)
         return found.start() if found else None
 
     def _tail(self, data: mmap.mmap, at: int, end: int) -> tuple[bool, int | None]:
-        """Whether what follows the sound is no sound, and where another file begins in it."""
-        for position in (at, at + at % 2):  # a byte that makes the length even, or is forgotten
+        """Return whether the rest after the audio is something else, and where another file begins in it."""
+        for position in (
+            at,
+            at + at % 2,
+        ):  # the padding byte that makes the length even; some programs omit it
             while position < end:
                 if self.magic.match(data[position : position + 16]):
                     return True, position
@@ -151,7 +154,7 @@ def _find_wav(data: mmap.mmap, start: int) -> _Chunk | None:
     else:
         return None
     field_at = at + 4
-    # As RIFF, whose reader takes all that there is; it skips the chunk ds64.
+    # Patched to RIFF, whose reader takes all data there is; it skips the chunk ds64.
     riff = {} if large is None else {start: b"RIFF"}
     open_ended = {**riff, field_at: b"\xff" * 4}
 
@@ -331,11 +334,11 @@ def _survey_voc(data: mmap.mmap, start: int) -> Layout | None:
 
 
 def _survey_flac(data: mmap.mmap, start: int) -> Layout | None:
-    """Compare the length in each header with the number of the last frame; find files that are joined."""
+    """Compare the length in each header with the number of the last frame; detect concatenated files."""
     end = end_of_sound(data, start)
     starts = [start] if data[start + 4 : start + 8] in (b"\0\0\0\x22", b"\x80\0\0\x22") else []
     at, walker = start, Walker(data)
-    while (at := walker.find(b"fLaC\0\0\0\x22", at + 4)) >= 0:  # eight bytes are found twice as fast as four
+    while (at := walker.find(b"fLaC\0\0\0\x22", at + 4)) >= 0:  # finding eight bytes is twice as fast as four
         starts.append(at)
     if not starts:
         return None
@@ -347,7 +350,7 @@ def _survey_flac(data: mmap.mmap, start: int) -> Layout | None:
         packed = int.from_bytes(data[at + 18 : at + 26], "big")  # rate, channels, bits, samples
         rate, announced = packed >> 44, packed & (1 << 36) - 1
         found = _count_flac(data, at, stop)
-        if found is None and announced:  # not one frame
+        if found is None and announced:  # no frame at all
             found = 0
         patches: dict[int, bytes] = {}
         if found is not None and found != announced:
@@ -360,7 +363,7 @@ def _survey_flac(data: mmap.mmap, start: int) -> Layout | None:
 
 
 def _without_tag_before(data: mmap.mmap, start: int, end: int) -> int:
-    """The end of a joined file's sound, before its own tags and an ID3v2 tag of the next."""
+    """Return where the audio of a concatenated file ends, before its tags and the next file's ID3v2 tag."""
     low = max(start, end - (1 << 20))
     tail = data[low:end]
     tag = tail.rfind(b"ID3")
@@ -370,8 +373,8 @@ def _without_tag_before(data: mmap.mmap, start: int, end: int) -> int:
 
 
 def _count_flac(data: mmap.mmap, start: int, end: int) -> int | None:
-    """Samples up to the end of the last frame that begins before `end`; None if there is none."""
-    block = int.from_bytes(data[start + 10 : start + 12], "big")  # the largest: of a fixed size, that one
+    """Count samples up to the end of the last frame that begins before `end`; None if there is none."""
+    block = int.from_bytes(data[start + 10 : start + 12], "big")  # maximum block size, or the fixed one
     at, last = start + 4, False
     while not last and at + 4 <= end:
         last = bool(data[at] & 0x80)
@@ -388,7 +391,7 @@ def _count_flac(data: mmap.mmap, start: int, end: int) -> int | None:
 
 
 def _flac_frame(head: bytes) -> tuple[int, int] | None:
-    """The number in a frame's header and its samples; None if its checksum says that it is no header."""
+    """Return the number in a frame's header, and its samples; None if the header's checksum is wrong."""
     if len(head) < 16 and len(head) < 6:
         return None
     size_code, rate_code = head[2] >> 4, head[2] & 15
@@ -423,12 +426,12 @@ class _Link:
 
     start: int
     serials: dict[int, int] = field(default_factory=dict)  # stream -> its last page's number
-    open: set[int] = field(default_factory=set)  # streams without their last page so far
+    open: set[int] = field(default_factory=set)  # streams whose last page has not been seen
     only_beginnings: bool = True
 
 
 def _survey_ogg(data: mmap.mmap, start: int) -> Layout | None:
-    """Walk all pages: links, checksums, gaps, ends."""
+    """Scan all pages for links, checksums, gaps and ends."""
     end = end_of_sound(data, start)
     links: list[_Link] = []
     stops: list[int] = []
@@ -466,7 +469,7 @@ def _survey_ogg(data: mmap.mmap, start: int) -> Layout | None:
                 links.append(_Link(start=at))
             links[-1].open.add(serial)
         elif not links:
-            return None  # its beginning is missing
+            return None  # the beginning is missing
         else:
             links[-1].only_beginnings = False
             expected = links[-1].serials.get(serial, -1) + 1
@@ -494,7 +497,7 @@ def _survey_ogg(data: mmap.mmap, start: int) -> Layout | None:
 
 
 def _ogg_checksum(page: bytes) -> int:
-    """Ogg's CRC is that of zlib with its bits, and each byte's, the other way round, and begins with 0."""
+    """Compute Ogg's CRC with zlib's: the bits of each byte and of the result are reversed, and it starts at 0."""
     mirrored = (page[:22] + bytes(4) + page[26:]).translate(_BIT_REVERSED)
     check = zlib.crc32(mirrored, _UNKNOWN_32) ^ _UNKNOWN_32
     return int.from_bytes(check.to_bytes(4, "little").translate(_BIT_REVERSED), "big")

@@ -1,4 +1,4 @@
-"""Look into the containers that ffmpeg reads: whether they are cut, joined or damaged; see layout.py.
+"""Detect truncation, concatenation and damage in the containers that ffmpeg reads; see layout.py.
 
 Formats: ISO/IEC 14496-12 (MP4), RFC 9559 (Matroska), Microsoft's AVI and ASF specifications, Adobe's FLV
 specification, the formats of WavPack 4 and True Audio, ISO/IEC 13818-7 (ADTS).
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from tfswa_sep.audio.containers import end_of_sound
 from tfswa_sep.audio.parts import Layout, Part, Walker, are_tags
 
-_PADDING = 1 << 16  # bytes of zeros behind the last box that are forgiven
+_PADDING = 1 << 16  # zero bytes tolerated after the last box
 _BOX_NAME = re.compile(rb"[A-Za-z0-9_ \xa9-]{4}")
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -22,17 +22,17 @@ _FLV_TAGS = (8, 9, 15, 18)
 
 
 def missing(count: int) -> str:
-    """The fault of a file that ends too early."""
+    """Describe a file that ends too early."""
     return f"is cut short ({count} bytes are missing)"
 
 
 def joined(count: int) -> str:
-    """The fault of files joined into one, of a kind that no decoder reads on in."""
+    """Describe concatenated files in a format whose decoders stop after the first."""
     return f"is {count} files joined into one, and only the first can be read"
 
 
 def damaged(count: int) -> str:
-    """The fault of bytes that are no part of the container."""
+    """Describe bytes that are not part of the container."""
     return f"is damaged ({count} bytes are not audio)"
 
 
@@ -42,13 +42,13 @@ def _layout(data: mmap.mmap, fault: str, frames: int | None = None) -> Layout:
 
 
 def _behind(data: mmap.mmap, at: int, end: int) -> str:
-    """The fault of what stands behind the last box."""
+    """Describe what follows the last box."""
     rest = data[at : min(end, at + _PADDING)]
     return "" if at >= end or not rest.strip(b"\0") or are_tags(data[at:end]) else damaged(end - at)
 
 
 def survey_mov(data: mmap.mmap, start: int) -> Layout:
-    """Walk the outermost boxes."""
+    """Scan the top-level boxes."""
     at, end, indexes = start, end_of_sound(data, start), 0
     fault = ""
     while at + 8 <= end and _BOX_NAME.match(data[at + 4 : at + 8]):
@@ -94,7 +94,7 @@ def survey_matroska(data: mmap.mmap, start: int) -> Layout:
 
 
 def _ebml_size(data: mmap.mmap, at: int) -> tuple[int, bool]:
-    """An element's size with the bytes that say it; whether it is unknown."""
+    """Return an element's size including its size field, and whether the size is unknown."""
     first = data[at] if at < len(data) else 0xFF
     length = 9 - first.bit_length()
     if length > 8:
@@ -104,7 +104,7 @@ def _ebml_size(data: mmap.mmap, at: int) -> tuple[int, bool]:
 
 
 def survey_avi(data: mmap.mmap, start: int) -> Layout:
-    """Walk the outermost chunks, one AVI, then AVIX where it is large, and those within."""
+    """Scan the top-level chunks (one AVI, then AVIX if it is large) and the chunks within them."""
     at, end, files = start, end_of_sound(data, start), 0
     walker = Walker(data)
     while data[at : at + 4] == b"RIFF" and data[at + 8 : at + 11] == b"AVI":
@@ -129,10 +129,10 @@ def survey_avi(data: mmap.mmap, start: int) -> Layout:
 
 
 def survey_asf(data: mmap.mmap, start: int) -> Layout:
-    """Compare the file's size with what its properties say."""
+    """Compare the file's size with its header."""
     at = data.find(_ASF_PROPERTIES, start, start + (1 << 20))
     size = int.from_bytes(data[at + 40 : at + 48], "little")
-    if at < 0 or not size or data[at + 88] & 1:  # a broadcast does not know
+    if at < 0 or not size or data[at + 88] & 1:  # unknown in a broadcast
         following = Walker(data).find(_ASF, start + 16)
         return _layout(data, joined(2) if following >= 0 else "")
     if size > len(data) - start:
@@ -143,7 +143,7 @@ def survey_asf(data: mmap.mmap, start: int) -> Layout:
 
 
 def survey_flv(data: mmap.mmap, start: int) -> Layout:
-    """Walk the tags."""
+    """Scan the tags."""
     at, end = start + int.from_bytes(data[start + 5 : start + 9], "big") + 4, len(data)
     walker = Walker(data)
     while at + 11 <= end and data[at] & 0x1F in _FLV_TAGS:
@@ -165,7 +165,7 @@ def survey_wavpack(data: mmap.mmap, start: int) -> Layout:
     total = found = files = 0
     while data[at : at + 4] == b"wvpk" and at + 32 <= end:
         size = 8 + int.from_bytes(data[at + 4 : at + 8], "little")
-        if data[at + 25] & 8:  # the first block of its samples; others hold more channels
+        if data[at + 25] & 8:  # the first block for these samples; others contain more channels
             if int.from_bytes(data[at + 16 : at + 20], "little") == 0 and data[at + 10] == 0:
                 total, files = int.from_bytes(data[at + 12 : at + 16], "little"), files + 1
             found += int.from_bytes(data[at + 20 : at + 24], "little")
@@ -205,7 +205,7 @@ def _adts_frames(data: mmap.mmap, at: int) -> int:
 
 
 def survey_adts(data: mmap.mmap, start: int) -> Layout:
-    """Walk the frames; a header that none follows is none."""
+    """Scan the frames; a header counts only if another one follows."""
     at, end, lost = start, end_of_sound(data, start), 0
     first, walker = True, Walker(data)
     while at + 7 <= end:
@@ -215,7 +215,7 @@ def survey_adts(data: mmap.mmap, start: int) -> Layout:
             at += length
             first = False
             continue
-        after = at + length if length else at  # the last one before damage is whole, as far as one can tell
+        after = at + length if length else at  # the last one before damage counts as complete
         while (after := data.find(b"\xff", after + 1, end)) >= 0:
             if (found := _adts_frames(data, after)) and _adts_frames(data, after + found):
                 break

@@ -1,4 +1,4 @@
-"""Walk the frames of an MP3 file (or MP1, MP2): see layout.py.
+"""Scan the frames of an MP3 (or MP1, MP2) file; see layout.py.
 
 Frames: ISO/IEC 11172-3, 2.4.1.3, and 13818-3; the Xing/Info header: Gabriel Bouvigne, "MP3 Info Tag revision 1".
 """
@@ -26,13 +26,11 @@ _RATES = {
     0: (11_025, 12_000, 8_000),
 }  # version's bits
 _DECODER_DELAY = 529  # samples
-_STRAY_BYTES = (
-    1 << 13
-)  # that may lie before the first frame and behind the last one: part of a frame, padding
+_STRAY_BYTES = 1 << 13  # tolerated before the first frame and after the last: part of a frame, padding
 
 
 def _sizes() -> Iterator[tuple[int, tuple[int, int, int]]]:
-    """A header's second and third byte -> bytes of the frame, samples per channel, Hz."""
+    """Map a header's second and third bytes to (bytes per frame, samples per channel, Hz)."""
     for version, rates in _RATES.items():
         for layer in (1, 2, 3):
             samples = 384 if layer == 1 else 1152 if layer == 2 or version == 3 else 576
@@ -52,19 +50,19 @@ _HEADERS = dict(_sizes())
 
 @dataclass
 class _Run:
-    """Frames of one kind that belong together."""
+    """Consecutive frames of the same kind."""
 
     kind: tuple[int, int, bool]
     samples: int  # per frame and channel
     rate: int  # Hz
     side_bytes: int
     ranges: list[list[int]] = field(default_factory=list)
-    frames: int = 0  # without the one that holds the header
+    frames: int = 0  # without the frame that contains the info header
     header: tuple[int, bytes] | None = None  # where, and what
 
 
 def survey_mp3(data: mmap.mmap, start: int) -> Layout | None:
-    """Count the frames, and compare them with what the headers say."""
+    """Count the frames and compare with the info headers."""
     end = end_of_sound(data, start)
     runs: list[_Run] = []
     damage: list[tuple[float, int]] = []  # seconds, bytes
@@ -77,7 +75,7 @@ def survey_mp3(data: mmap.mmap, start: int) -> Layout | None:
         if header is not None:
             size, samples, rate = header
             kind = (data[at + 1] & 0xFE, data[at + 2] & 0x0C, data[at + 3] >= 0xC0)
-            # One header can be chance, where none is expected or it is of another kind.
+            # A single header can be a coincidence, where none is expected or if it is of another kind.
             if not (in_sync and runs and runs[-1].kind == kind) and not _is_followed(data, at, end, kind):
                 header = None
         if header is None:
@@ -125,7 +123,7 @@ def survey_mp3(data: mmap.mmap, start: int) -> Layout | None:
 
 
 def _describe(run: _Run) -> tuple[Part, str]:
-    """The part that a run is, and whether it is cut short."""
+    """Return a run as a part, and whether it is truncated."""
     samples = run.frames * run.samples
     ranges = tuple((low, high) for low, high in run.ranges)
     if run.header is None:
@@ -168,7 +166,7 @@ def _describe(run: _Run) -> tuple[Part, str]:
 
 
 def _is_followed(data: mmap.mmap, at: int, end: int, kind: tuple[int, int, bool]) -> bool:
-    """Whether the frame at `at` is followed by another of its kind, or ends the sound."""
+    """Whether the frame at `at` is followed by another of its kind, or by the end of the audio."""
     for _ in range(2):
         header = _HEADERS.get(data[at + 1] << 8 | data[at + 2]) if data[at] == 0xFF else None
         if header is None:
@@ -182,7 +180,7 @@ def _is_followed(data: mmap.mmap, at: int, end: int, kind: tuple[int, int, bool]
 
 
 def _find_frame(data: mmap.mmap, at: int, end: int) -> int:
-    """Where the next frames begin behind what is none; `end` if there are no more."""
+    """Find the next frames after other data; return `end` if there are none."""
     at = skip_tags(data, at)
     while (at := data.find(b"\xff", at, end)) >= 0 and at + 4 <= end:
         if data[at + 1] << 8 | data[at + 2] in _HEADERS:

@@ -20,7 +20,7 @@ def check_mp4(path: Path, tracks: int, frames: int, *, messages: bytes = b"") ->
     Args:
         path: The file.
         tracks: The number of audio tracks it must have.
-        frames: The least number of samples per channel in each.
+        frames: The minimum number of samples per channel in each.
         messages: ffmpeg's messages when it wrote the file: on a full disk it may still exit with 0.
 
     Raises:
@@ -38,7 +38,7 @@ def check_mp4(path: Path, tracks: int, frames: int, *, messages: bytes = b"") ->
         )
         with process:
             assert process.stdout is not None
-            for line in process.stdout:  # of hours there are a million
+            for line in process.stdout:  # a million lines for hours of audio
                 if not line.startswith("#"):
                     track, _, start, length = (int(field) for field in line.split(",")[:4])
                     if start >= 0:  # earlier packets only prime the decoder

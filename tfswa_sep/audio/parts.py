@@ -1,4 +1,4 @@
-"""The sound of a file as parts that are decoded one after the other; see layout.py."""
+"""A file's audio as parts that are decoded one after the other; see layout.py."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ _KEPT = 1 << 25  # bytes of a mapped file that stay in memory
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Sound that one decoder reads from its beginning to its end."""
+    """A stretch of audio that one decoder reads from start to end."""
 
     ranges: tuple[tuple[int, int], ...]  # bytes of the file, from and to
-    patches: Mapping[int, bytes] = field(
-        default_factory=dict
-    )  # place in the file -> what a header should say
-    frames: int | None = None  # samples per channel, where they can be counted
-    slack: int = 0  # samples that a decoder may leave out of them
-    as_stream: bool = False  # to be read from a pipe: the decoder would guess a length and stop there
+    patches: Mapping[int, bytes] = field(default_factory=dict)  # offset in the file -> corrected header bytes
+    frames: int | None = None  # samples per channel, if they can be counted
+    slack: int = 0  # how many of these a decoder may skip
+    as_stream: bool = False  # must be read from a pipe, or the decoder would guess a length and stop there
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The parts of a file, and what is wrong with it."""
+    """The parts of a file, and any damage."""
 
     parts: tuple[Part, ...]
     fault: str = ""  # "is cut short (...)", "is damaged (...)"
-    by_name: bool = False  # a file like any other, which needs no view
-    readable: bool = True  # whether libsndfile may try; else its parts are only counted
+    by_name: bool = False  # an ordinary file, which can be read directly
+    readable: bool = True  # whether libsndfile may read it; else the parts are only counted
 
 
 class View(io.RawIOBase):
@@ -55,17 +53,17 @@ class View(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """The place in the part."""
+        """The position in the part."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place in the part."""
+        """Move to a position in the part."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
         self._at = max(0, base + offset)
         return self._at
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fill as much of `buffer` as lies in one range."""
+        """Fill `buffer` up to the end of the current range."""
         skipped = 0
         for start, end in self._part.ranges:
             if self._at < skipped + end - start:
@@ -114,13 +112,13 @@ class Walker:
 
 
 def share(found: float, announced: float) -> str:
-    """The numbers of a cut, in seconds."""
+    """Say how much of a truncated file is present, in seconds."""
     digits = 1 if announced - found >= 0.1 else 3
     return f"{found:.{digits}f} s of the {announced:.{digits}f} s in its header are present"
 
 
 def are_tags(data: bytes) -> bool:
-    """Whether the bytes are tags, one after the other, and nothing else but zeros behind them."""
+    """Whether the bytes consist of tags only, apart from zeros at the end."""
     at = skip_tags(data, 0)
     rest = data[at:].lstrip(b"\0") if at else data
     return not rest or end_of_sound(rest) == 0

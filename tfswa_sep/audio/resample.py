@@ -18,7 +18,7 @@ def interleave(samples: NDArray[Any]) -> NDArray[Any]:
 
 
 class Resampler:
-    """soxr at its HQ quality as a stream of (c, n) blocks; hands blocks through where the rates are equal."""
+    """soxr at its HQ quality as a stream of (c, n) blocks; passes blocks through if the rates are equal."""
 
     def __init__(self, rate_in: int, rate_out: int, channels: int) -> None:
         self._channels = channels

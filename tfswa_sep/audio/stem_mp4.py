@@ -1,7 +1,7 @@
-"""All stems in one Native Instruments file, `song.stem.mp4`, for Traktor and other DJ programs.
+"""Write all stems to one Native Instruments file, `song.stem.mp4`, for Traktor and other DJ software.
 
 An MP4 with five AAC tracks, the mix first, and a box `stem` in moov/udta with JSON that gives the other four names and
-colours. ffmpeg writes the tracks and we add the box, since no library does so without MP4Box.
+colours. ffmpeg writes the tracks and the box is added here, since no library does so without MP4Box.
 Format: Native Instruments, "Stem file specification".
 """
 
@@ -83,7 +83,7 @@ def write_stem_file(
         command += ["-map", f"{index}:a"]
     rate_there = rate if rate in _RATES else _RATES[0]
     command += ["-c:a", "aac", "-b:a", _BITRATE, "-ac", "2", "-ar", str(rate_there)]
-    # Programs that do not know stems play only the mix.
+    # Programs without stem support play only the mix.
     command += ["-disposition:a", "0", "-disposition:a:0", "default"]
     command += ["-map_metadata", "-1", *ffmpeg_options(tags)]
     command += ["-f", "mp4", f"file:{path.resolve()}"]

@@ -6,7 +6,7 @@ an error or an interruption, no temporary file is left, nor an empty folder that
 With `rescale` the stems are first kept as floats; if any is above full scale, all are turned down by one common gain.
 With `remainder` one stem absorbs what rounding, clipping and resampling changed in the others.
 
-Each stem is encoded in a thread of its own while the next block is computed: encoding a song's stems as MP3 takes
+Each stem is encoded in its own thread while the next block is computed: encoding a song's stems as MP3 takes
 longer than separating it.
 """
 
@@ -46,7 +46,7 @@ class Written:
 
     files: dict[str, Path]  # stem -> file
     clipped: dict[str, int]  # stem -> number of samples clipped at full scale, over all channels
-    gain: float  # applied to all stems by rescale, 1.0 if none was needed
+    gain: float  # applied to all stems by rescale; 1.0 if not needed
     sum_error: float  # largest difference between the stems' sum and the mixture, if `remainder` was given
     stem_file_peak: float  # loudest sample in the stem file's tracks, 0.0 without a stem file
 

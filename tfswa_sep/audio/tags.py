@@ -2,7 +2,7 @@
 
 Tags are read by mutagen where it is installed, else by ffmpeg, else by libsndfile. mutagen is GPL and so an extra;
 without it MP3, WAV and M4A stems have all tags, FLAC, Ogg and Opus stems those that libsndfile can write, and none
-has a cover. No tag is worth a failed song: what cannot be read is left out.
+has a cover. Tags never make a song fail: those that cannot be read are skipped.
 
 A tag with several values, such as two artists, has a NUL between them, as in ID3.
 """
@@ -27,7 +27,7 @@ from tfswa_sep.audio.ffmpeg import find_ffmpeg
 
 
 class _Names(NamedTuple):
-    """What a tag is called elsewhere."""
+    """The names of a tag in other formats."""
 
     ffmpeg: str
     id3: str
@@ -59,7 +59,7 @@ _FRONT = 3  # the kind of picture, in ID3 and FLAC
 
 
 def read_tags(path: Path) -> dict[str, str]:
-    """Name (as FLAC has it) -> text; empty where nothing is known."""
+    """Return {name as in FLAC: text}; empty if there are none."""
     found = _read_with_libsndfile(path)
     more = _read_with_mutagen(path)
     if more is None:
@@ -92,7 +92,7 @@ def lost_tags(tags: Mapping[str, str], container: str) -> list[str]:
 
 
 def libsndfile_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Those that libsndfile can write."""
+    """The tags that libsndfile can write."""
     return {name: as_one_line(text) for name, text in tags.items() if name in _LIBSNDFILE}
 
 
@@ -139,7 +139,7 @@ def _read_with_libsndfile(path: Path) -> dict[str, list[str]]:
 
 
 def _read_with_mutagen(path: Path) -> dict[str, list[str]] | None:
-    """None where mutagen is missing or does not know the format."""
+    """None if mutagen is missing or does not know the format."""
     if not has_mutagen():
         return None
     import mutagen
@@ -167,7 +167,7 @@ def _read_with_mutagen(path: Path) -> dict[str, list[str]] | None:
 def _id3_values(tags: Any, kind: str) -> Iterator[str]:
     for frame in tags.getall(kind):
         if kind in ("COMM", "USLT") and frame.desc:
-            continue  # data of some program, not the comment
+            continue  # data written by a program, not the comment
         yield from [str(frame.text)] if isinstance(frame.text, str) else map(str, frame.text)
 
 
@@ -184,7 +184,7 @@ def _read_with_ffmpeg(path: Path) -> dict[str, list[str]]:
         return {}
     command = [program, "-nostdin", "-loglevel", "error", "-protocol_whitelist", "file,pipe"]
     command += ["-f", demuxer, "-i", f"file:{path.resolve()}"]
-    if demuxer == "ogg":  # there tags belong to the stream
+    if demuxer == "ogg":  # in Ogg, tags belong to the stream
         command += ["-map_metadata", "0:s:a:0"]
     command += ["-f", "ffmetadata", "-"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -237,7 +237,7 @@ def read_cover(path: Path) -> bytes | None:
 
 
 def write_all(path: Path, extension: str, tags: Mapping[str, str]) -> None:
-    """Write all tags to a FLAC, Ogg or Opus file, in place, where mutagen is there. Raises OSError."""
+    """Write all tags to a FLAC, Ogg or Opus file, in place, if mutagen is installed. Raises OSError."""
     if not has_mutagen():
         return
     import mutagen

@@ -1,1 +1,1 @@
-"""Many songs: which ones, in what order, by how many processes, and what is already done."""
+"""Batches: which songs, in what order, on how many processes, and which are already done."""

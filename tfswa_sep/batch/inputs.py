@@ -16,7 +16,8 @@ from tfswa_sep.errors import InputError, OutputError, UsageError, advice
 
 STDIN = "-"
 STDIN_NAME = "standard input"
-# Files in a folder that are taken for songs. A file that is named is tried whatever its extension.
+# Files in a folder with these extensions count as songs. A file named explicitly is tried whatever its
+# extension.
 _EXTENSIONS = (
     ".3g2 .3gp .aac .ac3 .aif .aifc .aiff .alac .amr .ape .au .avi .caf .dff .dsf .dts .eac3 .flac .flv .m2ts "
     ".m4a .m4b .m4r .m4v .mka .mkv .mov .mp1 .mp2 .mp3 .mp4 .mpc .mpeg .mpg .mts .oga .ogg .ogv .opus .rf64 .snd "
@@ -26,12 +27,12 @@ _EXTENSIONS = (
 
 @dataclass(frozen=True)
 class FoundSong:
-    """A song that was named, or lies in a folder that was."""
+    """A song that was named, or found in a named folder."""
 
     path: Path
     folder: Path = Path()  # relative to the folder that was named; the stems go to the same place below --out
     notes: tuple[str, ...] = ()  # for the user, one line each
-    problem: str = ""  # why it cannot be separated, if that is already clear
+    problem: str = ""  # why it cannot be separated, if already known
 
 
 def find_songs(arguments: Sequence[str], *, recursive: bool) -> list[FoundSong]:
@@ -135,7 +136,7 @@ def _no_songs(folder: Path, *, recursive: bool, alone: bool) -> str:
 def _walk(
     folder: Path, *, recursive: bool, on_error: Callable[[OSError], None]
 ) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder once, with its files that are not hidden; those behind links come last."""
+    """Yield each folder once, with its files that are not hidden; linked folders come last."""
     starts, seen = [folder], set[str]()
     for start in starts:
         for name, folders, files in os.walk(start, onerror=on_error):
@@ -187,7 +188,7 @@ def unique(songs: Sequence[FoundSong]) -> Iterator[FoundSong]:
     """Each file once, however often it was named, and by whatever path."""
     seen: set[str] = set()
     for song in songs:
-        resolved = os.path.realpath(song.path)  # a Path raises for links that lead to themselves
+        resolved = os.path.realpath(song.path)  # a Path raises for circular links
         if resolved not in seen:
             seen.add(resolved)
             yield song

@@ -1,10 +1,10 @@
-"""What was done with a song, beside its stems: a hidden JSON file that is written last.
+"""The manifest of a song: a hidden JSON file next to its stems, written last.
 
-It names the song and the model by their SHA-256, the options, and the stems by size and time of change: to
-hash them took a tenth of a run's time (measured). Where all of it is still so, the work need not be done
-again. It is also what tells our files from others, which are never replaced unasked. So it is written twice:
-without a result before the stems get their names, and with one afterwards. After a run that was killed in between,
-each stem is the one on record as earlier or the one on record as new.
+It names the song and the model by their SHA-256, the options, and the stems by size and modification time:
+hashing them took a tenth of a run's time (measured). If nothing has changed, the song need not be separated
+again. It also identifies the files that tfswa-sep wrote; others are never replaced unless requested. So it is
+written twice: without a result before the stems are renamed, and with the result afterwards. If a run is killed
+in between, each stem matches either the old or the new record.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tfswa_sep.registry import ModelFile, ModelInfo, digest, local_path
 
 _FORMAT = 3
 _SUFFIX = ".tfswa-sep.json"
-_TIME_STEP = 2 * 10**9  # ns, of the times on a FAT disk
+_TIME_STEP = 2 * 10**9  # ns, the resolution of times on a FAT disk
 
 
 def manifest_path(folder: Path, track: str) -> Path:
-    """Where the manifest of a song's stems lies; `folder` is the one that holds all of them."""
+    """The path of the manifest of a song's stems; `folder` is the one that contains all of them."""
     return folder / f".{track}{_SUFFIX}"
 
 
 def describe_work(song: Path, model: ModelInfo, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides how the stems come out. Raises OSError."""
+    """Everything that determines the stems. Raises OSError."""
     hashes = {file.label: file.sha256 or _hash_here(file) for file in model.files}
     return {
         "format": _FORMAT,
@@ -43,12 +43,12 @@ def describe_work(song: Path, model: ModelInfo, options: Mapping[str, Any]) -> d
 
 def _hash_here(file: ModelFile) -> str:
     path = local_path(file)
-    return digest(path) if path.is_file() else ""  # not fetched: another of the model's files is used
+    return digest(path) if path.is_file() else ""  # not downloaded: another of the model's files is used
 
 
 @dataclass(frozen=True)
 class Record:
-    """The manifest of a song, to StemWriter: which stems there are ours.
+    """The manifest of a song, for StemWriter: it knows which stems there are ours.
 
     path: The manifest.
     work: See describe_work.
@@ -64,7 +64,7 @@ class Record:
         return self.replace and _is_ours(output, _read(self.path), self.path)
 
     def announce(self, files: Mapping[Path, Path]) -> None:
-        """Record whole temporary files that are about to get their names: a run may be killed meanwhile.
+        """Record complete temporary files that are about to be renamed, in case the run is killed meanwhile.
 
         Raises OutputError.
         """
@@ -86,9 +86,9 @@ class Record:
 def write_manifest(
     path: Path, work: Mapping[str, Any], outputs: list[Path], result: Mapping[str, Any]
 ) -> None:
-    """Record that `work` made `outputs`, with what else there is to tell as `result`. Raises OutputError.
+    """Record that `work` produced `outputs`, with further details in `result`. Raises OutputError.
 
-    What earlier runs with other options made, and is still there, stays on record: outputs_in tells of it.
+    Existing files from earlier runs with other options stay on record: outputs_in returns them.
     """
     try:
         marks = {output: _fingerprint(output) for output in outputs}
@@ -99,7 +99,7 @@ def write_manifest(
 
 
 def finished_work(path: Path, work: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The recorded result if just this work was done and all its outputs are there, unchanged; else None."""
+    """The recorded result if exactly this work was done and all its outputs exist, unchanged; else None."""
     document = _read(path)
     if any(document.get(key) != value for key, value in json.loads(json.dumps(work)).items()):
         return None
@@ -117,7 +117,7 @@ def finished_work(path: Path, work: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def has_stems_of_another_song(path: Path, work: Mapping[str, Any]) -> bool:
-    """Whether stems are there that were made of another song, or of this one before it was changed."""
+    """Whether there are stems of another song, or of this one before it was changed."""
     song = _read(path).get("song")
     another = isinstance(song, dict) and song.get("sha256") != work["song"]["sha256"]
     return another and bool(_existing_outputs(path))
@@ -133,7 +133,7 @@ def _is_ours(output: Path, document: Mapping[str, Any], path: Path) -> bool:
 
 
 def outputs_in(folder: Path) -> set[Path]:
-    """The stems that manifests in this folder tell of: they are no songs to separate."""
+    """The stems listed by manifests in this folder, which are not songs to separate."""
     return {output for path in folder.glob(f".*{_SUFFIX}") for output in _existing_outputs(path)}
 
 
@@ -144,7 +144,7 @@ def _write(
     earlier: Mapping[Path, Any],
     result: Mapping[str, Any] | None = None,
 ) -> None:
-    """Without a result the work is under way. Raises OSError."""
+    """Without a result, the work is in progress. Raises OSError."""
 
     def by_name(marks: Mapping[Path, Any]) -> dict[str, Any]:
         return {os.path.relpath(output, path.parent): mark for output, mark in marks.items()}
@@ -162,13 +162,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _fingerprint(output: Path) -> list[int]:
-    """What a file loses when it is changed: its size in bytes, its time in ns. Raises OSError."""
+    """A file's size in bytes and modification time in ns, which show whether it was changed. Raises OSError."""
     status = output.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
 def _matches(mark: list[int], known: object) -> bool:
-    """Whether a fingerprint is one on record. FAT and exFAT disks round times, some only once they are unmounted."""
+    """Whether a fingerprint is on record. FAT and exFAT disks round times, some only once they are unmounted."""
     if not isinstance(known, list) or [type(number) for number in known] != [int, int]:
         return False
     (size, time), (known_size, known_time) = mark, known

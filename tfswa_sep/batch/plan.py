@@ -68,7 +68,7 @@ class Work:
     model: ModelInfo
     runtime: Runtime
     options: OutputOptions
-    overwrite: bool | None  # None: finished songs are skipped; only our own files are ever replaced
+    overwrite: bool | None  # None: finished songs are skipped; only files from earlier runs are replaced
     keep: frozenset[str] = frozenset()  # real paths of all songs: no stem of another may replace one
     loaded: list[Separator] = field(default_factory=list, compare=False)  # filled on first use
 
@@ -148,7 +148,7 @@ def _describe(song: PlannedSong, written: SeparationResult) -> dict[str, Any]:
 
 
 def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
-    """Each song once, with a track name of its own: a second `song` becomes `song_2`.
+    """Plan each song once, with a unique track name: a second `song` becomes `song_2`.
 
     Raises UsageError for several songs and a pattern without {track}.
     """
@@ -174,7 +174,7 @@ def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
 
 
 def _file_system_key(path: Path) -> str:
-    """One key for names that macOS or Windows take for the same: a and A, or two encodings of an accent."""
+    """The same key for names that macOS or Windows consider equal: a and A, or two encodings of an accent."""
     return unicodedata.normalize("NFC", str(path).casefold())
 
 
@@ -183,7 +183,7 @@ def check_song(song: PlannedSong, commands: Sequence[str], *, alone: bool) -> No
 
     Args:
         song: The song.
-        commands: Names of commands, for a hint where one of them is misspelt.
+        commands: Names of commands, for a hint if one of them was misspelt.
         alone: Whether it is the only song; else a name without extension may be meant as the output folder.
 
     Raises:

@@ -1,6 +1,6 @@
 """A batch on one or several processes, each of which takes the next song when it has finished one.
 
-A process that dies, killed or crashed in a decoder, costs one song.
+If a process dies, killed or crashed in a decoder, only its song fails.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tfswa_sep.inference.hardware import count_cores
 # (song, seconds done, seconds in all or None where unknown)
 SongProgress = Callable[[PlannedSong, float, float | None], None]
 FATAL_ERRORS = (UsageError, ModelError, DeviceError, MemoryError)
-_PATIENCE = 10.0  # seconds that a process has to remove its temporary files
+_PATIENCE = 10.0  # seconds for a process to remove its temporary files
 
 
 def threads_per_job(jobs: int) -> int | None:
@@ -49,7 +49,7 @@ def run_songs(
         on_progress: Called with the progress of each song.
 
     Raises:
-        TfswaError: An error that every other song would meet too, such as a missing device.
+        TfswaError: An error that would affect every other song too, such as a missing device.
     """
     if min(jobs, len(songs)) > 1:
         outcomes = _run_in_processes(songs, work, check, jobs, on_progress)

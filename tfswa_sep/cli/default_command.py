@@ -16,7 +16,7 @@ class SeparateByDefault(TyperGroup):
     alone = "--help"  # what no arguments at all mean
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the fallback in front, unless the arguments begin with a command or an option of this group."""
+        """Insert the default command, unless the arguments begin with a command or an option of this group."""
         args = protect_file_names(args) or [self.alone]
         own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
         if args[0] not in self.commands and args[0].partition("=")[0] not in own:

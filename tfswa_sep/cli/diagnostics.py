@@ -1,4 +1,4 @@
-"""What works on this machine, how fast, and the line that installs what is missing.
+"""Find out what works on this machine, how fast, and the commands that install what is missing.
 
 Nothing here raises: a problem is a Finding.
 """
@@ -24,7 +24,7 @@ from tfswa_sep.installation import ffmpeg_install_command, install_command
 
 CLIP_SECONDS = 5
 _CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
-# PyPI's torch for Linux is built for CUDA 13; drivers of an older CUDA need the wheels of another index.
+# PyPI's torch for Linux is built for CUDA 13; older drivers need wheels from another index.
 _CUDA_WHEELS = (((13, 0), None), ((12, 6), "https://download.pytorch.org/whl/cu126"))
 
 
@@ -35,9 +35,9 @@ class Finding:
     about: str
     right: bool
     text: str
-    install: str = ""  # the line that installs it
-    optional: bool = False  # tfswa-sep works without
-    exit_code: int = 0  # of the error that a separation would meet
+    install: str = ""  # the command that installs it
+    optional: bool = False  # tfswa-sep works without it
+    exit_code: int = 0  # of the error that a separation would raise
 
 
 def examine() -> Iterator[Finding]:
@@ -65,7 +65,7 @@ def works(findings: list[Finding]) -> int:
 
 
 def torch_install_line(platform_name: str, cuda: tuple[int, int] | None) -> str:
-    """The line that installs the build of PyTorch for a machine; "" where the driver is too old for any.
+    """The command that installs the right build of PyTorch; "" if the driver is too old for any.
 
     Args:
         platform_name: As sys.platform.
@@ -116,7 +116,7 @@ def _folder(about: str, folder: Path) -> Finding:
 
 
 def _nvidia_cuda() -> tuple[int, int] | None:
-    """The CUDA version that the Nvidia driver of this machine is for; None without one."""
+    """The CUDA version that this machine's Nvidia driver supports; None without one."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None

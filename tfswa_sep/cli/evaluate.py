@@ -33,7 +33,7 @@ MUSEVAL, REFERENCE, FAST = (
     "museval-reference",
     "fast",
 )  # as in evaluation/scoring.py, which is too heavy to load here
-WIDEST = 10_000  # characters: no table has as many
+WIDEST = 10_000  # characters: wider than any table
 
 app = typer.Typer(
     cls=RunByDefault, rich_markup_mode=None, epilog="All scoring options: tfswa-sep eval run --help"
@@ -332,7 +332,7 @@ def _terminal_width() -> int | None:
 
 
 def _print_tables(*tables: Table) -> None:
-    """Print tables on stdout: as wide as they need to be where that is no terminal, so that no cell wraps."""
+    """Print tables on stdout; if that is not a terminal, as wide as needed, so that no cell wraps."""
     from rich.console import Console
     from rich.measure import Measurement
     from rich.segment import Segment, Segments
@@ -449,7 +449,7 @@ def _songs_done(evaluation: Evaluation) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file completely or not at all."""
     from tfswa_sep.audio.atomic_file import write_text
 
     try:

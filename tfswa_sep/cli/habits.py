@@ -1,4 +1,4 @@
-"""What people who come from demucs, Spleeter or audio-separator type, and what it is called here."""
+"""Options of demucs, Spleeter and audio-separator, and what they are called here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def usage_message(error: TyperException, program: str) -> str:
 
 
 def protect_file_names(arguments: Sequence[str]) -> list[str]:
-    """Write files whose names begin with a dash as ./-name, so that they are not taken for options."""
+    """Rewrite file names that begin with a dash as ./-name, so that they are not mistaken for options."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return [
         f"./{argument}" if number < end and _is_file_with_dash(argument) else argument

@@ -1,4 +1,4 @@
-"""The progress of each song on stderr: bars on a terminal, a line now and then elsewhere."""
+"""The progress of each song on stderr: bars on a terminal, otherwise an occasional line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STEP = 0.1  # of the song, from one line to the next
 
 @contextmanager
 def show_progress(*, shown: bool) -> Iterator[Progress]:
-    """Yields what shows the progress, and takes it off the screen at the end."""
+    """Yield a progress display, and clear it from the screen at the end."""
     progress = (ProgressBars() if sys.stderr.isatty() else ProgressLines()) if shown else Progress()
     try:
         yield progress

@@ -149,7 +149,7 @@ def _with_two_stems(options: OutputOptions, stem: str | None) -> OutputOptions:
 
 
 def _fetch_model(name: str | None, runtime: Runtime) -> ModelInfo:
-    """The model to use, checked as far as possible before anything heavy is loaded.
+    """Find the model to use, and check as much as possible before anything heavy is loaded.
 
     A model with files for several backends is downloaded later, when the backend is chosen.
     """

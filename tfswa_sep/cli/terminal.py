@@ -24,7 +24,7 @@ PROGRAM = "tfswa-sep"
 _STDOUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as in the shell: 128 + the number of the signal
 _PASSWORD = re.compile(r"""(?<=://)[^/\s'"]*@""")
-_JOINERS = "\u200c\u200d"  # invisible, but part of Persian words and of emoji
+_JOINERS = "\u200c\u200d"  # invisible, but used in Persian words and emoji
 
 
 class _Terminated(BaseException):
@@ -150,12 +150,14 @@ def _terminate(signal_number: int, frame: object) -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Open 0, 1 and 2 where they are closed: else the next opened file would get the number, and the output."""
+    """Open file descriptors 0, 1 and 2 if they are closed: otherwise the next opened file would get the number,
+    and the output.
+    """
     for handle in (0, 1, 2):
         try:
             os.fstat(handle)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
