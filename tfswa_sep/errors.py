@@ -3,7 +3,7 @@
 TfswaError            1  anything else
 ├── UsageError        2  an option or an argument makes no sense
 ├── InputError        3  a song is missing or cannot be decoded
-│   └── TruncatedError   a song is cut short: --allow-truncated separates the rest
+│   └── TruncatedError   a song is truncated: --allow-truncated separates the rest
 ├── ModelError        4  a model is unknown, cannot be downloaded, or is damaged
 ├── OutputError       5  a stem cannot be written: permissions, disk, format
 ├── DeviceError       6  a backend or device is missing, or memory ran out
@@ -53,7 +53,7 @@ class InputError(TfswaError):
 
 
 class TruncatedError(InputError):
-    """A song is cut short or damaged; the part before that can be decoded."""
+    """A song is truncated or damaged; the part before the damage can be decoded."""
 
 
 class ModelError(TfswaError):
@@ -81,5 +81,5 @@ class BatchError(TfswaError):
 
 
 def advice(error: BaseException) -> str:
-    """What to do about an error of the operating system, as the end of a sentence."""
+    """Advice for an operating-system error, as the end of a sentence."""
     return _ADVICE.get(getattr(error, "errno", None) or 0, "check the disk, or choose another folder")

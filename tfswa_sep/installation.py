@@ -1,4 +1,4 @@
-"""How this copy of tfswa-sep was installed, and so the line that adds a package to it."""
+"""How this copy of tfswa-sep was installed, and thus which command adds a package to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINUX_INSTALLERS = {
 
 
 def install_command(*packages: str, extra: str = "", index: str | None = None) -> str:
-    """The line that installs packages beside tfswa-sep: pip's, or that of pipx or uv where they installed it.
+    """The command that installs packages next to tfswa-sep: pip's, or that of pipx or uv if they installed it.
 
     Args:
         packages: Requirements, such as "torch>=2.11".
@@ -39,7 +39,7 @@ def install_command(*packages: str, extra: str = "", index: str | None = None) -
 
 
 def ffmpeg_install_command() -> str:
-    """The line that installs ffmpeg: the system's, else that of the imageio-ffmpeg package."""
+    """The command that installs ffmpeg: from the system's package manager, else the imageio-ffmpeg package."""
     line = _FFMPEG.get(sys.platform) or next(
         (line for tool, line in _LINUX_INSTALLERS.items() if shutil.which(tool)), ""
     )
@@ -60,12 +60,12 @@ def _has_pip() -> bool:
 
 
 def _pip() -> list[str]:
-    """pip as the shell would find it, if it is that of this Python."""
+    """pip as the shell would find it, if it belongs to this Python."""
     found = shutil.which("pip")
     is_ours = found is not None and Path(found).parent == Path(sys.executable).parent
     return ["pip"] if is_ours else [sys.executable, "-m", "pip"]
 
 
 def _join(words: list[str]) -> str:
-    """Words as a line for any shell, including Windows': in double quotes where needed."""
+    """Join words to a command line for any shell, including Windows': in double quotes where needed."""
     return " ".join(word if re.fullmatch(r"[\w@%+=:,./\\-]+", word) else f'"{word}"' for word in words)

@@ -73,8 +73,9 @@ class OutputOptions:
         exact_sum: Make the last stem the song minus the others, so that all add up to the song exactly.
         stem_file: Also write all stems as one Native Instruments file, SONG.stem.mp4.
         downmix: Mix more than two channels down to stereo.
-        track: Which of a video's audio tracks, from 1; None for the default one, or the first that sounds.
-        allow_truncated: Separate what is left of a song that is cut short.
+        track: Which of a video's audio tracks, counting from 1; None for the default one, or the first that is
+        not silent.
+        allow_truncated: Separate what can be read of a truncated or damaged song.
         overwrite: Replace existing files; False raises OutputError instead. The command replaces only its own by
             default.
 
@@ -102,5 +103,5 @@ class OutputOptions:
 
 
 def take_fields(kind: type[Any], values: dict[str, Any]) -> Mapping[str, Any]:
-    """Move those of `values` that are fields of the dataclass `kind` into a dictionary of their own."""
+    """Move the entries of `values` that are fields of the dataclass `kind` into a new dictionary."""
     return {field.name: values.pop(field.name) for field in fields(kind) if field.name in values}

@@ -168,7 +168,7 @@ class Separator:
         Raises:
             TfswaError: As in `separate`, when the block in question is reached.
         """
-        # A whole batch on a GPU can be a minute and more of a live recording.
+        # A whole batch on a GPU could be over a minute of a live recording.
         return self._stream(blocks, rate, stems=stems, batch_size=self._runtime.batch_size or 1)
 
     def _stream(

@@ -1,4 +1,4 @@
-"""Are two methods different, or is it noise? Paired differences over the songs that both have scores for.
+"""Is the difference between two methods real, or noise? Paired differences over the songs scored by both.
 
 The interval is the percentile bootstrap of the mean difference (Efron and Tibshirani 1993, chapter 13): songs
 are drawn with replacement, each with all of its scores, and the middle 95 % of the means kept.
@@ -24,7 +24,7 @@ SEED = 0
 SAME_SECONDS = 1.0  # two copies of a song differ in length by less: codecs pad by some milliseconds
 MEAN = "mean"  # over the stems, without the accompaniment
 UNCLEAR = "unclear"
-MIN_SONGS = 6  # with 5, all differences of one sign still happen by chance one time in 16
+MIN_SONGS = 6  # with 5, all differences have the same sign by chance one time in 16
 
 
 @dataclass(frozen=True)

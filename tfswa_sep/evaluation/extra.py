@@ -13,7 +13,7 @@ def need(package: str, purpose: str) -> Any:
     """The imported `package`.
 
     Raises:
-        UsageError: It is not installed, or ffmpeg is missing; the message says what to type.
+        UsageError: It is not installed, or ffmpeg is missing; the message gives the command to install it.
     """
     try:
         return importlib.import_module(package)

@@ -1,4 +1,4 @@
-"""The scores of an evaluation, and all that is needed to reproduce them.
+"""The scores of an evaluation, and everything needed to reproduce them.
 
     Evaluation      one run: data, command, machine, versions
       MethodScores    a model, a folder of estimates or a baseline

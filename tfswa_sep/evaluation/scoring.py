@@ -26,7 +26,7 @@ GROUPS_KEPT = 2  # of museval's: all stems, and vocals with accompaniment
 
 @dataclass(frozen=True)
 class Task:
-    """All that is needed to score one song with one method."""
+    """Everything needed to score one song with one method."""
 
     song: Song
     mixture: Path  # written by Song.write_mixture

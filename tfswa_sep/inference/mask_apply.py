@@ -105,7 +105,7 @@ def masked_frames(
 def _neighbours(spectrum: Spectrum, band: Band, config: ModelConfig) -> Spectrum:
     """The frames that a band's filters span around each frame, (taps, c, t, bins of the band); zero outside.
 
-    Phases are rotated back by what a tone at its bin's centre advances from frame to frame.
+    Phases are rotated back by the advance of a tone at its bin's centre from frame to frame.
     """
     reach = band.taps // 2
     around = np.pad(spectrum[:, band.start : band.stop].swapaxes(1, 2), ((0, 0), (reach, reach), (0, 0)))

@@ -57,7 +57,7 @@ def separate_blocks(
             stems = model(segments, stem_matrix=None if is_identity else model_part)
         return stems + song_part[:, None, None] * segments[:, None] if song_part.any() else stems
 
-    # A single pass does without tee, which keeps some 60 blocks that every copy has already read.
+    # A single pass avoids tee, which keeps some 60 blocks that every copy has already read.
     copies = [iter(blocks)] if shifts == 1 else tee(blocks, shifts)
     offsets = [plan.lead + offset for offset in _offsets(shifts, plan.step)]
     passes = [
@@ -71,7 +71,7 @@ def separate_blocks(
 
 
 def _other_ways(model: Backend) -> str:
-    """What to try where this backend fails."""
+    """What to try if this backend fails."""
     ways = ["--device cpu"] if model.device != "cpu" else []
     ways += ["--precision fp32"] if model.precision not in ("", "fp32") else []
     ways += ["--backend onnx"] if model.name == "torch" else []

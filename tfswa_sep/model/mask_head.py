@@ -1,4 +1,4 @@
-"""What lies between the STFT and the network: its input features, and the application of its masks and filters.
+"""The steps between the STFT and the network: its input features, and the application of its masks and filters.
 
 On a CPU both backends use the same in NumPy (`tfswa_sep.inference.features` and `mask_apply`).
 Axis letters: see `tfswa_sep.model.config`.
@@ -29,8 +29,8 @@ def band_features(mixture: Tensor, config: ModelConfig) -> list[Tensor]:
 
     They are the magnitudes |X|^0.3 of every channel and, unless `features` is "magnitude", of mid and side, since
     panning is a strong cue. "complex" puts the compressed real and imaginary parts first. "advance" instead puts
-    those of X(t) X*(t - 1) first, rotated back by what a tone at the bin's centre advances: the rest of the phase
-    advance tells where between two bins a tone lies, and whether it is a tone.
+    those of X(t) X*(t - 1) first, rotated back by the phase advance of a tone at the bin's centre: the
+    remaining advance shows where between two bins a tone is, and whether it is a tone at all.
 
     Args:
         mixture: STFT of the mixture without the Nyquist bin, (b, 2c, bins, t).
@@ -73,7 +73,9 @@ def _phases(mixture: Tensor, powers: Tensor, band: Band, config: ModelConfig) ->
 
 
 def rotate_phases(spectrum: Tensor, *, frames: int, config: ModelConfig, first: int) -> Tensor:
-    """Rotate bins from `first` on, (b, 2c, f, t), by what a tone at each bin's centre advances in `frames`."""
+    """Rotate bins from `first` on, (b, 2c, f, t), by the phase advance of a tone at each bin's centre over
+    `frames`.
+    """
     bins = torch.arange(first, first + spectrum.shape[2], device=spectrum.device)
     angle = (bins * (frames * config.hop) % config.n_fft) * (2 * torch.pi / config.n_fft)
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]

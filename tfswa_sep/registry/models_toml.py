@@ -53,7 +53,7 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model without opening its files."""
+    """What is known about a model without opening its files."""
 
     name: str  # for an unlisted model, its address or its file's stem
     summary: str

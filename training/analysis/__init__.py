@@ -1,1 +1,1 @@
-"""What a model or a configuration costs and does."""
+"""The cost and behaviour of models and configurations."""

@@ -1,9 +1,9 @@
-"""The answers of a blind A/B test: which method listeners prefer, and how sure that is.
+"""The answers of a blind A/B test: which method listeners prefer, and with what certainty.
 
 A preference is the share of answers in favour of a method; "no difference" counts as half an answer for each.
 Its interval is Wilson's (1927), which also holds for few or unanimous answers, where a bootstrap has no width. The
 sign test is exact and two-sided, over the answers that prefer one side. Both assume independent answers: many
-excerpts tell more than many answers about one.
+excerpts are more informative than many answers about one.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What an evaluation looks like: tables, charts, one HTML file."""
+"""Present an evaluation: tables, charts, one HTML file."""

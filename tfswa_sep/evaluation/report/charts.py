@@ -1,4 +1,4 @@
-"""Where everything lies in the report's charts; templates/charts.html.j2 draws them as inline SVG.
+"""The layout of the report's charts; templates/charts.html.j2 draws them as inline SVG.
 
 x is in percent of the chart's width, so that a chart fits any screen and its text keeps its size; y is in px.
 """

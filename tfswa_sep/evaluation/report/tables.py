@@ -157,7 +157,7 @@ def _add_score(table: Table, label: str, method: MethodScores, stems: Sequence[s
 
 
 def differences(evaluation: Evaluation) -> list[str]:
-    """How far the fast metrics are from museval's in this run, if it has both."""
+    """The differences between the fast metrics and museval's in this run, if it has both."""
     lines = []
     for method in evaluation.methods:
         if method.kind == BASELINE:
@@ -244,7 +244,7 @@ def preference_table(test: ListeningTest) -> Table:
 
 
 def notes(method: MethodScores) -> list[str]:
-    """What to know about the songs: oddities, and what was left out and how often."""
+    """Notes on the songs: warnings, and which stems were not scored and how often."""
     lines = [f"{song.song}: {note}" for song in method.songs for note in song.warnings]
     lines += [f"{song.song}, {stem}: {why}" for song in method.songs for stem, why in song.skipped.items()]
     counts = Counter(stem for song in method.songs for stem in song.skipped)

@@ -5,8 +5,8 @@ The teacher screens 44 hours of game music: two short excerpts of every file, an
 voice in one of them. FILE gets one row per scanned file (package, file, seconds, share, clarity; see
 pseudo_stems.py), so that a scan can be interrupted and resumed. Files with at least SUNG_SECONDS of singing are
 added to music_with_voices.tsv next to this module, and the build excludes them from the accompaniment. A lead
-instrument can be mistaken for a voice: such files are lost, but none is used as vocals unless somebody who has
-listened to it adds its package to `catalogue.SUNG_PACKAGES`.
+instrument can be mistaken for a voice: such files are lost, but none is used as vocals unless somebody listens
+to it and adds its package to `catalogue.SUNG_PACKAGES`.
 """
 
 import argparse
