@@ -1,4 +1,4 @@
-"""The machinery of the tables of faults: each row runs the real command as a process of its own.
+"""The machinery for the tables of faults: each row runs the real command as a separate process.
 
 A row says what lies in the folder, what is typed, and what must come of it: the exit code, exactly one line
 on stderr, and which files are new. Everything that was there before must be there afterwards, to the byte.

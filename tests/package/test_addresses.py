@@ -1,4 +1,4 @@
-"""Models at addresses that nobody recorded: believed once, checked ever after; and the commands for it."""
+"""Models at new addresses: trusted once, checked from then on; and the commands for them."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def test_video_without_sound_is_reported(tmp_path: Path) -> None:
 
 
 @needs_ffmpeg
-def test_a_title_is_not_taken_for_a_duration(song: Song) -> None:
+def test_a_title_is_not_mistaken_for_a_duration(song: Song) -> None:
     wav = song("a.wav", 44_100)
     m4a = convert(wav, wav.with_suffix(".m4a"), "-metadata", "title=Duration: 99:59:59.00")
     with open_audio(m4a) as reader:
@@ -238,7 +238,7 @@ def test_truncated_m4a_is_refused(song: Song) -> None:
 
 
 @needs_ffmpeg
-def test_damage_in_the_middle_of_an_m4a_is_told(song: Song) -> None:
+def test_damage_in_the_middle_of_an_m4a_is_reported(song: Song) -> None:
     wav = song("a.wav", 441_000)
     path = convert(wav, wav.with_suffix(".m4a"), "-c:a", "alac")
     data = path.read_bytes()
@@ -252,7 +252,7 @@ def test_damage_in_the_middle_of_an_m4a_is_told(song: Song) -> None:
 
 @needs_ffmpeg
 @pytest.mark.parametrize("container", (".mka", ".mov"))
-def test_sound_that_is_left_out_is_told(song: Song, container: str) -> None:
+def test_skipped_audio_is_reported(song: Song, container: str) -> None:
     """The timestamps jump; nothing else says that something is missing."""
     wav = song("a.wav", 441_000)
     path = convert(
@@ -275,7 +275,9 @@ def video(path: Path, *inputs: str, options: tuple[str, ...] = ()) -> Path:
 
 @needs_ffmpeg
 @pytest.mark.parametrize("container", ("mkv", "mp4"))
-def test_of_several_tracks_one_that_sounds_is_taken_and_said(tmp_path: Path, container: str) -> None:
+def test_of_several_tracks_one_that_is_not_silent_is_used_and_reported(
+    tmp_path: Path, container: str
+) -> None:
     path = video(
         tmp_path / f"dub.{container}", "anullsrc=d=2", "sine=220:d=2", "sine=880:d=2", options=("-c:a", "aac")
     )

@@ -1,4 +1,4 @@
-"""Several songs, and several runs: none takes another's files, and what is on record is what is there."""
+"""Several songs and several runs: none replaces another's files, and manifests match the files."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_every_frame_of_music_is_museval_s(stems: tuple[str, ...], tolerance: fl
             np.testing.assert_allclose(ours[stem][name], ratios, rtol=0, atol=tolerance)
 
 
-def test_dependent_references_are_no_obstacle() -> None:
+def test_dependent_references_are_supported() -> None:
     """A stem panned by a power of two: its channels are multiples of each other, and museval's matrix singular."""
     left, other = noise(1), noise(2, channels=2)
     references = {"bass": np.hstack([left, left / 2]), "drums": other}

@@ -196,7 +196,7 @@ def test_folders_are_walked_and_mirrored(work: Path, capsys: pytest.CaptureFixtu
     (work / "in" / "notes.txt").write_text("no song")
     assert main.run(["in", "--stems", "bass", "-o", "out", "-q"]) == 0
     assert files_in(work / "out") == {"a/bass.wav"}
-    for _ in range(2):  # what lies in in/a and in/deep/er/a after the first run are no songs
+    for _ in range(2):  # stems in in/a and in/deep/er/a after the first run are not songs
         assert main.run(["in", "-r", "--stems", "bass", "-o", "in", "-q"]) == 0
     assert files_in(work / "in") - {"a.wav", "deep/er/a.wav", "deep/.hidden.wav", "notes.txt"} == {
         "a/bass.wav",

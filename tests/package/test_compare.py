@@ -60,7 +60,7 @@ def stems_record(path: Path, **songs: tuple[float | None, ...]) -> Path:
 
 
 def test_the_mean_of_the_stems_is_compared_too(tmp_path: Path) -> None:
-    """The accompaniment is no stem of its own, and a song counts for the stems that it has."""
+    """The accompaniment does not count as a stem, and a song counts only for the stems it has."""
     first = stems_record(tmp_path / "a.json", one=(1, 2, 3), two=(1, None, 3), three=(1, None, 3))
     second = stems_record(tmp_path / "b.json", one=(2, 4, 90), two=(1, None, 90), three=(2.5, None, 3))
     found = {each.stem: each for each in compare_records([first, second]).differences}
@@ -87,7 +87,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.Mon
     assert 88 <= hits <= 99
 
 
-def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_reported(tmp_path: Path) -> None:
     first = record(tmp_path / "a.json", [1.0, 2.0])
     (few,) = compare_records([first, record(tmp_path / "b.json", [9.0, 9.0])]).differences
     assert few.verdict == "fewer than 6 songs: no verdict"

@@ -46,8 +46,8 @@ class Kind:
     decibels: float = 40  # how near to the source; 40 for what is lossless
     padding: int = 0  # samples that a codec may add or leave out
     has_length: bool = True  # whether a file says anywhere how long it is
-    checks: bool = True  # whether zeros in the middle can be told from sound
-    joins: bool = True  # whether a file can be told in the middle of another
+    checks: bool = True  # whether zeros in the middle can be distinguished from audio
+    joins: bool = True  # whether a file can be recognized in the middle of another
     tags: bool = False  # whether programs put ID3 and APE tags around it
     sample: bool = False  # whether the usual run has it too
 

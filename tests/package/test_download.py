@@ -124,7 +124,7 @@ def test_a_cache_that_cannot_be_written_names_the_way_out(
         download.fetch(file_at(f"{server.url}/tiny.onnx"))
 
 
-def test_others_of_the_process_are_not_hindered(server: ModelServer) -> None:
+def test_other_users_of_the_process_are_unaffected(server: ModelServer) -> None:
     """The checks sit in huggingface_hub's own web client, and are off where the request is not ours."""
     from huggingface_hub import get_session
 

@@ -103,7 +103,7 @@ def test_si_sdr_forgives_a_gain_and_nothing_else() -> None:
         assert si_sdr(reference, np.float32(gain) * (reference + error)) == pytest.approx(expected, abs=1e-2)
 
 
-def test_nothing_is_said_of_silence() -> None:
+def test_silence_is_not_scored() -> None:
     silence = np.zeros((2, 1000), dtype=np.float32)
     assert sdr(silence, noise(1)[:, :1000]) is None
     assert si_sdr(silence, silence) is None
@@ -384,7 +384,7 @@ def test_a_record_that_cannot_be_written_is_one_clear_line(
         assert capsys.readouterr().err.startswith(f"tfswa-sep: cannot write {place}{why}")
 
 
-def test_a_model_of_vocals_alone_is_scored_with_the_rest_as_its_accompaniment(tmp_path: Path) -> None:
+def test_a_vocals_only_model_is_scored_with_the_rest_as_its_accompaniment(tmp_path: Path) -> None:
     write_song(tmp_path / "data" / "song", vocals=noise(1), drums=noise(2))
     found = evaluate_folder(tmp_path / "data", ModelMethod(fixed_gains({"vocals": 0.25})))
     stems = found.methods[0].songs[0].stems

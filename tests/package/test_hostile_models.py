@@ -161,7 +161,7 @@ ROWS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ROWS, ids=str)
 def test_a_hostile_model_is_reported_in_one_line(fault: Fault, tmp_path: Path) -> None:
-    if "cache" in fault.env.values():  # the lock of a download stays behind
+    if "cache" in fault.env.values():  # the lock file of a download remains
         fault = Fault(**{**vars(fault), "env": {**fault.env, "TFSWA_CACHE": f"{tmp_path}-cache"}})
     fault.check(tmp_path)
 

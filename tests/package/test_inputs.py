@@ -15,7 +15,7 @@ from tfswa_sep.errors import InputError, UsageError
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to be in; what is in files is no matter here."""
+    """The working directory; file contents do not matter here."""
     monkeypatch.chdir(tmp_path)
     for name in ("album/a.wav", "album/deep/b.wav", "album/closed/c.wav", "alone/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

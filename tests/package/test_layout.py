@@ -98,7 +98,7 @@ def test_mp3s_of_two_rates_without_headers(tmp_path: Path) -> None:
     assert abs(got.shape[1] - 2 * RATE) < 6000
 
 
-def test_damage_in_an_mp3_is_told_and_passed(tmp_path: Path) -> None:
+def test_damage_in_an_mp3_is_reported_and_skipped(tmp_path: Path) -> None:
     content, _ = mp3(tmp_path, 4)
     half = len(content) // 2
     content = content[:half] + bytes(3000) + content[half + 3000 :]
@@ -137,7 +137,7 @@ def test_a_wav_is_read_to_its_end_whatever_its_size_says(tmp_path: Path, claim: 
     np.testing.assert_allclose(got, samples, atol=1e-4)
 
 
-def test_chunks_behind_the_sound_are_no_sound(tmp_path: Path) -> None:
+def test_chunks_after_the_audio_are_not_audio(tmp_path: Path) -> None:
     content = encode(tmp_path, tones(1, 440), "WAV") + b"LIST\x04\0\0\0INFOid3 \x03\0\0\0abc\0"
     got, _ = read(tmp_path / "a.wav", content)
     assert got.shape == (2, RATE)

@@ -40,7 +40,7 @@ def test_both_sides_are_equally_loud_and_of_the_same_place(tmp_path: Path) -> No
     assert np.abs(found["a"][:, :100]).max() > 0.01  # not from the silence at the beginning
 
 
-def test_nothing_to_hear_is_said(tmp_path: Path) -> None:
+def test_silence_is_reported(tmp_path: Path) -> None:
     silence = write(tmp_path / "silence.wav", level=0)
     with pytest.raises(UsageError, match="silent or too short"):
         listening_page(silence, silence)

@@ -43,7 +43,7 @@ def test_intervals_and_p_values_are_the_textbooks() -> None:
     assert wilson(0.9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
     assert sign_test(9, 1) == sign_test(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
     assert sign_test(0, 0) == sign_test(3, 3) == 1
-    low, high = wilson(1.0, 6)  # unanimous answers are no certainty
+    low, high = wilson(1.0, 6)  # unanimous answers do not give certainty
     assert low == pytest.approx(0.6097, abs=1e-4) and high == 1
 
 

@@ -93,7 +93,7 @@ def test_shifted_window_attention_masks_what_the_roll_brought_together(
     assert torch.equal(touched, expected)
 
 
-def test_relative_position_bias_depends_on_the_offset_alone() -> None:
+def test_relative_position_bias_depends_only_on_the_offset() -> None:
     attention = ShiftedWindowAttention(8, 2, window=(3, 2), shifted=False)
     index = attention.relative_index
     # positions in a window are (row, column) = divmod(i, 2): 0 -> 3 and 2 -> 5 are both one down, one right
@@ -222,7 +222,7 @@ def test_a_filter_takes_a_tone_out_that_shares_its_bin_with_another() -> None:
     torch.testing.assert_close(stems.sum(dim=1), both, atol=1e-3, rtol=0)
 
 
-def test_a_tdf_begins_as_the_identity_and_then_mixes_a_frame_alone() -> None:
+def test_a_tdf_begins_as_the_identity_and_then_mixes_only_within_a_frame() -> None:
     layer = FrequencyLinear(8, 10, 4)
     x = torch.randn(2, 8, 10, 6)
     torch.testing.assert_close(layer(x), x, rtol=0, atol=0)

@@ -86,7 +86,7 @@ def test_a_precision_chooses_among_a_models_files() -> None:
     assert registry.with_precision(small, "int8") == small  # a file of the user's own: nobody knows
 
 
-def test_an_entry_is_read_whole(tmp_path: Path) -> None:
+def test_an_entry_is_read_completely(tmp_path: Path) -> None:
     (tmp_path / "tiny.onnx").write_bytes(BODY)
     model = registry.load_registry(write_registry(tmp_path))["tiny"]
     assert (model.stems, model.sample_rate, model.channels) == (("vocals", "other"), 44100, 2)
@@ -136,7 +136,7 @@ def test_an_entry_is_read_whole(tmp_path: Path) -> None:
         ("[models.tiny]", '[models."../tiny"]', "a name is at most 64 letters"),
     ],
 )
-def test_what_is_not_understood_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_invalid_entries_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in ENTRY
     path = write_registry(tmp_path, ENTRY.replace(old, new, 1))
     with pytest.raises(ModelError, match=message) as caught:
@@ -288,7 +288,7 @@ def test_a_user_without_a_home_has_the_bundled_model_and_no_settings(homeless: N
         addresses.forget("https://example.org/a.onnx")
 
 
-def test_settings_of_a_user_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_a_user_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("TFSWA_CACHE", "TFSWA_CONFIG"):
         monkeypatch.setenv(name, "~nobodyhere/x")
@@ -296,7 +296,7 @@ def test_settings_of_a_user_that_is_not_there(tmp_path: Path, monkeypatch: pytes
     assert [model.name for model in registry.known_models()] == ["small"]
 
 
-def test_settings_that_may_not_be_read_are_none(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_settings_count_as_none(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with HOME=/root and another user; root itself may read everything."""
     stat, access = os.stat, os.access
 

@@ -288,7 +288,7 @@ def test_a_bitrate_that_the_format_does_not_reach_is_reported(
 
 
 @pytest.mark.parametrize("channels", (1, 2))
-def test_a_model_of_vocals_alone_writes_the_song_minus_the_vocals(
+def test_a_vocals_only_model_writes_the_song_minus_the_vocals(
     fake_backend: Any, song: Song, tmp_path: Path, noise: Any, channels: int
 ) -> None:
     samples = noise(channels, 50_001, peak=0.9)
@@ -432,7 +432,7 @@ def test_an_mp3_whose_only_tag_is_not_ascii(fake_backend: Any, tmp_path: Path) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names there are text")
 @pytest.mark.parametrize("rescale", (False, True))
-def test_names_that_are_no_text(fake_backend: Any, song: Song, tmp_path: Path, rescale: bool) -> None:
+def test_names_that_are_not_text(fake_backend: Any, song: Song, tmp_path: Path, rescale: bool) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     folder.mkdir()
     path = song("a.wav", tones(44_100, 0.3)).rename(folder / os.fsdecode(b"\xe9.wav"))
@@ -480,7 +480,7 @@ ALL_TAGS = {
 @pytest.mark.parametrize(
     "kind", ("wav", "flac", "mp3", "ogg", "opus", pytest.param("m4a", marks=needs_ffmpeg))
 )
-def test_all_tags_are_copied_or_said_to_be_lost(
+def test_all_tags_are_copied_or_reported_lost(
     fake_backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, kind: str, mutagen: bool
 ) -> None:
     pytest.importorskip("mutagen")

@@ -62,7 +62,7 @@ class Runs:
                 with open_audio(path) as song:
                     frames = sum(block.shape[1] for block in song.blocks())
                 expected = SECONDS[1] * RATE
-                expected = round(expected * song.sample_rate / RATE)  # Opus has rates of its own
+                expected = round(expected * song.sample_rate / RATE)  # Opus supports only its own rates
                 assert expected - RATE // 100 <= frames < expected + 2200, (name, frames, expected)
         if all_new:
             assert set(found) == set(self.old)

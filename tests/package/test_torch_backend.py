@@ -57,7 +57,9 @@ def test_the_threads_are_shared_by_segments_at_once(model: Path) -> None:
     assert used == [1, 1, 2]
 
 
-def test_where_cores_are_unknown_torch_knows_better(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_chooses_the_threads_if_the_cores_are_unknown(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch_backend, "count_cores", lambda: 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     backend = TorchBackend(model, device="cpu")
@@ -182,7 +184,7 @@ def test_too_little_memory_is_one_line(model: Path) -> None:
         backend(noise(1, 2, N))
 
 
-def test_other_failures_are_not_taken_for_a_lack_of_memory(model: Path) -> None:
+def test_other_failures_are_not_mistaken_for_lack_of_memory(model: Path) -> None:
     with pytest.raises(ModelError, match="cannot be run"):
         TorchBackend(model)(noise(1, 3, N))
 
@@ -229,7 +231,7 @@ def test_a_device_that_cannot_compute_is_reported_at_once(
     ("amx", "avx512_bf16", "wanted"),
     [(True, True, torch.bfloat16), (False, True, torch.bfloat16), (False, False, None)],
 )
-def test_a_processor_gets_16_bits_where_it_multiplies_them(
+def test_a_cpu_gets_16_bits_if_it_multiplies_them(
     monkeypatch: pytest.MonkeyPatch, amx: bool, avx512_bf16: bool, wanted: Any
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)

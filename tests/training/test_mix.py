@@ -44,7 +44,7 @@ def only(kind: str, **settings: Any) -> MixSettings:
     return MixSettings(seconds=CHUNK, kinds={kind: 1.0}, **settings)
 
 
-def test_a_batch_depends_on_seed_and_step_alone(pools: Path) -> None:
+def test_a_batch_depends_only_on_seed_and_step(pools: Path) -> None:
     settings = MixSettings(seconds=CHUNK)
     first, second = Mixer(pools, settings, seed=3), Mixer(pools, settings, seed=3)
     forwards = [first.batch(step, 2) for step in (0, 7)]

@@ -315,7 +315,7 @@ def test_validation_excerpts_contain_every_stem() -> None:
     assert scores["mean median"] == pytest.approx(0.0, abs=0.01)
 
 
-def test_kept_and_leaked_sound_are_told_apart() -> None:
+def test_kept_and_leaked_sound_are_distinguished() -> None:
     pitches = torch.tensor([400.0, 800, 1200, 1600])[:, None]  # Hz, of four tones of one level
     tones = 0.2 * torch.sin(2 * math.pi * pitches * torch.arange(RATE) / RATE)
     scores = validation(tones[:, None].expand(-1, 2, -1)).score(HalfEach(4, bins=28))  # to 603 Hz: the vocals

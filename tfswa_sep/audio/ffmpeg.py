@@ -24,7 +24,7 @@ from tfswa_sep.installation import ffmpeg_install_command
 
 _CUT_SECONDS = 0.05  # seconds by which a container's duration may exceed its audio
 _SILENT = 1e-4  # peak of a silent track
-_LATE = 0.1  # seconds after which a video's audio is late, and a gap in it more than told
+_LATE = 0.1  # seconds: a video's audio that starts later gets a note, and a longer gap is damage
 _DRIFT = 0.035  # seconds; smaller jumps in the timestamps are clock drift
 # Reports how far timestamps are ahead of the samples, at the first frame and wherever that changes.
 _TIMELINE = (
@@ -43,8 +43,8 @@ class FfmpegDecoder:
     """A song decoded by an ffmpeg process, at its own rate; see decode.Decoder.
 
     channels: how many to mix the song to, None for its own.
-    track: which of the audio tracks, from 1; None for the default one, or the first that sounds.
-    frames: exact samples per channel, None where only the container's duration tells.
+    track: which audio track, counting from 1; None for the default one, or the first that is not silent.
+    frames: exact samples per channel; None if only the container's duration is known.
     Raises InputError if ffmpeg is not installed, or finds no audio or no such track.
     """
 

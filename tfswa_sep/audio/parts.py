@@ -87,14 +87,14 @@ class View(io.RawIOBase):
 
 
 class Walker:
-    """Lets go of what has been walked of a mapped file, which would count as memory of this process."""
+    """Releases the pages of a mapped file that have been scanned, which would count as this process's memory."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._next = _KEPT
 
     def passed(self, at: int) -> None:
-        """Tell that nothing before `at` is needed any more."""
+        """Report that nothing before `at` is needed any more."""
         if at >= self._next:
             self._next = at + _KEPT
             if hasattr(mmap, "MADV_DONTNEED"):

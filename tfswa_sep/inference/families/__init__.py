@@ -1,1 +1,1 @@
-"""What an ONNX network maps to what: each family of models prepares its inputs and turns its outputs into stems."""
+"""Families of models: each prepares an ONNX network's inputs and turns its outputs into stems."""

@@ -17,7 +17,7 @@ from tfswa_sep.inference.overlap_add import SegmentPlan
 from tfswa_sep.inference.stft_numpy import hann, istft, stft
 
 NAME = "magnitudes to masks"
-FORMAT = 3  # metadata of our own networks have 2
+FORMAT = 3  # our own networks have format 2
 
 
 @dataclass(frozen=True, kw_only=True)
