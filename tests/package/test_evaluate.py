@@ -312,7 +312,7 @@ def test_a_pattern_that_leaves_out_nothing_or_everything_is_an_error() -> None:
     assert names_without(["a", "b"], "a*") == {"b"}
     with pytest.raises(UsageError, match="no song matches the exclusion pattern 'C'"):
         names_without(["a", "b"], "C")
-    with pytest.raises(UsageError, match="every song matches the pattern"):
+    with pytest.raises(UsageError, match="every song matches the exclusion pattern"):
         names_without(["a", "b"], "*")
 
 

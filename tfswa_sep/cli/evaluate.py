@@ -28,11 +28,9 @@ if TYPE_CHECKING:
     from tfswa_sep.evaluation.results import Evaluation
     from tfswa_sep.evaluation.run import Progress
 
-MUSEVAL, REFERENCE, FAST = (
-    "museval",
-    "museval-reference",
-    "fast",
-)  # as in evaluation/scoring.py, which is too heavy to load here
+# as in evaluation/scoring.py, which is too heavy to load here
+MUSEVAL, REFERENCE, FAST, PERCEPTUAL = "museval", "museval-reference", "fast", "perceptual"
+KNOWN_METRICS = (MUSEVAL, REFERENCE, FAST, PERCEPTUAL)
 WIDEST = 10_000  # characters: wider than any table
 
 app = typer.Typer(
@@ -106,7 +104,7 @@ Metrics = Annotated[
     typer.Option(
         metavar="NAME,...",
         help="museval: BSSEval v4, the official numbers; museval-reference: by the museval package, slow. "
-        "fast: SIR and SAR within 0.7 dB of museval's.",
+        "fast: SIR and SAR within 0.7 dB of museval's. perceptual: logWMSE, SI-SAR, bleedless, fullness.",
         rich_help_panel=RESULTS,
     ),
 ]
@@ -353,8 +351,8 @@ def _print_tables(*tables: Table) -> None:
 
 def _metrics(names: str | None) -> tuple[str, ...]:
     wanted = tuple(dict.fromkeys(name.strip() for name in (names or "").split(",") if name.strip()))
-    if unknown := [name for name in wanted if name not in (MUSEVAL, REFERENCE, FAST)]:
-        raise UsageError(f"unknown metric {unknown[0]!r}: choose from {MUSEVAL}, {REFERENCE}, {FAST}")
+    if unknown := [name for name in wanted if name not in KNOWN_METRICS]:
+        raise UsageError(f"unknown metric {unknown[0]!r}: choose from {', '.join(KNOWN_METRICS)}")
     if {MUSEVAL, REFERENCE} <= set(wanted):
         raise UsageError(f"{MUSEVAL} and {REFERENCE} are the same numbers: choose one")
     return wanted

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.errors import InputError
 
-LABELS = {  # metric in the record -> label in tables; all in dB but kept and leaked
+LABELS = {  # metric in the record -> label in tables; in dB but kept, leaked, logWMSE, bleedless, fullness
     "sdr": "SDR",
     "frame_sdr": "SDR 1 s",
     "mixture_sdr": "mixture",
@@ -39,6 +39,10 @@ LABELS = {  # metric in the record -> label in tables; all in dB but kept and le
     "fast_sdr": "SDR fast",
     "fast_sir": "SIR fast",
     "fast_sar": "SAR fast",
+    "log_wmse": "logWMSE",
+    "si_sar": "SI-SAR",
+    "bleedless": "bleedless",
+    "fullness": "fullness",
 }
 BASELINE = "baseline"  # a kind of method; the others are "model" and "estimates"
 
@@ -156,7 +160,7 @@ class Evaluation:
     """One run."""
 
     data: str  # name of the data set
-    metrics: tuple[str, ...]  # that were requested: "museval", "museval-reference", "fast"
+    metrics: tuple[str, ...]  # that were requested: "museval", "museval-reference", "fast", "perceptual"
     methods: tuple[MethodScores, ...]
     command: str
     date: str  # UTC, ISO 8601

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.constants import ACCOMPANIMENT, OTHER, STEMS
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.evaluation import bsseval
+from tfswa_sep.evaluation import bsseval, perceptual
 from tfswa_sep.evaluation.bsseval_v4 import References
 from tfswa_sep.evaluation.metrics import RunningScore
 from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, Feed, Song
 from tfswa_sep.evaluation.results import FrameStatistics, StemScore
 from tfswa_sep.inference.stem_matrix import parse_stems
 
-MUSEVAL, REFERENCE, FAST = "museval", "museval-reference", "fast"  # besides the metrics of whole songs
+# besides those of metrics.py
+MUSEVAL, REFERENCE, FAST, PERCEPTUAL = "museval", "museval-reference", "fast", "perceptual"
 GROUPS_KEPT = 2  # of museval's: all stems, and vocals with accompaniment
 
 
@@ -33,7 +34,7 @@ class Task:
     estimates: Mapping[str, Sequence[Path]]  # stem -> the files whose sum is its estimate
     rate: int  # Hz, of the comparison
     frames: int  # length of the mixture
-    metrics: tuple[str, ...]  # of MUSEVAL, REFERENCE and FAST
+    metrics: tuple[str, ...]  # of MUSEVAL, REFERENCE, FAST and PERCEPTUAL
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,17 @@ def score(task: Task, factored: deque[References] | None = None) -> Scored:
                 "kept": kept,
                 "leaked": leaked,
             }
+    if PERCEPTUAL in task.metrics:
+        for stem, scores in _perceptual_scores(task, list(running)):
+            if stem in values:
+                values[stem] |= scores
+            elif running[stem][0].is_silent:
+                skipped[stem] += f", logWMSE {scores['log_wmse']:.1f}"
     frames: dict[str, dict[str, FrameStatistics]] = {stem: {} for stem in values}
-    if task.metrics and values:
+    framewise = [metric for metric in task.metrics if metric != PERCEPTUAL]
+    if framewise and values:
         true, estimates = _whole_signals(task, list(values))
-        for metric in task.metrics:
+        for metric in framewise:
             if metric == MUSEVAL:
                 by_stem, reasons = bsseval.museval_frames(true, estimates, task.rate, factored=factored)
             elif metric == REFERENCE:
@@ -192,6 +200,28 @@ def _global_scores(
                     )
     ratios = {stem: np.concatenate(series) if series else np.empty(0) for stem, series in frames.items()}
     return running, ratios, tuple(dict.fromkeys(warnings))
+
+
+def _perceptual_scores(task: Task, stems: Sequence[str]) -> Iterator[tuple[str, dict[str, float | None]]]:
+    """(stem, its metrics of perceptual.py), stem by stem; only logWMSE is defined for a silent one."""
+    truths = {
+        name: feed.take(task.frames).astype(float) for name, feed in task.song.truths(task.rate).items()
+    }
+    mixture = Feed([task.mixture], task.rate).take(task.frames).astype(float)
+    parts = true_parts(list(task.estimates), task.song.stems)
+    for stem in stems:
+        true = np.sum([truths[name] for name in parts[stem]], axis=0)
+        guess = Feed(list(task.estimates[stem]), task.rate).take(task.frames).astype(float)
+        bleedless, fullness = perceptual.bleedless_fullness(true, guess, task.rate)
+        yield (
+            stem,
+            {
+                "log_wmse": perceptual.log_wmse(mixture, true, guess, task.rate),
+                "si_sar": perceptual.si_sar(list(truths.values()), true, guess),
+                "bleedless": bleedless,
+                "fullness": fullness,
+            },
+        )
 
 
 def _whole_signals(

@@ -16,6 +16,11 @@ from tfswa_sep.evaluation.listening.answers import MIN_ANSWERS, ListeningTest
 from tfswa_sep.evaluation.results import BASELINE, LABELS, Evaluation, MethodScores, StemScore
 
 DETAILS = {"frame_sdr", "mixture_sdr", "gain", "kept", "leaked"}  # only in the table of one method
+KINDS = (
+    ("museval_",),
+    ("fast_",),
+    ("log_wmse", "si_sar", "bleedless", "fullness"),
+)  # of metrics, by their first letters
 NAMES = 30  # characters for the names of songs, methods and stems
 DECIMALS = {"leaked": 3}  # else 2
 
@@ -107,9 +112,7 @@ def _groups(metrics: Sequence[str], width: int | None) -> list[list[str]]:
     if width is None:
         return [list(metrics)]
     groups: list[list[str]] = [[]]
-    kinds = {
-        name: name.partition("_")[0] if name.startswith(("museval_", "fast_")) else "" for name in metrics
-    }
+    kinds = {name: next((kind for kind in KINDS if name.startswith(kind)), ()) for name in metrics}
     for kind in dict.fromkeys(kinds.values()):
         names = [name for name in metrics if kinds[name] == kind]
         if groups[-1] and sum(max(len(LABELS[name]), 5) + 1 for name in groups[-1] + names) > width - NAMES:
