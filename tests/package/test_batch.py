@@ -173,7 +173,7 @@ def test_a_stem_that_was_edited_is_replaced_only_if_asked(
     assert "song/bass.wav already exists" in capsys.readouterr().err
     assert (work / "song/bass.wav").read_bytes() == b"edited"
     assert results(capsys, *words, "--overwrite")[0]["status"] == "done"
-    assert results(capsys, *words, "--bit-depth", "16")[0]["status"] == "done"  # ours are replaced unasked
+    assert results(capsys, *words, "--bit-depth", "16")[0]["status"] == "done"  # ours are replaced freely
 
 
 def test_a_run_that_was_killed_while_files_got_their_names_is_done_again(
