@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from tfswa_sep.audio import decode
+from tfswa_sep.audio import decode, tags
 from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.errors import InputError
 from tfswa_sep.installation import ffmpeg_install_command
@@ -352,3 +356,44 @@ def test_leaving_early_ends_ffmpeg(song: Song) -> None:
         process = reader._decoder._process  # type: ignore[attr-defined]
         assert process.poll() is None
     assert process.poll() is not None
+
+
+def test_an_ffmpeg_that_does_not_run_matters_only_to_songs_that_need_it(
+    song: Song, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wav = song("a.wav", 4410)
+    program = wav.parent / "ffmpeg"
+    program.write_bytes(b"half of a download")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(wav.parent))
+    monkeypatch.setattr(tags, "has_mutagen", lambda: False)
+    assert tags.read_tags(wav) == {}
+    m4a = wav.with_suffix(".m4a")
+    m4a.write_bytes(b"\0\0\0\x18ftypM4A " + bytes(100))
+    assert "cannot run" in refusal(m4a)
+
+
+def test_an_interruption_ends_an_ffmpeg_that_says_nothing(
+    song: Song, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wav = song("a.wav", 4410)
+    program = wav.parent / "ffmpeg"
+    program.write_text("#!/bin/sh\necho $$ > pid\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(wav.parent), prepend=os.pathsep)
+    monkeypatch.chdir(wav.parent)
+    m4a = wav.with_suffix(".m4a")
+    m4a.write_bytes(b"\0\0\0\x18ftypM4A " + bytes(100))
+
+    def interrupt() -> None:
+        while not (Path("pid").exists() and Path("pid").read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        open_audio(m4a)
+    thread.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(Path("pid").read_text()), 0)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import soundfile
 from fakes import write_song
 from model_server import ModelServer
 from test_cli import files_in
@@ -17,6 +19,7 @@ from test_cli import files_in
 from tfswa_sep import registry
 from tfswa_sep.audio import ffmpeg
 from tfswa_sep.audio.atomic_file import AtomicFile
+from tfswa_sep.audio.stem_writer import StemWriter
 from tfswa_sep.batch import manifest
 from tfswa_sep.cli import main
 from tfswa_sep.registry.models_toml import ModelFile, unlisted_model
@@ -149,6 +152,30 @@ def test_stems_of_another_song_of_the_same_name_are_replaced_only_if_asked(
     assert song["warnings"] == [] and "replaced those of another recording" in replaced["warnings"][0]
     (again,) = results(capsys, second, *words, "bass")
     assert again["status"] == "skipped" and again["warnings"] == []
+
+
+@pytest.mark.parametrize("moment", (lambda: (StemWriter, "commit"), lambda: (manifest.Record, "announce")))
+def test_of_two_runs_for_songs_of_the_same_name_one_is_refused(
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    moment: Callable[[], tuple[type, str]],
+) -> None:
+    """The other run ends while this one is under way, or where it is about to name its files."""
+    songs = [str(write_song(work / name / "01.wav", seconds=s)) for name, s in (("a", 0.2), ("b", 0.3))]
+    owner, name = moment()
+    original = getattr(owner, name)
+
+    def go_on_later(*arguments: Any) -> Any:
+        monkeypatch.setattr(owner, name, original)
+        assert main.run([songs[0], "--out", "out", "--stems", "bass"]) == 0
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, name, go_on_later)
+    assert main.run([songs[1], "--out", "out", "--stems", "bass"]) == 5
+    assert "out/01/bass.wav" in capsys.readouterr().err
+    assert soundfile.info(work / "out/01/bass.wav").duration == pytest.approx(0.2, abs=0.01)
+    assert files_in(work / "out") == {"01/bass.wav"}
 
 
 def test_stems_on_a_disk_that_rounds_times_are_still_ours(

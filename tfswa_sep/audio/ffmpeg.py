@@ -104,7 +104,11 @@ class FfmpegDecoder:
             raise InputError(f"cannot run {command[0]} to read {self._path}: {error.strerror}") from None
         assert self._process.stdout is not None
         self._output = self._process.stdout
-        header = self._output.read(24)  # magic, header bytes, data bytes, encoding, rate, channels
+        try:
+            header = self._output.read(24)  # magic, header bytes, data bytes, encoding, rate, channels
+        except BaseException:  # Ctrl-C: ffmpeg must not go on without us
+            self.close()
+            raise
         messages = self._read_messages()
         self._tracks = _TRACK.findall(messages.partition("Stream mapping:")[0].partition("Output #0")[0])
         if len(header) < 24 or header[:4] != b".snd":

@@ -182,11 +182,13 @@ class StemWriter:
             targets["stem file"] = self._stem_file
         for path in targets.values():
             self._check_target(path)  # again: a file may have appeared in the meantime
+        # Decided before the record names this run's files: those of another run could appear right now.
+        replaceable = {path for path in targets.values() if self._may_replace(path)}
         if self._record:
             self._record.announce({self._files[stem].path: path for stem, path in targets.items()})
         for stem, path in targets.items():
             try:
-                self._files[stem].commit(path, overwrite=self._may_replace(path))
+                self._files[stem].commit(path, overwrite=path in replaceable)
             except OSError as error:
                 raise cannot_write(path, error) from None
         for folder in {path.parent for path in targets.values()}:

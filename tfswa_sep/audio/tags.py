@@ -187,7 +187,10 @@ def _read_with_ffmpeg(path: Path) -> dict[str, list[str]]:
     if demuxer == "ogg":  # in Ogg, tags belong to the stream
         command += ["-map_metadata", "0:s:a:0"]
     command += ["-f", "ffmetadata", "-"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError:  # an ffmpeg that does not run; the song may not need it
+        return {}
     text = done.stdout.decode("utf-8", errors="replace").partition("\n[CHAPTER]")[0]
     found: dict[str, str] = {}
     for line in re.split(r"(?<!\\)\n", text):

@@ -60,8 +60,12 @@ class Record:
     replace: bool = True
 
     def owns(self, output: Path) -> bool:
-        """Whether an earlier run wrote this file, and it was not changed since: then it may be replaced."""
-        return self.replace and _is_ours(output, _read(self.path), self.path)
+        """Whether an earlier run of this song wrote this file and it has not changed since: it may be replaced."""
+        document = _read(self.path)
+        # A run of another song may have ended in the same folder after this one began.
+        return (
+            self.replace and not _is_of_another(document, self.work) and _is_ours(output, document, self.path)
+        )
 
     def announce(self, files: Mapping[Path, Path]) -> None:
         """Record complete temporary files that are about to be renamed, in case the run is killed meanwhile.
@@ -118,9 +122,12 @@ def finished_work(path: Path, work: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def has_stems_of_another_song(path: Path, work: Mapping[str, Any]) -> bool:
     """Whether there are stems of another song, or of this one before it was changed."""
-    song = _read(path).get("song")
-    another = isinstance(song, dict) and song.get("sha256") != work["song"]["sha256"]
-    return another and bool(_existing_outputs(path))
+    return _is_of_another(_read(path), work) and bool(_existing_outputs(path))
+
+
+def _is_of_another(document: Mapping[str, Any], work: Mapping[str, Any]) -> bool:
+    song = document.get("song")
+    return isinstance(song, dict) and song.get("sha256") != work["song"]["sha256"]
 
 
 def _is_ours(output: Path, document: Mapping[str, Any], path: Path) -> bool:
