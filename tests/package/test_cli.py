@@ -80,6 +80,10 @@ def test_help_groups_many_options_and_not_few(capsys: pytest.CaptureFixture[str]
     ]  # fmt: skip
     assert titles("eval", "run")[:3] == ["Songs:", "Methods:", "Scores and results:"]
     assert titles("models", "verify") == ["Arguments:", "Options:"]
+    assert main.run(["models", "path", "--help"]) == 0
+    assert "--backend" not in capsys.readouterr().out.partition("Messages and help:")[2]
+    assert main.run(["eval", "listen-results", "--help"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith(" ANSWERS.json...")
 
 
 def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,6 +342,8 @@ def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.Ca
         (["song.wav", "--no-such-option"], 2, "--no-such-option"),
         (["separate"], 2, "Missing argument 'SONG' (see tfswa-sep separate --help)"),
         (["models", "path"], 2, "Missing argument 'MODEL' (see tfswa-sep models path --help)"),
+        (["models", "foo"], 2, "no such command: foo; choose from list, info, path, pull, verify, rm"),
+        (["song.wav", "--jobs", "many"], 2, "Invalid value for '--jobs' / '-j': not a whole number (see"),
         (["song.wav", "-n", "htdemucs"], 2, "no such option: -n; did you mean --model?"),
         (["song.wav", "--mp3"], 2, "did you mean --format mp3?"),
         (["song.wav", "--output_dir", "out"], 2, "did you mean --out?"),

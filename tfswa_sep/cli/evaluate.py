@@ -275,14 +275,14 @@ def listen(
 def listen_results(
     answers: Annotated[
         list[Path],
-        typer.Argument(metavar="ANSWERS.json...", help="Files that listeners exported from the page."),
+        typer.Argument(metavar="ANSWERS.json", help="Files that listeners exported from the page."),
     ],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Analyse the answers of a listening test.
 
-    Prints how often each method is preferred, per stem, with a 95 % interval and a sign test.
+    Prints how often each method is preferred, per stem, with a 95% interval and a sign test.
 
     Name the files of one test, one or more per listener. "No difference" counts half for each method.
     """

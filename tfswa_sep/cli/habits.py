@@ -28,12 +28,21 @@ _OPTIONS = {
     "--output_format": "--format",
     "--single_stem": "--stems",
 }
+_NO_INTEGER = "not a whole number"  # pydantic says it in a dozen words
 
 
 def usage_message(error: TyperException, program: str) -> str:
     """The message of an invalid command line, with the option that was probably meant."""
     context: Any = getattr(error, "ctx", None)
     message = error.format_message().rstrip(".").replace("Value error, ", "")
+    message = message.replace(
+        "Input should be a valid integer, unable to parse string as an integer", _NO_INTEGER
+    )
+    extra = message.removeprefix("Got unexpected extra argument(s) ")
+    if extra != message and context and context.command.name == "list":  # what follows `models` is no command
+        commands = ", ".join(context.parent.command.commands)
+        message = f"no such command: {extra.strip('()')}; choose from {commands}"
+        context = context.parent
     unknown = getattr(error, "option_name", None)
     if unknown and context:
         shown = [parameter for parameter in context.command.params if not getattr(parameter, "hidden", False)]

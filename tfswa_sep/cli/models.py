@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tfswa_sep.cli.default_command import ListByDefault
-from tfswa_sep.cli.help import Command
+from tfswa_sep.cli.help import HARDWARE, Command
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Precision
 from tfswa_sep.cli.terminal import printable, say
 from tfswa_sep.errors import ModelError
@@ -66,7 +66,9 @@ def show_model(name: Name, offline: Offline = False, as_json: Json = False, debu
 @app.command("path", cls=Command)
 def model_path(
     name: Name,
-    backend: Annotated[Literal["onnx", "torch"], typer.Option(help="Backend of the file.")] = "onnx",
+    backend: Annotated[
+        Literal["onnx", "torch"], typer.Option(help="Backend of the file.", rich_help_panel=HARDWARE)
+    ] = "onnx",
     precision: Precision = "fp32",
     offline: Offline = False,
     debug: Debug = False,
