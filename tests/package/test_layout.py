@@ -14,7 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from tfswa_sep.audio.decode import open_audio
-from tfswa_sep.errors import TruncatedError
+from tfswa_sep.errors import InputError, TruncatedError
 
 Samples = NDArray[np.float32]
 RATE = 44_100
@@ -197,3 +197,10 @@ print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", measure], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 110_000  # kB
+
+
+def test_an_au_header_that_points_at_itself(tmp_path: Path) -> None:
+    content = bytearray(encode(tmp_path, tones(0.1, 440), "AU"))
+    content[4:8], content[8:12] = bytes(4), b"\0\xff\xff\xff"
+    with pytest.raises(InputError):
+        read(tmp_path / "a.au", bytes(content))

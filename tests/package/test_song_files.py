@@ -526,7 +526,9 @@ def test_tags_of_any_size_do_not_fail_a_song(
     result = separate(
         tmp_path / "a.flac", model=fake_backend(), out=tmp_path, audio_format=kind, stems="bass"
     )
-    assert any("too long and were cut short in the stems (title, artist, album" in note for note in result.warnings)
+    assert any(
+        "too long and were cut short in the stems (title, artist, album" in note for note in result.warnings
+    )
     assert read(result.files["bass"]).shape[1] >= 13_230
     monkeypatch.undo()
     assert tags.read_tags(result.files["bass"])["title"].startswith("家" * 1999)

@@ -46,7 +46,10 @@ def survey(path: Path) -> Layout | None:
         start = skip_tags(data, 0)
         if start >= len(data):
             return None
-        return look(data, start)
+        try:
+            return look(data, start)
+        except (IndexError, struct.error):  # the file ends within a header: the decoder says so
+            return None
 
 
 def _missing(count: int) -> str:
@@ -109,7 +112,7 @@ class _Chunked:
                 size, patches = available, chunk.open_ended
             stop = chunk.start + size if patches or following else end
             parts.append(Part(ranges=((position, stop),), patches=patches, frames=chunk.frames))
-            position = following
+            position = following if following is not None and following > position else None
         if not parts:
             return None
         by_name = len(parts) == 1 and not parts[0].patches
