@@ -129,8 +129,8 @@ class ModelMethod:
 class FolderMethod:
     """Stems from any tool: `<song>/<stem>.<suffix>`, also below `test/` or `train/` as in museval.
 
-    Missing stems are not scored. The accompaniment is `accompaniment.*` or `instrumental.*`, else the sum of all
-    stems but the vocals if there are all of them.
+    Missing stems and songs are not scored. The accompaniment is `accompaniment.*` or `instrumental.*`, else the sum
+    of all stems but the vocals if there are all of them.
     """
 
     folder: Path
@@ -143,15 +143,18 @@ class FolderMethod:
         return MethodScores(self.name, "estimates")
 
     def place(self, song: Song) -> Path:
-        """The folder of the song's stems."""
+        """The folder of the song's stems. Raises InputError if there are several."""
         places = [self.folder / part / song.name for part in ("", "test", "train")]
-        return next((path for path in places if path.is_dir()), self.folder if self.alone else places[0])
+        found = [path for path in places if path.is_dir()]
+        if len(found) > 1:
+            raise InputError(f"{found[0]} and {found[1]} hold stems of the same song: remove one")
+        return found[0] if found else self.folder if self.alone else places[0]
 
     def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
-        """The existing files. Raises InputError if there are none."""
+        """The existing files; none for a song without a folder. Raises InputError if the folder has no stems."""
         place = self.place(song)
         if not place.is_dir():
-            raise InputError(f"no estimates of the song {song.name!r}: {place} is not a folder")
+            return Estimates({}, None)
         files = stem_files(place)
         order = [stem for stem in (*song.stems, ACCOMPANIMENT) if stem in files]
         estimates = {stem: [files[stem]] for stem in dict.fromkeys([*order, *files]) if stem != MIXTURE}
@@ -174,6 +177,15 @@ def check_outputs(methods: Sequence[Method], songs: Sequence[Song]) -> None:
     for place in (out / song.name for out in outs for song in songs):
         if place.is_dir() and any(place.samefile(folder) for folder in inputs):
             raise UsageError(f"the stems in {place} would be overwritten: choose another --out")
+
+
+def check_estimates(methods: Sequence[Method], songs: Sequence[Song]) -> None:
+    """Raise InputError if a folder of estimates has none of the songs."""
+    for method in methods:
+        if isinstance(method, FolderMethod) and not any(method.place(song).is_dir() for song in songs):
+            raise InputError(
+                f"no estimates of the song {songs[0].name!r} or any other: {method.place(songs[0])} is not a folder"
+            )
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,11 @@ class SongScore:
     skipped: Mapping[str, str]  # stem -> why it has no score
     warnings: Sequence[str]
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether there are no estimates of the song."""
+        return not self.stems and not self.skipped
+
 
 @dataclass(frozen=True)
 class MethodScores:

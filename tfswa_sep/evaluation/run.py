@@ -19,7 +19,7 @@ from typing import Any
 
 from tfswa_sep.audio.atomic_file import temporary_folder
 from tfswa_sep.errors import UsageError
-from tfswa_sep.evaluation.methods import Method, check_outputs
+from tfswa_sep.evaluation.methods import Method, check_estimates, check_outputs
 from tfswa_sep.evaluation.multitrack import Song
 from tfswa_sep.evaluation.musdb import decode_stems
 from tfswa_sep.evaluation.provenance import machine, versions
@@ -89,6 +89,7 @@ def evaluate(
     is_apart = {song.name: apart is not None and fnmatchcase(song.name, apart) for song in songs}
     if apart is not None and not any(is_apart.values()):
         raise UsageError(f"no song matches the pattern {apart!r}: choose from {', '.join(is_apart)}")
+    check_estimates(methods, songs)
     scores = _resumed_scores(run, earlier, is_apart)
 
     def results_so_far() -> Evaluation:
@@ -144,7 +145,8 @@ def _resumed_scores(
         # Older records have no precision; there the SHA-256 identifies the file.
         if replace(old, songs=(), precision=old.precision or method.precision) != method:
             raise UsageError(f"the earlier results are for a different {method.name}: remove --resume")
-        resumed.append({song.song: song for song in old.songs if song.apart == is_apart.get(song.song)})
+        songs = [song for song in old.songs if not song.is_missing]  # its estimates may have come since
+        resumed.append({song.song: song for song in songs if song.apart == is_apart.get(song.song)})
     return resumed
 
 

@@ -66,6 +66,8 @@ def score(task: Task, factored: deque[References] | None = None) -> Scored:
         InputError: A file cannot be read, or the song has none of the stems.
         UsageError: The package of a metric is not installed.
     """
+    if not task.estimates:
+        return Scored({}, {}, ())
     running, ratios_of_frames, warnings = _global_scores(task)
     values: dict[str, dict[str, float | None]] = {}
     skipped = {

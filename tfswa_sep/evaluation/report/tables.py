@@ -254,6 +254,8 @@ def notes(method: MethodScores) -> list[str]:
     if counts:
         listed = ", ".join(f"{stem} {count}" for stem, count in counts.items())
         lines.append(f"songs without a score, per stem: {listed} (of {len(method.songs)} songs)")
+    if missing := [song.song for song in method.songs if song.is_missing]:
+        lines.append(f"missing songs: {len(missing)} (of {len(method.songs)}): {', '.join(missing)}")
     if any(song.apart for song in method.songs):
         lines.append("songs in parentheses are not in the averages")
     return lines
