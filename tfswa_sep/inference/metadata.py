@@ -19,7 +19,7 @@ _MAX_STEM_NAME = 48  # characters: leaves room in a file name for the song's
 T = TypeVar("T")
 
 # Limits on what a hostile file can claim:
-_MAX_SEGMENT = 1 << 24  # samples, 6 minutes at 44.1 kHz
+MAX_SEGMENT = 1 << 24  # samples, 6 minutes at 44.1 kHz
 _MAX_SPECTROGRAM = 1 << 26  # frames times n_fft, half a gigabyte per channel
 
 
@@ -94,8 +94,8 @@ def _own_metadata(fields: dict[str, Any]) -> ModelMetadata:
         channels=integer(fields, "channels", 2, 2),
         n_fft=integer(fields, "n_fft", 64, 1 << 15),
         hop=integer(fields, "hop", 16, 1 << 15),
-        segment_samples=integer(fields, "segment_samples", 64, _MAX_SEGMENT),
-        margin_samples=integer(fields, "margin_samples", 0, _MAX_SEGMENT),
+        segment_samples=integer(fields, "segment_samples", 64, MAX_SEGMENT),
+        margin_samples=integer(fields, "margin_samples", 0, MAX_SEGMENT),
     )
     check_transform(metadata.n_fft, metadata.hop, frames=metadata.segment_samples // metadata.hop + 1)
     if 2 * metadata.margin_samples >= metadata.segment_samples:
@@ -111,9 +111,12 @@ def stem_names(names: Any) -> tuple[str, ...]:
     return stems
 
 
-def check_transform(n_fft: int, hop: int, *, frames: int) -> None:
-    """Raise ValueError unless frames of n_fft samples every hop samples can be inverted and are not too many."""
-    if n_fft % hop or n_fft % 2:
+def check_transform(n_fft: int, hop: int, *, frames: int, any_hop: bool = False) -> None:
+    """Raise ValueError unless frames of n_fft samples every hop samples can be inverted and are not too many.
+
+    With `any_hop`, hops of up to half a frame; otherwise they must divide it.
+    """
+    if n_fft % 2 or (2 * hop > n_fft if any_hop else n_fft % hop):
         raise ValueError("hop")
     if frames * n_fft > _MAX_SPECTROGRAM:
         raise ValueError("segment_samples")

@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
-_Batch = list[tuple[Samples, int, bool]]  # segments, each with its kept samples and whether it is the last
+_Segment = tuple[Samples, int, int, bool]  # with where it is kept from, how much, and whether it is the last
+_Batch = list[_Segment]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,9 @@ class SegmentPlan:
     lead: int = 0  # samples of silence put before the song
     # (fade,) of fading in, for a network whose segments need the next one where they fade out; None: linear
     weights: Samples | None = field(default=None, compare=False)
+    centred: bool = (
+        False  # what remains at the song's end lies in the middle of a segment, after what precedes it
+    )
 
     def __post_init__(self) -> None:
         if self.margin < 0 or self.fade < 0 or self.kept <= 0 or 2 * self.fade > self.kept:
@@ -107,8 +111,8 @@ def overlap_add(
     faded_tail: Samples | None = None  # the previous segment's part of the overlap, already faded out
     batches = _batches(_segments(blocks, plan), batch_size)
     for batch, estimates in _in_order(batches, process, workers):
-        for estimate, (_, samples, last) in zip(estimates, batch, strict=True):
-            kept = estimate[..., plan.margin : plan.margin + samples]
+        for estimate, (_, start, samples, last) in zip(estimates, batch, strict=True):
+            kept = estimate[..., start : start + samples]
             if faded_tail is not None and plan.fade:
                 kept = kept if kept.flags.writeable else kept.copy()
                 head = kept[..., : plan.fade]
@@ -135,7 +139,7 @@ def _in_order(
     with ThreadPoolExecutor(workers, thread_name_prefix="segment") as pool:
         try:
             for batch in batches:
-                pending.append((batch, pool.submit(process, np.stack([segment for segment, _, _ in batch]))))
+                pending.append((batch, pool.submit(process, np.stack([segment for segment, *_ in batch]))))
                 if len(pending) > workers:
                     yield finish()
             while pending:
@@ -145,9 +149,10 @@ def _in_order(
                 future.cancel()
 
 
-def _segments(blocks: Iterable[Samples], plan: SegmentPlan) -> Iterator[tuple[Samples, int, bool]]:
-    """Yield each segment (c, plan.segment), its kept samples inside the song, and whether it is last."""
+def _segments(blocks: Iterable[Samples], plan: SegmentPlan) -> Iterator[_Segment]:
+    """Yield each segment (c, plan.segment) with its first kept sample, their number, and whether it is the last."""
     stream = iter(blocks)
+    before: Samples | None = None  # what precedes the coming segment, for centred ones
     held: Samples | None = None  # from the start of the coming segment's left context
     ended = False
     while True:
@@ -165,16 +170,23 @@ def _segments(blocks: Iterable[Samples], plan: SegmentPlan) -> Iterator[tuple[Sa
             return
         inside = held.shape[1] - plan.margin  # samples of the song from the segment's first kept one on
         last = ended and inside <= plan.covered
-        segment = held[:, : plan.segment]
-        if segment.shape[1] < plan.segment:
-            segment = np.pad(segment, ((0, 0), (0, plan.segment - segment.shape[1])))
-        yield segment, min(inside, plan.kept), last
+        segment, start = held[:, : plan.segment], plan.margin
+        missing = plan.segment - segment.shape[1]
+        if missing > 0 and plan.centred:
+            start += missing // 2
+            earlier = before[:, before.shape[1] - missing // 2 :] if before is not None else segment[:, :0]
+            segment = np.concatenate([earlier, segment], axis=1)
+            segment = np.pad(segment, ((0, 0), (missing // 2 - earlier.shape[1], missing - missing // 2)))
+        elif missing > 0:
+            segment = np.pad(segment, ((0, 0), (0, missing)))
+        yield segment, start, min(inside, plan.kept), last
         if last:
             return
+        before = held[:, : plan.step] if plan.centred else None
         held = held[:, plan.step :]
 
 
-def _batches(segments: Iterator[tuple[Samples, int, bool]], batch_size: int) -> Iterator[_Batch]:
+def _batches(segments: Iterator[_Segment], batch_size: int) -> Iterator[_Batch]:
     batch: _Batch = []
     for segment in segments:
         batch.append(segment)

@@ -9,9 +9,15 @@ from tfswa_sep.inference.families import magnitude_masks
 from tfswa_sep.inference.families.band_masks import BandMasks
 from tfswa_sep.inference.families.family import Family
 from tfswa_sep.inference.families.magnitude_masks import MagnitudeMasks
+from tfswa_sep.inference.families.spectra import Hybrid, SpectraToSpectra
 from tfswa_sep.inference.metadata import KEY
 
-_FAMILIES: dict[str, Callable[..., Family]] = {magnitude_masks.NAME: MagnitudeMasks}
+_FAMILIES: dict[str, Callable[..., Family]] = {
+    magnitude_masks.NAME: MagnitudeMasks,
+    "roformer": SpectraToSpectra,  # this and the following are unblend's names
+    "scnet": SpectraToSpectra,
+    "demucs": Hybrid,
+}
 
 
 def choose_family(properties: Mapping[str, str], *, file: str) -> Family:
@@ -28,8 +34,10 @@ def choose_family(properties: Mapping[str, str], *, file: str) -> Family:
 
 
 def _named_family(properties: Mapping[str, str]) -> str:
-    """The family that our own metadata name, "" if none."""
+    """The family that our own metadata or unblend's name, "" if none."""
+    if KEY not in properties:
+        return properties.get("model_family", "")
     try:
-        return str(json.loads(properties.get(KEY, "{}")).get("family", ""))
+        return str(json.loads(properties[KEY]).get("family", ""))
     except (ValueError, AttributeError, RecursionError):  # the family reports it
         return ""

@@ -14,7 +14,7 @@ import numpy as np
 from tfswa_sep.inference.families.family import Floats, Run
 from tfswa_sep.inference.metadata import KEY, check_transform, integer, read_fields, stem_names
 from tfswa_sep.inference.overlap_add import SegmentPlan
-from tfswa_sep.inference.stft_numpy import hann, istft, stft
+from tfswa_sep.inference.stft_numpy import istft, stft, window_of
 
 NAME = "magnitudes to masks"
 FORMAT = 3  # our own networks have format 2
@@ -98,6 +98,6 @@ def _parse(fields: dict[str, Any]) -> Settings:
 
 def _window_shares(n_fft: int, hop: int) -> Floats:
     """The share of the frames from 0 on in the squared windows of all frames, (n_fft - hop,), from sample 0 on."""
-    squared = hann(n_fft, hop).astype(np.float64).reshape(-1, hop) ** 2
+    squared = window_of(n_fft, hop).astype(np.float64).reshape(-1, hop) ** 2
     shares = (squared.cumsum(axis=0) / squared.sum(axis=0))[:-1]
     return np.asarray(shares.reshape(-1), np.float32)
