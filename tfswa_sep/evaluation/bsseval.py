@@ -80,13 +80,13 @@ def museval_frames(
     """
     known = deque[References]() if factored is None else factored
 
-    def ratios(true: Sequence[Signal], guess: Sequence[Signal]) -> Signal:
+    def ratios(true: Sequence[Signal], guess: Sequence[Signal], wanted: Sequence[int]) -> Signal:
         stacked = np.stack(true)
         group = next((group for group in known if np.array_equal(group.references, stacked)), None)
         if group is None:
             group = References(stacked, rate)
             known.append(group)
-        return group.ratios(np.stack(guess))
+        return group.ratios(np.stack(guess), wanted)
 
     return _by_group(references, estimates, rate, ratios)
 
@@ -101,8 +101,8 @@ def package_frames(
     """
     museval = need("museval", "BSSEval")
 
-    def ratios(true: Sequence[Signal], guess: Sequence[Signal]) -> Signal:
-        return np.array(museval.evaluate(true, guess, win=rate, hop=rate))
+    def ratios(true: Sequence[Signal], guess: Sequence[Signal], wanted: Sequence[int]) -> Signal:
+        return np.array(museval.evaluate(true, guess, win=rate, hop=rate))[:, wanted]
 
     return _by_group(references, estimates, rate, ratios)
 
@@ -111,16 +111,23 @@ def _by_group(
     references: Signals,
     estimates: Signals,
     rate: int,
-    ratios: Callable[[Sequence[Signal], Sequence[Signal]], Signal],
+    ratios: Callable[[Sequence[Signal], Sequence[Signal], Sequence[int]], Signal],
 ) -> tuple[dict[str, Frames], dict[str, str]]:
-    """The scores of every group; `ratios` makes (4, stems, frames) from references and estimates."""
+    """The scores of every group; `ratios` makes (4, wanted, frames) from references, estimates and wanted stems."""
     stems, skipped = usable(references, estimates)
     scores: dict[str, Frames] = {}
-    for members in _groups(stems):
+    groups = _groups(stems)
+    for number, members in enumerate(groups):
+        later = {stem for group in groups[number + 1 :] for stem in group}
+        wanted = [index for index, stem in enumerate(members) if stem not in later]
+        if not wanted:
+            continue
         with _one_thread(), np.errstate(all="ignore"):
-            found = ratios([references[stem] for stem in members], [estimates[stem] for stem in members])
-        for index, stem in enumerate(members):
-            scores[stem] = dict(zip(("sdr", "isr", "sir", "sar"), found[:, index], strict=True))
+            found = ratios(
+                [references[stem] for stem in members], [estimates[stem] for stem in members], wanted
+            )
+        for place, index in enumerate(wanted):
+            scores[members[index]] = dict(zip(("sdr", "isr", "sir", "sar"), found[:, place], strict=True))
     return _with_lone_stems(scores, skipped, stems, references, estimates, rate)
 
 

@@ -8,6 +8,7 @@ correlations come from short blocks, and energies from spectra, so that no signa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,34 +40,36 @@ class References:
             for stem in (slice(first, first + channels) for first in range(0, stems * channels, channels))
         ]
 
-    def ratios(self, estimates: Array) -> Array:
+    def ratios(self, estimates: Array, wanted: Sequence[int]) -> Array:
         """museval's SDR, ISR, SIR and SAR in frames of 1 s.
 
         Args:
             estimates: (stems, n, c), as the references.
+            wanted: Stems whose ratios are computed.
 
         Returns:
-            (4, stems, frames) in dB; NaN in frames in which a reference or an estimate is silent.
+            (4, wanted, frames) in dB; NaN in frames in which a reference or an estimate is silent.
         """
         stems, samples, channels = estimates.shape
         size = int(need("scipy.fft", "BSSEval").next_fast_len(self.frame + TAPS - 1, real=True))
-        lags = correlations(_rows(self.references), _rows(estimates))
+        wanted = list(wanted)
+        lags = correlations(_rows(self.references), _rows(estimates[wanted]))
         on_all = np.moveaxis(np.fft.rfft(self._whole.filters(lags), size), -1, 0)  # (f, to, from)
-        by_stem = lags.reshape(stems, channels, stems, channels, TAPS)
+        by_stem = lags.reshape(stems, channels, len(wanted), channels, TAPS)
         on_own = np.stack(
             [
-                np.moveaxis(np.fft.rfft(solver.filters(by_stem[stem, :, stem]), size), -1, 0)
-                for stem, solver in enumerate(self._alone)
+                np.moveaxis(np.fft.rfft(self._alone[stem].filters(by_stem[stem, :, place]), size), -1, 0)
+                for place, stem in enumerate(wanted)
             ],
             axis=1,
-        )  # (f, stems, to, from)
+        )  # (f, wanted, to, from)
         found = []
         for first in range(0, samples // self.frame, FRAMES):
             count = min(FRAMES, samples // self.frame - first)
             piece = slice(first * self.frame, (first + count) * self.frame)
             shape = (stems, count, self.frame, channels)
             true, guess = self.references[:, piece].reshape(shape), estimates[:, piece].reshape(shape)
-            found.append(_ratios(true, guess, on_all, on_own, size))
+            found.append(_ratios(true, guess, wanted, on_all, on_own, size))
         return np.concatenate(found, axis=-1)
 
 
@@ -140,34 +143,39 @@ def _spectra(blocks: list[Array]) -> Spectra:
     return np.ascontiguousarray(np.moveaxis(np.fft.rfft(padded), -1, 0))
 
 
-def _ratios(true: Array, guess: Array, on_all: Spectra, on_own: Spectra, size: int) -> Array:
-    """The ratios (4, stems, frames) of frames (stems, frames, n, c), with the spectra of the filters."""
-    stems, frames, _, channels = true.shape
+def _ratios(
+    true: Array, guess: Array, wanted: list[int], on_all: Spectra, on_own: Spectra, size: int
+) -> Array:
+    """The ratios (4, wanted, frames) of frames (stems, frames, n, c), with the spectra of the filters."""
+    frames, channels = true.shape[1], true.shape[3]
 
     def spectra(signals: Array) -> Spectra:
-        rows = np.moveaxis(signals, -1, 1).reshape(stems * channels, frames, -1)
+        rows = np.moveaxis(signals, -1, 1).reshape(len(signals) * channels, frames, -1)
         return np.ascontiguousarray(np.moveaxis(np.fft.rfft(rows, size), -1, 0))  # (f, stems x c, frames)
 
-    shape = (size // 2 + 1, stems, channels, frames)
+    weights = np.full(size // 2 + 1, 2 / size)  # each frequency counts for its mirror image, too
+    weights[0] = weights[size // 2 if size % 2 == 0 else 0] = 1 / size
+    shape = (len(weights), len(wanted), channels, frames)
 
     def energy(signals: Spectra) -> Array:
-        power = np.sum(signals.real**2 + signals.imag**2, axis=2)  # (f, stems, frames)
-        ends = power[0] + (power[-1] if size % 2 == 0 else 0)  # have no mirrored frequency
-        return np.asarray((2 * power.sum(axis=0) - ends) / size)
+        power = np.square(signals.real)
+        power += np.square(signals.imag)
+        return np.asarray((weights @ power.reshape(len(weights), -1)).reshape(shape[1:]).sum(axis=1))
 
-    references, estimates = spectra(true), spectra(guess).reshape(shape)
+    silent = [~np.any(side.sum(axis=3), axis=2).all(axis=0) for side in (true, guess)]
+    references = spectra(true)
     everything = (on_all @ references).reshape(shape)
-    references = references.reshape(shape)
+    references = references.reshape(len(weights), -1, channels, frames)[:, wanted]
     own = on_own @ references
+    true, guess = true[wanted], guess[wanted]
     energies = (
         (np.sum(true**2, axis=(2, 3)), np.sum((guess - true) ** 2, axis=(2, 3))),
         (energy(references), energy(own - references)),
         (energy(own), energy(everything - own)),
-        (energy(everything), energy(estimates - everything)),
+        (energy(everything), energy(spectra(guess).reshape(shape) - everything)),
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.array([10 * np.log10(signal / error) for signal, error in energies])
-    silent = [~np.any(side.sum(axis=3), axis=2).all(axis=0) for side in (true, guess)]
     ratios[..., silent[0] | silent[1]] = np.nan
     return ratios
 
