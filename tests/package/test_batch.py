@@ -178,6 +178,19 @@ def test_of_two_runs_for_songs_of_the_same_name_one_is_refused(
     assert files_in(work / "out") == {"01/bass.wav"}
 
 
+@pytest.mark.parametrize("field", ("warnings", "seconds"))
+def test_a_damaged_result_on_record_is_not_used(
+    work: Path, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    words = ("song.wav", "--stems", "bass")
+    results(capsys, *words)
+    record = work / "song" / ".song.tfswa-sep.json"
+    document = json.loads(record.read_text())
+    document["result"][field] = None
+    record.write_text(json.dumps(document))
+    assert results(capsys, *words)[0]["status"] == "done"
+
+
 def test_stems_on_a_disk_that_rounds_times_are_still_ours(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

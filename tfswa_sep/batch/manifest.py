@@ -115,6 +115,8 @@ def finished_work(path: Path, work: Mapping[str, Any]) -> dict[str, Any] | None:
     result = document.get("result")
     if not whole or not isinstance(result, dict) or not isinstance(result.get("files"), dict):
         return None
+    if not isinstance(result.get("warnings"), list) or not isinstance(result.get("seconds"), int | float):
+        return None
     paths = [str(output) for output in outputs]  # the stems, then the stem file; their folder may have moved
     stem_file = paths[-1] if result.get("stem_file") else None
     return {**result, "files": dict(zip(result["files"], paths, strict=False)), "stem_file": stem_file}
