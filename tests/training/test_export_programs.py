@@ -109,7 +109,7 @@ def test_cpp_runs_the_compiled_program(
         str(ROOT / "examples/demo/demo.ogg"),
     ]
     assert programs.main([str(model), *options]) == 0
-    shape = capsys.readouterr().out.strip().rsplit(", ", 1)[1].split()
+    shape = capsys.readouterr().out.strip().rsplit(": ", 1)[1].split()
     assert shape == [str(4 * TINY.frame_multiple), "8", "128", "8", "896"]
     library = Path(torch.__path__[0])
     binary = tmp_path / "masks"

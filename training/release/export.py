@@ -86,32 +86,35 @@ def export_onnx(network: TfswaUNet, path: Path, *, name: str, license_name: str 
         MaskNetwork(network),
         path,
         build_metadata(config, name=name, license_name=license_name),
-        bands=len(config.bands),
+        **band_names(len(config.bands)),
         args=tuple(example),
         dynamic_shapes=(tuple(batch for _ in example),),
     )
     return compare(network, path)
 
 
+def band_names(bands: int) -> dict[str, list[str]]:
+    """What torch.onnx.export is to call the inputs and outputs of a MaskNetwork."""
+    return {
+        "input_names": [f"features_{i}" for i in range(bands)],
+        "output_names": [f"masks_{i}" for i in range(bands)],
+    }
+
+
 def convert_to_onnx(
     model: torch.nn.Module | torch.export.ExportedProgram,
     path: Path,
     metadata: dict[str, Any],
-    *,
-    bands: int,
     **options: Any,
 ) -> None:
-    """Write a MaskNetwork as an ONNX file. `options` are passed to torch.onnx.export."""
-    inputs, outputs = ([f"{kind}_{i}" for i in range(bands)] for kind in ("features", "masks"))
+    """Write a network as an ONNX file. `options` are passed to torch.onnx.export."""
     # It warns that torchvision, which nothing here needs, is missing.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # torch's own: deprecated names that the exporter still uses, and bands that share one batch dimension
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "# The axis name", UserWarning)
-        program = torch.onnx.export(
-            model, input_names=inputs, output_names=outputs, dynamo=True, verbose=False, **options
-        )
+        program = torch.onnx.export(model, dynamo=True, verbose=False, **options)
     assert program is not None  # dynamo=True
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder) / "raw.onnx"

@@ -8,14 +8,11 @@ segment of 512 frames knows nothing of its neighbours.
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +20,7 @@ from tfswa_sep.constants import ACCOMPANIMENT, MODEL_CHANNELS, SAMPLE_RATE, VOCA
 from tfswa_sep.inference.families.magnitude_masks import FORMAT, NAME
 from tfswa_sep.inference.onnx_backend import OnnxBackend
 from training.corpus.recorded.teacher import BINS, FRAME, HOP, LICENCE, SEGMENT, load_networks, weight_files
-from training.release.export import TOLERANCE, save_graph
+from training.release.export import TOLERANCE, convert_to_onnx
 
 METADATA = {
     "format": FORMAT,
@@ -65,24 +62,15 @@ def export_masks(network: nn.Module, path: Path, metadata: dict[str, Any]) -> fl
         ValueError: The difference exceeds TOLERANCE.
     """
     example = torch.rand(2, metadata["channels"], metadata["frames"], metadata["bins"])
-    program = torch.onnx.export(
+    convert_to_onnx(
         network.eval(),
-        (example,),
+        path,
+        metadata,
+        args=(example,),
         input_names=["magnitudes"],
         output_names=["masks"],
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
-        dynamo=True,
-        verbose=False,
     )
-    assert program is not None  # dynamo=True
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        raw = Path(folder) / "raw.onnx"
-        program.save(str(raw), external_data=False)
-        graph = onnx.load(raw)
-    for node in graph.graph.node:  # the exporter stores source paths in every node
-        del node.metadata_props[:]
-        node.doc_string = ""
-    save_graph(graph, path, json.dumps(metadata))
     with torch.inference_mode():
         expected = network(example).numpy()
     (masks,) = OnnxBackend(path)._run_network({"magnitudes": example.numpy()})

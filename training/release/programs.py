@@ -37,7 +37,7 @@ from tfswa_sep.inference.stft_numpy import stft
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.stft_torch import separate_waveform
 from tfswa_sep.model.unet import TfswaUNet
-from training.release.export import TOLERANCE, build_metadata, convert_to_onnx, load_model
+from training.release.export import TOLERANCE, band_names, build_metadata, convert_to_onnx, load_model
 from training.release.onnx_graph import MaskNetwork, compute_features
 
 FORMATS = {"onnx": ".dynamic.onnx", "pt2": ".pt2", "aoti": ".aoti.pt2", "torchscript": ".torchscript.pt"}
@@ -67,7 +67,7 @@ def write(
         settings = {"aot_inductor.metadata": {KEY: json.dumps(metadata)}}
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     else:
-        convert_to_onnx(program, path, metadata, bands=len(config.bands))
+        convert_to_onnx(program, path, metadata, **band_names(len(config.bands)))
 
 
 def write_torchscript(network: TfswaUNet, path: Path, *, name: str) -> None:
