@@ -294,8 +294,8 @@ def test_of_several_tracks_one_that_is_not_silent_is_used_and_reported(
 
     hertz, notes = pitch(None)
     assert abs(hertz - 220) < 3
-    assert len(notes) == 1 and "3 audio tracks" in notes[0] and "using track 2" in notes[0]
-    assert "--track" in notes[0]
+    assert len(notes) == 1 and "3 audio tracks" in notes[0] and "using track 2, as 1 is silent:" in notes[0]
+    assert "--track" in notes[0] and "und" not in notes[0]
     hertz, notes = pitch(3)
     assert abs(hertz - 880) < 3 and not notes
     with pytest.raises(InputError, match="no audio track 4: it has 3 audio tracks"):

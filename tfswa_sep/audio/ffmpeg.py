@@ -132,11 +132,16 @@ class FfmpegDecoder:
     def _choose_track(self) -> None:
         order = sorted(range(len(self._tracks)), key=lambda index: "(default)" not in self._tracks[index][1])
         chosen = next((index for index in order if self._sounds(index)), order[0])
+        silent = [str(index + 1) for index in order[: order.index(chosen)]]
+        skipped = (
+            f", as {' and '.join(silent)} {'is' if len(silent) == 1 else 'are'} silent" if silent else ""
+        )
         if chosen:
             self.close()
             self._start(chosen + 1)
         self.notes = (
-            f"{self._path} has {self._describe_tracks()}; using track {chosen + 1}: choose another with --track",
+            f"{self._path} has {self._describe_tracks()}; using track {chosen + 1}{skipped}: "
+            "choose another with --track",
         )
 
     def _sounds(self, index: int) -> bool:
@@ -155,7 +160,7 @@ class FfmpegDecoder:
     def _describe_tracks(self) -> str:
         """The number of tracks, with their languages and codecs."""
         described = (
-            f"{number} ({', '.join(filter(None, (language, codec.split(',')[0].split(' (')[0])))})"
+            f"{number} ({', '.join(filter(None, (language.replace('und', ''), codec.split(',')[0].split(' (')[0])))})"
             for number, (language, codec) in enumerate(self._tracks, 1)
         )
         return f"{len(self._tracks)} audio track{'s' * (len(self._tracks) > 1)}: {', '.join(described)}"
