@@ -32,7 +32,7 @@ needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs 
 FAILING_FFMPEG = """#!/bin/sh
 {ffmpeg} "$@" || exit
 for last; do :; done
-case "$last" in *.tmp) truncate -s -{cut} "${{last#file:}}";; esac
+case "$last" in *.tmp) truncate -c -s -{cut} "${{last#file:}}";; esac
 """
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
