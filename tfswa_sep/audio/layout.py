@@ -14,7 +14,7 @@ import mmap
 import re
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -216,18 +216,25 @@ def _w64_header(data: mmap.mmap, at: int) -> tuple[bytes, int] | None:
     return data[at : at + 4], max(24, (size + 7) // 8 * 8)
 
 
+def _walk(
+    data: mmap.mmap, at: int, header: Callable[[mmap.mmap, int], tuple[bytes, int] | None]
+) -> Iterator[tuple[bytes, int]]:
+    """Yield the name and position of each chunk from `at` on."""
+    while chunk := header(data, at):
+        yield chunk[0], at
+        at += chunk[1]
+
+
 def _find_aiff(data: mmap.mmap, start: int) -> _Chunk | None:
-    at = start + 12
     common = None
-    while at + 8 <= len(data):
-        name, size = struct.unpack(">4sI", data[at : at + 8])
+    for name, at in _walk(data, start + 12, _aiff_header):
         if name == b"SSND":
             break
         if name == b"COMM":
             common = at + 8
-        at += 8 + size + size % 2
     else:
         return None
+    size = int.from_bytes(data[at + 4 : at + 8], "big")
     channels, bits = struct.unpack(">H4xH", data[common : common + 8]) if common else (0, 0)
     frame = channels * ((bits + 7) // 8)
 
@@ -299,17 +306,15 @@ def _find_caf(data: mmap.mmap, start: int) -> _Chunk | None:
 
 def _count_caf(data: mmap.mmap, start: int) -> int | None:
     """What the packet table of a compressed sound counts, at least."""
-    at, per_packet = start + 8, 0
-    while found := _caf_header(data, at):
-        if found[0] == b"desc":
+    per_packet = 0
+    for name, at in _walk(data, start + 8, _caf_header):
+        if name == b"desc":
             per_packet = int.from_bytes(data[at + 32 : at + 36], "big")
-        if found[0] == b"pakt":
+        if name == b"pakt":
             frames = int.from_bytes(data[at + 20 : at + 28], "big")
-            whole_packets = (
-                per_packet and frames % per_packet == 0
-            )  # then how full the last one is may be unknown
+            # Of whole packets, how full the last one is may be unknown.
+            whole_packets = per_packet and frames % per_packet == 0
             return frames - per_packet + 1 if whole_packets else frames
-        at += found[1]
     return None
 
 
@@ -395,7 +400,7 @@ def _count_flac(data: mmap.mmap, start: int, end: int) -> int | None:
 
 def _flac_frame(head: bytes) -> tuple[int, int] | None:
     """Return the number in a frame's header, and its samples; None if the header's checksum is wrong."""
-    if len(head) < 16 and len(head) < 6:
+    if len(head) < 6:
         return None
     size_code, rate_code = head[2] >> 4, head[2] & 15
     extra = (8 - (head[4] ^ 0xFF).bit_length()) - 1 if head[4] >= 0xC0 else 0  # as in UTF-8

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep.errors import DeviceError
-from tfswa_sep.inference.overlap_add import SegmentPlan
+from tfswa_sep.inference.families.family import StemModel
 from tfswa_sep.installation import install_command
 from tfswa_sep.options import Runtime
 
@@ -24,7 +24,7 @@ _BACKEND_OF_DEVICE = {"mps": "torch", "coreml": "onnx"}  # devices that only one
 _PACKAGES = {"onnx": ("onnxruntime",), "torch": ("torch", "safetensors", "einops")}
 
 
-class Backend(Protocol):
+class Backend(StemModel, Protocol):
     """A loaded model, which may be called from several threads."""
 
     @property
@@ -40,36 +40,6 @@ class Backend(Protocol):
     @property
     def precision(self) -> str:
         """One of "fp32", "bf16", "fp16" or "int8"; "" if unknown."""
-        ...
-
-    @property
-    def stems(self) -> tuple[str, ...]:
-        """The model's s stems, in output order."""
-        ...
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz."""
-        ...
-
-    @property
-    def channels(self) -> int:
-        """Audio channels, c."""
-        ...
-
-    @property
-    def segment_samples(self) -> int:
-        """Samples per segment, n."""
-        ...
-
-    @property
-    def margin_samples(self) -> int:
-        """Samples at each end of a segment that lack context: the caller discards them."""
-        ...
-
-    @property
-    def plan(self) -> SegmentPlan:
-        """How a song is cut into such segments."""
         ...
 
     @property

@@ -18,8 +18,8 @@ Shape = tuple[int | None, ...]  # None fits any size
 Run = Callable[[dict[str, Floats]], list[Floats]]  # inputs by name -> outputs, in the family's order
 
 
-class Family(Protocol):
-    """How segments of samples become a network's inputs, and its outputs become stems."""
+class StemModel(Protocol):
+    """What is known of any model before it runs."""
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -40,6 +40,10 @@ class Family(Protocol):
     def plan(self) -> SegmentPlan:
         """How a song is cut."""
         ...
+
+
+class Family(StemModel, Protocol):
+    """How segments of samples become a network's inputs, and its outputs become stems."""
 
     @property
     def inputs(self) -> Mapping[str, Shape]:
