@@ -96,6 +96,21 @@ def test_an_entry_is_read_completely(tmp_path: Path) -> None:
     )  # a relative path starts beside models.toml
 
 
+def test_a_bag_is_loaded_from_all_its_files(tmp_path: Path) -> None:
+    head, marker, file = ENTRY.partition("[[models.tiny.files]]")
+    assert marker
+    bag = "".join(
+        marker + file.replace("tiny.onnx", f"{name}.onnx") + f"\nweights = {weights}\n"
+        for name, weights in (("a", [1, 0]), ("b", [0.5, 1]))
+    )
+    head = head.replace("[models.tiny]", '[models.tiny]\nsettings = { stems = ["a", "b"], gain = 1.5 }', 1)
+    model = registry.load_registry(write_registry(tmp_path, head + bag))["tiny"]
+    assert [file.weights for file in registry.files_for(model, "onnx")] == [(1, 0), (0.5, 1)]
+    assert model.settings == {"stems": "a,b", "gain": "1.5"}
+    alone = replace(model, files=tuple(replace(file, weights=()) for file in model.files))
+    assert registry.files_for(alone, "onnx") == alone.files[:1] and not registry.files_for(model, "torch")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -134,6 +149,12 @@ def test_an_entry_is_read_completely(tmp_path: Path) -> None:
         ("44100", "1" * 5000, "cannot read"),
         ("44100", "[" * 5000, "cannot read"),
         ("[models.tiny]", '[models."../tiny"]', "a name is at most 64 letters"),
+        ("bytes =", "weights = [1]\nbytes =", "one weight per stem"),
+        ("bytes =", "weights = [1, 0]\nbytes =", "no weights above 0"),
+        ("bytes =", "weights = [1, 2]\nbytes =", "numbers from 0 to 1"),
+        ("bytes =", "weights = [1, true]\nbytes =", "numbers from 0 to 1"),
+        ("default = true", "default = true\nsettings.gain = [1]", "the setting gain must be"),
+        ("default = true", "default = true\nsettings = 1", "settings must be of type dict"),
     ],
 )
 def test_invalid_entries_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -33,7 +33,7 @@ from tfswa_sep.registry.models_toml import (
 
 __all__ = [
     "SUFFIXES", "WEIGHTS", "ModelFile", "ModelInfo", "cache_folder", "config_folder", "default_model",
-    "describe", "digest", "fetch", "find_model", "hub_cache_folder", "known_models", "load_registry",
+    "describe", "digest", "fetch", "files_for", "find_model", "hub_cache_folder", "known_models", "load_registry",
     "local_path", "problem_of", "remove", "with_precision",
 ]  # fmt: skip
 
@@ -117,6 +117,14 @@ def with_precision(info: ModelInfo, precision: str, *, prefer_int8: bool = False
         available = {file.precision for file in info.files}
         raise ModelError(f"model {info.name!r} has no {precision} file: use --precision {min(available)}")
     return replace(info, files=files)
+
+
+def files_for(info: ModelInfo, backend: str) -> tuple[ModelFile, ...]:
+    """The files that a backend loads: its first one and, if that belongs to a bag, the others of its precision."""
+    own = [file for file in info.files if file.backend == backend]
+    return tuple(own[:1]) + tuple(
+        file for file in own[1:] if file.weights and file.precision == own[0].precision
+    )
 
 
 def fetch(info: ModelInfo, backend: str) -> Path:

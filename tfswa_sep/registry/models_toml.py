@@ -4,6 +4,9 @@ where = "bundled:small.onnx"               in the package, under tfswa_sep/weigh
         "hf://org/repo@<commit>/file"      a Hugging Face repository at a 40-digit commit
         "https://host/file"                any web server (http:// only for localhost)
         "folder/file.onnx"                 a path, relative to the folder of models.toml
+
+Files with `weights` are a bag: all of one backend and precision run, and weights = [1, 0, 0, 0] are one file's shares
+of the stems. A table [models.NAME.settings] supplies what a file's own metadata lacks, as `--model-settings` does.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import ipaddress
 import re
 import tomllib
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,8 +29,9 @@ HUGGING_FACE = re.compile(
 BUNDLED = re.compile(r"bundled:(?P<file>[A-Za-z0-9_][A-Za-z0-9._-]*)")
 
 _REQUIRED_KEYS = {"summary", "stems", "sample_rate", "channels", "license", "training_data", "files"}
-_OPTIONAL_KEYS = {"default", "scores"}
+_OPTIONAL_KEYS = {"default", "scores", "settings"}
 _FILE_KEYS = {"backend", "where", "sha256", "bytes"}
+_OPTIONAL_FILE_KEYS = {"precision", "weights"}
 PRECISIONS = ("fp32", "int8")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STEM = re.compile(rf"{_NAME.pattern}(\+{_NAME.pattern})*")  # or a sum of stems
@@ -44,6 +48,7 @@ class ModelFile:
     sha256: str  # 64 hexadecimal digits; "" if unknown
     bytes: int  # 0 if unknown
     precision: str = ""  # one of PRECISIONS; "" if unknown
+    weights: tuple[float, ...] = ()  # in a bag: this file's share of each stem
 
     @property
     def label(self) -> str:
@@ -65,6 +70,9 @@ class ModelInfo:
     files: tuple[ModelFile, ...]
     scores: dict[str, float]  # stem -> global SDR in dB
     default: bool
+    settings: dict[str, str] = field(
+        default_factory=dict
+    )  # how the files are used, beside their own metadata
 
 
 def unlisted_model(name: str, summary: str, files: tuple[ModelFile, ...]) -> ModelInfo:
@@ -115,7 +123,7 @@ def is_allowed_url(url: str) -> bool:
 
 def parse_file(table: Any, owner: str, folder: Path) -> ModelFile:
     """Parse one [[models.NAME.files]] entry, with paths relative to `folder`. Raises ModelError."""
-    _check_keys(table, _FILE_KEYS, f"{owner}: a file", optional={"precision"})
+    _check_keys(table, _FILE_KEYS, f"{owner}: a file", optional=_OPTIONAL_FILE_KEYS)
     backend, where = (_typed(table, key, str, owner) for key in ("backend", "where"))
     sha256, size = _typed(table, "sha256", str, owner), _typed(table, "bytes", int, owner)
     precision = _typed({"precision": table.get("precision", "fp32")}, "precision", str, owner)
@@ -141,7 +149,17 @@ def parse_file(table: Any, owner: str, folder: Path) -> ModelFile:
         raise ModelError(f"{owner}: {where!r} must not be a network share")
     if "://" not in where and not where.startswith("bundled:"):
         where = str(folder / where)
-    return ModelFile(backend=backend, where=where, sha256=sha256, bytes=size, precision=precision)
+    weights = _typed({"weights": table.get("weights", [])}, "weights", list, owner)
+    if not all(type(weight) in (int, float) and 0 <= weight <= 1 for weight in weights):
+        raise ModelError(f"{owner}: weights must be numbers from 0 to 1")
+    return ModelFile(
+        backend=backend,
+        where=where,
+        sha256=sha256,
+        bytes=size,
+        precision=precision,
+        weights=tuple(map(float, weights)),
+    )
 
 
 def suffix_of(where: str) -> str:
@@ -166,6 +184,9 @@ def _parse_model(name: str, table: Any, path: Path) -> ModelInfo:
         raise ModelError(f"{where}: stems must be a list of names")
     if not files:
         raise ModelError(f"{where}: there must be at least one file")
+    parsed = tuple(parse_file(file, where, path.parent) for file in files)
+    _check_weights(parsed, stems, where)
+    settings = _typed({"settings": table.get("settings", {})}, "settings", dict, where)
     return ModelInfo(
         name=name,
         summary=_typed(table, "summary", str, where),
@@ -174,10 +195,33 @@ def _parse_model(name: str, table: Any, path: Path) -> ModelInfo:
         channels=_typed(table, "channels", int, where),
         license=_typed(table, "license", str, where),
         training_data=_typed(table, "training_data", str, where),
-        files=tuple(parse_file(file, where, path.parent) for file in files),
+        files=parsed,
         scores={stem: float(score) for stem, score in scores.items()},
         default=_typed({"default": table.get("default", False)}, "default", bool, where),
+        settings={key: _setting(settings, key, where) for key in settings},
     )
+
+
+def _setting(table: dict[str, Any], key: str, where: str) -> str:
+    """A setting as text, in the form in which a file's metadata would have it."""
+    value = table[key]
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return ",".join(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ModelError(f"{where}: the setting {key} must be a text, a number or a list of texts")
+    return str(value)
+
+
+def _check_weights(files: tuple[ModelFile, ...], stems: tuple[str, ...], where: str) -> None:
+    """Raise ModelError unless the files of a bag all have weights, which give every stem."""
+    for kind in dict.fromkeys((file.backend, file.precision) for file in files):
+        bag = [file.weights for file in files if (file.backend, file.precision) == kind]
+        if not any(bag):
+            continue
+        if any(len(weights) != len(stems) for weights in bag):
+            raise ModelError(f"{where}: each file of a bag needs one weight per stem")
+        if not all(map(any, zip(*bag, strict=True))):
+            raise ModelError(f"{where}: a stem has no weights above 0")
 
 
 def _check_keys(table: Any, required: set[str], where: str, *, optional: Set[str] = frozenset()) -> None:
