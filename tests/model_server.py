@@ -61,7 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answers(name, first=first)
 
     def answers(self, name: str, *, first: bool) -> None:
-        body, start = BODY, self.range_start()
+        body, start = self.server.files.get(name, BODY), self.range_start()
         if name == "wrong.onnx" or (name == "once.onnx" and first):
             body = BODY[::-1]
         if name == "long.onnx":
@@ -87,7 +87,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if name == "slow.onnx":
             time.sleep(0.4)
-        if name in ("cut.onnx", "restart.onnx") and first:
+        if name in ("cut.onnx", "cut.zip", "restart.onnx") and first:
             rest = rest[: len(rest) // 2]
         if name == "severed.onnx":  # never more than the first half
             rest = rest[: max(0, len(body) // 2 - start)]
@@ -120,7 +120,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class ModelServer(http.server.ThreadingHTTPServer):
-    """asked: the requests so far.  authorized: their credentials.  repository: the model files of org/repo."""
+    """asked: the requests so far.  authorized: their credentials.  repository: the model files of org/repo.
+
+    files: what is sent for a name in place of BODY.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -131,6 +134,7 @@ class ModelServer(http.server.ThreadingHTTPServer):
         self.authorized: list[str] = []
         self.gets: Counter[str] = Counter()
         self.repository = ["tiny.onnx"]
+        self.files: dict[str, bytes] = {}
         self.closing = threading.Event()
 
     @property

@@ -15,7 +15,7 @@ from tfswa_sep.evaluation.bsseval_v4 import References
 from tfswa_sep.evaluation.methods import FolderMethod
 from tfswa_sep.evaluation.multitrack import find_songs
 from tfswa_sep.evaluation.report.tables import differences
-from tfswa_sep.evaluation.results import SongScore
+from tfswa_sep.evaluation.results import EXCERPTS, SongScore
 from tfswa_sep.evaluation.run import evaluate
 
 RATE = 44_100
@@ -186,7 +186,7 @@ def test_both_kinds_of_musdb_are_what_musdb_reads(tmp_path: Path) -> None:
     shutil.copy(stempeg.example_stem_path(), tmp_path / "packed" / "test" / "A - B.stem.mp4")
     (track,) = official.DB(root=str(tmp_path / "packed"), subsets="test").tracks
     name, (packed,) = musdb.find_musdb(tmp_path / "packed")
-    assert name == "MUSDB18 test"
+    assert name == f"{EXCERPTS} test"
     hq = tmp_path / "hq" / "test" / "A - B"
     hq.mkdir(parents=True)
     unpacked = musdb.decode_stems(packed, hq)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # as in evaluation/scoring.py, which is too heavy to load here
 MUSEVAL, REFERENCE, FAST, PERCEPTUAL = "museval", "museval-reference", "fast", "perceptual"
 KNOWN_METRICS = (MUSEVAL, REFERENCE, FAST, PERCEPTUAL)
+DOWNLOAD = "download"  # in place of a folder of --musdb
 WIDEST = 10_000  # characters: wider than any table
 
 app = typer.Typer(
@@ -56,10 +57,11 @@ Data = Annotated[
     ),
 ]
 Musdb = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         metavar="FOLDER",
-        help="MUSDB18 (.stem.mp4) or MUSDB18-HQ folder; scored with museval by default.",
+        help="MUSDB18 (.stem.mp4) or MUSDB18-HQ folder; scored with museval by default. "
+        "download: its 7-second excerpts, 147 MB.",
         rich_help_panel=SONGS,
     ),
 ]
@@ -171,7 +173,7 @@ def evaluate(
     otherwise, so that scores are reproducible.
     """
     if (data is None) == (musdb is None):
-        raise UsageError("give either --data FOLDER or --musdb FOLDER")
+        raise UsageError("give either --data FOLDER or --musdb FOLDER (or --musdb download)")
     if out is not None and estimates and not model:
         raise UsageError("--estimates scores existing stems and writes none: remove --out")
     if resume and record is None and report is None:
@@ -183,7 +185,7 @@ def evaluate(
 
     if report is not None:
         need("jinja2", "--report")  # before hours of work
-    name, songs = _songs(data, musdb, subset, exclude)
+    name, songs = _songs(data, _musdb_folder(musdb, shown=not quiet), subset, exclude)
     methods = _methods(model, estimates, baselines, songs, out=out, runtime=runtime)
     files = ([record] if record else []) + ([report / "results.json"] if report else [])
     earlier = next((read_evaluation(file) for file in files if resume and file.exists()), None)
@@ -356,6 +358,35 @@ def _metrics(names: str | None) -> tuple[str, ...]:
     if {MUSEVAL, REFERENCE} <= set(wanted):
         raise UsageError(f"{MUSEVAL} and {REFERENCE} are the same numbers: choose one")
     return wanted
+
+
+def _musdb_folder(given: str | None, *, shown: bool) -> Path | None:
+    """The folder of --musdb; "download" is that of the excerpts, which are downloaded at first use."""
+    if given != DOWNLOAD:
+        return None if given is None else Path(given)
+    from tfswa_sep.evaluation.musdb import ARCHIVE, download_excerpts, excerpts_folder
+
+    if not shown or excerpts_folder().is_dir():
+        return download_excerpts()
+    print_error(f"downloading MUSDB18's excerpts to {excerpts_folder()}")
+    with _download_progress(ARCHIVE.bytes) as on_bytes:
+        return download_excerpts(on_bytes)
+
+
+@contextmanager
+def _download_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many of `total` bytes have arrived."""
+    if not sys.stderr.isatty():
+        lines = ProgressLines()
+        yield lambda done: lines.count("MB", done // 10**6, total // 10**6)
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (progress.BarColumn(), progress.DownloadColumn(), progress.TimeRemainingColumn())
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def _songs(data: Path | None, musdb: Path | None, subset: str, exclude: str | None) -> tuple[str, list[Song]]:

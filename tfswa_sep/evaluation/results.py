@@ -44,6 +44,7 @@ LABELS = {  # metric in the record -> label in tables; in dB but kept, leaked, l
     "bleedless": "bleedless",
     "fullness": "fullness",
 }
+EXCERPTS = "MUSDB18 7 s excerpts"  # how the name of this data set begins
 BASELINE = "baseline"  # a kind of method; the others are "model" and "estimates"
 
 

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,8 +42,12 @@ def cached_path(file: ModelFile) -> Path:
     return folders.cache_folder() / f"{file.sha256[:16]}-{_file_name(file.where)}"
 
 
-def fetch(file: ModelFile) -> Path:
+def fetch(file: ModelFile, *, on_bytes: Callable[[int], None] | None = None) -> Path:
     """The local path of a remote file, verified by its size and SHA-256 if they are known.
+
+    Args:
+        file: The file.
+        on_bytes: Called with the number of bytes received so far, for files from a web server.
 
     Raises:
         ModelError: Offline, no network, not found, cut off, or the wrong hash.
@@ -58,7 +62,7 @@ def fetch(file: ModelFile) -> Path:
         )
     try:
         with lock(folders.cache_folder() / ".locks" / f"{_key(file.where)}.lock"):
-            return _fetch_locked(file)
+            return _fetch_locked(file, on_bytes)
     except OSError as error:
         raise _cache_error(error) from error
 
@@ -111,7 +115,7 @@ def remove(file: ModelFile) -> list[Path]:
     return removed
 
 
-def _fetch_locked(file: ModelFile) -> Path:
+def _fetch_locked(file: ModelFile, on_bytes: Callable[[int], None] | None) -> Path:
     """`fetch` under the lock. Raises OSError too."""
     from_hub = file.where.startswith("hf://")
     path = cached_path(file)
@@ -122,7 +126,7 @@ def _fetch_locked(file: ModelFile) -> Path:
             return path
         _quarantine(path, file)
     for _ in range(2):
-        downloaded = _from_hugging_face(file) if from_hub else _from_url(file)
+        downloaded = _from_hugging_face(file) if from_hub else _from_url(file, on_bytes)
         problem = damage(downloaded, size=file.bytes, sha256=file.sha256)
         if problem is None:
             if from_hub:
@@ -163,11 +167,11 @@ def _from_hugging_face(file: ModelFile) -> Path:
     return Path(downloaded)
 
 
-def _from_url(file: ModelFile) -> Path:
+def _from_url(file: ModelFile, on_bytes: Callable[[int], None] | None) -> Path:
     """Download from a web server, resuming what an earlier run downloaded; not yet verified."""
     part, limit = _part(file), file.bytes or MAX_BYTES
     part.parent.mkdir(parents=True, exist_ok=True)
-    if not file.sha256:  # without a hash, two halves of different files would pass
+    if not file.sha256 and not file.bytes:  # two halves of different files would pass
         part.unlink(missing_ok=True)
     failures = 0
     try:
@@ -178,7 +182,7 @@ def _from_url(file: ModelFile) -> Path:
         ):
             while True:
                 before = out.tell()
-                reason = _receive(session, file.where, out, limit)
+                reason = _receive(session, file.where, out, limit, on_bytes)
                 if not reason:
                     return part
                 failures = 0 if out.tell() > before else failures + 1
@@ -193,7 +197,9 @@ def _from_url(file: ModelFile) -> Path:
             part.unlink()
 
 
-def _receive(session: Any, url: str, out: BinaryIO, limit: int) -> str | None:
+def _receive(
+    session: Any, url: str, out: BinaryIO, limit: int, on_bytes: Callable[[int], None] | None
+) -> str | None:
     """Request the bytes that `out` lacks, once. Returns None when it is complete, else why it was cut off."""
     from huggingface_hub import constants
 
@@ -213,6 +219,8 @@ def _receive(session: Any, url: str, out: BinaryIO, limit: int) -> str | None:
                 out.truncate()
             for block in response.iter_raw():
                 out.write(block)
+                if on_bytes is not None:
+                    on_bytes(out.tell())
                 if out.tell() > limit:
                     out.truncate(0)
                     raise ModelError(f"{url} is larger than the expected {limit} bytes")

@@ -13,7 +13,7 @@ from tfswa_sep.constants import ACCOMPANIMENT
 from tfswa_sep.evaluation.bsseval import FAST_SECONDS
 from tfswa_sep.evaluation.compare import MEAN, MIN_SONGS, UNCLEAR, Difference, bootstrap, mean_of_stems
 from tfswa_sep.evaluation.listening.answers import MIN_ANSWERS, ListeningTest
-from tfswa_sep.evaluation.results import BASELINE, LABELS, Evaluation, MethodScores, StemScore
+from tfswa_sep.evaluation.results import BASELINE, EXCERPTS, LABELS, Evaluation, MethodScores, StemScore
 
 DETAILS = {"frame_sdr", "mixture_sdr", "gain", "kept", "leaked"}  # only in the table of one method
 KINDS = (
@@ -24,6 +24,7 @@ KINDS = (
 NAMES = 30  # characters for the names of songs, methods and stems
 DECIMALS = {"leaked": 3}  # else 2
 
+EXCERPTS_NOTE = "Excerpts, not whole songs: these are not scores by the official MUSDB18 protocol."
 FAST_NOTE = (
     f"fast refits its filters every {FAST_SECONDS} s, so its SIR and SAR differ from those of museval and mir_eval "
     "by up to 0.7 dB; for publication, use v4, which is museval's"
@@ -134,9 +135,12 @@ def score_table(evaluation: Evaluation) -> Table:
         several = [stem for stem in method.stems if stem != ACCOMPANIMENT]
         if len(several) > 1:
             _add_score(table, MEAN, method, several)
-    table.caption = (
+    lines = [
         "Bootstrap over songs. Median of frames: over the songs, of each song's median over frames of 1 s."
-    )
+    ]
+    if evaluation.data.startswith(EXCERPTS):
+        lines.append(EXCERPTS_NOTE)
+    table.caption = "\n".join(lines)
     return table
 
 
