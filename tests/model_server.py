@@ -1,6 +1,7 @@
-"""A web server and a Hugging Face hub on this machine, which cuts, corrupts, stalls and redirects.
+"""A web server and a Hugging Face hub on this machine, which cuts, corrupts, stalls, refuses and redirects.
 
-What it does is in the name that is asked for: see `Handler.answers`. "The first" is the first GET of a name.
+What it does depends on the name of the file: see `Handler.send_file`. "The first" is the first GET of a name. As on the
+hub, a file under /resolve/ is described and redirected to another address, which sends it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 BODY = b"\x08\x0a" + bytes(range(256)) * 5000  # 1.3 MB, begins like an ONNX file
 SHA256 = hashlib.sha256(BODY).hexdigest()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -24,6 +27,15 @@ REDIRECTS = {
     "mapped.onnx": "https://[::ffff:10.0.0.1]/tiny.onnx",
     "decimal.onnx": "https://2130706433/tiny.onnx",  # 127.0.0.1
     "home.onnx": "/tiny.onnx",  # the same origin, which the user chose
+}
+REFUSALS = {  # status and Retry-After
+    "gone.onnx": (404, ""),
+    "secret.onnx": (403, ""),
+    "busy.onnx": (429, "30"),
+    "busier.onnx": (429, "Mon, 30 Nov 2026 12:00:00 GMT"),
+    "maintenance.onnx": (503, "600"),
+    "broken.onnx": (500, ""),
+    "hiccup.onnx": (500, ""),  # the first time only
 }
 
 
@@ -46,24 +58,42 @@ class Handler(http.server.BaseHTTPRequestHandler):
         first = self.server.gets[name] <= 1
         if self.path.startswith("/api/models/org/repo/revision/"):
             self.describe_repository()
-        elif name in REDIRECTS:
-            self.send_response(302)
-            self.send_header("Location", REDIRECTS[name])
-            self.send_header("Content-Length", "0")
-            if "/resolve/" in self.path:  # the hub tells of a file before it sends one elsewhere
-                self.file_headers(BODY)
-            self.end_headers()
-        elif name.startswith(("gone", "sub")):
-            self.send_error(404)
-        elif name == "silent.onnx" and first:  # as where a kept connection was closed in the meantime
+        elif name in REFUSALS and (first or name != "hiccup.onnx"):
+            self.refuse(*REFUSALS[name])
+        elif name in REDIRECTS or "/resolve/" in self.path:
+            self.server.gets[name] -= self.command == "GET" and name not in REDIRECTS
+            self.redirect(name)
+        elif name == "silent.onnx" and first:  # as if a kept connection had been closed in the meantime
             self.close_connection = True
         else:
-            self.answers(name, first=first)
+            self.send_file(name, first=first)
 
-    def answers(self, name: str, *, first: bool) -> None:
+    def refuse(self, status: int, wait: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        if wait:
+            self.send_header("Retry-After", wait)
+        self.end_headers()
+
+    def redirect(self, name: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", REDIRECTS.get(name, f"/cdn/{name}?signature=secret"))
+        self.send_header("Content-Length", "0")
+        if "/resolve/" in self.path:
+            body = BODY[::-1] if name == "changed.onnx" else BODY + b"more" if name == "grown.onnx" else BODY
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Linked-Size", str(len(body)))
+            self.send_header("X-Linked-Etag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.end_headers()
+
+    def send_file(self, name: str, *, first: bool) -> None:
         body, start = self.server.files.get(name, BODY), self.range_start()
-        if name == "wrong.onnx" or (name == "once.onnx" and first):
+        if name in ("wrong.onnx", "replaced.onnx") or (name == "once.onnx" and first):
             body = BODY[::-1]
+        if name == "replaced.onnx" and first:  # and cut off
+            body = BODY
+        if name == "short.onnx":
+            body = BODY[:-4]
         if name == "long.onnx":
             body = BODY + b"more"
         if name == "text.onnx":
@@ -80,14 +110,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(rest)))
         if start:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
-        self.file_headers(body)
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
         self.send_header("Connection", "close")
         self.end_headers()
         if self.command == "HEAD":
             return
         if name == "slow.onnx":
             time.sleep(0.4)
-        if name in ("cut.onnx", "cut.zip", "restart.onnx") and first:
+        if name in ("cut.onnx", "cut.zip", "restart.onnx", "replaced.onnx") and first:
             rest = rest[: len(rest) // 2]
         if name == "severed.onnx":  # never more than the first half
             rest = rest[: max(0, len(body) // 2 - start)]
@@ -98,11 +128,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             rest = b""
         self.wfile.write(rest)
         self.close_connection = True
-
-    def file_headers(self, body: bytes) -> None:
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("X-Linked-Size", str(len(body)))
 
     def range_start(self) -> int:
         return int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
@@ -140,6 +165,15 @@ class ModelServer(http.server.ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+
+def ask_this_hub(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HF_ENDPOINT does, which is read when huggingface_hub is imported."""
+    from huggingface_hub import constants
+
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @contextmanager

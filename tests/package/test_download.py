@@ -1,18 +1,19 @@
-"""Downloads from a server on this machine: only the right bytes are kept, and they are asked for once."""
+"""Downloads from a server on this machine: only the right bytes are kept, and they are requested once."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import time
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from model_server import BODY, COMMIT, REDIRECTS, SHA256, ModelServer
+from huggingface_hub import constants, try_to_load_from_cache
+from model_server import BODY, COMMIT, REDIRECTS, SHA256, ModelServer, ask_this_hub
 
+from tfswa_sep import registry
+from tfswa_sep.cli import terminal
 from tfswa_sep.errors import ModelError, OutputError
 from tfswa_sep.registry import ModelFile, download
 
@@ -24,9 +25,14 @@ def file_at(where: str, *, sha256: str = SHA256, size: int = len(BODY)) -> Model
 
 
 def kept(folder: Path) -> set[str]:
-    """Files in the cache but the locks', as folder/ or name."""
-    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return {f"{path.parts[0]}/" if len(path.parts) > 1 else path.name for path in files} - {".locks/"}
+    """What the cache contains: "model", "partial", "quarantine"."""
+    found = set()
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and ".locks" not in parts:
+            kinds = {"parts": "partial", "blobs": "partial", "quarantine": "quarantine"}
+            found |= {kinds[part] for part in parts if part in kinds} or {"model"}
+    return found
 
 
 def test_a_download_is_kept_and_not_asked_for_again(server: ModelServer, tmp_path: Path) -> None:
@@ -37,56 +43,163 @@ def test_a_download_is_kept_and_not_asked_for_again(server: ModelServer, tmp_pat
     assert server.asked == ["GET /tiny.onnx"]
     path.write_bytes(BODY[:-3])  # the disk was full, or somebody wrote into it
     assert download.fetch(file).read_bytes() == BODY
-    assert kept(tmp_path / "cache") == {path.name, "quarantine/"}
+    assert kept(tmp_path / "cache") == {"model", "quarantine"}
+
+
+@pytest.fixture(params=["web", "hub"])
+def where(request: pytest.FixtureRequest, server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a file: a web server's, or Hugging Face's, which describes and redirects."""
+    if request.param == "web":
+        return f"{server.url}/"
+    ask_this_hub(server, monkeypatch)
+    return f"hf://org/repo@{COMMIT}/"
 
 
 @pytest.mark.parametrize(
     ("name", "gets"),
-    [("cut.onnx", 2), ("restart.onnx", 2), ("once.onnx", 2), ("silent.onnx", 2), ("home.onnx", 1)],
+    [("cut.onnx", 2), ("restart.onnx", 2), ("once.onnx", 2), ("silent.onnx", 2), ("hiccup.onnx", 2)],
 )
-def test_a_download_recovers_from_one_failure(server: ModelServer, name: str, gets: int) -> None:
-    """Cut off and resumed, or by one that cannot resume; wrong once; no answer once; redirected there."""
-    assert download.fetch(file_at(f"{server.url}/{name}")).read_bytes() == BODY
+def test_a_download_recovers_from_one_failure(server: ModelServer, where: str, name: str, gets: int) -> None:
+    """Cut off and resumed, or by one that cannot resume; wrong once; no answer once; broken once."""
+    assert download.fetch(file_at(where + name)).read_bytes() == BODY
     assert server.gets[name] == gets
 
 
-def test_a_server_that_stalls_is_asked_again(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
-    assert download.fetch(file_at(f"{server.url}/stall.onnx")).read_bytes() == BODY
+def test_a_redirection_to_the_same_server_is_followed(server: ModelServer) -> None:
+    assert download.fetch(file_at(f"{server.url}/home.onnx")).read_bytes() == BODY
+
+
+def test_a_server_that_stalls_is_asked_again(
+    server: ModelServer, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    assert download.fetch(file_at(f"{where}stall.onnx")).read_bytes() == BODY
     assert server.gets["stall.onnx"] == 2
 
 
 @pytest.mark.parametrize(
     ("name", "message", "left"),
     [
-        ("wrong.onnx", "has SHA-256 .*, twice; the rejected file was moved, unopened, to", {"quarantine/"}),
-        ("severed.onnx", "cut off at 640001 bytes .*: run again to resume", {"parts/"}),
+        ("wrong.onnx", "has SHA-256 .*, twice; the rejected file was moved, unopened, to", {"quarantine"}),
+        ("severed.onnx", "cut off at 640001 bytes .*: run again to resume", {"partial"}),
         ("long.onnx", "larger than the expected 1280002 bytes", set()),
-        ("gone.onnx", "the server replied 404", set()),
+        ("short.onnx", "has 1279998 bytes instead of 1280002: it was not downloaded", set()),
+        ("gone.onnx", "the server replied 404 Not Found$", set()),
+        ("secret.onnx", "the server replied 403 Forbidden$", set()),
+        ("busy.onnx", r"the server is busy \(429 Too Many Requests\): try again in 30 s$", set()),
+        ("busier.onnx", "try again after Mon, 30 Nov 2026 12:00:00 GMT$", set()),
+        ("maintenance.onnx", r"the server is busy \(503 Service Unavailable\): try again in 600 s$", set()),
+        ("broken.onnx", "cut off at 0 bytes .the server replied 500 Internal Server Error.", set()),
         ("away.onnx", "redirected to http://example.org/tiny.onnx, which is not https", set()),
         *((name, "redirected to .*, a private address", set()) for name in PRIVATE),
     ],
 )
 def test_a_bad_download_is_reported(
-    server: ModelServer, tmp_path: Path, name: str, message: str, left: set[str]
+    server: ModelServer, where: str, tmp_path: Path, name: str, message: str, left: set[str]
 ) -> None:
     with pytest.raises(ModelError, match=message) as caught:
-        download.fetch(file_at(f"{server.url}/{name}"))
-    assert "\n" not in str(caught.value)
+        download.fetch(file_at(where + name))
+    assert "\n" not in str(caught.value) and "signature" not in str(caught.value)
     assert kept(tmp_path / "cache") == left
 
 
-def test_a_later_run_resumes_a_download(server: ModelServer, tmp_path: Path) -> None:
-    file = file_at(f"{server.url}/tiny.onnx")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("changed.onnx", r"has SHA-256 [0-9a-f]{12}... instead of [0-9a-f]{12}...: it was not"),
+        ("grown.onnx", "has 1280006 bytes instead of 1280002: it was not downloaded"),
+    ],
+)
+@pytest.mark.parametrize("where", ["hub"], indirect=True)
+def test_a_file_that_the_hub_describes_differently_is_not_downloaded(
+    server: ModelServer, where: str, tmp_path: Path, name: str, message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        download.fetch(file_at(where + name))
+    assert kept(tmp_path / "cache") == set()
+
+
+@pytest.mark.parametrize("where", ["hub"], indirect=True)
+def test_huggingface_hub_finds_what_was_downloaded(
+    server: ModelServer, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = download.fetch(file_at(f"{where}tiny.onnx"))
+    cache = registry.hub_cache_folder()
+    assert try_to_load_from_cache("org/repo", "tiny.onnx", cache_dir=cache, revision=COMMIT) == str(path)
+    assert server.asked == [
+        f"GET /org/repo/resolve/{COMMIT}/tiny.onnx",  # never a branch, which could move
+        "GET /cdn/tiny.onnx?signature=secret",
+    ]
+    # What huggingface_hub saved, as links to blobs, is used too, and mended if damaged.
+    blob = path.parents[2] / "blobs" / SHA256
+    blob.parent.mkdir(exist_ok=True)
+    path.rename(blob)
+    path.symlink_to(blob)
+    assert download.fetch(file_at(f"{where}tiny.onnx")) == path and len(server.asked) == 2
+    blob.write_bytes(BODY[::-1])
+    assert download.fetch(file_at(f"{where}tiny.onnx")).read_bytes() == BODY
+    assert not path.is_symlink() and not blob.exists()
+
+
+def test_a_later_run_resumes_a_download(server: ModelServer, where: str, tmp_path: Path) -> None:
+    file = file_at(f"{where}tiny.onnx")
     part = download._part(file)
     part.parent.mkdir(parents=True)
     part.write_bytes(BODY[:1_000_000])
-    assert download.fetch(file).read_bytes() == BODY
+    seen: list[tuple[int, int]] = []
+    assert download.fetch(file, on_progress=lambda *bytes: seen.append(bytes)).read_bytes() == BODY
+    assert seen[0][0] > 1_000_000 and seen[-1] == (len(BODY), len(BODY))
     # Two halves that do not belong together are found out, and fetched again from the start.
     part.write_bytes(b"other" * 1000)
     download.cached_path(file).unlink()
     assert download.fetch(file).read_bytes() == BODY
-    assert kept(tmp_path / "cache") == {download.cached_path(file).name, "quarantine/"}
+    assert kept(tmp_path / "cache") == {"model", "quarantine"}
+
+
+def test_a_file_without_a_hash_is_resumed_only_if_the_server_still_has_it(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    cut, replaced = (file_at(f"{server.url}/{name}.onnx", sha256="", size=0) for name in ("cut", "replaced"))
+    assert download.fetch(cut).read_bytes() == BODY
+    assert server.gets["cut.onnx"] == 2  # the second half only
+    # Each half of another file, or rather: the first is thrown away.
+    assert download.fetch(replaced).read_bytes() == BODY[::-1]
+    assert kept(tmp_path / "cache") == {"model"}
+
+
+@pytest.mark.parametrize("reason", ["Ctrl-C", "a full disk"])
+def test_a_cancelled_download_is_resumed(
+    server: ModelServer, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], reason: str
+) -> None:
+    file = file_at(f"{where}tiny.onnx")
+
+    def stop(done: int, total: int) -> None:
+        if done > 500_000:
+            raise KeyboardInterrupt if reason == "Ctrl-C" else OSError(28, "No space left on device")
+
+    code, message = {
+        "Ctrl-C": (130, "tfswa-sep: interrupted; run again to resume the download\n"),
+        "a full disk": (5, "No space left on device (free up space and run again to resume)"),
+    }[reason]
+    assert terminal.run(lambda: download.fetch(file, on_progress=stop), debug=False, as_json=False) == code
+    assert message in capsys.readouterr().err
+    assert kept(tmp_path / "cache") == {"partial"}
+    seen: list[int] = []
+    assert download.fetch(file, on_progress=lambda done, _: seen.append(done)).read_bytes() == BODY
+    assert min(seen) > 500_000
+    assert kept(tmp_path / "cache") == {"model"}
+
+
+def test_a_disk_without_space_is_noticed_before_the_download(
+    server: ModelServer, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(10**9, 10**9, 10**6))
+    with pytest.raises(
+        OutputError, match=r"needs 169 MB, but .* has only 1 MB left: free up space, or set TFSWA"
+    ):
+        download.fetch(file_at(f"{where}tiny.onnx", size=168_678_764))
+    assert server.asked == [] and kept(tmp_path / "cache") == set()
 
 
 def test_two_cold_starts_download_once(server: ModelServer) -> None:
@@ -103,9 +216,34 @@ def test_offline_nothing_is_asked(server: ModelServer, monkeypatch: pytest.Monke
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert download.fetch(here).read_bytes() == BODY
     for where in (f"{server.url}/other.onnx", f"hf://org/repo@{COMMIT}/tiny.onnx"):
-        with pytest.raises(ModelError, match="not in the cache and offline mode is on"):
-            download.fetch(file_at(where))
+        with pytest.raises(
+            ModelError, match=r"is not downloaded and offline mode is on .* `tfswa-sep models pull"
+        ):
+            download.fetch(file_at(where), name=where)
     assert server.asked == ["GET /tiny.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("where", "sha256", "copy"),
+    [
+        (
+            f"hf://org/repo@{COMMIT}/a.onnx",
+            SHA256,
+            "copy the folder models--org--repo from its cache to {hub}$",
+        ),
+        ("https://a.org/a.onnx", SHA256, f"copy {SHA256[:16]}-a.onnx from its cache to {{cache}}$"),
+        ("https://a.org/a.onnx", "", "copy the file whose path it prints, and use that: --model FILE$"),
+    ],
+)
+def test_offline_says_what_to_type_elsewhere_and_what_to_copy(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch, where: str, sha256: str, copy: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    copy = copy.format(hub=registry.hub_cache_folder(), cache=registry.cache_folder())
+    with pytest.raises(
+        ModelError, match=f"on another machine, type `tfswa-sep models pull best`; then {copy}"
+    ):
+        download.fetch(file_at(where, sha256=sha256), name="best")
 
 
 def test_no_network_is_reported_at_once(server: ModelServer) -> None:
@@ -134,63 +272,3 @@ def test_other_users_of_the_process_are_unaffected(server: ModelServer) -> None:
     thread.start()
     thread.join()
     assert answers[0].content == BODY
-
-
-HUB_SCRIPT = """
-import sys
-from tfswa_sep.errors import TfswaError
-from tfswa_sep.registry import ModelFile, download
-commit, sha256, size, *names = sys.argv[1:]
-for name in names:
-    try:
-        file = ModelFile("onnx", f"hf://org/repo@{commit}/{name}", sha256, int(size))
-        path = download.fetch(file)
-        print("ok", path.stat().st_size, path == download.cached_path(file))
-    except TfswaError as error:
-        print(type(error).__name__, error)
-"""
-
-
-def ask_hub(server: ModelServer, *names: str, endpoint: str = "") -> list[str]:
-    """What the real client of Hugging Face makes of our hub; it reads HF_ENDPOINT when it is imported."""
-    environment = {"HF_ENDPOINT": endpoint or server.url, "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", HUB_SCRIPT, COMMIT, SHA256, str(len(BODY)), *names],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert done.stderr == ""
-    return done.stdout.splitlines()
-
-
-def test_the_real_hugging_face_client(server: ModelServer, tmp_path: Path) -> None:
-    names = ["tiny.onnx", "once.onnx", "wrong.onnx", "gone.onnx", "long.onnx", "metadata.onnx", "away.onnx"]
-    good, mended, wrong, gone, long, private, away = ask_hub(server, *names)
-    assert good == mended == f"ok {len(BODY)} True"
-    assert wrong.startswith(f"ModelError hf://org/repo@{COMMIT}/wrong.onnx has SHA-256")
-    assert gone.startswith(f"ModelError cannot download hf://org/repo@{COMMIT}/gone.onnx: ")
-    assert "is larger than the expected 1280002 bytes" in long
-    assert "redirected to 169.254.169.254, a private address" in private
-    assert "redirected to http://example.org/tiny.onnx, which is not https" in away
-    files = [request for request in server.asked if "/resolve/" in request]
-    assert files and all(COMMIT in request for request in files)  # never a branch, which could move
-    # Offline now: what was whole is still there, what was put aside cannot be got.
-    kept, missing = ask_hub(server, "tiny.onnx", "wrong.onnx", endpoint="http://127.0.0.1:1")
-    assert kept == f"ok {len(BODY)} True"
-    assert missing.startswith("ModelError cannot download")
-
-
-@pytest.mark.slow
-def test_the_real_client_resumes_waits_its_turn_and_sees_damage(server: ModelServer, tmp_path: Path) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda _: ask_hub(server, "slow.onnx"), range(2)))
-    assert both == [[f"ok {len(BODY)} True"]] * 2
-    assert server.gets["slow.onnx"] == 1
-    assert ask_hub(server, "cut.onnx", "stall.onnx") == [f"ok {len(BODY)} True"] * 2
-    file = file_at(f"hf://org/repo@{COMMIT}/slow.onnx")
-    download.cached_path(file).resolve().write_bytes(BODY[::-1])
-    assert ask_hub(server, "slow.onnx") == [f"ok {len(BODY)} True"]
-    assert server.gets["slow.onnx"] == 2

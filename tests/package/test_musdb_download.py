@@ -94,7 +94,7 @@ def test_a_later_run_resumes(server: ModelServer, tmp_path: Path, monkeypatch: p
     part.parent.mkdir(parents=True)
     part.write_bytes(body[:400_000])
     counts: list[int] = []
-    folder = musdb.download_excerpts(counts.append)
+    folder = musdb.download_excerpts(lambda done, _: counts.append(done))
     assert counts[0] > 400_000 and counts[-1] == len(body)
     assert (folder / "train" / "a.stem.mp4").read_bytes() == bytes(500_000)
 

@@ -369,16 +369,16 @@ def _musdb_folder(given: str | None, *, shown: bool) -> Path | None:
     if not shown or excerpts_folder().is_dir():
         return download_excerpts()
     print_error(f"downloading MUSDB18's excerpts to {excerpts_folder()}")
-    with _download_progress(ARCHIVE.bytes) as on_bytes:
-        return download_excerpts(on_bytes)
+    with _download_progress(ARCHIVE.bytes) as on_progress:
+        return download_excerpts(on_progress)
 
 
 @contextmanager
-def _download_progress(total: int) -> Iterator[Callable[[int], None]]:
+def _download_progress(total: int) -> Iterator[Callable[[int, int], None]]:
     """Yield a function that shows how many of `total` bytes have arrived."""
     if not sys.stderr.isatty():
         lines = ProgressLines()
-        yield lambda done: lines.count("MB", done // 10**6, total // 10**6)
+        yield lambda done, _: lines.count("MB", done // 10**6, total // 10**6)
         return
     from rich import progress
     from rich.console import Console
@@ -386,7 +386,7 @@ def _download_progress(total: int) -> Iterator[Callable[[int], None]]:
     columns = (progress.BarColumn(), progress.DownloadColumn(), progress.TimeRemainingColumn())
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, _: bar.update(task, completed=done)
 
 
 def _songs(data: Path | None, musdb: Path | None, subset: str, exclude: str | None) -> tuple[str, list[Song]]:

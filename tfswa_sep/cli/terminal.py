@@ -106,7 +106,7 @@ def _describe(error: BaseException) -> tuple[str, int, str]:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return kind, DeviceError.exit_code, f"{os.strerror(error.errno).lower()}: {advice(error)}"
     if isinstance(error, KeyboardInterrupt | Abort):
-        return kind, INTERRUPTED, "interrupted; no partial files were left"
+        return kind, INTERRUPTED, f"interrupted; {error or 'no partial files were left'}"
     if isinstance(error, _Terminated):
         return "Terminated", TERMINATED, "terminated; no partial files were left"
     return kind, 1, f"bug in {PROGRAM}: please report it with the output of --debug: {kind}: {error}"

