@@ -4,6 +4,7 @@
 # make test-audio  the tests that need torchaudio, in a second environment
 # make test-survival  kill 100 runs and fill 50 disks, as root; make test runs a sample of these
 # make test-decoders  3,000 files of every kind that ffmpeg writes, whole and damaged; make test has a sample of them
+# make test-ray    a library on several Ray nodes and an S3 server that fails, in an environment of its own (15 minutes)
 # make docs        build the documentation into site/
 # make system-deps install ffmpeg and chromium if they are missing, or print the command to type
 # make dist        build the wheel and the sdist, and check them for PyPI
@@ -21,7 +22,7 @@ PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -
 AUDIO_KILOBYTES := 7000000
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test check lint test-audio test-survival docs dist system-deps clean
+.PHONY: demo test check lint test-audio test-survival test-decoders test-ray docs dist system-deps clean
 
 demo: .venv/.done
 	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
@@ -49,6 +50,9 @@ test-decoders: .venv-dev/.done system-deps
 	@printf '%s\n' '| file | whole | cut | zeros | joined | tagged | lies |' '| --- | --- | --- | --- | --- | --- | --- |' > decoders.md
 	TFSWA_ALL_DECODERS=1 TFSWA_DECODERS_TABLE=decoders.md .venv-dev/bin/python -m pytest -n 2 tests/package/test_decoders.py
 	@cat decoders.md
+
+test-ray: .venv-ray/.done
+	.venv-ray/bin/python -m pytest -m ray -s tests/package/test_ray.py
 
 docs: .venv-docs/.done
 	.venv-docs/bin/zensical build --strict --clean
@@ -104,5 +108,10 @@ system-deps:
 	.venv-audio/bin/python $(PIP) --constraint constraints/torchaudio211.txt --editable ".[torch]" hydra-core pytest torchaudio
 	touch $@
 
+.venv-ray/.done: pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python $(PIP) --editable ".[ray]" "moto[server]>=5" pytest
+	touch $@
+
 clean:
-	rm -rf .venv .venv-dev .venv-audio .venv-docs site build dist demo_stems decoders.md
+	rm -rf .venv .venv-dev .venv-audio .venv-docs .venv-ray site build dist demo_stems decoders.md

@@ -92,12 +92,13 @@ def write_song(
     rate: int = 44_100,
     channels: int = 2,
     subtype: str | None = None,
+    seed: int = 0,
     change: Callable[[NDArray[np.float32]], object] | None = None,
 ) -> Path:
     """Noise in the format of the file's extension; `change` may alter the samples (n, c) in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (round(rate * seconds), channels)
-    samples = np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
+    samples = np.random.default_rng(seed).uniform(-0.5, 0.5, shape).astype(np.float32)
     if change:
         change(samples)
     soundfile.write(path, samples, rate, subtype=subtype)

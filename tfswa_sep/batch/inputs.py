@@ -23,6 +23,7 @@ _EXTENSIONS = (
     ".m4a .m4b .m4r .m4v .mka .mkv .mov .mp1 .mp2 .mp3 .mp4 .mpc .mpeg .mpg .mts .oga .ogg .ogv .opus .rf64 .snd "
     ".spx .tak .ts .tta .vob .w64 .wav .wave .weba .webm .wma .wmv .wv"
 )
+SONG_EXTENSIONS = frozenset(_EXTENSIONS.split())
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _in_folder(folder: Path, *, recursive: bool) -> list[FoundSong]:
         stems |= outputs_in(place)
         for name in names:
             extension = Path(name).suffix.lower()
-            if extension and extension in _EXTENSIONS.split():
+            if extension in SONG_EXTENSIONS:
                 songs.append(place / name)
             else:
                 ignored[extension or "without extension"] += 1

@@ -15,7 +15,7 @@ import typer
 import typer.main
 
 import tfswa_sep
-from tfswa_sep.cli import doctor, evaluate, models, separate, terminal
+from tfswa_sep.cli import batch, doctor, evaluate, models, separate, terminal
 from tfswa_sep.cli.default_command import SeparateByDefault
 from tfswa_sep.cli.help import Command
 from tfswa_sep.cli.terminal import PROGRAM
@@ -44,6 +44,7 @@ app = typer.Typer(
 app.command(cls=Command, epilog=EXAMPLES)(separate.separate)
 app.add_typer(models.app, name="models")
 app.add_typer(evaluate.app, name="eval")
+app.command("batch", cls=Command)(batch.batch)
 app.command("doctor", cls=Command)(doctor.doctor)
 
 

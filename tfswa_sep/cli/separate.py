@@ -99,7 +99,7 @@ def separate(
 
     options = _with_two_stems(options, two_stems)
     part, parts = _parse_shard(shard)
-    info = _fetch_model(model, runtime)
+    info = fetch_model(model, runtime)
     found = inputs.find_songs(songs, recursive=recursive)
     planned = plan.plan_songs(found, options.name)[part - 1 :: parts]
     several = len(planned) > 1
@@ -148,7 +148,7 @@ def _with_two_stems(options: OutputOptions, stem: str | None) -> OutputOptions:
     return replace(options, stems=f"{stem},{ACCOMPANIMENT if stem == VOCALS else f'no_{stem}'}")
 
 
-def _fetch_model(name: str | None, runtime: Runtime) -> ModelInfo:
+def fetch_model(name: str | None, runtime: Runtime) -> ModelInfo:
     """Find the model to use, and check as much as possible before anything heavy is loaded.
 
     A model with files for several backends is downloaded later, when the backend is chosen.

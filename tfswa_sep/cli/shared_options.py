@@ -176,23 +176,25 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter of `command` that is a Runtime or OutputOptions by one option per field.
 
-    The fields of the parameter's default are the defaults of the options. Typer reads the signature, so that is
-    rewritten.
+    The fields of the parameter's default are the defaults of the options. A field that is also a parameter of its own
+    keeps its default. Typer reads the signature, so that is rewritten.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
     groups: dict[str, list[str]] = {}
-    for parameter in inspect.signature(command).parameters.values():
+    known = inspect.signature(command).parameters
+    for parameter in known.values():
         kind = hints[parameter.name]
         if kind not in (OutputOptions, Runtime):
             parameters.append(parameter.replace(annotation=kind))
             continue
-        groups[parameter.name] = [field.name for field in fields(kind) if field.name in _FIELDS]
+        names = [field.name for field in fields(kind) if field.name in _FIELDS and field.name not in known]
+        groups[parameter.name] = names
         parameters += [
             inspect.Parameter(
                 name, parameter.kind, default=getattr(parameter.default, name), annotation=_FIELDS[name]
             )
-            for name in groups[parameter.name]
+            for name in names
         ]
 
     def run(**values: Any) -> None:

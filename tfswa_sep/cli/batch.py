@@ -1,0 +1,281 @@
+"""`tfswa-sep batch`: very many songs, on a Ray cluster, from and to object stores."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tfswa_sep.cli.help import BATCH, OUTPUT
+from tfswa_sep.cli.progress import INTERVAL, clock
+from tfswa_sep.cli.separate import fetch_model
+from tfswa_sep.cli.shared_options import Debug, Json, Model, Offline, Quiet, with_options
+from tfswa_sep.cli.terminal import INTERRUPTED, one_line, print_error, say
+from tfswa_sep.errors import BatchError, UsageError
+from tfswa_sep.installation import install_command
+from tfswa_sep.options import OutputOptions, Runtime
+
+if TYPE_CHECKING:
+    from tfswa_sep.cluster.estimate import Estimate
+    from tfswa_sep.cluster.run import Summary
+
+CLUSTER = "Cluster"
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Folder, s3:// prefix, or a manifest (.csv, .parquet, .jsonl) with a column named path.",
+        show_default=False,
+    ),
+]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="TARGET",
+        help="Folder or s3:// prefix for stems and rows.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Ray cluster: HOST:PORT, ray://HOST:PORT, or auto.  [default: one on this machine]",
+        rich_help_panel=CLUSTER,
+    ),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N or MIN:MAX",
+        help="Worker processes.  [default: as many as the cluster has CPUs for]",
+        rich_help_panel=CLUSTER,
+    ),
+]
+Cpus = Annotated[float, typer.Option(metavar="N", min=0, help="CPUs per worker.", rich_help_panel=CLUSTER)]
+Gpus = Annotated[
+    float,
+    typer.Option(
+        metavar="N", min=0, help="GPUs per worker; 0.25 lets four share one.", rich_help_panel=CLUSTER
+    ),
+]
+TimeLimit = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", min=1, help="Give up on a song after this.", rich_help_panel=CLUSTER),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Redo finished songs, and replace any file.", rich_help_panel=OUTPUT),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print songs, hours, time and size, from a sample.", rich_help_panel=BATCH
+    ),
+]
+
+
+@with_options
+def batch(
+    source: Source,
+    out: Target,
+    options: OutputOptions = OutputOptions(),
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    ray: Ray = None,
+    workers: Workers = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    time_limit: TimeLimit = 3600,
+    model: Model = None,
+    runtime: Runtime = Runtime(),
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Separate a library of songs with Ray, on this machine or on many.
+
+    Songs come from a folder, an object store or a manifest; stems go to a folder or an object store. Each song
+    gets a row in TARGET/rows/*.parquet. Run it again to continue: finished songs are skipped.
+    """
+    for package in ("fsspec", "pyarrow", "ray"):
+        if not _is_installed(package):
+            raise UsageError(f"batch needs {package}: {install_command(extra='ray')}")
+    from tfswa_sep.audio.atomic_file import temporary_folder
+    from tfswa_sep.cluster.catalog import write_catalog
+    from tfswa_sep.cluster.estimate import estimate
+    from tfswa_sep.cluster.run import Cluster, run_catalog
+    from tfswa_sep.cluster.worker import Job
+
+    cluster = Cluster(
+        address=ray, workers=_parse_workers(workers), cpus=cpus, gpus=gpus, time_limit=time_limit
+    )
+    runtime = replace(runtime, threads=runtime.threads or max(1, int(cpus)))
+    _check_stems(options)
+    job = Job(
+        target=out, model=fetch_model(model, runtime), runtime=runtime, options=options, overwrite=overwrite
+    )
+    with temporary_folder() as folder:
+        catalog = write_catalog(source, folder / "songs.parquet")
+        if catalog.ignored and not quiet:
+            print_error(f"note: ignored {catalog.ignored} files that are not songs")
+        if dry_run:
+            _print_estimate(estimate(catalog, job), as_json=as_json)
+            return
+        display = _Display(shown=not quiet and not as_json)
+        try:
+            summary = run_catalog(
+                catalog,
+                job,
+                cluster,
+                on_row=lambda row: display.add(row, quiet=as_json),
+                on_change=display.show,
+            )
+        finally:
+            display.stop()
+    _print_summary(summary, as_json=as_json, quiet=quiet)
+    if summary.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if summary.failed:
+        raise typer.Exit(BatchError.exit_code)
+
+
+def _is_installed(package: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(package) is not None
+
+
+def _parse_workers(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    low, mark, high = text.partition(":")
+    try:
+        bounds = int(low), int(high if mark else low)
+    except ValueError:
+        bounds = 0, 0
+    if not 1 <= bounds[0] <= bounds[1]:
+        raise UsageError(f"invalid --workers '{text}': expected a number, or two such as 4:64")
+    return bounds
+
+
+def _check_stems(options: OutputOptions) -> None:
+    """Find mistakes in the template before any song is fetched."""
+    from tfswa_sep.audio.formats import find_format
+    from tfswa_sep.audio.stem_paths import target_paths
+
+    if "{track}" not in options.name:
+        raise UsageError("with several songs --name needs {track}, or they would overwrite each other")
+    find_format(options.audio_format, options.bit_depth, options.bitrate)
+    target_paths(Path("song"), ("vocals", "drums"), out=Path("out"), extension=".wav", template=options.name)
+
+
+class _Display:
+    """How far the batch is, on stderr: one line that changes on a terminal, otherwise a line now and then."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._live: Any = None
+        self._shown = shown
+        self._last = time.monotonic()
+        if shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live("", console=Console(stderr=True), transient=True, redirect_stdout=False)
+            self._live.start()
+
+    def show(self, summary: Summary) -> None:
+        """Print the state."""
+        if not self._shown:
+            return
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.update(Text(_describe(summary), no_wrap=True, overflow="ellipsis"), refresh=True)
+        elif time.monotonic() - self._last >= INTERVAL:
+            self._last = time.monotonic()
+            print_error(_describe(summary))
+
+    def add(self, row: dict[str, Any], *, quiet: bool) -> None:
+        """Print what a song's row says of failures and warnings."""
+        messages = [f"note: {text}" for text in row.get("warnings") or ()]
+        if row["state"] == "failed":
+            message = row["message"]
+            messages.append(message if row["source"] in message else f"{row['source']}: {message}")
+        for message in [] if quiet else messages:
+            if self._live is not None:
+                self._live.console.print(one_line(f"tfswa-sep: {message}"), markup=False, highlight=False)
+            else:
+                print_error(message)
+
+    def stop(self) -> None:
+        """Clear the line."""
+        if self._live is not None:
+            self._live.stop()
+
+
+def _describe(summary: Summary) -> str:
+    minutes = max(summary.elapsed, 1e-3) / 60
+    parts = [f"{summary.finished:,} of {summary.songs:,} songs"]
+    if summary.failed:
+        parts.append(f"{summary.failed.total():,} failed")
+    parts += [
+        f"{summary.seconds / 3600 / minutes:.2f} hours of music per minute",
+        f"{summary.workers} workers",
+    ]
+    begun = summary.done + summary.failed.total()
+    if summary.interrupted:
+        parts.append("stopping after the songs under way (Ctrl-C again stops at once)")
+    elif begun:
+        parts.append(f"{clock((summary.songs - summary.finished) * summary.elapsed / begun)} left")
+    return ", ".join(parts)
+
+
+def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        document = asdict(summary) | {"seconds_elapsed": round(summary.elapsed, 3)}
+        del document["began"]
+        say(json.dumps(document))
+    elif not quiet:
+        if summary.skipped:
+            say(f"{summary.skipped:,} already separated (--overwrite redoes them)")
+        say(
+            f"{summary.done:,} separated: {summary.seconds / 3600:.2f} hours of music in {clock(summary.elapsed)}, "
+            f"{summary.cpu_seconds / 3600:.2f} CPU hours"
+        )
+        for kind, count in summary.failed.most_common():
+            say(f"{count:,} failed: {kind}")
+        if summary.lost_workers:
+            say(f"{summary.lost_workers} workers died and were replaced")
+        left = summary.songs - summary.finished
+        if left:
+            say(f"{left:,} left: run the same command again")
+
+
+def _print_estimate(found: Estimate, *, as_json: bool) -> None:
+    if as_json:
+        say(json.dumps(asdict(found)))
+        return
+    say(f"songs        {found.songs:,}" + (f", {found.done:,} of them done" if found.done else ""))
+    say(f"music        {found.hours:,.1f} hours (from {found.sampled} songs)")
+    say(f"to read      {_size(found.bytes_to_read)}")
+    say(f"to write     {_size(found.bytes_to_write)}")
+    say(f"CPU hours    {found.cpu_hours:,.2f} (measured on this machine)")
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
