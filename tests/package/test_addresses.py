@@ -24,7 +24,7 @@ def test_an_address_is_trusted_on_first_use(server: ModelServer, tmp_path: Path)
     pinned = registry.find_model(address)
     assert (pinned.files[0].sha256, pinned.files[0].bytes) == (SHA256, len(BODY))
     assert registry.fetch(pinned, "onnx") == path and server.asked == ["GET /tiny.onnx"]
-    assert [model.name for model in registry.known_models()] == ["small", address]
+    assert [model.name for model in registry.known_models()][-1] == address
     # Another file under the same address is refused, until the address is forgotten.
     path.unlink()
     record = tmp_path / "config" / "pins.json"
@@ -57,7 +57,7 @@ def test_a_password_that_an_earlier_version_recorded_is_dropped(server: ModelSer
     registry.fetch(registry.find_model(address), "onnx")
     record = tmp_path / "config" / "pins.json"
     record.write_text(record.read_text().replace("://", "://me:secret@"))
-    assert [model.name for model in registry.known_models()] == ["small", address]
+    assert [model.name for model in registry.known_models()][-1] == address
     assert registry.find_model(address).files[0].where == address
     registry.fetch(registry.find_model(address.replace("tiny", "slow")), "onnx")
     assert "secret" not in record.read_text()

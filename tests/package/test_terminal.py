@@ -13,8 +13,8 @@ import pytest
 from fakes import SLOW_COMMAND, write_song
 from rich.table import Table
 
-from tfswa_sep.cli import evaluate, progress
-from tfswa_sep.cli.terminal import one_line, printable
+from tfswa_sep.cli import progress
+from tfswa_sep.cli.terminal import one_line, print_tables, printable
 from tfswa_sep.errors import advice
 
 
@@ -61,7 +61,7 @@ def test_no_control_character_of_a_file_name_reaches_a_terminal(tmp_path: Path) 
 def test_tables_of_eval_hold_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("song", "SDR")
     table.add_row("a\x1b[2J\u202eb", "7.0")
-    evaluate._print_tables(table)
+    print_tables(table)
     out = capsys.readouterr().out
     assert r"a\x1b[2J\u202eb" in out and "\x1b" not in out
 

@@ -16,13 +16,11 @@ from tfswa_sep.cli.default_command import RunByDefault
 from tfswa_sep.cli.help import METHODS, RESULTS, SONGS, Command
 from tfswa_sep.cli.progress import ProgressLines
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Quiet, with_options
-from tfswa_sep.cli.terminal import one_line, print_error, printable, say
+from tfswa_sep.cli.terminal import one_line, print_error, print_tables, say
 from tfswa_sep.errors import OutputError, UsageError, advice
 from tfswa_sep.options import Runtime
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tfswa_sep.evaluation.methods import Method
     from tfswa_sep.evaluation.multitrack import Song
     from tfswa_sep.evaluation.results import Evaluation
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 MUSEVAL, REFERENCE, FAST, PERCEPTUAL = "museval", "museval-reference", "fast", "perceptual"
 KNOWN_METRICS = (MUSEVAL, REFERENCE, FAST, PERCEPTUAL)
 DOWNLOAD = "download"  # in place of a folder of --musdb
-WIDEST = 10_000  # characters: wider than any table
 
 app = typer.Typer(
     cls=RunByDefault, rich_markup_mode=None, epilog="All scoring options: tfswa-sep eval run --help"
@@ -241,7 +238,7 @@ def compare(
 
     seconds = dict.fromkeys(difference.second for difference in comparison.differences)
     groups = ([each for each in comparison.differences if each.second == second] for second in seconds)
-    _print_tables(*map(difference_table, groups))
+    print_tables(*map(difference_table, groups))
 
 
 @app.command("listen", cls=Command)
@@ -297,7 +294,7 @@ def listen_results(
         return
     from tfswa_sep.evaluation.report.tables import preference_table
 
-    _print_tables(preference_table(results))
+    print_tables(preference_table(results))
 
 
 def _write_record(evaluation: Evaluation, files: list[Path]) -> None:
@@ -321,7 +318,7 @@ def _print_evaluation(evaluation: Evaluation) -> None:
     tables = [table for method in methods for table in song_tables(method, evaluation.data, width=width)]
     if len(evaluation.methods) > 1 or len(evaluation.metrics) > 1:
         tables += summary_tables(evaluation, width=width)
-    _print_tables(*tables, score_table(evaluation))
+    print_tables(*tables, score_table(evaluation))
 
 
 def _terminal_width() -> int | None:
@@ -329,26 +326,6 @@ def _terminal_width() -> int | None:
     from rich.console import Console
 
     return Console().width if sys.stdout.isatty() else None
-
-
-def _print_tables(*tables: Table) -> None:
-    """Print tables on stdout; if that is not a terminal, as wide as needed, so that no cell wraps."""
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.segment import Segment, Segments
-
-    for number, table in enumerate(tables):
-        console = Console(width=None if sys.stdout.isatty() else WIDEST)
-        if not sys.stdout.isatty():
-            console.width = Measurement.get(console, console.options, table).maximum
-        # Names of songs may hold control characters.
-        segments = [
-            segment
-            if segment.control or segment.text == "\n"
-            else Segment(printable(segment.text), segment.style)
-            for segment in console.render(table)
-        ]
-        console.print("\n" * (number > 0), Segments(segments), sep="", end="", crop=False)
 
 
 def _metrics(names: str | None) -> tuple[str, ...]:

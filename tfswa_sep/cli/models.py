@@ -5,20 +5,35 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from shutil import get_terminal_size
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tfswa_sep.cli.default_command import ListByDefault
+from tfswa_sep.cli.downloads import fetch_files
 from tfswa_sep.cli.help import HARDWARE, Command
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Precision
-from tfswa_sep.cli.terminal import printable, say
+from tfswa_sep.cli.terminal import print_tables, printable, say
+from tfswa_sep.constants import VOCALS
 from tfswa_sep.errors import ModelError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tfswa_sep.registry import ModelFile, ModelInfo
+
+_NOTES = (
+    "RTF, real-time factor: seconds of computing per second of music, on 2 cores.",
+    "vocals, mean: SDR in dB of the vocals and on average over the stems; * published by others for other songs, "
+    "not measured by us.",
+    "none stated: the publisher grants no licence for the weights; what you may do with them is unclear.",
+    "More about a model: tfswa-sep models info MODEL",
+)
 
 app = typer.Typer(cls=ListByDefault, rich_markup_mode=None)
 
@@ -40,8 +55,16 @@ def list_models(as_json: Json = False, debug: Debug = False) -> None:
     if as_json:
         say(json.dumps({"models": [asdict(model) for model in models]}, indent=2))
         return
-    for model in models:
-        _print_model(model)
+    print_tables(_table([model for model in models if model.stems]))
+    say()
+    for note in _NOTES:
+        for line in textwrap.wrap(note, get_terminal_size().columns, subsequent_indent="  "):
+            say(line)
+    if others := [model for model in models if not model.stems]:
+        say()
+        say("Downloaded from addresses:")
+        for model in others:
+            say(f"  {model.name}")
 
 
 @app.command("info", cls=Command)
@@ -76,32 +99,41 @@ def model_path(
     """Print the path of a model file, downloading it if needed."""
     from tfswa_sep import registry
 
-    say(str(registry.fetch(registry.with_precision(registry.find_model(name), precision), backend)))
+    info = registry.with_precision(registry.find_model(name), precision)
+    files = registry.files_for(info, backend)
+    if not files:
+        registry.fetch(info, backend)  # raises an error that names the available backends
+    for path in fetch_files(info, files, shown=True):
+        say(str(path))
 
 
 @app.command("pull", cls=Command)
 def pull_models(
     names: Names,
     backend: Annotated[Literal["all", "onnx", "torch"], typer.Option(help="Files to download.")] = "all",
+    offline: Offline = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Download models for offline use."""
+    """Download models for offline use.
+
+    What is interrupted resumes the next time.
+    """
     from tfswa_sep import registry
 
     pulled = []
     for name in names:
         model = registry.find_model(name)
-        if backend not in ("all", *(file.backend for file in model.files)):
-            registry.fetch(model, backend)  # raises an error that names the available ones
-        for i, file in enumerate(model.files):
-            if backend in ("all", file.backend):
-                registry.fetch(replace(model, files=(file,)), file.backend)
-                known = registry.find_model(name).files[i]  # the hash of an address is recorded by now
-                pulled.append({"model": model.name, **_state(known)})
-                if not as_json:
-                    say(pulled[-1]["path"])
-                    say(f"  {_kind(pulled[-1])}, sha256 {pulled[-1]['sha256']}")
+        wanted = [i for i, file in enumerate(model.files) if backend in ("all", file.backend)]
+        if not wanted:
+            registry.fetch(model, backend)  # raises an error that names the available backends
+        paths = fetch_files(model, [model.files[i] for i in wanted], shown=not as_json)
+        for i, _ in zip(wanted, paths, strict=True):
+            known = registry.find_model(name).files[i]  # the hash of an address is recorded by now
+            pulled.append({"model": model.name, **_state(known)})
+            if not as_json:
+                say(pulled[-1]["path"])
+                say(f"  {_kind(pulled[-1])}, sha256 {pulled[-1]['sha256']}")
     if as_json:
         say(json.dumps({"files": pulled}, indent=2))
 
@@ -109,7 +141,8 @@ def pull_models(
 @app.command("verify", cls=Command)
 def verify_models(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="Models to verify.  [default: all]")
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Models to verify.  [default: all on this machine]"),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -122,6 +155,7 @@ def verify_models(
 
     models = [registry.find_model(name) for name in names] if names else registry.known_models()
     files = [{"model": model.name, **_state(file)} for model in models for file in model.files]
+    files = [file for file in files if names or file["path"]]
     if as_json:
         say(json.dumps({"files": files}, indent=2))
     else:
@@ -166,6 +200,50 @@ def _state(file: ModelFile) -> dict[str, Any]:
         "state": state,
         "damaged": problem is not None,
     }
+
+
+def _table(models: Sequence[ModelInfo]) -> Table:
+    """Registered models, one per row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from tfswa_sep.registry import MEAN
+
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column("stems", min_width=14)  # vocals, drums,
+    for heading in ("size", "RTF", "vocals", "mean"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("licence", no_wrap=True)
+    for model in models:
+        cells = (
+            f"{model.name} (default)" if model.default else model.name,
+            ", ".join(model.stems),
+            _size(model),
+            f"{model.real_time_factor:.2f}" if model.real_time_factor else "",
+            _score(model, VOCALS),
+            _score(model, MEAN),
+            model.license,
+        )
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def _size(model: ModelInfo) -> str:
+    from tfswa_sep import registry
+
+    sizes = [file.bytes for file in registry.files_for(model, model.files[0].backend)]
+    return f"{sum(sizes) / 1e6:.0f} MB" if all(sizes) else "?"
+
+
+def _score(model: ModelInfo, stem: str) -> str:
+    """An SDR of ours or, with an asterisk, one that others published."""
+    from tfswa_sep.registry import MEAN
+
+    ours = model.scores | ({MEAN: fmean(model.scores.values())} if model.scores else {})
+    if stem in ours:
+        return f"{ours[stem]:.1f} "
+    return f"{model.published[stem]:.1f}*" if stem in model.published else ""
 
 
 def _print_model(model: ModelInfo) -> None:

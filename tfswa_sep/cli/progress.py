@@ -1,4 +1,4 @@
-"""The progress of each song on stderr: bars on a terminal, otherwise an occasional line."""
+"""The progress of songs and downloads on stderr: bars on a terminal, otherwise an occasional line."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ _STEP = 0.1  # of the song, from one line to the next
 
 
 @contextmanager
-def show_progress(*, shown: bool) -> Iterator[Progress]:
-    """Yield a progress display, and clear it from the screen at the end."""
-    progress = (ProgressBars() if sys.stderr.isatty() else ProgressLines()) if shown else Progress()
+def show_progress(*, shown: bool, downloads: bool = False) -> Iterator[Progress]:
+    """Yield a progress display, and clear it from the screen at the end.
+
+    Args:
+        shown: False for one that shows nothing.
+        downloads: Whether it counts bytes of files, rather than seconds of songs.
+    """
+    kind = (ProgressBars if sys.stderr.isatty() else ProgressLines) if shown else Progress
+    progress = kind(downloads=downloads)
     try:
         yield progress
     finally:
@@ -30,8 +36,11 @@ def show_progress(*, shown: bool) -> Iterator[Progress]:
 class Progress:
     """Shows nothing."""
 
+    def __init__(self, *, downloads: bool = False) -> None:
+        self._downloads = downloads
+
     def update(self, label: str, done: float, total: float | None) -> None:
-        """`done` seconds of the song `label` are separated, of `total`; None if unknown."""
+        """`done` seconds or bytes of the song or file `label` are finished, of `total`; None if unknown."""
 
     def remove(self, label: str) -> None:
         """The song `label` is finished."""
@@ -48,7 +57,8 @@ class Progress:
 class ProgressLines(Progress):
     """For logs: a line per song every 10 s, but not before another tenth of the song is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, downloads: bool = False) -> None:
+        super().__init__(downloads=downloads)
         self._last: dict[str, tuple[float, float]] = {}  # label -> time and seconds done at the last line
 
     def update(self, label: str, done: float, total: float | None) -> None:
@@ -56,7 +66,8 @@ class ProgressLines(Progress):
         if not self._is_due(label, done, total):
             return
         percent = f"{done / total:.0%}, " if total else ""
-        print_error(f"{label}: {percent}{clock(done)}{f' of {clock(total)}' if total else ' separated'}")
+        amount, verb = (megabytes, "downloaded") if self._downloads else (clock, "separated")
+        print_error(f"{label}: {percent}{amount(done)}{f' of {amount(total)}' if total else f' {verb}'}")
 
     def count(self, what: str, done: int, total: int) -> None:
         """`done` of `total` are finished, such as "songs"."""
@@ -77,12 +88,13 @@ class ProgressLines(Progress):
 
 
 class ProgressBars(Progress):
-    """A bar per song: its name, the stage, and the time left."""
+    """A bar per song or file: its name, the stage or the bytes so far, and the time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, downloads: bool = False) -> None:
+        super().__init__(downloads=downloads)
         from rich.console import Console, RenderableType
         from rich.constrain import Constrain
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
 
         console = Console(stderr=True)
@@ -95,7 +107,12 @@ class ProgressBars(Progress):
 
         name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
         stage = TextColumn("{task.fields[stage]}", table_column=Column(width=10))
-        columns = (name, stage, BarColumn(bar_width=20), TimeRemainingColumn())
+        columns = (
+            name,
+            DownloadColumn() if downloads else stage,
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(),
+        )
         # Not redirected: what is printed to stdout may be meant for another program.
         options = {"transient": True, "redirect_stdout": False, "redirect_stderr": False, "expand": True}
         self._bars = Bars(*columns, console=console, **options)  # type: ignore[arg-type]
@@ -126,6 +143,11 @@ class ProgressBars(Progress):
             yield
         finally:
             self._bars.start()
+
+
+def megabytes(size: float) -> str:
+    """19.4 MB, 169 MB."""
+    return f"{size / 1e6:,.{0 if size >= 99.95e6 else 1}f} MB"
 
 
 def clock(seconds: float) -> str:

@@ -12,19 +12,27 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from typer import Abort, TyperException
 
 from tfswa_sep.cli.habits import usage_message
 from tfswa_sep.errors import DeviceError, OutputError, TfswaError, UsageError, advice
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 PROGRAM = "tfswa-sep"
+_WIDEST = 10_000  # characters: wider than any table
 # Writes to files fail with an OutputError, so an OSError of these kinds without a file name is stdout's.
 _STDOUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as in the shell: 128 + the number of the signal
 _PASSWORD = re.compile(r"""(?<=://)[^/\s'"]*@""")
 _JOINERS = "\u200c\u200d"  # invisible, but used in Persian words and emoji
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with how to go on; typer takes a KeyboardInterrupt for an exit code."""
 
 
 class _Terminated(BaseException):
@@ -106,7 +114,9 @@ def _describe(error: BaseException) -> tuple[str, int, str]:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return kind, DeviceError.exit_code, f"{os.strerror(error.errno).lower()}: {advice(error)}"
     if isinstance(error, KeyboardInterrupt | Abort):
-        return kind, INTERRUPTED, f"interrupted; {error or 'no partial files were left'}"
+        return kind, INTERRUPTED, "interrupted; no partial files were left"
+    if isinstance(error, Interrupted):
+        return "KeyboardInterrupt", INTERRUPTED, f"interrupted; {error}"
     if isinstance(error, _Terminated):
         return "Terminated", TERMINATED, "terminated; no partial files were left"
     return kind, 1, f"bug in {PROGRAM}: please report it with the output of --debug: {kind}: {error}"
@@ -116,6 +126,26 @@ def say(text: str = "") -> None:
     """Print a line of results on stdout; on a terminal without the control characters that file names may hold."""
     text = _PASSWORD.sub("***@", text)
     print(printable(text) if sys.stdout.isatty() else text, flush=True)
+
+
+def print_tables(*tables: Table) -> None:
+    """Print tables on stdout; if that is not a terminal, as wide as needed, so that no cell wraps."""
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.segment import Segment, Segments
+
+    for number, table in enumerate(tables):
+        console = Console(width=None if sys.stdout.isatty() else _WIDEST)
+        if not sys.stdout.isatty():
+            console.width = Measurement.get(console, console.options, table).maximum
+        # Names of songs may hold control characters.
+        segments = [
+            segment
+            if segment.control or segment.text == "\n"
+            else Segment(printable(segment.text), segment.style)
+            for segment in console.render(table)
+        ]
+        console.print("\n" * (number > 0), Segments(segments), sep="", end="", crop=False)
 
 
 def print_error(message: str) -> str:

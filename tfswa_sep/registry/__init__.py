@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tfswa_sep.errors import ModelError, UsageError
 from tfswa_sep.registry import addresses, download
-from tfswa_sep.registry.folders import cache_folder, config_folder, hub_cache_folder
+from tfswa_sep.registry.folders import cache_folder, config_folder, hub_cache_folder, is_offline
 from tfswa_sep.registry.integrity import SUFFIXES, damage, digest, header_problem
 from tfswa_sep.registry.models_toml import (
     BUNDLED,
+    MEAN,
+    NO_LICENSE,
     PRECISIONS,
     ModelFile,
     ModelInfo,
@@ -32,9 +35,9 @@ from tfswa_sep.registry.models_toml import (
 )
 
 __all__ = [
-    "SUFFIXES", "WEIGHTS", "ModelFile", "ModelInfo", "cache_folder", "config_folder", "default_model",
-    "describe", "digest", "fetch", "files_for", "find_model", "hub_cache_folder", "known_models",
-    "load_registry", "local_path", "problem_of", "remove", "with_precision",
+    "MEAN", "NO_LICENSE", "SUFFIXES", "WEIGHTS", "ModelFile", "ModelInfo", "cache_folder", "config_folder",
+    "default_model", "describe", "digest", "fetch", "files_for", "find_model", "hub_cache_folder",
+    "is_first_download", "known_models", "load_registry", "local_path", "problem_of", "remove", "with_precision",
 ]  # fmt: skip
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -60,7 +63,7 @@ def load_registry(path: Path | None = None) -> dict[str, ModelInfo]:
         if any(model.default for model in added.values()):
             models = {name: replace(model, default=False) for name, model in models.items()}
         models |= added
-    return _default_first(models, own)
+    return _default_first({name: addresses.with_records(model) for name, model in models.items()}, own)
 
 
 def find_model(name_or_path: str | Path) -> ModelInfo:
@@ -86,7 +89,9 @@ def find_model(name_or_path: str | Path) -> ModelInfo:
 
 def known_models() -> list[ModelInfo]:
     """The registered models, the default first, and those at addresses used before."""
-    return [*load_registry().values(), *addresses.pinned_models()]
+    registered = load_registry()
+    listed = {file.where for model in registered.values() for file in model.files}
+    return [*registered.values(), *(model for model in addresses.pinned_models() if model.name not in listed)]
 
 
 def default_model() -> ModelInfo:
@@ -147,7 +152,7 @@ def fetch(info: ModelInfo, backend: str, *, on_progress: download.Progress | Non
         raise ModelError(f"model {info.name!r} has no file for the {backend} backend, only {available}")
     if download.is_remote(file.where):
         path = download.fetch(file, name=info.name, on_progress=on_progress)
-        if addresses.is_address(info.name):
+        if addresses.is_address(info.name) or not file.sha256:
             if problem := header_problem(path):
                 raise ModelError(f"{file.where} {problem}; it was not opened")
             addresses.pin(info, file, path)
@@ -158,6 +163,13 @@ def fetch(info: ModelInfo, backend: str, *, on_progress: download.Progress | Non
     if problem := problem_of(file):
         raise ModelError(f"model file {path} {problem}; it was not opened")
     return path
+
+
+def is_first_download(files: Sequence[ModelFile]) -> bool:
+    """Whether `fetch` would download files of which nothing is on this machine yet."""
+    return not is_offline() and all(
+        download.is_remote(file.where) and download.is_new(file) for file in files
+    )
 
 
 def local_path(file: ModelFile) -> Path:
@@ -189,8 +201,9 @@ def remove(name: str) -> list[Path]:
     if not remote:
         raise UsageError(f"{info.name} was not downloaded: it is bundled or a local file")
     removed = [path for file in remote for path in download.remove(file)]
-    if addresses.is_address(info.name):
-        addresses.forget(info.name)
+    for address in {info.name, *(file.where for file in remote)}:
+        if addresses.is_recorded(address):
+            addresses.forget(address)
     return removed
 
 
@@ -198,6 +211,10 @@ def describe(model: ModelInfo) -> list[tuple[str, str]]:
     """A description for display, as (label, text) lines; unknown facts are left out."""
     size = (f"{file.bytes / 1e6:.1f} MB" if file.bytes else "size unknown" for file in model.files)
     files = (f"{file.label} ({text})" for file, text in zip(model.files, size, strict=True))
+    remote = [file for file in model.files if download.is_remote(file.where)]
+    unknown = not all(file.sha256 for file in remote)
+    published = ", ".join(f"{stem} {score:.1f} dB" for stem, score in model.published.items())
+    factor = model.real_time_factor
     origins = dict.fromkeys(file.where.partition(":")[0] for file in model.files)
     channels = "stereo" if model.channels == 2 else f"{model.channels} channels"
     lines = [
@@ -205,7 +222,10 @@ def describe(model: ModelInfo) -> list[tuple[str, str]]:
         ("stems", ", ".join(model.stems)),
         ("audio", f"{model.sample_rate} Hz, {channels}" if model.sample_rate else ""),
         ("files", f"{', '.join(origins)}: {', '.join(files)}"),
+        ("SHA-256", "not published: recorded at the first download" if unknown else ""),
+        ("speed", f"real-time factor {factor:g} on 2 cores" if factor else ""),
         ("SDR", ", ".join(f"{stem} {score:.1f} dB" for stem, score in model.scores.items())),
+        ("published", f"SDR {published}, not measured by us: {model.published_by}" if published else ""),
         ("training", model.training_data),
         ("licence", f"{model.license} (of the weights)"),
     ]

@@ -72,17 +72,44 @@ def find(address: str, *, ask_hub: bool = True) -> ModelInfo:
     return unlisted_model(plain, _SUMMARY, files)
 
 
+def with_records(model: ModelInfo) -> ModelInfo:
+    """A registered model; files that models.toml lists without a hash have that of their first download."""
+    if all(file.sha256 or not download.is_remote(file.where) for file in model.files):
+        return model
+    pins = _read_pins()
+    known = {file.where: file for files in pins.values() for file in files if file.sha256}
+
+    def with_record(file: ModelFile) -> ModelFile:
+        record = None if file.sha256 else known.get(web.take_credentials(file.where))
+        return replace(file, sha256=record.sha256, bytes=record.bytes) if record else file
+
+    return replace(model, files=tuple(map(with_record, model.files)))
+
+
+def is_recorded(address: str) -> bool:
+    """Whether an address has a pin."""
+    return _split(address)[0] in _read_pins()
+
+
 def pin(info: ModelInfo, used: ModelFile, path: Path) -> None:
-    """Record the size and hash of the file that an address gave, saved at `path`.
+    """Record the size and hash of the file that an address, or a model listed without a hash, gave.
+
+    Args:
+        info: The model.
+        used: The file as it was known.
+        path: Where it was saved.
 
     Raises:
         OutputError: The settings folder cannot be written.
     """
-    pinned = replace(used, sha256=integrity.digest(path), bytes=path.stat().st_size)
-    files = tuple(pinned if file.where == used.where else file for file in info.files)
-    if _read_pins().get(info.name) != files:
+    name = where = web.take_credentials(used.where)
+    pinned = ModelFile(used.backend, where, integrity.digest(path), path.stat().st_size)
+    files: tuple[ModelFile, ...] = (pinned,)
+    if is_address(info.name):
+        name, files = info.name, tuple(pinned if file.where == where else file for file in info.files)
+    if _read_pins().get(name) != files:
         with _changing_pins() as pins:
-            pins[info.name] = files
+            pins[name] = files
 
 
 def forget(address: str) -> bool:

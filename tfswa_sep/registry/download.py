@@ -60,7 +60,7 @@ def fetch(file: ModelFile, *, name: str = "", on_progress: Progress | None = Non
     Args:
         file: The file.
         name: What the user calls its model, for advice.
-        on_progress: Called as bytes arrive, in this thread; a partial download is kept if it raises.
+        on_progress: Called as bytes arrive, in this thread; if it raises, the partial download is kept.
 
     Raises:
         ModelError: Offline, no network, not found, cut off, or not the recorded file.
@@ -76,8 +76,6 @@ def fetch(file: ModelFile, *, name: str = "", on_progress: Progress | None = Non
             return _fetch_locked(file, on_progress)
     except OSError as error:
         raise _cache_error(error, file) from error
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("run again to resume the download") from None
 
 
 def list_repository(repo: str, revision: str) -> tuple[str, list[tuple[str, int, str]]]:
@@ -118,8 +116,9 @@ def lock(path: Path) -> Iterator[None]:
 def remove(file: ModelFile) -> list[Path]:
     """Delete a file from the cache, whether complete, partial or in quarantine. Returns the deleted paths."""
     path = cached_path(file)
-    kept = [path, path.resolve(), _part(file), _version_path(file), _quarantine_path(file)]
+    kept = [path, path.resolve(), _part(file), _quarantine_path(file)]
     try:
+        _version_path(file).unlink(missing_ok=True)
         removed = [entry for entry in dict.fromkeys(kept) if entry.is_file() or entry.is_symlink()]
         for entry in removed:
             entry.unlink(missing_ok=True)
@@ -167,6 +166,8 @@ def _download(file: ModelFile, on_progress: Progress | None) -> Path:
             while True:
                 before = out.tell()
                 reason = _receive(session, url, file, out, on_progress)
+                if not reason and not out.tell():
+                    raise ModelError(f"cannot download {file.where}: the server sent an empty file")
                 if not reason:
                     return part
                 failures = 0 if out.tell() > before else failures + 1

@@ -7,6 +7,9 @@ where = "bundled:small.onnx"               in the package, under tfswa_sep/weigh
 
 Files with `weights` are a bag: all of one backend and precision run, and weights = [1, 0, 0, 0] are one file's shares
 of the stems. A table [models.NAME.settings] supplies what a file's own metadata lacks, as `--model-settings` does.
+
+sha256 and bytes of a remote file may be left out; then they are recorded at its first download. [models.NAME.scores]
+are our own measurements, [models.NAME.published] are others', with their `source`: dB by stem, or "mean" of all stems.
 """
 
 from __future__ import annotations
@@ -29,9 +32,11 @@ HUGGING_FACE = re.compile(
 BUNDLED = re.compile(r"bundled:(?P<file>[A-Za-z0-9_][A-Za-z0-9._-]*)")
 
 _REQUIRED_KEYS = {"summary", "stems", "sample_rate", "channels", "license", "training_data", "files"}
-_OPTIONAL_KEYS = {"default", "scores", "settings"}
-_FILE_KEYS = {"backend", "where", "sha256", "bytes"}
-_OPTIONAL_FILE_KEYS = {"precision", "weights"}
+_OPTIONAL_KEYS = {"default", "scores", "settings", "published", "real_time_factor"}
+_FILE_KEYS = {"backend", "where"}
+_OPTIONAL_FILE_KEYS = {"sha256", "bytes", "precision", "weights"}
+MEAN = "mean"  # of all stems, in place of a stem
+NO_LICENSE = "none stated"
 PRECISIONS = ("fp32", "int8")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STEM = re.compile(rf"{_NAME.pattern}(\+{_NAME.pattern})*")  # or a sum of stems
@@ -65,14 +70,17 @@ class ModelInfo:
     stems: tuple[str, ...]  # () for an unlisted model: its file says
     sample_rate: int  # Hz; 0 for an unlisted model
     channels: int  # 0 for an unlisted model
-    license: str
+    license: str  # NO_LICENSE if the publisher states none
     training_data: str
     files: tuple[ModelFile, ...]
-    scores: dict[str, float]  # stem -> global SDR in dB
+    scores: dict[str, float]  # stem -> global SDR in dB, measured by us
     default: bool
     settings: dict[str, str] = field(
         default_factory=dict
     )  # how the files are used, beside their own metadata
+    published: dict[str, float] = field(default_factory=dict)  # stem or MEAN -> SDR in dB, measured by others
+    published_by: str = ""  # who measured those, and on which songs
+    real_time_factor: float = 0.0  # seconds of computing per second of music on 2 cores; 0 if not measured
 
 
 def unlisted_model(name: str, summary: str, files: tuple[ModelFile, ...]) -> ModelInfo:
@@ -125,13 +133,15 @@ def parse_file(table: Any, owner: str, folder: Path) -> ModelFile:
     """Parse one [[models.NAME.files]] entry, with paths relative to `folder`. Raises ModelError."""
     _check_keys(table, _FILE_KEYS, f"{owner}: a file", optional=_OPTIONAL_FILE_KEYS)
     backend, where = (_typed(table, key, str, owner) for key in ("backend", "where"))
-    sha256, size = _typed(table, "sha256", str, owner), _typed(table, "bytes", int, owner)
-    precision = _typed({"precision": table.get("precision", "fp32")}, "precision", str, owner)
+    given = {"sha256": "", "bytes": 0, "precision": "fp32"} | table
+    sha256, size = _typed(given, "sha256", str, owner), _typed(given, "bytes", int, owner)
+    precision = _typed(given, "precision", str, owner)
     if precision not in PRECISIONS:
         raise ModelError(f"{owner}: unknown precision {precision!r}")
     if backend not in SUFFIXES.values():
         raise ModelError(f"{owner}: unknown backend {backend!r}")
-    if not re.fullmatch(r"[0-9a-f]{64}", sha256) or size <= 0:
+    needed = {"sha256", "bytes"} & (table.keys() if "://" in where else {"sha256", "bytes"})
+    if ("sha256" in needed and not re.fullmatch(r"[0-9a-f]{64}", sha256)) or ("bytes" in needed and not size):
         raise ModelError(
             f"{owner}: {where!r} needs a sha256 (64 lower-case hex digits) and its size in bytes"
         )
@@ -177,10 +187,19 @@ def _parse_model(name: str, table: Any, path: Path) -> ModelInfo:
     _check_keys(table, _REQUIRED_KEYS, where, optional=_OPTIONAL_KEYS)
     files = _typed(table, "files", list, where)
     scores = _typed({"scores": table.get("scores", {})}, "scores", dict, where)
-    if not all(type(score) in (int, float) and abs(score) < 1000 for score in scores.values()):
-        raise ModelError(f"{where}: scores must be numbers in dB")
+    published = _typed({"published": table.get("published", {})}, "published", dict, where)
+    source = _typed(published, "source", str, where) if published else ""
+    figures = {stem: score for stem, score in published.items() if stem != "source"}
+    for score in (*scores.values(), *figures.values()):
+        if type(score) not in (int, float) or not abs(score) < 1000:
+            raise ModelError(f"{where}: scores must be numbers in dB")
+    factor = table.get("real_time_factor", 0)
+    if type(factor) not in (int, float) or not 0 <= factor < 1000:
+        raise ModelError(f"{where}: real_time_factor must be seconds of computing per second of music")
     stems = tuple(_typed(table, "stems", list, where))
-    if not stems or not all(isinstance(stem, str) and _STEM.fullmatch(stem) for stem in (*stems, *scores)):
+    if not stems or not all(
+        isinstance(stem, str) and _STEM.fullmatch(stem) for stem in (*stems, *scores, *figures)
+    ):
         raise ModelError(f"{where}: stems must be a list of names")
     if not files:
         raise ModelError(f"{where}: there must be at least one file")
@@ -199,6 +218,9 @@ def _parse_model(name: str, table: Any, path: Path) -> ModelInfo:
         scores={stem: float(score) for stem, score in scores.items()},
         default=_typed({"default": table.get("default", False)}, "default", bool, where),
         settings={key: _setting(settings, key, where) for key in settings},
+        published={stem: float(score) for stem, score in figures.items()},
+        published_by=source,
+        real_time_factor=float(factor),
     )
 
 
@@ -234,6 +256,8 @@ def _check_keys(table: Any, required: set[str], where: str, *, optional: Set[str
 
 
 def _typed(table: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    if key not in table:
+        raise ModelError(f"{where}: the key {key!r} is missing")
     value = table[key]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ModelError(f"{where}: {key} must be of type {kind.__name__}")

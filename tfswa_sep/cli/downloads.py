@@ -1,0 +1,58 @@
+"""Fetch models, with a progress bar, and with a note before the first download of one that states no licence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfswa_sep.cli.progress import Progress, show_progress
+from tfswa_sep.cli.terminal import Interrupted, print_error
+
+if TYPE_CHECKING:
+    from tfswa_sep.registry import ModelFile, ModelInfo
+
+
+def fetch_files(info: ModelInfo, files: Sequence[ModelFile], *, shown: bool) -> Iterator[Path]:
+    """Yield the local paths of some of a model's files, each downloaded if necessary.
+
+    Args:
+        info: The model.
+        files: The files.
+        shown: Whether to show the progress.
+
+    Raises:
+        TfswaError: See registry.fetch.
+    """
+    from tfswa_sep import registry
+
+    if info.license == registry.NO_LICENSE and registry.is_first_download(files):
+        print_error(
+            f"note: the publisher of {info.name} states no licence for its weights; what you may do with them is "
+            "unclear"
+        )
+    for number, file in enumerate(files, 1):
+        label = f"{info.name} ({number} of {len(files)})" if len(files) > 1 else info.name
+        yield _fetch(replace(info, files=(file,)), label, shown=shown)
+
+
+def _fetch(info: ModelInfo, label: str, *, shown: bool) -> Path:
+    from tfswa_sep import registry
+
+    progress: Progress | None = None
+    with ExitStack() as opened:
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal progress
+            if progress is None:
+                progress = opened.enter_context(show_progress(shown=shown, downloads=True))
+            progress.update(label, done, total or None)
+
+        try:
+            return registry.fetch(info, info.files[0].backend, on_progress=on_progress)
+        except KeyboardInterrupt:
+            if progress is None:  # nothing was downloaded
+                raise
+            raise Interrupted("run again to resume the download") from None
