@@ -282,7 +282,8 @@ class Run:
     def judged_on(self) -> str:
         """What `best` was measured on."""
         seconds = self.config.data.get("valid_seconds")
-        return f"mean SDR, excerpts of {seconds} s of {', '.join(sorted(self.data.valid))}"
+        length = "whole songs" if seconds is None else f"excerpts of {seconds} s of"
+        return f"mean SDR, {length} {', '.join(sorted(self.data.valid))}"
 
     def judge(self, scores: dict[str, float]) -> bool:
         """Return whether these scores are the best so far, and count validations without improvement."""

@@ -24,13 +24,13 @@ FULL_SCALE = 32_768  # 16 bits
 
 
 class Validation:
-    """An excerpt of each song, decoded once and kept in 16 bits: the one in which the weakest stem is loudest.
+    """Songs or excerpts of them, decoded once and kept in 16 bits; in an excerpt, the weakest stem is loudest.
 
     Args:
         songs: Song name -> function that reads its stems (s, c, n).
         targets: Names of the k targets, which are sums of stems.
         matrix: (k, s), which stems each target is the sum of.
-        seconds: Length of the excerpts.
+        seconds: Length of the excerpts; None means whole songs, which need 42 MB per minute of 4 stems.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class Validation:
         *,
         targets: tuple[str, ...],
         matrix: Tensor,
-        seconds: float,
+        seconds: float | None,
     ) -> None:
         self.targets, self.matrix = targets, matrix
         self._stems: dict[str, Tensor] = {}  # (s, c, n) int16: 0.7 MB per second for 4 stems
         for name, read in sorted(songs.items()):
             stems = read()
-            n = min(round(seconds * SAMPLE_RATE), stems.shape[-1])
+            n = stems.shape[-1] if seconds is None else min(round(seconds * SAMPLE_RATE), stems.shape[-1])
             hop = max(n // 4, 1)
             power = stems.square().sum(dim=1).unfold(1, n, hop).mean(dim=-1)  # (s, position)
             # Stems that the song lacks are ignored.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,28 +23,22 @@ from tfswa_sep.evaluation.multitrack import names_without
 from tfswa_sep.inference.metadata import is_stem_name
 from tfswa_sep.inference.stem_matrix import parse_stems
 from tfswa_sep.model.config import ModelConfig
-from training.data import folder, musdb
+from training.data import folder
 from training.data.cache import CachedTrack, build_cache
-from training.data.chunks import SongChunks
+from training.data.sources import (
+    Examples,
+    Source,
+    WeightedExamples,
+    cache_folder,
+    open_source,
+    read_sources,
+)
 from training.data.tracks import Track, decode, to_float
 from training.mixing.mixer import Mixer
 from training.mixing.settings import MixSettings
 from training.stop import ignore_stop_signals
 
 Batch = tuple[Tensor, Tensor, Tensor]  # mixtures (b, c, n), stems (b, s, c, n), known stems (b, s)
-
-
-class Examples(Protocol):
-    """A source of training examples."""
-
-    seed: int
-
-    def example(self, rng: np.random.Generator) -> tuple[Any, Any, Any]:
-        """One mixture (c, n), its stems (s, c, n), and which of them are known (s,): arrays or tensors.
-
-        `rng` is the only source of randomness.
-        """
-        ...
 
 
 class Batches(Dataset[Batch]):
@@ -87,6 +81,7 @@ class TrainingData:
     matrix: Tensor  # (k targets, s stems) of zeros and ones
     draw: Callable[[float], Examples]  # seconds -> examples of that length
     valid: dict[str, Callable[[], Tensor]]  # song -> reads its stems (s, c, n)
+    about: str  # where the examples come from
 
     @property
     def adds_up(self) -> bool:
@@ -109,22 +104,16 @@ def open_data(
         InputError: Songs are missing or cannot be read.
         UsageError: A target is unknown.
     """
-    kind, stems = config.get("kind", "open"), tuple[str, ...]()
-    if kind == "open":
+    if config.get("kind", "open") == "open":
         settings = MixSettings(**cast(dict[str, Any], OmegaConf.to_container(config.mix)))
-        pools, stems = Path(config.pools), STEMS
+        pools, stems, about = Path(config.pools), STEMS, f"open corpus in {config.pools}"
 
         def draw(seconds: float) -> Examples:
             return Mixer(pools, replace(settings, seconds=seconds), seed=seed, device=device)
 
         valid = _folder_readers(Path(config.valid), stems, config.valid_exclude) if config.valid else {}
     else:
-        tracks, stems, held_out = _find_tracks(config, kind)
-
-        def draw(seconds: float) -> Examples:
-            return SongChunks(tracks, seconds=seconds, seed=seed, anywhere=config.anywhere)
-
-        valid = {track.name: _cache_reader(track) for track in held_out}
+        draw, stems, valid, about = _open_sources(config, seed=seed)
     names, matrix = parse_stems(list(config.get("targets") or targets), stems)
     if unusable := [name for name in names if not is_stem_name(name)]:
         raise UsageError(
@@ -136,7 +125,7 @@ def open_data(
         raise UsageError(
             f"data.targets contains {empty[0]!r}, but the songs only have the stems {', '.join(stems)}"
         )
-    return TrainingData(targets=names, matrix=torch.from_numpy(matrix), draw=draw, valid=valid)
+    return TrainingData(targets=names, matrix=torch.from_numpy(matrix), draw=draw, valid=valid, about=about)
 
 
 def seconds_of(config: DictConfig) -> float:
@@ -155,35 +144,46 @@ def whole_seconds(seconds: float, shape: ModelConfig) -> float:
     return (max(round(frames / multiple), 1) * multiple - 1) * shape.hop / shape.sample_rate
 
 
-def _find_tracks(
-    config: DictConfig, kind: str
-) -> tuple[list[CachedTrack], tuple[str, ...], list[CachedTrack]]:
-    """Tracks to train on, the names of their stems, and tracks to validate on."""
-    root, cache = Path(config.root), Path(config.cache)
-    held_out: list[Track] = []
-    if kind in ("musdb18", "musdb18hq"):
-        if config.split not in ("official", "all"):
-            raise InputError(f"unknown data.split {config.split!r}: choose official or all")
-        tracks, stems = musdb.find_tracks(root, "train", is_wav=kind == "musdb18hq")
-        official, _ = musdb.find_tracks(root, "valid", is_wav=kind == "musdb18hq")
-        if config.valid:
-            held_out = _held_out(Path(config.valid), stems, config.valid_exclude, known_from=str(root))
-        elif config.split == "official":
-            held_out = official
-        if config.split == "all":
-            tracks = [*tracks, *official]
-    elif kind == "folder":
-        tracks, stems = folder.find_tracks(root)
-        if config.valid:
-            held_out = _held_out(Path(config.valid), stems, config.valid_exclude, known_from=str(root))
+def _open_sources(
+    config: DictConfig, *, seed: int
+) -> tuple[Callable[[float], Examples], tuple[str, ...], dict[str, Callable[[], Tensor]], str]:
+    """How to draw examples, the stems, how to read the validation songs, and a description."""
+    cache, workers = Path(config.cache), config.build_workers
+    several = "sources" in config
+    if several:
+        sources = read_sources(cast(Any, OmegaConf.to_container(config.sources)))
     else:
-        raise InputError(f"unknown data.kind {kind!r}: choose open, musdb18, musdb18hq or folder")
-    build = config.build_workers
-    return (
-        build_cache(tracks, stems, cache / "train", workers=build),
-        stems,
-        build_cache(held_out, stems, cache / "valid", workers=build),
-    )
+        sources = [
+            Source(
+                kind=config.kind, root=config.root, type=config.type, split=config.get("split", "official")
+            )
+        ]
+    opened = [
+        open_source(
+            source,
+            cache=cache_folder(cache, source) if several else cache,
+            workers=workers,
+            seed=seed,
+            anywhere=config.anywhere,
+        )
+        for source in sources
+    ]
+    stems = tuple(dict.fromkeys(stem for source in opened for stem in source.stems))
+
+    def draw(seconds: float) -> Examples:
+        if len(opened) == 1:
+            return opened[0].draw(seconds)
+        parts = [(source.draw(seconds), source.stems) for source in opened]
+        return WeightedExamples(parts, [source.weight for source in sources], stems, seed=seed)
+
+    about = ", ".join(source.about for source in opened)
+    if config.valid:
+        roots = ", ".join(source.root for source in sources)
+        held_out = _held_out(Path(config.valid), stems, config.valid_exclude, known_from=roots)
+    else:
+        held_out = [track for source in opened for track in source.held_out]
+    cached = build_cache(held_out, stems, cache / "valid", workers=workers)
+    return draw, stems, {track.name: _cache_reader(track) for track in cached}, about
 
 
 def _held_out(root: Path, stems: tuple[str, ...], exclude: str | None, *, known_from: str) -> list[Track]:
