@@ -49,6 +49,44 @@ def save(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, temporary)
 
 
+def rank(
+    ranking: Sequence[tuple[float, int]], score: float, step: int, *, count: int
+) -> list[tuple[float, int]]:
+    """Insert a score into the `count` best (score, step), best first; of equal ones the earlier step wins."""
+    others = [entry for entry in ranking if entry[1] != step]
+    return sorted([*others, (score, step)], key=lambda entry: (-entry[0], entry[1]))[:count]
+
+
+def save_all(
+    out: Path, state: dict[str, Any], *, best: bool, dropped: Collection[int], settings: Any
+) -> None:
+    """Write the checkpoints of a step, and delete those that are no longer to be kept.
+
+    Args:
+        out: The run's folder.
+        state: What to save. Its "ranking" holds the (score, step) of the best checkpoints.
+        best: Whether this is the best so far, for best.ckpt.
+        dropped: Steps that are no longer among the best.
+        settings: `training`: keep_best, keep_every and keep_last.
+    """
+    step = state["step"]
+    weights = {key: value for key, value in state.items() if key != "optimizer"}
+    # last.ckpt comes last: a run killed before resumes from an earlier step, and writes all of these again.
+    if best:
+        save(out / "best.ckpt", weights)
+    if settings.keep_best > 1 and step in [entry[1] for entry in state["ranking"]]:
+        save(out / f"best-{step:06d}.ckpt", weights)
+    for old in dropped:
+        (out / f"best-{old:06d}.ckpt").unlink(missing_ok=True)
+    if settings.keep_every and step % settings.keep_every == 0:
+        save(out / f"step-{step:06d}.ckpt", state)
+        if settings.keep_last:
+            steps = (int(path.stem.removeprefix("step-")) for path in out.glob("step-*.ckpt"))
+            for old in sorted(number for number in steps if number <= step)[: -settings.keep_last]:
+                (out / f"step-{old:06d}.ckpt").unlink()
+    save(out / "last.ckpt", state)
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read a checkpoint or a .safetensors file, safely: no code in it is run.
 

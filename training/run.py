@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tfswa_sep.constants import HOP, N_FFT
 from tfswa_sep.errors import UsageError
+from tfswa_sep.inference.overlap_add import plan_segments
 from tfswa_sep.model.blocks import FrequencyLinear
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.stft_torch import stft
@@ -80,15 +81,17 @@ def find_checkpoint(config: DictConfig, model_config: ModelConfig) -> dict[str, 
     """Return the checkpoint to resume from, or None if there is none or `training.resume` is off.
 
     Raises:
-        UsageError: It belongs to a different model or training objective.
+        UsageError: It belongs to a different model, training objective or optimizer.
     """
     path = Path(config.out) / "last.ckpt"
     if not (config.training.resume and path.exists()):
         return None
     stored = checkpoint.read(path)
     different = checkpoint.differing_fields(ModelConfig.from_json(stored["shape"]), model_config)
-    if json.loads(stored["config"])["training"]["objective"] != config.training.objective:
-        different.append("training.objective")
+    before = json.loads(stored["config"])["training"]
+    different += [
+        f"training.{name}" for name in ("objective", "optimizer") if before[name] != config.training[name]
+    ]
     if different:
         raise UsageError(
             f"{path} is from a run with different {', '.join(different)}: choose another out=..., or add"
@@ -117,8 +120,8 @@ class Run:
         fabric: The result of `start_processes`, if it has been called already.
 
     Raises:
-        UsageError: The checkpoint belongs to a different model or objective, or the losses do not support the
-            model's n_fft and hop.
+        UsageError: The checkpoint belongs to a different model, objective or optimizer, or the losses do not
+            support the model's n_fft and hop.
     """
 
     def __init__(self, config: DictConfig, *, fabric: Fabric | None = None) -> None:
@@ -131,6 +134,8 @@ class Run:
         self.fabric = fabric or start_processes(config)
         self.done, self.previous_seconds = 0, 0.0  # steps; training time of earlier starts
         self.best, self.stale = -math.inf, 0  # best score; validations since
+        self.ranking: list[tuple[float, int]] = []  # the best scores and their steps, best first
+        self.dropped: set[int] = set()  # steps that were among them before
         self._set_up_data()
         stored = find_checkpoint(config, self.model_config)
         self._set_up_model(resumed=stored is not None)
@@ -146,7 +151,7 @@ class Run:
 
     def _set_up_model(self, *, resumed: bool) -> None:
         self.model = build_model(self.model_config, self.config)
-        self.weights_note = ""  # for the log
+        self.weights_note = self.batch_note = ""  # for the log
         if not resumed:
             self.done, self.weights_note = load_initial_weights(self.model, self.config)
         elif name := next((n for n in ("continue_from", "warm_start") if self.settings[n]), None):
@@ -165,10 +170,17 @@ class Run:
         self.trained.load_state_dict(stored["model"])
         self.average.state = stored["average"]
         load_optimizer_state(self.optimizer.optimizer, stored["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(stored["precision"])
+        if stored["precision"]:  # the scale of 16-mixed, which other precisions neither have nor need
+            self.fabric.strategy.precision.load_state_dict(stored["precision"])
         self.done, self.previous_seconds = stored["step"], stored["seconds"]
+        before = stored.get("batch", self.batch)
+        if before != self.batch:
+            self.batch_note = (
+                f"examples per step: {self.batch} instead of {before}; the learning rate stays the same"
+            )
         if stored["judged_on"] == self.judged_on:  # scores on other songs are not comparable
             self.best, self.stale = stored["best"], stored["stale"]
+            self.ranking = [tuple(entry) for entry in stored.get("ranking", [])]
 
     @property
     def finished(self) -> bool:
@@ -180,6 +192,23 @@ class Run:
     def seconds(self) -> float:
         """Training time in seconds, including earlier starts."""
         return self.previous_seconds + time.monotonic() - self.started
+
+    @property
+    def batch(self) -> int:
+        """Examples per step, over all processes."""
+        return int(self.settings.batch_size * self.settings.accumulate * self.fabric.world_size)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the log: what is trained on what, and what may surprise."""
+        size = sum(weight.numel() for weight in self.model.parameters())
+        valid = f"{len(self.data.valid)} for validation" if self.data.valid else "no validation"
+        lines = [
+            f"{self.config.model.preset}, {size / 1e6:.1f} million parameters; {self.data.about}, {valid}",
+            f"{self.fabric.world_size} x {self.fabric.device.type}, {self.fabric.strategy.precision.precision},"
+            f" {self.batch} examples per step; from step {self.done} to {self.settings.steps}",
+        ]
+        return lines + [note for note in (self.weights_note, self.batch_note, self.length_note) if note]
 
     @property
     def length_note(self) -> str:
@@ -267,6 +296,12 @@ class Run:
         model.load_state_dict(gather(self.average.state))
         return model.eval()
 
+    @property
+    def config_values(self) -> dict[str, Any]:
+        """The configuration as plain values."""
+        values: Any = OmegaConf.to_container(self.config, resolve=True)
+        return dict(values)
+
     def validation(self) -> Validation | None:
         """Return the validation excerpts, or None if the configuration names no validation songs."""
         if self.masked or not self.data.valid:
@@ -276,6 +311,9 @@ class Run:
             targets=self.data.targets,
             matrix=self.data.matrix,
             seconds=self.config.data.valid_seconds,
+            plan=plan_segments(
+                segment=self.model_config.segment_samples, margin=self.model_config.margin_samples
+            ),
         )
 
     @property
@@ -287,13 +325,17 @@ class Run:
 
     def judge(self, scores: dict[str, float]) -> bool:
         """Return whether these scores are the best so far, and count validations without improvement."""
-        better = scores.get("mean", -math.inf) > self.best
+        score = scores.get("mean", -math.inf)
+        better = score > self.best
+        ranking = checkpoint.rank(self.ranking, score, self.done, count=self.settings.keep_best)
+        self.dropped = {step for _, step in self.ranking} - {step for _, step in ranking}
+        self.ranking = ranking
         self.best = scores["mean"] if better else self.best
         self.stale = 0 if better else self.stale + 1
         return better
 
     def save(self, scores: dict[str, float], *, best: bool) -> None:
-        """Write last.ckpt, and also best.ckpt if `best`. Every process must call this."""
+        """Write last.ckpt and, if they are due, the checkpoints to keep. Every process must call this."""
         state = {
             "model": gather(self.trained.state_dict()),
             "average": gather(self.average.state),
@@ -301,15 +343,15 @@ class Run:
             "precision": self.fabric.strategy.precision.state_dict(),
             "step": self.done,
             "seconds": self.seconds,
+            "batch": self.batch,
             "best": self.best,
+            "ranking": self.ranking,
             "judged_on": self.judged_on,
             "stale": self.stale,
             "scores": scores,
             "shape": self.model_config.to_json(),
-            "config": json.dumps(OmegaConf.to_container(self.config, resolve=True)),
+            "config": json.dumps(self.config_values),
         }
-        if not self.fabric.is_global_zero:
-            return
-        checkpoint.save(self.out / "last.ckpt", state)
-        if best:
-            checkpoint.save(self.out / "best.ckpt", {k: v for k, v in state.items() if k != "optimizer"})
+        if self.fabric.is_global_zero:
+            checkpoint.save_all(self.out, state, best=best, dropped=self.dropped, settings=self.settings)
+            self.dropped = set()

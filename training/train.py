@@ -56,9 +56,15 @@ def _train(run: Run, signals: StopSignals) -> None:
     validation = run.validation() if is_main else None
     run.wrapped.train()
     with RunLogger(
-        run.out, done=run.done, total=settings.steps, every=settings.log_every, enabled=is_main
+        run.out,
+        done=run.done,
+        total=settings.steps,
+        every=settings.log_every,
+        enabled=is_main,
+        wandb_project=settings.wandb,
+        config=run.config_values,
     ) as logger:
-        for note in filter(None, (run.weights_note, run.length_note)):
+        for note in run.notes:
             logger.print(note)
         for batch in run.batches():
             metrics = run.step(batch)
@@ -73,7 +79,8 @@ def _train(run: Run, signals: StopSignals) -> None:
                     logger.log_examples(run.done, validation, model)
                 scores = run.fabric.broadcast(scores)
                 better = bool(scores) and run.judge(scores)
-            if scores or is_last or stopping or run.done % settings.save_every == 0:
+            due = any(every and run.done % every == 0 for every in (settings.save_every, settings.keep_every))
+            if scores or is_last or stopping or due:
                 logger.flush()
                 run.save(scores, best=better)
             if stopping:

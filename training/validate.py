@@ -18,6 +18,7 @@ from tfswa_sep.constants import SAMPLE_RATE
 from tfswa_sep.evaluation.bsseval import frame_sdr
 from tfswa_sep.evaluation.compare import bootstrap, mean_of_stems
 from tfswa_sep.evaluation.metrics import RunningScore
+from tfswa_sep.inference.overlap_add import SegmentPlan, overlap_add
 from tfswa_sep.model.stft_torch import separate_waveform
 
 FULL_SCALE = 32_768  # 16 bits
@@ -31,6 +32,7 @@ class Validation:
         targets: Names of the k targets, which are sums of stems.
         matrix: (k, s), which stems each target is the sum of.
         seconds: Length of the excerpts; None means whole songs, which need 42 MB per minute of 4 stems.
+        plan: How whole songs are cut, so that memory does not grow with their length; excerpts are not cut.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Validation:
         targets: tuple[str, ...],
         matrix: Tensor,
         seconds: float | None,
+        plan: SegmentPlan | None = None,
     ) -> None:
         self.targets, self.matrix = targets, matrix
+        self.plan = plan if seconds is None else None
         self._stems: dict[str, Tensor] = {}  # (s, c, n) int16: 0.7 MB per second for 4 stems
         for name, read in sorted(songs.items()):
             stems = read()
@@ -103,7 +107,18 @@ class Validation:
     def separate(self, network: nn.Module, song: str) -> Tensor:
         """Estimate the targets (k, c, n) of a song's excerpt."""
         device = next(network.parameters()).device
-        return separate_waveform(network, self.excerpt(song)[0][None].to(device))[0]
+        mixture = self.excerpt(song)[0]
+        if self.plan is None:
+            return separate_waveform(network, mixture[None].to(device))[0]
+
+        def process(segments: NDArray[np.float32]) -> NDArray[np.float32]:
+            stems: NDArray[np.float32] = (
+                separate_waveform(network, torch.from_numpy(segments).to(device)).cpu().numpy()
+            )
+            return stems
+
+        blocks = overlap_add([mixture.numpy()], process, self.plan)
+        return torch.from_numpy(np.concatenate(list(blocks), axis=-1))
 
 
 def _summarize(name: str, sdrs: NDArray[np.float64], medians: NDArray[np.float64]) -> dict[str, float]:

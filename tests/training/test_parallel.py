@@ -60,14 +60,17 @@ def curve(out: Path, name: str) -> list[float]:
 
 @pytest.mark.slow
 def test_two_processes_train_like_one_with_twice_the_batch(pools: Path, tmp_path: Path, tiny: None) -> None:
-    """With fsdp, one process and two also resume from each other's checkpoints."""
+    """One process and two also resume from each other's checkpoints: 1, 2, 1 with ddp, and 2, 1, 2 with fsdp."""
     one, ddp, fsdp = (tmp_path / name for name in ("one", "ddp", "fsdp"))
     pieces = ("training.strategy=fsdp", "training.batch_size=2")
     train(load_config(words(pools, one, "training.batch_size=4", "training.steps=4")))
+    train(load_config(words(pools, ddp, "training.batch_size=4", "training.steps=1")))
     train_in_two(
-        words(pools, ddp, "training.batch_size=2", "training.steps=4"),
+        words(pools, ddp, "training.batch_size=2", "training.steps=3"),
         words(pools, fsdp, *pieces, "training.steps=2"),
     )
+    train(load_config(words(pools, ddp, "training.batch_size=4", "training.steps=4")))
+    assert [start["processes"] for start in json.loads((ddp / "run.json").read_text())] == [1, 2, 1]
     train(load_config(words(pools, fsdp, "training.batch_size=4", "training.steps=3")))
     train_in_two(words(pools, fsdp, *pieces, "training.steps=4"))
     expected: dict[str, Any] = torch.load(one / "last.ckpt", weights_only=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
 import platform
 import re
 import subprocess
@@ -435,3 +437,96 @@ def test_a_state_file_continues_at_its_step(songs: Path, tmp_path: Path, tiny: N
         if value.is_floating_point():
             torch.testing.assert_close(value, stored[key], rtol=1e-3, atol=1e-6)
     assert state.stat().st_size < 0.2 * (tmp_path / "first/last.ckpt").stat().st_size
+
+
+def test_checkpoints_are_kept_by_score_and_by_age(songs: Path, tmp_path: Path, tiny: None) -> None:
+    keep = ("training.keep_best=2", "training.keep_every=2", "training.keep_last=2")
+    run = run_of(songs, tmp_path, f"data.valid={songs}", *keep)
+    for step, score in enumerate((1.0, 3.0, 2.0, 0.5, 4.0, 2.5), start=1):
+        run.done = step
+        run.save({"mean": score}, best=run.judge({"mean": score}))
+        if step == 3:
+            run = run_of(songs, tmp_path, f"data.valid={songs}", *keep)  # the ranking survives a new start
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [
+        "best-000002.ckpt", "best-000005.ckpt", "best.ckpt", "last.ckpt", "step-000004.ckpt", "step-000006.ckpt",
+    ]  # fmt: skip
+    assert checkpoint.read(tmp_path / "best.ckpt")["step"] == 5
+    assert "optimizer" not in checkpoint.read(tmp_path / "best-000002.ckpt")
+    assert "optimizer" in checkpoint.read(tmp_path / "step-000004.ckpt")  # to go back to
+    run = run_of(songs, tmp_path, f"data.valid={songs}", "data.valid_seconds=0.1", *keep)
+    assert run.judge({"mean": -1.0})  # other excerpts: a new ranking, which deletes nothing of the old one
+    run.save({"mean": -1.0}, best=True)
+    assert (tmp_path / "best-000005.ckpt").exists()
+
+
+def test_a_changed_batch_is_reported(songs: Path, tmp_path: Path, tiny: None) -> None:
+    run = run_of(songs, tmp_path)
+    run.save({}, best=False)
+    assert run.notes[0].startswith("small, 0.0 million parameters; 2 songs in ")
+    assert run.notes[1] == "1 x cpu, 32-true, 2 examples per step; from step 0 to 4"
+    assert run_of(songs, tmp_path).batch_note == ""
+    changed = run_of(songs, tmp_path, "training.accumulate=2")
+    assert "examples per step: 4 instead of 2; the learning rate stays the same" in changed.notes
+
+
+@pytest.mark.parametrize(("first", "second"), [("32-true", "16-mixed"), ("16-mixed", "bf16-mixed")])
+def test_a_run_resumes_with_another_precision(
+    first: str, second: str, songs: Path, tmp_path: Path, tiny: None
+) -> None:
+    run = run_of(songs, tmp_path, f"training.precision={first}")
+    run.step(next(run.batches()))
+    run.save({}, best=False)
+    again = run_of(songs, tmp_path, f"training.precision={second}")
+    assert again.done == 1 and math.isfinite(again.step(next(again.batches()))["loss"])
+
+
+def test_another_optimizer_cannot_resume(songs: Path, tmp_path: Path, tiny: None) -> None:
+    run_of(songs, tmp_path).save({}, best=False)
+    with pytest.raises(UsageError, match=r"training\.optimizer.*training\.resume=false"):
+        run_of(songs, tmp_path, "training.optimizer=adamw")
+
+
+def test_weights_and_biases_gets_the_same_curves(
+    songs: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[dict[str, Any]] = []
+    begun: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> SimpleNamespace:
+        begun.append(options)
+        return SimpleNamespace(log=logged.append, finish=lambda: None, define_metric=lambda *_, **__: None)
+
+    media = {name: lambda *_, **__: None for name in ("Audio", "Image")}
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, **media))  # type: ignore[arg-type]
+    more = ["training.wandb=mine", "training.log_every=1", f"data.valid={songs}", "data.valid_seconds=0.3"]
+    train.train(config_of(songs, tmp_path / "run", "training.steps=1", *more))
+    train.train(config_of(songs, tmp_path / "run", "training.steps=2", *more))
+    assert [row["step"] for row in logged if "train/loss" in row] == [1, 2]
+    assert {"train/gradient_norm", "train/learning_rate"} <= logged[0].keys()
+    assert any("valid/mean low" in row for row in logged)
+    assert any("a/vocals" in row for row in logged)
+    assert begun[0]["project"] == "mine" and begun[0]["name"] == "run"
+    assert begun[0]["config"]["training"]["steps"] == 1
+    assert begun[0]["id"] == begun[1]["id"]  # a resumed run continues its curves
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UsageError, match="pip install wandb"):
+        train.train(config_of(songs, tmp_path / "other", "training.steps=1", *more))
+
+
+@pytest.mark.slow
+def test_weights_and_biases_offline(songs: Path, tmp_path: Path) -> None:
+    """In a process of its own, since wandb leaves threads behind."""
+    pytest.importorskip("wandb")
+    words = [
+        "data=folder", f"data.root={songs}", f"data.cache={songs.parent / 'cache'}", "data.build_workers=1",
+        "data.seconds=0.2", f"out={tmp_path}", "training.steps=2", "training.batch_size=1",
+        "training.workers=0", "training.accelerator=cpu", "training.wandb=mine", "training.log_every=1",
+    ]  # fmt: skip
+    subprocess.run(
+        [sys.executable, str(ROOT / "tests/train_tiny.py"), json.dumps([words])],
+        env={**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )
+    (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert record.read_bytes().count(b"train/gradient_norm") >= 2

@@ -24,6 +24,7 @@ from tiny_model import TINY
 from torch import Tensor, nn
 
 from tfswa_sep.constants import STEMS
+from tfswa_sep.inference.overlap_add import plan_segments
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.stft_torch import stft
 from training import checkpoint, losses, run, train, validate
@@ -313,6 +314,27 @@ def test_validation_excerpts_contain_every_stem() -> None:
     # A stem is x, the mixture 4x, the estimate 2x: an error of x.
     assert sdrs(scores) == pytest.approx(dict.fromkeys([*STEMS, "mean"], 0.0), abs=0.01)
     assert scores["mean median"] == pytest.approx(0.0, abs=0.01)
+
+
+def test_whole_songs_are_scored_in_segments() -> None:
+    song, matrix = song_stems(), torch.eye(4)
+    whole = validate.Validation(
+        {"0": lambda: song},
+        targets=STEMS,
+        matrix=matrix,
+        seconds=None,
+        plan=plan_segments(segment=RATE // 4, margin=2048),
+    )
+    network = HalfEach(4)
+    assert whole.excerpt("0")[0].shape[-1] == song.shape[-1]
+    estimates = whole.separate(network, "0")
+    torch.testing.assert_close(estimates, whole.excerpt("0")[0].expand(4, 2, -1) / 2, atol=1e-4, rtol=0)
+    assert sdrs(whole.score(network))["mean"] == pytest.approx(
+        sdrs(
+            validate.Validation({"0": lambda: song}, targets=STEMS, matrix=matrix, seconds=9).score(network)
+        )["mean"],
+        abs=0.01,
+    )
 
 
 def test_kept_and_leaked_sound_are_distinguished() -> None:
