@@ -112,10 +112,9 @@ class Validation:
             return separate_waveform(network, mixture[None].to(device))[0]
 
         def process(segments: NDArray[np.float32]) -> NDArray[np.float32]:
-            stems: NDArray[np.float32] = (
-                separate_waveform(network, torch.from_numpy(segments).to(device)).cpu().numpy()
-            )
-            return stems
+            with torch.inference_mode():  # in force only in the thread that set it, and this may be another
+                stems = separate_waveform(network, torch.from_numpy(segments).to(device))
+            return np.asarray(stems.cpu())
 
         blocks = overlap_add([mixture.numpy()], process, self.plan)
         return torch.from_numpy(np.concatenate(list(blocks), axis=-1))
