@@ -15,6 +15,7 @@ pytest.importorskip("hydra")
 from tfswa_sep.errors import InputError, UsageError
 from training.configuration import load_config
 from training.data.loader import TrainingData, open_data
+from training.prepare import prepare
 
 RATE = 44_100
 LEVELS = {"vocals": 0.1, "drums": 0.2}  # of the constant recordings, by which they are told apart
@@ -152,3 +153,19 @@ def test_the_open_corpus_can_be_one_of_several(pools: Path, songs: Path, tmp_pat
     drawn = [examples.example(np.random.default_rng(i)) for i in range(10)]
     assert {len(stems) for _, stems, _ in drawn} == {4}
     assert all(isinstance(part, torch.Tensor) for example in drawn for part in example)
+
+
+def test_songs_are_prepared_before_a_run(
+    songs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = ["data=folder", f"data.root={songs}", f"data.cache={tmp_path / 'cache'}", "data.build_workers=1"]
+    prepare(load_config([*fixed, "data.type=1", "data.targets=[vocals, drums]", "data.seconds=0.2"]))
+    assert capsys.readouterr().out.splitlines() == [
+        f"decoding 3 songs into {tmp_path / 'cache/train'}",
+        f"training: 3 songs in {songs}",
+        "no validation: set data.valid",
+        "targets: vocals, drums; examples of 0.17 s",
+    ]
+    assert len(list((tmp_path / "cache/train").glob("*.npy"))) == 3
+    with pytest.raises(ValueError, match=r"is shorter than data\.seconds"):
+        prepare(load_config([*fixed, "data.targets=[vocals]"]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ def build_cache(
     with ThreadPoolExecutor(workers) as threads:  # hashing releases the GIL
         cached = list(threads.map(lambda track: _is_cached(track, stems, folder), tracks))
     missing = [track for track, is_cached in zip(tracks, cached, strict=True) if not is_cached]
+    if missing and not sys.stderr.isatty():  # a job's log, which has no progress bar
+        print(f"decoding {len(missing)} songs into {folder}", flush=True)
     with progress_bar(f"decoding {len(missing)} songs", total=len(missing)) as advance:
         if workers == 1 or len(missing) < 2:
             for track in missing:
