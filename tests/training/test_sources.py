@@ -156,7 +156,7 @@ def test_the_open_corpus_can_be_one_of_several(pools: Path, songs: Path, tmp_pat
 
 
 def test_songs_are_prepared_before_a_run(
-    songs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    songs: Path, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fixed = ["data=folder", f"data.root={songs}", f"data.cache={tmp_path / 'cache'}", "data.build_workers=1"]
     prepare(load_config([*fixed, "data.type=1", "data.targets=[vocals, drums]", "data.seconds=0.2"]))

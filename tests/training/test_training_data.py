@@ -159,6 +159,16 @@ def test_the_cache_is_built_once_and_repaired(songs: Path, tmp_path: Path) -> No
     assert sorted(path.suffix for path in cache_folder.iterdir()) == [".json", ".json", ".npy", ".npy"]
 
 
+def test_songs_are_decoded_on_the_cores_that_the_process_may_use(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job scheduler often gives a process only some of a machine's cores."""
+    monkeypatch.setattr(cache, "count_cores", lambda: 1)
+    monkeypatch.setattr(cache, "ProcessPoolExecutor", None)  # fails if it is called
+    tracks, stems = folder.find_tracks(songs)
+    assert len(cache.build_cache(tracks, stems, tmp_path / "cache")) == 2
+
+
 def test_a_file_that_cannot_be_read_is_named(songs: Path, tmp_path: Path) -> None:
     (songs / "b/drums.wav").write_text("no audio")
     tracks, stems = folder.find_tracks(songs)

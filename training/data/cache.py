@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.audio.atomic_file import atomic_write, remove_abandoned, write_text
 from tfswa_sep.constants import SAMPLE_RATE
+from tfswa_sep.inference.hardware import count_cores
 from tfswa_sep.registry import digest
 from training.data.tracks import Track, decode
 from training.progress import progress_bar
@@ -53,13 +54,14 @@ class CachedTrack:
 def build_cache(
     tracks: Sequence[Track], stems: tuple[str, ...], folder: Path, *, workers: int | None = None
 ) -> list[CachedTrack]:
-    """Decode the songs that the cache lacks, `workers` at a time (None: one per CPU), and return all tracks.
+    """Decode the songs that the cache lacks, and return all tracks.
 
+    `workers` songs are decoded at a time; None means one per CPU core that this process may use.
     Raises InputError if a file cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_abandoned(folder)
-    workers = workers or os.cpu_count() or 1
+    workers = workers or count_cores() or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as threads:  # hashing releases the GIL
         cached = list(threads.map(lambda track: _is_cached(track, stems, folder), tracks))
     missing = [track for track, is_cached in zip(tracks, cached, strict=True) if not is_cached]
