@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,11 +79,14 @@ def run_command(command: Callable[[DictConfig], Any], *, about: str | None, need
     try:
         config = load_config([a for a in arguments if a != "--config"], needs_data=needs_data)
         if "--config" in arguments:
-            print(OmegaConf.to_yaml(config))
+            print(OmegaConf.to_yaml(config), flush=True)
             return 0
         command(config)
     except Stopped as stopped:
         return stopped.exit_code
+    except BrokenPipeError:  # as in --config | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush at exit
+        return 141
     except (TfswaError, ValueError) as error:
         print_error(str(error))
         return error.exit_code if isinstance(error, TfswaError) else UsageError.exit_code

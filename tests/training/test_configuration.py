@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,3 +127,15 @@ def test_errors_are_one_line_with_an_exit_code(
     )
     code, printed, _ = run(POOLS, "--config")
     assert code == 0 and "pools: x" in printed
+
+
+def test_output_may_be_closed_early() -> None:
+    """As by `--config | head`."""
+    command = [sys.executable, "-m", "training.train", "--config", POOLS]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run(
+            command, cwd=CONFIGS.parents[1], stdout=closed, stderr=subprocess.PIPE, timeout=100
+        )
+    assert done.returncode == 141 and not done.stderr
