@@ -131,7 +131,8 @@ def test_errors_are_one_line_with_an_exit_code(
 
 def test_output_may_be_closed_early() -> None:
     """As by `--config | head`."""
-    command = [sys.executable, "-m", "training.train", "--config", POOLS]
+    script = "import sys; from training.configuration import run_command; sys.exit(run_command(id, about=''))"
+    command = [sys.executable, "-c", script, "--config", POOLS]
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:
