@@ -497,7 +497,7 @@ def test_weights_and_biases_gets_the_same_curves(
         return SimpleNamespace(log=logged.append, finish=lambda: None, define_metric=lambda *_, **__: None)
 
     media = {name: lambda *_, **__: None for name in ("Audio", "Image")}
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, **media))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, **media))
     more = ["training.wandb=mine", "training.log_every=1", f"data.valid={songs}", "data.valid_seconds=0.3"]
     train.train(config_of(songs, tmp_path / "run", "training.steps=1", *more))
     train.train(config_of(songs, tmp_path / "run", "training.steps=2", *more))

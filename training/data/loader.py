@@ -104,16 +104,9 @@ def open_data(
         InputError: Songs are missing or cannot be read.
         UsageError: A target is unknown.
     """
-    if config.get("kind", "open") == "open":
-        settings = MixSettings(**cast(dict[str, Any], OmegaConf.to_container(config.mix)))
-        pools, stems, about = Path(config.pools), STEMS, f"open corpus in {config.pools}"
-
-        def draw(seconds: float) -> Examples:
-            return Mixer(pools, replace(settings, seconds=seconds), seed=seed, device=device)
-
-        valid = _folder_readers(Path(config.valid), stems, config.valid_exclude) if config.valid else {}
-    else:
-        draw, stems, valid, about = _open_sources(config, seed=seed)
+    is_open = config.get("kind", "open") == "open"
+    opened = _open_corpus(config, seed=seed, device=device) if is_open else _open_sources(config, seed=seed)
+    draw, stems, valid, about = opened
     names, matrix = parse_stems(list(config.get("targets") or targets), stems)
     if unusable := [name for name in names if not is_stem_name(name)]:
         raise UsageError(
@@ -144,10 +137,22 @@ def whole_seconds(seconds: float, shape: ModelConfig) -> float:
     return (max(round(frames / multiple), 1) * multiple - 1) * shape.hop / shape.sample_rate
 
 
-def _open_sources(
-    config: DictConfig, *, seed: int
-) -> tuple[Callable[[float], Examples], tuple[str, ...], dict[str, Callable[[], Tensor]], str]:
-    """How to draw examples, the stems, how to read the validation songs, and a description."""
+# How to draw examples, the stems, how to read the validation songs, and a description
+_Opened = tuple[Callable[[float], Examples], tuple[str, ...], dict[str, Callable[[], Tensor]], str]
+
+
+def _open_corpus(config: DictConfig, *, seed: int, device: torch.device | str) -> _Opened:
+    settings = MixSettings(**cast(dict[str, Any], OmegaConf.to_container(config.mix)))
+    pools = Path(config.pools)
+
+    def draw(seconds: float) -> Examples:
+        return Mixer(pools, replace(settings, seconds=seconds), seed=seed, device=device)
+
+    valid = _folder_readers(Path(config.valid), STEMS, config.valid_exclude) if config.valid else {}
+    return draw, STEMS, valid, f"open corpus in {config.pools}"
+
+
+def _open_sources(config: DictConfig, *, seed: int) -> _Opened:
     cache, workers = Path(config.cache), config.build_workers
     several = "sources" in config
     if several:
