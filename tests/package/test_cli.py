@@ -340,10 +340,10 @@ def test_what_every_song_would_meet_ends_the_batch(work: Path, capsys: pytest.Ca
         (["song.wav", "--format", "flac", "--bit-depth", "32f"], 2, "32f"),
         (["song.wav", "--threads", "0"], 2, "--threads"),
         (["song.wav", "--no-such-option"], 2, "--no-such-option"),
-        (["separate"], 2, "Missing argument 'SONG' (see tfswa-sep separate --help)"),
-        (["models", "path"], 2, "Missing argument 'MODEL' (see tfswa-sep models path --help)"),
+        (["separate"], 2, "missing argument 'SONG' (see tfswa-sep separate --help)"),
+        (["models", "path"], 2, "missing argument 'MODEL' (see tfswa-sep models path --help)"),
         (["models", "foo"], 2, "no such command: foo; choose from list, info, path, pull, verify, rm"),
-        (["song.wav", "--jobs", "many"], 2, "Invalid value for '--jobs' / '-j': not a whole number (see"),
+        (["song.wav", "--jobs", "many"], 2, "invalid value for '--jobs' / '-j': not a whole number (see"),
         (["song.wav", "-n", "htdemucs"], 2, "no such option: -n; did you mean --model?"),
         (["song.wav", "--mp3"], 2, "did you mean --format mp3?"),
         (["song.wav", "--output_dir", "out"], 2, "did you mean --out?"),
@@ -449,6 +449,7 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: str, 
     assert files_in(tmp_path) == {"song.wav"} and not (tmp_path / "song").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_an_interruption_with_json_reports_what_was_done(tmp_path: Path, sent: str, code: int) -> None:
     write_song(tmp_path / "a.wav", seconds=0.1)

@@ -78,6 +78,22 @@ def test_bars_leave_room_for_what_the_terminal_echoes(monkeypatch: pytest.Monkey
     assert width == 77  # "^C" fits
 
 
+def test_the_songs_are_counted_above_the_bars_and_tables_stand_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    bars = progress.ProgressBars(songs=20)
+    try:
+        bars.update("a.wav: small", 3.0, 60.0)
+        bars.count(3, lambda width: [f"{width} columns"])
+        rendered = bars._bars.console.render_lines(bars._bars.get_renderable(), pad=False)
+        count, song, table = ("".join(segment.text for segment in line) for line in rendered)
+        bars.remove("a.wav: small")
+        assert len(bars._bars.console.render_lines(bars._bars.get_renderable())) == 2
+    finally:
+        bars.stop()
+    assert count.startswith("songs ") and "3 of 20" in count
+    assert song.startswith("a.wav: small") and "separating" in song and table.rstrip() == "77 columns"
+
+
 def test_progress_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,10 +116,11 @@ def test_progress_without_a_terminal(
         f"tfswa-sep: b.wav: {p}%, {progress.clock(2 * p)} of 3:20" for p in range(10, 100, 10)
     ]
     assert others[9:] == [f"tfswa-sep: c.wav: {clock} separated" for clock in ("40.0 s", "1:20", "2:00")]
-    lines = progress.ProgressLines()
+    lines = progress.ProgressLines(songs=50)
     for done in range(50):
         now += 3.0
-        lines.count("songs", done, 50)
+        lines.update("a.wav", now, 1e6)  # which is counted
+        lines.count(done)
     assert capsys.readouterr().err.splitlines() == [
         f"tfswa-sep: {done} of 50 songs: {done * 2}%" for done in range(5, 50, 5)
     ]

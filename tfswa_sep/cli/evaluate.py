@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,9 +12,9 @@ import typer
 
 from tfswa_sep.cli.default_command import RunByDefault
 from tfswa_sep.cli.help import METHODS, RESULTS, SONGS, Command
-from tfswa_sep.cli.progress import ProgressLines
+from tfswa_sep.cli.progress import show_progress
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Quiet, with_options
-from tfswa_sep.cli.terminal import one_line, print_error, print_tables, say
+from tfswa_sep.cli.terminal import print_error, print_tables, say
 from tfswa_sep.errors import OutputError, UsageError, advice
 from tfswa_sep.options import Runtime
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from tfswa_sep.evaluation.methods import Method
     from tfswa_sep.evaluation.multitrack import Song
     from tfswa_sep.evaluation.results import Evaluation
-    from tfswa_sep.evaluation.run import Progress
 
 # as in evaluation/scoring.py, which is too heavy to load here
 MUSEVAL, REFERENCE, FAST, PERCEPTUAL = "museval", "museval-reference", "fast", "perceptual"
@@ -178,6 +175,7 @@ def evaluate(
 
     from tfswa_sep.evaluation import run
     from tfswa_sep.evaluation.extra import need
+    from tfswa_sep.evaluation.report.tables import summary_tables
     from tfswa_sep.evaluation.results import read_evaluation
 
     if report is not None:
@@ -188,15 +186,24 @@ def evaluate(
     earlier = next((read_evaluation(file) for file in files if resume and file.exists()), None)
     wanted = _metrics(metrics if metrics is not None or musdb is None else MUSEVAL)
 
-    with _progress(songs=len(songs), shown=not quiet) as (on_progress, on_song):
+    with show_progress(shown=not quiet, songs=len(songs)) as progress:
+        current = ""
 
-        def save(evaluation: Evaluation) -> None:
+        def on_progress(song: str, method: str, seconds: float, total: float) -> None:
+            nonlocal current
+            if current != f"{song}: {method}":
+                progress.remove(current)
+                current = f"{song}: {method}"
+            progress.update(current, seconds, total)
+
+        def on_song(evaluation: Evaluation) -> None:
             _write_record(evaluation, files)
-            on_song(evaluation)
+            done = max((len(method.songs) for method in evaluation.methods), default=0)
+            progress.count(done, lambda width: summary_tables(evaluation, width=width))
 
         evaluation = run.evaluate(
             songs, methods, data=name, metrics=wanted, apart=apart, jobs=jobs, earlier=earlier,
-            on_progress=on_progress, on_song=save,
+            on_progress=on_progress, on_song=on_song,
         )  # fmt: skip
     _write_record(evaluation, files)
     if report is not None:
@@ -341,29 +348,13 @@ def _musdb_folder(given: str | None, *, shown: bool) -> Path | None:
     """The folder of --musdb; "download" is that of the excerpts, which are downloaded at first use."""
     if given != DOWNLOAD:
         return None if given is None else Path(given)
-    from tfswa_sep.evaluation.musdb import ARCHIVE, download_excerpts, excerpts_folder
+    from tfswa_sep.evaluation.musdb import download_excerpts, excerpts_folder
 
     if not shown or excerpts_folder().is_dir():
         return download_excerpts()
     print_error(f"downloading MUSDB18's excerpts to {excerpts_folder()}")
-    with _download_progress(ARCHIVE.bytes) as on_progress:
-        return download_excerpts(on_progress)
-
-
-@contextmanager
-def _download_progress(total: int) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that shows how many of `total` bytes have arrived."""
-    if not sys.stderr.isatty():
-        lines = ProgressLines()
-        yield lambda done, _: lines.count("MB", done // 10**6, total // 10**6)
-        return
-    from rich import progress
-    from rich.console import Console
-
-    columns = (progress.BarColumn(), progress.DownloadColumn(), progress.TimeRemainingColumn())
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done, _: bar.update(task, completed=done)
+    with show_progress(shown=True, downloads=True) as progress:
+        return download_excerpts(lambda done, total: progress.update("excerpts", done, total))
 
 
 def _songs(data: Path | None, musdb: Path | None, subset: str, exclude: str | None) -> tuple[str, list[Song]]:
@@ -409,49 +400,6 @@ def _methods(
     if baselines:
         methods += [MixtureBaseline(), OracleBaseline(binary=False), OracleBaseline(binary=True)]
     return methods
-
-
-@contextmanager
-def _progress(*, songs: int, shown: bool) -> Iterator[tuple[Progress | None, Callable[[Evaluation], None]]]:
-    """Show the song that is being separated and the medians so far; without a terminal, a line now and then.
-
-    Yields:
-        (on_progress, on_song) for `evaluate`.
-    """
-    if not shown:
-        yield None, lambda evaluation: None
-        return
-    if not sys.stderr.isatty():
-        lines = ProgressLines()
-        yield None, lambda evaluation: lines.count("songs", _songs_done(evaluation), songs)
-        return
-    from rich import progress
-    from rich.console import Console, Group
-    from rich.live import Live
-
-    from tfswa_sep.evaluation.report.tables import summary_tables
-
-    name = progress.TextColumn("{task.description}", markup=False)
-    columns = (name, progress.BarColumn(), progress.MofNCompleteColumn())
-    bars = progress.Progress(*columns, console=Console(stderr=True))
-    whole = bars.add_task("songs", total=songs)
-    part = bars.add_task("", total=None)
-    with Live(bars, console=Console(stderr=True), transient=True) as live:
-
-        def on_progress(song: str, method: str, seconds: float, total: float) -> None:
-            bars.update(
-                part, description=one_line(f"{song}: {method}"), completed=round(seconds), total=round(total)
-            )
-
-        def on_song(evaluation: Evaluation) -> None:
-            bars.update(whole, completed=_songs_done(evaluation))
-            live.update(Group(bars, *summary_tables(evaluation, width=live.console.width)))
-
-        yield on_progress, on_song
-
-
-def _songs_done(evaluation: Evaluation) -> int:
-    return max((len(method.songs) for method in evaluation.methods), default=0)
 
 
 def _write(path: Path, text: str) -> None:

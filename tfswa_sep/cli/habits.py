@@ -51,6 +51,7 @@ def usage_message(error: TyperException, program: str) -> str:
         meant = [name for name in meant if name.split()[0] in known]
         message = f"no such option: {unknown}"
         message += f"; did you mean {' or '.join(meant)}?" if meant else ""
+    message = message[:1].lower() + message[1:]  # as all messages of ours begin
     return f"{message} (see {context.command_path if context else program} --help)"
 
 

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tfswa_sep.cli.terminal import one_line, print_error
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import TaskID
 
+Tables = Callable[
+    [int], "Sequence[RenderableType]"
+]  # columns of the terminal -> what is shown below the bars
 INTERVAL = 10.0  # seconds from one line to the next
 _STEP = 0.1  # of the song, from one line to the next
 
 
 @contextmanager
-def show_progress(*, shown: bool, downloads: bool = False) -> Iterator[Progress]:
+def show_progress(*, shown: bool, downloads: bool = False, songs: int | None = None) -> Iterator[Progress]:
     """Yield a progress display, and clear it from the screen at the end.
 
     Args:
         shown: False for one that shows nothing.
         downloads: Whether it counts bytes of files, rather than seconds of songs.
+        songs: How many there are, to count the finished ones; without a terminal, only the count is printed.
     """
     kind = (ProgressBars if sys.stderr.isatty() else ProgressLines) if shown else Progress
-    progress = kind(downloads=downloads)
+    progress = kind(downloads=downloads, songs=songs)
     try:
         yield progress
     finally:
@@ -36,14 +41,17 @@ def show_progress(*, shown: bool, downloads: bool = False) -> Iterator[Progress]
 class Progress:
     """Shows nothing."""
 
-    def __init__(self, *, downloads: bool = False) -> None:
-        self._downloads = downloads
+    def __init__(self, *, downloads: bool = False, songs: int | None = None) -> None:
+        self._downloads, self._songs = downloads, songs
 
     def update(self, label: str, done: float, total: float | None) -> None:
         """`done` seconds or bytes of the song or file `label` are finished, of `total`; None if unknown."""
 
     def remove(self, label: str) -> None:
         """The song `label` is finished."""
+
+    def count(self, done: int, tables: Tables | None = None) -> None:
+        """`done` songs are finished; below the bars of a terminal, show these tables."""
 
     def stop(self) -> None:
         """Clear the screen of any bars."""
@@ -55,24 +63,24 @@ class Progress:
 
 
 class ProgressLines(Progress):
-    """For logs: a line per song every 10 s, but not before another tenth of the song is done."""
+    """For logs: a line per song, or for all of them, every 10 s, but not before another tenth is done."""
 
-    def __init__(self, *, downloads: bool = False) -> None:
-        super().__init__(downloads=downloads)
+    def __init__(self, *, downloads: bool = False, songs: int | None = None) -> None:
+        super().__init__(downloads=downloads, songs=songs)
         self._last: dict[str, tuple[float, float]] = {}  # label -> time and seconds done at the last line
 
     def update(self, label: str, done: float, total: float | None) -> None:
         """See Progress."""
-        if not self._is_due(label, done, total):
+        if self._songs is not None or not self._is_due(label, done, total):
             return
         percent = f"{done / total:.0%}, " if total else ""
         amount, verb = (megabytes, "downloaded") if self._downloads else (clock, "separated")
         print_error(f"{label}: {percent}{amount(done)}{f' of {amount(total)}' if total else f' {verb}'}")
 
-    def count(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` are finished, such as "songs"."""
-        if self._is_due(what, done, total):
-            print_error(f"{done} of {total} {what}: {done / total:.0%}")
+    def count(self, done: int, tables: Tables | None = None) -> None:
+        """See Progress."""
+        if self._songs is not None and self._is_due("", done, self._songs):
+            print_error(f"{done} of {self._songs} songs: {done / self._songs:.0%}")
 
     def remove(self, label: str) -> None:
         """See Progress."""
@@ -88,25 +96,27 @@ class ProgressLines(Progress):
 
 
 class ProgressBars(Progress):
-    """A bar per song or file: its name, the stage or the bytes so far, and the time left."""
+    """A bar per song or file: its name, the stage or the bytes so far, and the time left; on top one for all songs, if counted."""
 
-    def __init__(self, *, downloads: bool = False) -> None:
-        super().__init__(downloads=downloads)
-        from rich.console import Console, RenderableType
+    def __init__(self, *, downloads: bool = False, songs: int | None = None) -> None:
+        super().__init__(downloads=downloads, songs=songs)
+        from rich.console import Console
         from rich.constrain import Constrain
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
 
         console = Console(stderr=True)
+        self._tables: Tables = lambda width: ()
 
         class Bars(Progress):
-            def get_renderables(self) -> Iterator[RenderableType]:
+            def get_renderables(bars) -> Iterator[RenderableType]:
                 # If the terminal had to wrap its "^C", one line too few would be erased.
-                for renderable in super().get_renderables():
-                    yield Constrain(renderable, console.width - len("^C "))
+                width = console.width - len("^C ")
+                for renderable in (*super().get_renderables(), *self._tables(width)):
+                    yield Constrain(renderable, width)
 
         name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
-        stage = TextColumn("{task.fields[stage]}", table_column=Column(width=10))
+        stage = TextColumn("{task.fields[stage]}", table_column=Column(width=10 if songs is None else 14))
         columns = (
             name,
             DownloadColumn() if downloads else stage,
@@ -117,6 +127,9 @@ class ProgressBars(Progress):
         options = {"transient": True, "redirect_stdout": False, "redirect_stderr": False, "expand": True}
         self._bars = Bars(*columns, console=console, **options)  # type: ignore[arg-type]
         self._tasks: dict[str, TaskID] = {}
+        self._count = (
+            None if songs is None else self._bars.add_task("songs", total=songs, stage=f"0 of {songs}")
+        )
         self._bars.start()
 
     def update(self, label: str, done: float, total: float | None) -> None:
@@ -130,6 +143,12 @@ class ProgressBars(Progress):
         """See Progress."""
         if label in self._tasks:
             self._bars.remove_task(self._tasks.pop(label))
+
+    def count(self, done: int, tables: Tables | None = None) -> None:
+        """See Progress."""
+        self._tables = tables or self._tables
+        if self._count is not None:
+            self._bars.update(self._count, completed=done, stage=f"{done} of {self._songs}")
 
     def stop(self) -> None:
         """See Progress."""
