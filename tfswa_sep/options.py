@@ -74,7 +74,7 @@ class OutputOptions:
         stem_file: Also write all stems as one Native Instruments file, SONG.stem.mp4.
         downmix: Mix more than two channels down to stereo.
         track: Which of a video's audio tracks, counting from 1; None for the default one, or the first that is
-        not silent.
+            not silent.
         allow_truncated: Separate what can be read of a truncated or damaged song.
         overwrite: Replace existing files; False raises OutputError instead. The command replaces only its own by
             default.

@@ -96,7 +96,10 @@ class ProgressLines(Progress):
 
 
 class ProgressBars(Progress):
-    """A bar per song or file: its name, the stage or the bytes so far, and the time left; on top one for all songs, if counted."""
+    """A bar per song or file: its name, the stage or the bytes so far, and the time left.
+
+    If songs are counted, the bar on top is that of all songs.
+    """
 
     def __init__(self, *, downloads: bool = False, songs: int | None = None) -> None:
         super().__init__(downloads=downloads, songs=songs)
