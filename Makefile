@@ -5,6 +5,7 @@
 # make test-survival  kill 100 runs and fill 50 disks, as root; make test runs a sample of these
 # make test-decoders  3,000 files of every kind that ffmpeg writes, whole and damaged; make test has a sample of them
 # make test-ray    a library on several Ray nodes and an S3 server that fails, in an environment of its own (15 minutes)
+# make test-cpp    build and run the C++ example
 # make docs        build the documentation into site/
 # make system-deps install ffmpeg and chromium if they are missing, or print the command to type
 # make dist        build the wheel and the sdist, and check them for PyPI
@@ -22,7 +23,7 @@ PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -
 AUDIO_KILOBYTES := 7000000
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test check lint test-audio test-survival test-decoders test-ray docs dist system-deps clean
+.PHONY: demo test check lint test-audio test-survival test-decoders test-ray test-cpp docs dist system-deps clean
 
 demo: .venv/.done
 	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
@@ -54,13 +55,16 @@ test-decoders: .venv-dev/.done system-deps
 test-ray: .venv-ray/.done
 	.venv-ray/bin/python -m pytest -m ray -s tests/package/test_ray.py
 
+test-cpp: .venv-dev/.done
+	.venv-dev/bin/python -m pytest -m proof tests/training/test_export_programs.py
+
 docs: .venv-docs/.done
 	.venv-docs/bin/zensical build --strict --clean
 
-dist: .venv-dev/.done
+dist: .venv-build/.done
 	rm -rf dist
-	.venv-dev/bin/python -m build --outdir dist
-	.venv-dev/bin/twine check --strict dist/*
+	.venv-build/bin/python -m build --outdir dist
+	.venv-build/bin/twine check --strict dist/*
 
 # The tests need ffmpeg (for museval, stempeg and M4A). Without chromium and chromedriver, those that open pages in a
 # browser are skipped.
@@ -83,6 +87,12 @@ system-deps:
 .venv/.done: $(PACKAGE)
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) .
+	touch $@
+
+.venv-build/.done: pyproject.toml
+	$(PYTHON) -m venv .venv-build
+	.venv-build/bin/python $(PIP) --upgrade "pip>=25.1"
+	.venv-build/bin/python $(PIP) --group build
 	touch $@
 
 .venv-docs/.done: pyproject.toml
@@ -114,4 +124,4 @@ system-deps:
 	touch $@
 
 clean:
-	rm -rf .venv .venv-dev .venv-audio .venv-docs .venv-ray site build dist demo_stems decoders.md
+	rm -rf .venv .venv-dev .venv-audio .venv-build .venv-docs .venv-ray site build dist demo_stems decoders.md

@@ -93,6 +93,7 @@ def test_torchscript_works_with_a_deprecation_warning(
         programs.compare(run, wrong, song)
 
 
+@pytest.mark.proof
 @needs_compiler
 def test_cpp_runs_the_compiled_program(network: TfswaUNet, song: np.ndarray, tmp_path: Path) -> None:
     """Exports with the command, then builds and runs the example as its comment says.
