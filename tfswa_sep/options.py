@@ -30,9 +30,11 @@ class Runtime:
         batch_size: Segments per call (torch: at most 16); None for the device's best.
         shifts: Passes over the song, each with its segments at another offset; the stems are their mean. N passes
             take N times as long.
+        model_settings: What a third-party ONNX file does not say itself, as KEY=VALUE separated by spaces, such as
+            "n_fft=6144 stems=vocals,instrumental".
 
     Raises:
-        UsageError: An unknown backend or device, or a number below 1.
+        UsageError: An unknown backend or device, a number below 1, or a setting that is not KEY=VALUE.
     """
 
     backend: str = "auto"
@@ -41,6 +43,7 @@ class Runtime:
     threads: int | None = None
     batch_size: int | None = None
     shifts: int = 1
+    model_settings: str = ""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -55,6 +58,18 @@ class Runtime:
             raise UsageError(f"batch_size must be at least 1, not {self.batch_size}")
         if self.shifts < 1:
             raise UsageError(f"shifts must be at least 1, not {self.shifts}")
+        _ = self.settings
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """`model_settings` by key."""
+        pairs = [text.partition("=") for text in self.model_settings.split()]
+        for key, equals, value in pairs:
+            if not (key and equals and value):
+                raise UsageError(
+                    f"invalid model setting '{key}{equals}{value}': expected KEY=VALUE, such as n_fft=6144"
+                )
+        return {key: value for key, _, value in pairs}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from tfswa_sep.audio.stem_paths import check_target, target_paths, track_name
 from tfswa_sep.audio.stem_writer import Record, StemWriter, Written, describe_clipping
 from tfswa_sep.errors import OutputError, UsageError
 from tfswa_sep.inference.backend import Backend
+from tfswa_sep.inference.ensemble import Ensemble
 from tfswa_sep.inference.separate_blocks import separate_blocks
 from tfswa_sep.inference.stem_matrix import adds_up_to_song, parse_stems, shares_of_rest
 from tfswa_sep.installation import install_command
@@ -53,7 +54,7 @@ class SeparationResult:
 
 def separate_song(
     path: str | Path,
-    model: Backend,
+    model: Backend | Ensemble,
     options: OutputOptions,
     *,
     model_name: str,
@@ -68,7 +69,7 @@ def separate_song(
 
     Args:
         path: The song.
-        model: The loaded model.
+        model: The loaded model or models.
         options: See OutputOptions.
         model_name: Name in the result.
         track: Name of the song in its stems' paths; None for its file's name.
@@ -149,7 +150,7 @@ def separate_song(
         with writer:
             done = 0
             for stems in separate_blocks(
-                model, blocks, stem_matrix, mono=song.channels == 1, batch_size=batch_size, shifts=shifts
+                model, blocks, names, mono=song.channels == 1, batch_size=batch_size, shifts=shifts
             ):
                 writer.write(stems)
                 done += stems.shape[-1]

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from tfswa_sep.audio.formats import find_format
 from tfswa_sep.audio.resample import Samples, resample
 from tfswa_sep.audio.stem_writer import Record, describe_clipping, write_stems
 from tfswa_sep.constants import BLOCK_SAMPLES, MODEL_CHANNELS
-from tfswa_sep.errors import DeviceError, InputError
+from tfswa_sep.errors import DeviceError, InputError, UsageError
 from tfswa_sep.inference.backend import Backend, can_fall_back, choose_backend, load_backend
+from tfswa_sep.inference.bag import Bag
+from tfswa_sep.inference.ensemble import Ensemble
 from tfswa_sep.inference.hardware import prefers_int8
 from tfswa_sep.inference.separate_blocks import separate_blocks
 from tfswa_sep.inference.stem_matrix import parse_stems
@@ -49,8 +52,8 @@ class Separator:
     """A model that separates songs; it is loaded on first use and may be used from several threads.
 
     Args:
-        model: A registered name, an hf:// or https:// address, a model file's path, a ModelInfo, a loaded
-            Backend, or None for the default.
+        model: A registered name, an hf:// or https:// address, a model file's path, names and paths joined by "+"
+            for the mean of several models (see Ensemble), a ModelInfo, a loaded Backend, or None for the default.
         runtime: See Runtime.
         **choices: Fields of Runtime, such as threads=4, that override those of `runtime`.
 
@@ -68,7 +71,7 @@ class Separator:
         self._model = model
         self._runtime = replace(runtime, **choices)
         self._lock = threading.Lock()
-        self._loaded: Backend | None = None
+        self._loaded: Backend | Ensemble | None = None
         self._name = ""
 
     @classmethod
@@ -88,8 +91,12 @@ class Separator:
         return separator
 
     @property
-    def backend(self) -> Backend:
-        """The loaded model. Raises ModelError, DeviceError or UsageError when it cannot be loaded."""
+    def backend(self) -> Backend | Ensemble:
+        """The loaded model, or the models of an ensemble.
+
+        Raises:
+            ModelError, DeviceError, UsageError: It cannot be loaded.
+        """
         with self._lock:
             if self._loaded is None:
                 self._name, self._loaded = self._load()
@@ -100,7 +107,7 @@ class Separator:
         """The model's stems."""
         return self.backend.stems
 
-    def _load(self) -> tuple[str, Backend]:
+    def _load(self) -> tuple[str, Backend | Ensemble]:
         if self._model is None:
             info = registry.default_model()
         elif isinstance(self._model, (str, Path)):
@@ -111,9 +118,10 @@ class Separator:
             return self._model.name, self._model
         runtime = self._runtime
         prefer_int8 = prefers_int8(runtime.device)
-        return info.name, _load_model(
-            registry.with_precision(info, runtime.precision, prefer_int8=prefer_int8), runtime
-        )
+        info = registry.with_precision(info, runtime.precision, prefer_int8=prefer_int8)
+        if not info.members:
+            return info.name, _load_model(info, runtime)
+        return info.name, Ensemble(tuple(_load_model(member, runtime) for member in info.members))
 
     def separate(
         self,
@@ -180,10 +188,8 @@ class Separator:
         batch_size: int | None,
     ) -> Iterator[Stems]:
         model = self.backend
-        names, stem_matrix = parse_stems(stems, model.stems)
-        return _stream_stems(
-            model, blocks, rate, names, stem_matrix, batch_size=batch_size, shifts=self._runtime.shifts
-        )
+        names, _ = parse_stems(stems, model.stems)
+        return _stream_stems(model, blocks, rate, names, batch_size=batch_size, shifts=self._runtime.shifts)
 
     def save(
         self,
@@ -293,8 +299,14 @@ def load_model(model: str | Path | registry.ModelInfo | None = None, **choices: 
     Args:
         model: See Separator.
         **choices: Fields of Runtime.
+
+    Raises:
+        UsageError: The model is an ensemble, whose networks see different segments.
     """
-    return Separator(model, **choices).backend
+    loaded = Separator(model, **choices).backend
+    if isinstance(loaded, Ensemble):
+        raise UsageError("an ensemble has no single network: load its models one by one")
+    return loaded
 
 
 def _load_model(info: registry.ModelInfo, runtime: Runtime) -> Backend:
@@ -313,9 +325,24 @@ def _load_model(info: registry.ModelInfo, runtime: Runtime) -> Backend:
 def _load_file(
     info: registry.ModelInfo, backend: str, runtime: Runtime, *, notes: Sequence[str] = ()
 ) -> Backend:
-    path = registry.fetch(info, backend)  # before heavy imports: a damaged file fails at once
-    precision = next(file.precision for file in info.files if file.backend == backend)
-    return load_backend(backend, path, runtime, precision=precision, notes=notes)
+    files = registry.files_for(info, backend)
+    paths = registry.fetch_all(info, backend)  # before heavy imports: a damaged file fails at once
+    settings = {**info.settings, **runtime.settings}
+    load = [
+        partial(
+            load_backend,
+            backend,
+            path,
+            runtime,
+            precision=file.precision,
+            settings=settings,
+            notes=notes,
+        )
+        for file, path in zip(files, paths, strict=True)
+    ]
+    if not files[0].weights:
+        return load[0]()
+    return Bag(load, np.array([file.weights for file in files], np.float32))
 
 
 def _as_floats(samples: NDArray[np.floating]) -> Samples:
@@ -329,11 +356,10 @@ def _as_floats(samples: NDArray[np.floating]) -> Samples:
 
 
 def _stream_stems(
-    model: Backend,
+    model: Backend | Ensemble,
     blocks: Iterable[NDArray[np.floating]],
     rate: int,
     names: Sequence[str],
-    stem_matrix: NDArray[np.float32],
     *,
     batch_size: int | None,
     shifts: int,
@@ -361,7 +387,7 @@ def _stream_stems(
 
     mixture = resample(checked(), rate, model.sample_rate)
     separated = separate_blocks(
-        model, mixture, stem_matrix, mono=channels == 1, batch_size=batch_size, shifts=shifts
+        model, mixture, names, mono=channels == 1, batch_size=batch_size, shifts=shifts
     )
     flat = (block.reshape(-1, block.shape[-1]) for block in separated)  # (k * c, n)
     for back in resample(flat, model.sample_rate, rate):

@@ -32,7 +32,10 @@ def manifest_path(folder: Path, track: str) -> Path:
 
 def describe_work(song: Path, model: ModelInfo, options: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that determines the stems. Raises OSError."""
-    hashes = {file.label: file.sha256 or _hash_here(file) for file in model.files}
+    hashes: dict[str, str] = {}
+    for number, file in enumerate(model.files, 1):  # a model may have several files of one kind
+        label = file.label if file.label not in hashes else f"{file.label} {number}"
+        hashes[label] = file.sha256 or _hash_here(file)
     return {
         "format": _FORMAT,
         "song": {"name": song.name, "sha256": digest(song)},

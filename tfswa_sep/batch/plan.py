@@ -130,6 +130,8 @@ class Work:
             options = {**asdict(self.options), "precision": self.runtime.precision}
             if self.runtime.shifts != 1:  # absent from manifests of versions without shifts, which stay valid
                 options["shifts"] = self.runtime.shifts
+            if self.runtime.model_settings:
+                options["model_settings"] = self.runtime.model_settings
             if options["track"] is None:  # as are those of versions without a choice of track
                 del options["track"]
             for unimportant in ("out", "overwrite"):

@@ -161,9 +161,11 @@ def fetch_model(name: str | None, runtime: Runtime) -> ModelInfo:
         return registry.with_precision(info, runtime.precision, prefer_int8=prefers_int8(runtime.device))
 
     info = find()
-    bundled = [f.backend for f in info.files if len(info.files) == 1 or f.where.startswith("bundled:")]
-    for backend in dict.fromkeys(bundled) if runtime.backend == "auto" else [runtime.backend]:
-        registry.fetch(info, backend)
+    for member in info.members or (info,):
+        files = member.files
+        bundled = [f.backend for f in files if len(files) == 1 or f.where.startswith("bundled:")]
+        for backend in dict.fromkeys(bundled) if runtime.backend == "auto" else [runtime.backend]:
+            registry.fetch_all(member, backend)
     # An address is pinned by now: look up its hash.
     return info if all(file.sha256 for file in info.files) else find()
 

@@ -87,6 +87,15 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
             rich_help_panel=HARDWARE,
         ),
     ],
+    "model_settings": Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="What a third-party model file does not say itself, such as 'n_fft=6144 stems=vocals,instrumental'.",
+            show_default=False,
+            rich_help_panel=HARDWARE,
+        ),
+    ],
     "stems": Annotated[
         str | None,
         typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from tfswa_sep.evaluation.multitrack import (
 )  # fmt: skip
 from tfswa_sep.evaluation.results import BASELINE, MethodScores
 from tfswa_sep.inference.backend import Backend
+from tfswa_sep.inference.ensemble import Ensemble
 from tfswa_sep.inference.hardware import prefers_int8
 from tfswa_sep.inference.stem_matrix import with_accompaniment
 from tfswa_sep.inference.stft_numpy import istft, stft
@@ -84,11 +86,7 @@ class ModelMethod:
         self._threads, self.out = runtime.threads, out
         loaded = self._separator.backend
         self._stems = with_accompaniment(loaded.stems)
-        self._sha256 = (
-            registry.digest(registry.fetch(info, loaded.name))
-            if isinstance(info, registry.ModelInfo)
-            else None
-        )
+        self._sha256 = _digest(info, loaded) if isinstance(info, registry.ModelInfo) else None
         self._name = info.name if runtime.shifts == 1 else f"{info.name}, {runtime.shifts} shifts"
 
     @property
@@ -123,6 +121,17 @@ class ModelMethod:
         )
         spent = time.perf_counter() - started
         return Estimates({stem: [path] for stem, path in result.files.items()}, spent)
+
+
+def _digest(info: registry.ModelInfo, loaded: Backend | Ensemble) -> str:
+    """The SHA-256 of the model's file or, if there are several, of their digests."""
+    networks = loaded.models if isinstance(loaded, Ensemble) else (loaded,)
+    digests = [
+        registry.digest(path)
+        for member, network in zip(info.members or (info,), networks, strict=True)
+        for path in registry.fetch_all(member, network.name)
+    ]
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -106,6 +107,7 @@ def load_backend(
     runtime: Runtime,
     *,
     precision: str = "",
+    settings: Mapping[str, str] = MappingProxyType({}),
     notes: Sequence[str] = (),
 ) -> Backend:
     """Load a model file.
@@ -115,6 +117,7 @@ def load_backend(
         path: The file.
         runtime: Device, precision (for torch) and threads.
         precision: The precision of an ONNX file, "" if unknown.
+        settings: What an ONNX file's metadata lacks, see `families.choose`.
         notes: Fallbacks that led to this backend, one line each.
 
     Raises:
@@ -125,7 +128,12 @@ def load_backend(
         from tfswa_sep.inference.onnx_backend import OnnxBackend
 
         return OnnxBackend(
-            path, device=runtime.device, threads=runtime.threads, precision=precision, notes=notes
+            path,
+            device=runtime.device,
+            threads=runtime.threads,
+            precision=precision,
+            settings=settings,
+            notes=notes,
         )
     from tfswa_sep.inference.torch_backend import TorchBackend
 

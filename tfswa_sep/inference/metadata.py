@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -139,3 +139,9 @@ def integer(fields: dict[str, Any], key: str, minimum: int, maximum: int) -> int
     if type(value) is not int or not minimum <= value <= maximum:
         raise ValueError(key)
     return value
+
+
+def decimal(fields: Mapping[str, str], key: str, minimum: int, maximum: int) -> int:
+    """A field that is text, as `integer`. Raises ValueError, or KeyError if it is missing."""
+    text = fields[key]
+    return integer({key: int(text) if text.isdecimal() else text}, key, minimum, maximum)

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.errors import DeviceError, ModelError
 from tfswa_sep.inference.families.choose import choose_family
-from tfswa_sep.inference.families.family import Shape
+from tfswa_sep.inference.families.family import Graph, Shape
 from tfswa_sep.inference.hardware import choose_workers, count_cores
 from tfswa_sep.inference.metadata import KEY, ModelMetadata, parse_metadata
 from tfswa_sep.installation import install_command
@@ -35,6 +36,7 @@ class OnnxBackend:
         device: What runs the network: "auto" (CUDA if it works), "cpu", "cuda", "cuda:N" or "coreml".
         threads: CPU threads; None for one per physical core.
         precision: The file's precision, "" if unknown.
+        settings: What the file's metadata lacks, see `families.choose`.
         notes: Fallbacks that led to this backend, one line each.
 
     Raises:
@@ -52,6 +54,7 @@ class OnnxBackend:
         device: str = "auto",
         threads: int | None = None,
         precision: str = "",
+        settings: Mapping[str, str] = MappingProxyType({}),
         notes: Sequence[str] = (),
     ) -> None:
         self._path = path
@@ -79,13 +82,17 @@ class OnnxBackend:
                 f"{path} is damaged or not an ONNX model ({_first_line(error)}): download it again"
             ) from None
         self.device = _device_of(self._session, requested=device)
-        self.family = choose_family(self._properties, file=str(path))
+        graph = Graph(
+            inputs=_shapes_of(self._session.get_inputs()), outputs=_shapes_of(self._session.get_outputs())
+        )
+        self.family = choose_family(self._properties, settings, graph, file=str(path))
         self.stems = self.family.stems
         self.sample_rate = self.family.sample_rate
         self.channels = self.family.channels
         self.plan = self.family.plan
         self.segment_samples = self.plan.segment
         self.margin_samples = self.plan.margin
+        self._one_per_call = any(shape[:1] == (1,) for shape in graph.inputs.values())
         self._outputs = list(self.family.outputs)
         self._check_shapes("inputs", self.family.inputs, self._session.get_inputs())
         self._check_shapes("outputs", self.family.outputs, self._session.get_outputs())
@@ -99,6 +106,8 @@ class OnnxBackend:
         self, segments: NDArray[np.float32], *, stem_matrix: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """See Backend."""
+        if self._one_per_call and len(segments) > 1:
+            return np.concatenate([self(segment[None], stem_matrix=stem_matrix) for segment in segments])
         try:
             return self.family.separate(segments, self._run_network, stem_matrix)
         except Exception as error:  # as in __init__
@@ -117,11 +126,11 @@ class OnnxBackend:
 
         A symbolic size, such as "batch", fits any.
         """
-        actual = {argument.name: tuple(argument.shape) for argument in arguments}
+        actual = _shapes_of(arguments)
         fits = actual.keys() == expected.keys() and all(
             len(actual[name]) == len(shape)
             and all(
-                size == expected_size or not isinstance(size, int) or expected_size is None
+                None in (size, expected_size) or size == expected_size
                 for size, expected_size in zip(actual[name], shape, strict=True)
             )
             for name, shape in expected.items()
@@ -130,6 +139,14 @@ class OnnxBackend:
             raise ModelError(
                 f"{self._path} does not match its own metadata: expected {kind} {dict(expected)}, got {actual}"
             )
+
+
+def _shapes_of(arguments: Sequence[Any]) -> dict[str, Shape]:
+    """The names and shapes of inputs or outputs, where None is a size of any value, such as the batch's."""
+    return {
+        argument.name: tuple(size if isinstance(size, int) else None for size in argument.shape)
+        for argument in arguments
+    }
 
 
 def _execution_providers(device: str) -> list[Any]:

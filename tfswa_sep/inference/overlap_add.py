@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 Samples = NDArray[np.float32]
 _Segment = tuple[Samples, int, int, bool]  # with where it is kept from, how much, and whether it is the last
 _Batch = list[_Segment]
+DEMUCS_OVERLAP = 0.25  # of a segment; also in audio-separator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,13 @@ def plan_segments(*, segment: int, margin: int) -> SegmentPlan:
     return SegmentPlan(
         segment=segment, margin=margin, fade=min(segment // 64, max(0, segment - 2 * margin) // 2)
     )
+
+
+def plan_triangles(segment: int) -> SegmentPlan:
+    """The plan of demucs and unblend: segments overlap by a quarter, with triangular weights."""
+    fade = segment - int((1 - DEMUCS_OVERLAP) * segment)
+    weights = (np.arange(1, fade + 1) / (fade + 1)).astype(np.float32)
+    return SegmentPlan(segment=segment, margin=0, fade=fade, weights=weights, centred=True)
 
 
 def overlap_add(

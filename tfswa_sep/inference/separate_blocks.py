@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise, tee
+from itertools import chain, islice, pairwise, tee
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep.errors import ModelError
 from tfswa_sep.inference.backend import Backend
+from tfswa_sep.inference.ensemble import Ensemble, parts_for
 from tfswa_sep.inference.overlap_add import Samples, overlap_add
 
 
 def separate_blocks(
-    model: Backend,
+    model: Backend | Ensemble,
     blocks: Iterable[Samples],
-    stem_matrix: NDArray[np.float32],
+    names: Sequence[str],
     *,
     mono: bool = False,
     batch_size: int | None = None,
@@ -29,9 +30,9 @@ def separate_blocks(
     """Separate a stream of blocks; memory does not grow with its length.
 
     Args:
-        model: The loaded model.
+        model: The loaded model or models.
         blocks: (c, n) each, of any n, at the model's rate and with its channels.
-        stem_matrix: (k, s + 1), the requested stems as sums of the model's stems and, in the last column, the song.
+        names: The k requested stems, as `parse_stems` returns them for the model.
         mono: Both channels are copies of a mono song, so the stems are mono too.
         batch_size: Segments per call; None for the device's best.
         shifts: Passes over the song, each with its segments at another offset; the stems are their mean.
@@ -42,6 +43,32 @@ def separate_blocks(
     Raises:
         ModelError: The network fails, or returns NaN or infinite values.
         DeviceError: Out of memory.
+    """
+    parts = parts_for(model, names)
+    count = len(parts) * shifts
+    # A single pass avoids tee, which keeps some 60 blocks that every copy has already read.
+    copies = iter([iter(blocks)] if count == 1 else tee(blocks, count))
+    passes = [
+        one
+        for network, matrix in parts
+        for one in _passes(network, islice(copies, shifts), matrix, batch_size=batch_size)
+    ]
+    for block in passes[0] if count == 1 else _sum(passes, scale=1 / shifts):
+        if not np.isfinite(block.sum()):
+            raise ModelError(f"the network returned NaN or infinite values: {_other_ways(model)}")
+        yield block.mean(axis=1, keepdims=True) if mono else block
+
+
+def _passes(
+    model: Backend,
+    copies: Iterable[Iterator[Samples]],
+    stem_matrix: NDArray[np.float32],
+    *,
+    batch_size: int | None,
+) -> list[Iterator[Samples]]:
+    """The stems (k, c, n) of a model for each copy of the song, each with its segments at another offset.
+
+    `stem_matrix` (k, s + 1) has the requested stems as sums of the model's and, in the last column, the song.
     """
     plan = model.plan
     model_part, song_part = stem_matrix[:, :-1], stem_matrix[:, -1]
@@ -57,20 +84,15 @@ def separate_blocks(
             stems = model(segments, stem_matrix=None if is_identity else model_part)
         return stems + song_part[:, None, None] * segments[:, None] if song_part.any() else stems
 
-    # A single pass avoids tee, which keeps some 60 blocks that every copy has already read.
-    copies = [iter(blocks)] if shifts == 1 else tee(blocks, shifts)
-    offsets = [plan.lead + offset for offset in _offsets(shifts, plan.step)]
-    passes = [
+    copies = list(copies)
+    offsets = [plan.lead + offset for offset in _offsets(len(copies), plan.step)]
+    return [
         _drop(overlap_add(_delay(copy, offset), separate, plan, batch_size=size, workers=workers), offset)
         for copy, offset in zip(copies, offsets, strict=True)
     ]
-    for block in passes[0] if shifts == 1 else _mean(passes):
-        if not np.isfinite(block.sum()):
-            raise ModelError(f"the network returned NaN or infinite values: {_other_ways(model)}")
-        yield block.mean(axis=1, keepdims=True) if mono else block
 
 
-def _other_ways(model: Backend) -> str:
+def _other_ways(model: Backend | Ensemble) -> str:
     """What to try if this backend fails."""
     ways = ["--device cpu"] if model.device != "cpu" else []
     ways += ["--precision fp32"] if model.precision not in ("", "fp32") else []
@@ -105,8 +127,8 @@ def _drop(blocks: Iterable[Samples], samples: int) -> Iterator[Samples]:
             yield block[..., skipped:]
 
 
-def _mean(streams: Sequence[Iterator[Samples]]) -> Iterator[Samples]:
-    """The mean of streams (..., n) of the same total length but different block lengths."""
+def _sum(streams: Sequence[Iterator[Samples]], *, scale: float) -> Iterator[Samples]:
+    """The scaled sum of streams (..., n) of the same total length but different block lengths."""
     held: list[Samples | None] = [None] * len(streams)
     while True:
         for i, stream in enumerate(streams):
@@ -116,5 +138,5 @@ def _mean(streams: Sequence[Iterator[Samples]]) -> Iterator[Samples]:
         if len(blocks) < len(streams):
             return
         n = min(block.shape[-1] for block in blocks)
-        yield np.mean([block[..., :n] for block in blocks], axis=0, dtype=np.float32)
+        yield np.sum([block[..., :n] for block in blocks], axis=0, dtype=np.float32) * np.float32(scale)
         held = [block[..., n:] if block.shape[-1] > n else None for block in blocks]

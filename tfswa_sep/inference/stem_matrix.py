@@ -64,6 +64,28 @@ def parse_stems(
     return tuple(rows), np.stack(list(rows.values()))
 
 
+def row_like(name: str, available: Sequence[str], others: Sequence[str]) -> NDArray[np.float32] | None:
+    """The row of `parse_stems` that makes the same sound from another model's stems.
+
+    To a model without a guitar, "other" includes it: so "other" of four stems is the sum of "other", guitar and piano
+    of six, but none of four is "other" of six.
+
+    Args:
+        name: A stem or sum, from `parse_stems`.
+        available: The stems of the model that it was parsed for.
+        others: The other model's stems.
+
+    Returns:
+        (s + 1,), or None if the other model cannot make it.
+    """
+    song, other_song = _song_parts(available), _song_parts(others)
+    parts = frozenset[str]().union(*(_parts(term, song) for term in name.split("+")))
+    rest = song - parts
+    if OTHER not in parts:
+        return _combine_parts(parts, others) if parts <= other_song else None
+    return _combine_parts(other_song - rest, others) if rest <= other_song else None
+
+
 def with_accompaniment(available: Sequence[str]) -> tuple[str, ...]:
     """A model's stems, and the accompaniment if it can be made from them and the song."""
     named = {ACCOMPANIMENT, INSTRUMENTAL} & set(available)
@@ -98,7 +120,12 @@ def _combine(terms: Sequence[str], available: Sequence[str]) -> NDArray[np.float
     parts = [_parts(term, song) for term in terms]
     if not all(parts):
         return None
-    requested = frozenset[str]().union(*parts)
+    return _combine_parts(frozenset[str]().union(*parts), available)
+
+
+def _combine_parts(requested: frozenset[str], available: Sequence[str]) -> NDArray[np.float32] | None:
+    """The row of `parse_stems` for parts of the song; None if neither they nor the rest can be made."""
+    song = _song_parts(available)
     row = np.zeros(len(available) + 1, dtype=np.float32)
     if (chosen := _cover(requested, available, song)) is not None:
         row[chosen] = 1

@@ -36,7 +36,7 @@ from tfswa_sep.registry.models_toml import (
 
 __all__ = [
     "MEAN", "NO_LICENSE", "SUFFIXES", "WEIGHTS", "ModelFile", "ModelInfo", "cache_folder", "config_folder",
-    "default_model", "describe", "digest", "fetch", "files_for", "find_model", "hub_cache_folder",
+    "default_model", "describe", "digest", "fetch", "fetch_all", "files_for", "find_model", "hub_cache_folder",
     "is_first_download", "known_models", "load_registry", "local_path", "problem_of", "remove", "with_precision",
 ]  # fmt: skip
 
@@ -69,6 +69,8 @@ def load_registry(path: Path | None = None) -> dict[str, ModelInfo]:
 def find_model(name_or_path: str | Path) -> ModelInfo:
     """The model with a name, at an hf:// or https:// address, or in an .onnx or .safetensors file.
 
+    Names and paths joined by "+" are an ensemble.
+
     Raises:
         ModelError: The name is unknown (the message suggests the nearest), the address has no model, or the file is
             missing or not a model.
@@ -80,6 +82,8 @@ def find_model(name_or_path: str | Path) -> ModelInfo:
     if addresses.is_address(name):
         return addresses.find(name)
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for unknown users
+    if "+" in name and not os.path.isfile(path):
+        return _ensemble(name)
     if path.suffix in SUFFIXES or len(path.parts) > 1 or os.path.isfile(path):
         return _local_model(path)
     matches = difflib.get_close_matches(name, models, n=1, cutoff=0.5)
@@ -111,6 +115,10 @@ def with_precision(info: ModelInfo, precision: str, *, prefer_int8: bool = False
         UsageError: The precision is unknown.
         ModelError: The model has no file of that precision.
     """
+    if info.members:
+        members = tuple(with_precision(member, precision, prefer_int8=prefer_int8) for member in info.members)
+        files = tuple(file for member in members for file in member.files)
+        return replace(info, members=members, files=files)
     if precision not in ("auto", *PRECISIONS):
         raise UsageError(f"unknown precision {precision!r}: choose from auto, {', '.join(PRECISIONS)}")
     if precision == "auto":
@@ -170,6 +178,15 @@ def is_first_download(files: Sequence[ModelFile]) -> bool:
     return not is_offline() and all(
         download.is_remote(file.where) and download.is_new(file) for file in files
     )
+
+
+def fetch_all(info: ModelInfo, backend: str) -> list[Path]:
+    """The local paths of `files_for`, or of all models of an ensemble, verified; see `fetch`."""
+    if info.members:
+        return [path for member in info.members for path in fetch_all(member, backend)]
+    return [fetch(replace(info, files=(file,)), backend) for file in files_for(info, backend)] or [
+        fetch(info, backend)
+    ]
 
 
 def local_path(file: ModelFile) -> Path:
@@ -236,6 +253,13 @@ def _default_first(models: dict[str, ModelInfo], path: Path) -> dict[str, ModelI
     if sum(model.default for model in models.values()) != 1:
         raise ModelError(f"{path}: exactly one model must have default = true")
     return dict(sorted(models.items(), key=lambda item: not item[1].default))
+
+
+def _ensemble(name: str) -> ModelInfo:
+    members = tuple(find_model(part) for part in name.split("+"))
+    files = tuple(file for member in members for file in member.files)
+    found = unlisted_model("+".join(member.name for member in members), "the mean of several models", files)
+    return replace(found, stems=members[0].stems, members=members)
 
 
 def _local_model(path: Path) -> ModelInfo:

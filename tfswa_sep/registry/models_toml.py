@@ -75,12 +75,11 @@ class ModelInfo:
     files: tuple[ModelFile, ...]
     scores: dict[str, float]  # stem -> global SDR in dB, measured by us
     default: bool
-    settings: dict[str, str] = field(
-        default_factory=dict
-    )  # how the files are used, beside their own metadata
+    settings: dict[str, str] = field(default_factory=dict)  # what the files' own metadata lacks
     published: dict[str, float] = field(default_factory=dict)  # stem or MEAN -> SDR in dB, measured by others
     published_by: str = ""  # who measured those, and on which songs
     real_time_factor: float = 0.0  # seconds of computing per second of music on 2 cores; 0 if not measured
+    members: tuple[ModelInfo, ...] = ()  # of an ensemble, which has their files
 
 
 def unlisted_model(name: str, summary: str, files: tuple[ModelFile, ...]) -> ModelInfo:

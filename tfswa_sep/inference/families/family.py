@@ -6,6 +6,7 @@ Axis letters: b batch, s model stem, k requested stem, c channel, n samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,14 @@ from tfswa_sep.inference.overlap_add import SegmentPlan
 Floats = NDArray[np.float32]
 Shape = tuple[int | None, ...]  # None fits any size
 Run = Callable[[dict[str, Floats]], list[Floats]]  # inputs by name -> outputs, in the family's order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """What a network's file says of its inputs and outputs."""
+
+    inputs: Mapping[str, Shape]
+    outputs: Mapping[str, Shape]
 
 
 class StemModel(Protocol):

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from tfswa_sep.errors import ModelError
 from tfswa_sep.inference.families.family import Floats, Run, Shape
-from tfswa_sep.inference.metadata import MAX_SEGMENT, check_transform, integer, stem_names
-from tfswa_sep.inference.overlap_add import SegmentPlan
+from tfswa_sep.inference.metadata import MAX_SEGMENT, check_transform, decimal, stem_names
+from tfswa_sep.inference.overlap_add import plan_triangles
 from tfswa_sep.inference.stft_numpy import WINDOWS, istft, stft
 
 Spectrum = NDArray[np.complex64]
-_OVERLAP = 0.25  # of a segment, as in demucs and unblend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,6 @@ class Settings:
     normalized: bool  # spectra are divided by the square root of n_fft
     margin: int  # samples by which a segment is extended by reflection before it is transformed
     trim: int  # frames left out at each end
-    static: bool  # one segment per call
 
 
 class SpectraToSpectra:
@@ -54,18 +52,20 @@ class SpectraToSpectra:
         ModelError: The metadata are invalid.
     """
 
+    _normalizes = False  # whether the network normalizes each segment
+
     def __init__(self, properties: Mapping[str, str], *, file: str) -> None:
         try:
             settings = _parse(properties)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ModelError(f"{file} is damaged: its metadata is invalid (at {error})") from None
+        if properties.get("external_normalization") == "true" and not self._normalizes:
+            raise ModelError(f"{file} needs songs that are normalized as a whole, which is not supported")
         self._settings = settings
         self.stems = settings.stems
         self.sample_rate = settings.sample_rate
         self.channels = settings.channels
-        fade = settings.segment - int((1 - _OVERLAP) * settings.segment)
-        weights = (np.arange(1, fade + 1) / (fade + 1)).astype(np.float32)
-        self.plan = SegmentPlan(segment=settings.segment, margin=0, fade=fade, weights=weights, centred=True)
+        self.plan = plan_triangles(settings.segment)
         self._samples = settings.segment + settings.padding
         shape = (settings.channels, *self._spectrum_shape())
         self.inputs: dict[str, Shape] = dict.fromkeys(("spec_real", "spec_imag"), (None, *shape))
@@ -75,8 +75,6 @@ class SpectraToSpectra:
 
     def separate(self, segments: Floats, run: Run, stem_matrix: Floats | None) -> Floats:
         """See Family."""
-        if self._settings.static and len(segments) > 1:
-            return np.concatenate([self.separate(item[None], run, stem_matrix) for item in segments])
         count = self._settings.estimated
         rows = np.eye(len(self.stems), dtype=np.float32) if stem_matrix is None else stem_matrix
         # A stem that is the mixture minus the estimated ones: its weight is the mixture's, and is taken off theirs.
@@ -142,6 +140,8 @@ class Hybrid(SpectraToSpectra):
     each end are left out.
     """
 
+    _normalizes = True
+
     def __init__(self, properties: Mapping[str, str], *, file: str) -> None:
         super().__init__(properties, file=file)
         shape = (self.channels, self.plan.segment)
@@ -185,10 +185,8 @@ def _parse(properties: Mapping[str, str]) -> Settings:
     """Read the metadata. Raises ValueError or KeyError for anything missing or invalid."""
 
     def number(key: str, low: int, high: int, default: str | None = None) -> int:
-        text = properties[key] if default is None else properties.get(key, default)
-        if not text.isdecimal():
-            raise ValueError(key)
-        return integer({key: int(text)}, key, low, high)
+        fields = properties if default is None else {key: default, **properties}
+        return decimal(fields, key, low, high)
 
     def flag(key: str) -> bool:
         if (text := properties.get(key, "false")) not in ("true", "false"):
@@ -212,7 +210,6 @@ def _parse(properties: Mapping[str, str]) -> Settings:
         normalized=flag("stft_normalized"),
         margin=number("stft_pad_samples", 0, padded - 1, default="0"),
         trim=number("stft_frame_trim", 0, 16, default="0"),
-        static=properties.get("batch_mode") == "static",
     )
     check_transform(n_fft, hop, frames=padded // hop + 1, any_hop=True)
     if number("stft_win_length", 64, 1 << 15) != n_fft:
