@@ -11,6 +11,7 @@ BLOCK_SAMPLES = 65_536  # samples per block of decoding, resampling and encoding
 VOCALS = "vocals"
 OTHER = "other"  # everything that is in no other stem
 STEMS = (VOCALS, "drums", "bass", OTHER)
+OF_OTHER = ("guitar", "piano")  # stems that some models have besides, and others count as OTHER
 ACCOMPANIMENT = "accompaniment"  # everything but the vocals
 INSTRUMENTAL = "instrumental"  # its synonym
 

@@ -406,6 +406,23 @@ def test_models_of_sums_are_scored(tmp_path: Path, other: str) -> None:
     assert number(stems[other], "sdr") == pytest.approx(expected, abs=0.01)
 
 
+def test_guitar_and_piano_count_as_other_where_songs_have_none(tmp_path: Path) -> None:
+    write_song(tmp_path / "data" / "song", vocals=noise(1), drums=noise(2), bass=noise(3), other=noise(4))
+    gains = {"vocals": 0.2, "drums": 0.2, "bass": 0.2, "other": 0.1, "guitar": 0.05, "piano": 0.25}
+    mixture = noise(1) + noise(2) + noise(3) + noise(4)
+    stems = {stem: np.float32(gain) * mixture for stem, gain in gains.items()}
+    write_song(tmp_path / "tool" / "song", **stems)
+    found = evaluate_estimates(tmp_path / "data", tmp_path / "tool", ModelMethod(fixed_gains(gains)))
+    for method in found.methods:
+        assert set(method.stems) == {"vocals", "drums", "bass", "other", "accompaniment"}
+        scores = method.songs[0].stems
+        expected = decibels(noise(4), noise(4) - np.float32(0.4) * mixture)
+        assert number(scores["other"], "sdr") == pytest.approx(expected, abs=0.01)
+        rest = noise(2) + noise(3) + noise(4)
+        expected = decibels(rest, rest - np.float32(0.8) * mixture)
+        assert number(scores["accompaniment"], "sdr") == pytest.approx(expected, abs=0.01)
+
+
 def test_stems_of_any_name_are_scored_and_listed(tmp_path: Path) -> None:
     write_song(tmp_path / "data" / "one", guitar=noise(1), piano=noise(2))
     write_song(tmp_path / "data" / "two", guitar=noise(3))

@@ -236,7 +236,7 @@ ROWS = [
     F("exact sum of a part", song(), "song.wav --exact-sum --stems vocals", 2, "make up the whole song"),
     F("exact sum rescaled", song(), "song.wav --exact-sum --rescale", 2, "--exact-sum does not work with --rescale"),
     F("exact sum of mp3", song(), "song.wav --exact-sum --format mp3", 2, "--exact-sum does not work with lossy mp3"),
-    F("stem file of a part", song(), "song.wav --stem-file --stems bass", 2, "a stem file needs"),
+    F("stem file of a part", song(), "song.wav --stem-file --stems bass", 2, "not bass: change --stems"),
     F("stem file without ffmpeg", song(), "song.wav --stem-file", 2, "--stem-file needs ffmpeg", shell=NO_FFMPEG),
     F("m4a stems without ffmpeg", song(), "song.wav --format m4a", 2, "writing m4a needs ffmpeg", shell=NO_FFMPEG),
     F("name leads out", song(), "song.wav --name ../{stem}{ext}", 2, "points outside the output folder"),

@@ -10,6 +10,7 @@ from tfswa_sep.errors import OutputError, UsageError
 from tfswa_sep.inference.stem_matrix import adds_up_to_song, parse_stems, with_accompaniment
 
 FOUR = ("vocals", "drums", "bass", "other")
+SIX = ("drums", "bass", "other", "vocals", "guitar", "piano")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,14 @@ def test_what_is_not_known_to_be_the_rest_is_unknown(available: tuple[str, ...],
         (("vocals", "accompaniment"), None, True),
         (("vocals", "guitar", "other"), None, True),
         (("vocals", "guitar"), None, False),
+        (SIX, None, True),
+        (SIX, "vocals,accompaniment", True),
+        (SIX, "vocals,drums,bass,other", False),
+        (SIX, "vocals,drums,bass,other+guitar+piano", True),
+        (SIX, "guitar,no_guitar", True),
+        (("instrumental", "vocals"), None, True),
+        (("drums", "no_drums"), None, True),
+        (("drums", "no_drums"), "drums,no_drums", True),
     ),
 )
 def test_which_stems_make_up_the_song(available: tuple[str, ...], request_: str | None, whole: bool) -> None:

@@ -101,7 +101,7 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
         typer.Option(
             metavar="LIST",
             help="vocals, drums, bass, other, accompaniment (all but the vocals) or sums such as drums+bass, "
-            "separated by commas.  [default: all four]",
+            "separated by commas.  [default: all of the model]",
             rich_help_panel=STEMS,
         ),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +14,7 @@ import soundfile
 
 from tfswa_sep import registry
 from tfswa_sep.audio.resample import Samples
-from tfswa_sep.constants import ACCOMPANIMENT, MODEL_CHANNELS, SAMPLE_RATE, STEMS, VOCALS
+from tfswa_sep.constants import ACCOMPANIMENT, MODEL_CHANNELS, OF_OTHER, OTHER, SAMPLE_RATE, STEMS, VOCALS
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.multitrack import (
     BLOCK_SECONDS,
@@ -68,7 +68,7 @@ class Method(Protocol):
 
 
 class ModelMethod:
-    """Separation with a model."""
+    """Separation with a model; guitar and piano count as `other` where the song has no such stems."""
 
     def __init__(
         self,
@@ -120,7 +120,17 @@ class ModelMethod:
             on_progress=lambda done, _: on_progress(done),
         )
         spent = time.perf_counter() - started
-        return Estimates({stem: [path] for stem, path in result.files.items()}, spent)
+        return Estimates(_fold({stem: [path] for stem, path in result.files.items()}, song), spent)
+
+
+def _fold(estimates: Mapping[str, Sequence[Path]], song: Song) -> dict[str, list[Path]]:
+    """The estimates, with guitar and piano as part of `other` if the song's true stems do not set them apart."""
+    folded = {stem: list(paths) for stem, paths in estimates.items()}
+    if OTHER in folded and OTHER in song.stems:
+        for stem in OF_OTHER:
+            if stem not in song.stems:
+                folded[OTHER] += folded.pop(stem, [])
+    return folded
 
 
 def _digest(info: registry.ModelInfo, loaded: Backend | Ensemble) -> str:
@@ -139,7 +149,8 @@ class FolderMethod:
     """Stems from any tool: `<song>/<stem>.<suffix>`, also below `test/` or `train/` as in museval.
 
     Missing stems and songs are not scored. The accompaniment is `accompaniment.*` or `instrumental.*`, else the sum
-    of all stems but the vocals if there are all of them.
+    of all stems but the vocals if there are all of them. Guitar and piano count as `other` where the song has no such
+    stems.
     """
 
     folder: Path
@@ -166,13 +177,15 @@ class FolderMethod:
             return Estimates({}, None)
         files = stem_files(place)
         order = [stem for stem in (*song.stems, ACCOMPANIMENT) if stem in files]
-        estimates = {stem: [files[stem]] for stem in dict.fromkeys([*order, *files]) if stem != MIXTURE}
+        estimates = _fold(
+            {stem: [files[stem]] for stem in dict.fromkeys([*order, *files]) if stem != MIXTURE}, song
+        )
         if not estimates:
             raise InputError(f"no stems in {place}: expected files such as vocals.wav")
         for stems in (song.stems, STEMS):
-            rest = [estimates[stem][0] for stem in stems if stem != VOCALS and stem in estimates]
+            rest = [estimates[stem] for stem in stems if stem != VOCALS and stem in estimates]
             if VOCALS in song.stems and ACCOMPANIMENT not in estimates and len(rest) == len(stems) - 1:
-                estimates[ACCOMPANIMENT] = rest
+                estimates[ACCOMPANIMENT] = [path for paths in rest for path in paths]
         return Estimates(estimates, None)
 
 

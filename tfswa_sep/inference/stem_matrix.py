@@ -140,6 +140,7 @@ def _combine_parts(requested: frozenset[str], available: Sequence[str]) -> NDArr
 def _song_parts(available: Sequence[str]) -> frozenset[str]:
     """All parts of a song that a model's stems imply, with _UNNAMED if there may be more."""
     named = {part for stem in available for part in stem.split("+")} - {ACCOMPANIMENT, INSTRUMENTAL}
+    named -= {WITHOUT + part for part in named}  # such as no_drums beside drums
     if named <= set(STEMS):
         return frozenset(STEMS)
     return frozenset(named if OTHER in named else {*named, _UNNAMED})
