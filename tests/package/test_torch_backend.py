@@ -26,7 +26,7 @@ from tfswa_sep.inference import torch_backend
 from tfswa_sep.inference.metadata import KEY
 from tfswa_sep.inference.torch_backend import MAX_BATCH_SIZE, TorchBackend, segments_that_fit
 from tfswa_sep.model.unet import TfswaUNet
-from tfswa_sep.separator import Separator
+from tfswa_sep.separator import Separator, load_model
 from training.distributed import pick_precision
 from training.release.export import export_safetensors
 
@@ -266,8 +266,7 @@ def test_fp32_takes_no_16_bits(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch_backend, "_half_precision", lambda device: torch.bfloat16)
     segments = noise(1, 2, N)
     plain, asked = (
-        Separator.from_checkpoint(model, backend="torch", precision=precision).backend(segments)
-        for precision in ("fp32", "auto")
+        load_model(model, backend="torch", precision=precision)(segments) for precision in ("fp32", "auto")
     )
     assert (plain == TorchBackend(model)(segments)).all()
     assert (plain != asked).any()

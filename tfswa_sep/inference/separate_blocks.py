@@ -138,5 +138,7 @@ def _sum(streams: Sequence[Iterator[Samples]], *, scale: float) -> Iterator[Samp
         if len(blocks) < len(streams):
             return
         n = min(block.shape[-1] for block in blocks)
-        yield np.sum([block[..., :n] for block in blocks], axis=0, dtype=np.float32) * np.float32(scale)
+        total: Samples = np.sum([block[..., :n] for block in blocks], axis=0, dtype=np.float32)
+        total *= scale
+        yield total
         held = [block[..., n:] if block.shape[-1] > n else None for block in blocks]

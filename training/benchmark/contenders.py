@@ -107,6 +107,7 @@ def our_contenders(
     help_text = _stdout_of([command, "separate", "--help"])
     python = Path(command).resolve().parent / "python"  # of the command's environment
     stems = len(parse_stems(_option_value("--stems", extra), STEMS)[0])
+    model = _option_value("--model", extra) or model
 
     def contender(backend: str, precision: str, count: int | None) -> Contender:
         options = ["--backend", backend, "--precision", precision]

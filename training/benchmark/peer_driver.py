@@ -10,6 +10,7 @@ segments and overlaps are the peers' own defaults.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -29,6 +30,31 @@ def prepare_demucs(model: Path) -> None:
     arguments, settings = network._init_args_kwargs
     package = {"klass": HTDemucs, "args": arguments, "kwargs": settings}
     torch.save({**package, "state": get_state(network, None, half=True)}, model / "random.th")
+
+
+def prepare_unblend(model: Path) -> None:
+    """Write htdemucs for unblend and, as htdemucs.onnx, for our command: `-- --model .../htdemucs.onnx`."""
+    stub_torchaudio()
+    from safetensors.torch import save_file
+    from unblend import onnx
+    from unblend.htdemucs import HTDemucs
+    from unblend.repo import ModelRepository
+
+    entry = ModelRepository().list_models()["htdemucs"]
+    network = HTDemucs(**entry["config"]).eval()
+    save_file(network.state_dict(), model / "random.safetensors")
+    entry["checkpoint"] = {"format": "safetensors", "path": str(model / "random.safetensors")}
+    (model / "models.json").write_text(json.dumps({"models": {"random": entry}}), encoding="utf-8")
+    onnx.ModelRepository.get_model = lambda *_: network
+    onnx.export_to_onnx("htdemucs", str(model / "htdemucs.onnx"), precision="fp32")
+
+
+def separate_unblend(model: Path, song: Path, out: Path) -> None:
+    """Run the package's own command."""
+    command = [str(Path(sys.executable).with_name("unblend")), "separate", str(song)]
+    variables = {**os.environ, "UNBLEND_EXTRA_MODELS": str(model / "models.json")}
+    paths = str(out / "{track}" / "{stem}.{ext}")
+    subprocess.run([*command, "--model", "random", "--output", paths], check=True, env=variables)
 
 
 def prepare_openunmix(model: Path) -> None:

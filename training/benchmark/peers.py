@@ -52,6 +52,12 @@ PEERS = (
         command=("{python}", "-m", "demucs", "--repo", "{model}", "-n", "random", "-o", "{out}", "{song}"),
     ),
     Peer(
+        name="unblend",  # htdemucs, with its default segments, overlap and shift
+        requirements=(_TORCH, "unblend==1.0.0", "onnx", "onnxscript", "onnxconverter-common"),
+        weights="model/*.safetensors",
+        command=_driver_command("unblend"),
+    ),
+    Peer(
         name="openunmix",
         requirements=(_TORCH, "numpy", "soundfile", "tqdm"),
         without_dependencies=("openunmix==1.3.0",),  # avoids torchaudio
