@@ -29,6 +29,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -56,9 +57,8 @@ def make(name: str, mixture: Path, changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     makers = {BAG: make_bag, "mdx_net": make_mdx_net}
-    with torch.no_grad():
-        song = torch.from_numpy(np.load(mixture))
-        stems = makers[name](song, changes) if name in makers else make_unblend(name, song, changes)
+    song = torch.from_numpy(np.load(mixture))
+    stems = makers[name](song, changes) if name in makers else make_unblend(name, song, changes)
     np.save(f"{name}.npy", stems)
 
 
@@ -66,6 +66,7 @@ def make_unblend(name: str, song: Any, changes: dict[str, Any]) -> Any:
     """Export a network of unblend, and separate with it."""
     # unblend reads and writes audio with torchaudio, which is not needed here and may not load.
     sys.modules.setdefault("torchaudio", ModuleType("torchaudio"))
+    import torch
     from unblend import backends, onnx
     from unblend.apply import apply_model
     from unblend.htdemucs import HTDemucs
@@ -89,7 +90,8 @@ def make_unblend(name: str, song: Any, changes: dict[str, Any]) -> Any:
     strengthen_parts(model, song[None, :, :88_200])
     onnx.ModelRepository.get_model = lambda *_: model
     onnx.export_to_onnx(name, f"{name}.onnx", precision="fp32")
-    return apply_model(model, song).reshape(len(info["sources"]), 2, -1).numpy()
+    with torch.inference_mode():
+        return apply_model(model, song).reshape(len(info["sources"]), 2, -1).numpy()
 
 
 def make_bag(song: Any, changes: dict[str, Any]) -> Any:
@@ -105,13 +107,14 @@ def make_bag(song: Any, changes: dict[str, Any]) -> Any:
         randomize(network)
         if index == 0:
             strengthen_parts(network, song[None, :, :88_200])
-        patched = exporter.patch_htdemucs_for_onnx(network)
+        patched = exporter.patch_htdemucs_for_onnx(deepcopy(network))
         samples = int(network.segment * network.samplerate)
         exporter._export_one(patched, Path(f"{BAG}_{index}.onnx"), n_samples=samples, opset=17, verbose=False)
     bag = BagOfModels(networks, np.eye(len(BAG_STEMS)).tolist())
     reference = song.mean(dim=0)  # as demucs.api does
     mean, deviation = reference.mean(), reference.std() + 1e-8
-    stems = apply_model(bag, (song - mean)[None] / deviation, shifts=0)[0]
+    with torch.inference_mode():
+        stems = apply_model(bag, (song - mean)[None] / deviation, shifts=0)[0]
     return (stems * deviation + mean).to(torch.float32).numpy()
 
 
@@ -136,21 +139,28 @@ def make_mdx_net(song: Any, changes: dict[str, Any]) -> Any:
 
     settings = {"num_blocks": 11, "l": 3, "g": 32, "k": 3, "bn": 8, "bias": False, **MDX_NET, **changes}
     network = ConvTDFNet("vocals", 0, "rmsprop", dim_c=4, overlap=0, **settings)
-    # Running statistics of real spectra, from which `randomize` departs.
+    # Running statistics of real spectra, from the song's middle, from which `randomize` departs.
     window, length = torch.hann_window(settings["n_fft"]), settings["hop_length"] * (settings["dim_t"] - 1)
+    middle = (song.shape[1] - length) // 2
     spectrum = torch.stft(
-        song[:, :length], settings["n_fft"], settings["hop_length"], window=window, return_complex=True
+        song[:, middle : middle + length],
+        settings["n_fft"],
+        settings["hop_length"],
+        window=window,
+        return_complex=True,
     )
     packed = torch.view_as_real(spectrum).permute(0, 3, 1, 2).flatten(0, 1)
     example = packed[None, :, : settings["dim_f"]]
-    short = example[..., :32]  # quicker: any multiple of 32 will do
+    short = example[..., :64]  # quicker: any multiple of 32 will do
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = 1.0
-    network.train()(short)
+    with torch.no_grad():
+        network.train()(short)
     randomize(network)
     strengthen_parts(network, short)
-    network.final_conv[0].weight.mul_(short.std() / network(short).std())  # the level of the song
+    with torch.no_grad():  # the level of the song
+        network.final_conv[0].weight.mul_(example.std() / network(example).std())
     torch.onnx.export(
         network, (example,), "mdx_net.onnx", input_names=["input"], output_names=["output"], dynamo=False
     )
