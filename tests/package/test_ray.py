@@ -262,16 +262,21 @@ def test_a_million_songs_fit_into_memory(tmp_path: Path) -> None:
 
 def test_songs_are_handed_out_quickly(tmp_path: Path) -> None:
     count = int(os.environ.get("RAY_IDLE", "20000"))
-    began = time.monotonic()
-    summary, _ = run_idle(tmp_path, [f"{n}.wav" for n in range(count)], Cluster(workers=(2, 2), cpus=0.5))
+    times: list[float] = []
+    names = [f"{n}.wav" for n in range(count)]
+    summary, _ = run_idle(
+        tmp_path, names, Cluster(workers=(2, 2), cpus=0.5), on_row=lambda row: times.append(time.monotonic())
+    )
     assert summary.done == count
-    print(f"{count / (time.monotonic() - began):.0f} songs per second, with the start of Ray")
+    print(f"{(count - 1) / (times[-1] - times[0]):.0f} songs per second")
 
 
-def run_idle(tmp_path: Path, names: list[str], cluster: Cluster) -> tuple[Summary, list[dict[str, Any]]]:
+def run_idle(
+    tmp_path: Path, names: list[str], cluster: Cluster, on_row: Callable[[dict[str, Any]], object] = id
+) -> tuple[Summary, list[dict[str, Any]]]:
     (tmp_path / "songs.csv").write_text("\n".join(["path", *names]))
     catalog = write_catalog(str(tmp_path / "songs.csv"), tmp_path / "catalog.parquet")
-    summary = run_catalog(catalog, job(str(tmp_path / "out")), cluster, worker=Idle)
+    summary = run_catalog(catalog, job(str(tmp_path / "out")), cluster, worker=Idle, on_row=on_row)
     return summary, rows_of(str(tmp_path / "out"))
 
 
