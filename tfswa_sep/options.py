@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ from tfswa_sep.constants import NAME_TEMPLATE
 from tfswa_sep.errors import UsageError
 
 BACKENDS = ("auto", "onnx", "torch")
+_SHORTEST_TOKEN = 16
 _DEVICE = re.compile(r"auto|cpu|mps|coreml|cuda(:\d{1,3})?")
 
 
@@ -115,6 +117,67 @@ class OutputOptions:
     def __post_init__(self) -> None:
         if self.track is not None and self.track < 1:
             raise UsageError(f"track must be at least 1, not {self.track}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What the server listens to, and its limits.
+
+    Attributes:
+        host: Address to listen on. Beyond this machine it needs `token` or `no_auth`.
+        port: 0 for any free one.
+        token: Password of the page and of the API, at least 16 characters.
+        no_auth: Anyone who reaches the server may use it.
+        allow_hosts: Domain names that the server is reached by, besides IP addresses and localhost.
+        allow_path: Folder whose songs may be named by path in place of an upload.
+        data: Folder of the songs and stems; None for one in the platform's data folder.
+        jobs: Songs to separate in parallel.
+        max_size: MB per song.
+        max_minutes: Length of a song.
+        max_queue: Songs that may wait.
+        time_limit: Minutes that one song may take.
+        quota: GB on disk.
+        keep: Days that a finished song is kept.
+
+    Raises:
+        UsageError: A limit is not positive, the token is too short, or the host needs one.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    token: str | None = None
+    no_auth: bool = False
+    allow_hosts: Sequence[str] = ()
+    allow_path: Path | None = None
+    data: Path | None = None
+    jobs: int = 1
+    max_size: float = 1000.0
+    max_minutes: float = 120.0
+    max_queue: int = 100
+    time_limit: float = 60.0
+    quota: float = 20.0
+    keep: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("jobs", "max_size", "max_minutes", "max_queue", "time_limit", "quota", "keep"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
+        if self.token is not None and len(self.token) < _SHORTEST_TOKEN:
+            raise UsageError(f"the token must have at least {_SHORTEST_TOKEN} characters")
+        if not self.is_local and not self.token and not self.no_auth:
+            raise UsageError(
+                f"others could use the server at {self.host}: set a password with --token, or say --no-auth"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
 
 def take_fields(kind: type[Any], values: dict[str, Any]) -> Mapping[str, Any]:

@@ -63,6 +63,7 @@ def separate_song(
     record: Record | None = None,
     batch_size: int | None = None,
     shifts: int = 1,
+    on_start: Callable[[Mapping[str, Path]], None] | None = None,
     on_progress: Progress | None = None,
 ) -> SeparationResult:
     """Separate a song into files with its own sample rate, channels and length, all of them or none.
@@ -77,6 +78,7 @@ def separate_song(
         record: Files that it owns are replaced even without `overwrite`.
         batch_size: Segments per call; None for the best number for the device.
         shifts: See Runtime.
+        on_start: Called once, with each stem's temporary file; a WAV file can be read as it grows.
         on_progress: Called after each block, in this thread.
 
     Raises:
@@ -148,6 +150,8 @@ def separate_song(
             cover=tags.read_cover(song.path),
         )
         with writer:
+            if on_start:
+                on_start(writer.unfinished)
             done = 0
             for stems in separate_blocks(
                 model, blocks, names, mono=song.channels == 1, batch_size=batch_size, shifts=shifts

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -234,6 +234,7 @@ class Separator:
         track: str | None = None,
         keep: Collection[str] = (),
         record: Record | None = None,
+        on_start: Callable[[Mapping[str, Path]], None] | None = None,
         on_progress: Progress | None = None,
         **choices: Any,
     ) -> SeparationResult:
@@ -245,6 +246,7 @@ class Separator:
             track: Name of the song in its stems' paths; None for its file's name.
             keep: Real paths of files that must never be replaced, such as the other songs of a batch.
             record: Files that it owns are replaced even without `overwrite`.
+            on_start: See pipeline.separate_song.
             on_progress: Called after each block, in this thread, with the seconds done and the total.
             **choices: Fields of OutputOptions, such as out="stems", that override those of `options`.
 
@@ -262,6 +264,7 @@ class Separator:
             record=record,
             batch_size=self._runtime.batch_size,
             shifts=self._runtime.shifts,
+            on_start=on_start,
             on_progress=on_progress,
         )
 

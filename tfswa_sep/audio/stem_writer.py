@@ -157,6 +157,11 @@ class StemWriter:
             raise
         return self
 
+    @property
+    def unfinished(self) -> dict[str, Path]:
+        """Stem -> the temporary file that it is written to; a WAV file can be read as it grows."""
+        return {stem: file.path for stem, file in self._files.items()}
+
     def write(self, block: Samples) -> None:
         """Append (s, c, n) samples, s in the order of `paths`."""
         resampled = zip(self._paths, block, strict=True)

@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 STEMS, INPUT, OUTPUT, BATCH = "Stems", "Input", "Output files", "Several songs"
 HARDWARE, MESSAGES = "Model and hardware", "Messages and help"  # titles of groups of options
 SONGS, METHODS, RESULTS = "Songs", "Methods", "Scores and results"
+ADDRESS, LIMITS = "Address and access", "Limits"
 _CLEAR_WITHOUT = re.compile(
     r"  \[required\]|  \[[\d<=]*x[<>=\d]*\]|; [\d<=]*x[<>=\d]*(?=\])"
 )  # required; ranges

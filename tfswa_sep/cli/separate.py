@@ -11,7 +11,7 @@ import typer
 
 from tfswa_sep.cli.help import BATCH, MESSAGES, OUTPUT
 from tfswa_sep.cli.progress import show_progress
-from tfswa_sep.cli.shared_options import Debug, Model, Offline, Quiet, with_options
+from tfswa_sep.cli.shared_options import Debug, Jobs, Model, Offline, Quiet, with_options
 from tfswa_sep.constants import ACCOMPANIMENT, VOCALS
 from tfswa_sep.errors import BatchError, UsageError
 from tfswa_sep.options import OutputOptions, Runtime
@@ -44,12 +44,6 @@ Overwrite = Annotated[
         "songs; replace only stems of earlier runs]",
         show_default=False,
         rich_help_panel=OUTPUT,
-    ),
-]
-Jobs = Annotated[
-    int,
-    typer.Option(
-        "--jobs", "-j", min=1, metavar="N", help="Songs to separate in parallel.", rich_help_panel=BATCH
     ),
 ]
 Shard = Annotated[

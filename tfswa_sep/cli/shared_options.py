@@ -1,6 +1,6 @@
 """Options that several commands share: one name, one type and one help text each.
 
-A command takes all fields of OutputOptions or Runtime as one parameter: see `with_options`.
+A command takes all fields of OutputOptions, Runtime or ServeOptions as one parameter: see `with_options`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from tfswa_sep.cli.help import HARDWARE, INPUT, MESSAGES, OUTPUT, STEMS
-from tfswa_sep.options import OutputOptions, Runtime
+from tfswa_sep.cli.help import ADDRESS, BATCH, HARDWARE, INPUT, LIMITS, MESSAGES, OUTPUT, STEMS
+from tfswa_sep.options import OutputOptions, Runtime, ServeOptions
 
 
 def _go_offline(wanted: bool) -> bool:
@@ -58,7 +58,21 @@ Quiet = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Print tracebacks.", rich_help_panel=MESSAGES)]
 
-_FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen on the command line
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs", "-j", min=1, metavar="N", help="Songs to separate in parallel.", rich_help_panel=BATCH
+    ),
+]
+
+
+def _limit(metavar: str, text: str) -> Any:
+    return Annotated[float, typer.Option(metavar=metavar, help=text, rich_help_panel=LIMITS)]
+
+
+_FIELDS: dict[
+    str, Any
+] = {  # of Runtime, OutputOptions and ServeOptions that can be chosen on the command line
     "backend": Annotated[
         Literal["auto", "onnx", "torch"],
         typer.Option(help="Inference backend; auto picks the fastest.", rich_help_panel=HARDWARE),
@@ -179,11 +193,75 @@ _FIELDS: dict[str, Any] = {  # of Runtime and OutputOptions that can be chosen o
             rich_help_panel=INPUT,
         ),
     ],
+    "host": Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address to listen on; 0.0.0.0 for all. Needs --token or --no-auth unless it is this machine's own.",
+            rich_help_panel=ADDRESS,
+        ),
+    ],
+    "port": Annotated[
+        int,
+        typer.Option(
+            min=0, max=65_535, metavar="N", help="Port; 0 for any free one.", rich_help_panel=ADDRESS
+        ),
+    ],
+    "token": Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            envvar="TFSWA_TOKEN",
+            help="Password of the page and the API, at least 16 characters.",
+            rich_help_panel=ADDRESS,
+        ),
+    ],
+    "no_auth": Annotated[
+        bool,
+        typer.Option("--no-auth", help="Let anyone who reaches the server use it.", rich_help_panel=ADDRESS),
+    ],
+    "allow_hosts": Annotated[
+        list[str],
+        typer.Option(
+            "--allow-host",
+            metavar="NAME",
+            help="A domain name that the server is reached by; may be repeated.",
+            rich_help_panel=ADDRESS,
+        ),
+    ],
+    "allow_path": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            file_okay=False,
+            exists=True,
+            help="Let API clients name songs in this folder by path.",
+            rich_help_panel=ADDRESS,
+        ),
+    ],
+    "data": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            file_okay=False,
+            help="Where songs and stems are kept.  [default: the platform's data folder]",
+            rich_help_panel=LIMITS,
+        ),
+    ],
+    "jobs": Jobs,
+    "max_size": _limit("MB", "Largest song."),
+    "max_minutes": _limit("MINUTES", "Longest song."),
+    "max_queue": Annotated[
+        int, typer.Option(min=1, metavar="N", help="Songs that may wait.", rich_help_panel=LIMITS)
+    ],
+    "time_limit": _limit("MINUTES", "Time that one song may take."),
+    "quota": _limit("GB", "Disk space of all songs and stems."),
+    "keep": _limit("DAYS", "How long finished songs are kept."),
 }
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter of `command` that is a Runtime or OutputOptions by one option per field.
+    """Replace each parameter of `command` that is a Runtime, OutputOptions or ServeOptions by one option per field.
 
     The fields of the parameter's default are the defaults of the options. A field that is also a parameter of its own
     keeps its default. Typer reads the signature, so that is rewritten.
@@ -194,7 +272,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     known = inspect.signature(command).parameters
     for parameter in known.values():
         kind = hints[parameter.name]
-        if kind not in (OutputOptions, Runtime):
+        if kind not in (OutputOptions, Runtime, ServeOptions):
             parameters.append(parameter.replace(annotation=kind))
             continue
         names = [field.name for field in fields(kind) if field.name in _FIELDS and field.name not in known]

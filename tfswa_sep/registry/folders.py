@@ -41,6 +41,13 @@ def config_folder() -> Path:
     return _of_user("user_config_dir", homeless=Path(os.devnull))
 
 
+def data_folder() -> Path:
+    """The folder for what must be kept: TFSWA_DATA, else tfswa-sep in the platform's data folder."""
+    if chosen := os.environ.get("TFSWA_DATA"):
+        return Path(os.path.expanduser(chosen))
+    return _of_user("user_data_dir", homeless=Path(tempfile.gettempdir(), ".data"))
+
+
 def is_offline() -> bool:
     """Whether HF_HUB_OFFLINE is set, by the user or by --offline."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in _YES
