@@ -31,6 +31,7 @@ _ADVICE = {
     errno.EEXIST: "a file is in the way, choose another name",
     errno.ENOTDIR: "a part of the path is a file, choose another folder",
     errno.EIO: "check the disk",
+    errno.ETIMEDOUT: "check the disk, or the network drive",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import struct
 import subprocess
@@ -14,6 +16,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from tfswa_sep.audio.decode import open_audio
+from tfswa_sep.audio.parts import FileBytes
 from tfswa_sep.errors import InputError, TruncatedError
 
 Samples = NDArray[np.float32]
@@ -204,3 +207,86 @@ def test_an_au_header_that_points_at_itself(tmp_path: Path) -> None:
     content[4:8], content[8:12] = bytes(4), b"\0\xff\xff\xff"
     with pytest.raises(InputError):
         read(tmp_path / "a.au", bytes(content))
+
+
+def long_wav(folder: Path) -> Path:
+    (path := folder / "a.wav").write_bytes(encode(folder, tones(60, 440), "WAV"))
+    return path
+
+
+def test_a_file_that_shrinks_while_it_is_surveyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path := tmp_path / "a.flac").write_bytes(encode(tmp_path, tones(1, 440), "FLAC") + bytes(3 << 20))
+    load = FileBytes._load
+
+    def load_and_shrink(data: FileBytes, at: int) -> None:
+        load(data, at)
+        os.truncate(path, 5000)
+
+    monkeypatch.setattr(FileBytes, "_load", load_and_shrink)
+    with pytest.raises(InputError, match=r"a\.flac became shorter while it was read") as caught:
+        open_audio(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ("WAV", "RF64", "FLAC", "OGG VORBIS", "MP3", "AIFF"))
+@pytest.mark.parametrize("after", (0, 3))
+def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path, kind: str, after: int) -> None:
+    path = tmp_path / "song"
+    path.write_bytes(encode(tmp_path, tones(20, 440), kind))
+    for allow_truncated in (False, True):
+        content = path.read_bytes()
+        with open_audio(path, allow_truncated=allow_truncated) as song:
+            blocks = song.blocks()
+            for _ in range(after):
+                next(blocks)
+            os.truncate(path, len(content) // 3)
+            if allow_truncated:
+                list(blocks)
+                assert song.missing
+            else:
+                with pytest.raises(InputError, match=r"song (is|changed|contains)") as caught:
+                    list(blocks)
+                assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+        path.write_bytes(content)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs os.truncate on an open file")
+def test_a_cut_during_the_survey_ends_the_command_with_one_line(tmp_path: Path) -> None:
+    path = long_wav(tmp_path)
+    typed = f"""
+import os, sys
+from tfswa_sep.audio import parts
+from tfswa_sep.cli import main
+find = parts.FileBytes.__len__
+def cut(data):
+    os.truncate({str(path)!r}, 40)
+    return find(data)
+parts.FileBytes.__len__ = cut
+sys.argv[1:] = [{str(path)!r}]
+main.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", typed], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "a.wav became shorter while it was read" in done.stderr
+
+
+def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.mp3"
+    path.write_bytes(encode(tmp_path, tones(2, 440), "MP3") + encode(tmp_path, tones(60, 660), "MP3"))
+
+    class FailingFile(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            if self.tell() + size > 200_000:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    real = Path.open
+    with open_audio(path) as song:
+        monkeypatch.setattr(Path, "open", lambda self, *_, **__: FailingFile(self))
+        with pytest.raises(TruncatedError, match=r"a\.mp3 is damaged \(Input/output error"):
+            list(song.blocks())
+    with pytest.raises(InputError, match=r"a\.mp3 cannot be read \(Input/output error\): check the disk"):
+        open_audio(path)
+    monkeypatch.setattr(Path, "open", real)

@@ -15,7 +15,7 @@ _LARGEST_PADDING = 1 << 16  # zero bytes between a tag and the audio
 
 
 class Bytes(Protocol):
-    """What `bytes` and `mmap` have in common."""
+    """What `bytes` and `FileBytes` have in common."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, at: slice, /) -> bytes: ...
@@ -122,9 +122,15 @@ def skip_tags(data: Bytes, at: int) -> int:
             return at
 
 
-def end_of_sound(data: Bytes, start: int = 0) -> int:
-    """Return where the tags at a file's end begin (ID3v1, APEv2, Lyrics3, ID3v2); its length if there are none."""
-    end = len(data)
+def end_of_sound(data: Bytes, start: int = 0, end: int | None = None) -> int:
+    """Return where the tags at the end begin (ID3v1, APEv2, Lyrics3, ID3v2); the end if there are none.
+
+    Args:
+        data: The file.
+        start: The first byte that may belong to a tag.
+        end: The file's end, or where another file begins.
+    """
+    end = len(data) if end is None else end
     while end > start:
         length = _tag_length(data[max(start, end - 227) : end])
         if not 0 < length <= end - start:

@@ -25,7 +25,7 @@ from tfswa_sep.audio.layout import survey
 from tfswa_sep.audio.parts import Layout, Part, View
 from tfswa_sep.audio.resample import Resampler, Samples, resample
 from tfswa_sep.constants import BLOCK_SAMPLES
-from tfswa_sep.errors import InputError, TruncatedError
+from tfswa_sep.errors import InputError, TruncatedError, advice
 
 _SALVAGE_BLOCK = 1024  # for songs that may be truncated: a decoder that fails loses the current block
 MAX_PEAK = 1e6  # +120 dB above full scale: louder than any recording, and its square still fits a float
@@ -63,7 +63,13 @@ class AudioReader:
     """An open song, from `open_audio`. A context manager; `blocks` can be iterated over once."""
 
     def __init__(
-        self, path: Path, decoder: Decoder, *, allow_truncated: bool = False, missing: str = ""
+        self,
+        path: Path,
+        decoder: Decoder,
+        *,
+        size: int,
+        allow_truncated: bool = False,
+        missing: str = "",
     ) -> None:
         self.path = path
         self.sample_rate = decoder.sample_rate  # Hz
@@ -73,6 +79,7 @@ class AudioReader:
         self.peak = 0.0  # loudest sample so far
         self.missing = missing  # how it is truncated or damaged, if that is allowed
         self._decoder = decoder
+        self._size = size  # bytes of the file when it was opened
         self._allow_truncated = allow_truncated
 
     @property
@@ -101,6 +108,7 @@ class AudioReader:
                     np.repeat(samples, channels, 1) if self.channels == 1 else samples.mean(1, keepdims=True)
                 )
             yield np.ascontiguousarray(samples.T)
+        self._check_size()
         if not self.decoded:
             raise InputError(f"{self.path} contains no audio (0 samples): choose another file")
 
@@ -115,6 +123,18 @@ class AudioReader:
                 self.missing = self.missing or found
                 if not self._decoder.skip_part():
                     return np.zeros((0, self.channels), np.float32)
+
+    def _check_size(self) -> None:
+        """Decoders do not notice that a file was cut, or is still being written, while they read it."""
+        try:
+            size = self.path.stat().st_size
+        except OSError:  # deleted or renamed: the open file stays whole
+            return
+        if size != self._size:
+            found = f"changed while it was being read, from {self._size} bytes to {size}"
+            if not self._allow_truncated:
+                raise TruncatedError(f"{self.path} {found}: wait until it is complete, and try again")
+            self.missing = self.missing or found
 
     def _check(self, samples: Samples) -> None:
         peak = float(np.abs(samples).max())
@@ -157,8 +177,22 @@ def open_audio(
     not installed.
     """
     path = Path(path)
-    check_file(path)
-    layout = survey(path)
+    size = check_file(path)
+    try:
+        return _open(path, size, survey(path), downmix=downmix, allow_truncated=allow_truncated, track=track)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): {advice(error)}") from None
+
+
+def _open(
+    path: Path,
+    size: int,
+    layout: Layout | None,
+    *,
+    downmix: bool,
+    allow_truncated: bool,
+    track: int | None,
+) -> AudioReader:
     fault = layout.fault if layout else ""
     if fault and not allow_truncated:
         raise TruncatedError(f"{path} {fault}: {_ADVICE}")
@@ -181,11 +215,11 @@ def open_audio(
     except InputError:
         decoder.close()
         raise
-    return AudioReader(path, decoder, allow_truncated=allow_truncated, missing=fault)
+    return AudioReader(path, decoder, size=size, allow_truncated=allow_truncated, missing=fault)
 
 
-def check_file(path: Path) -> None:
-    """Raise InputError unless `path` is a non-empty file that can be opened."""
+def check_file(path: Path) -> int:
+    """Return the size of a file in bytes. Raises InputError unless it is a non-empty file that can be opened."""
     try:
         size = path.stat().st_size
         if path.is_dir():
@@ -202,6 +236,7 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path} is empty (0 bytes): copy or download it again")
     if _is_text(head):  # checked before any decoder runs: a playlist could make ffmpeg open other files
         raise InputError(f"{path} is a text file, not audio: choose an audio file")
+    return size
 
 
 def _open_decoder(path: Path, layout: Layout | None, track: int | None) -> Decoder:
@@ -241,6 +276,7 @@ class _SoundfileDecoder:
         self._index = 0
         self._converter: Resampler | None = None
         self._decoded = 0  # samples of the current part
+        self._view: View | None = None
         self._file = self._open()
         kinds = [self._kind()]
         for index in range(1, len(self._parts)):
@@ -255,11 +291,12 @@ class _SoundfileDecoder:
 
     def _open(self) -> _SoundFile:
         part = self._parts[self._index]
-        if self._by_name:
-            file = _SoundFile(_pipe(View(self._path, part)) if part.as_stream else soundfile_name(self._path))
+        self._view = None
+        if self._by_name and not part.as_stream:
+            file = _SoundFile(soundfile_name(self._path))
         else:
-            view = View(self._path, part)
-            file = _SoundFile(_pipe(view) if part.as_stream else view)
+            self._view = View(self._path, part)
+            file = _SoundFile(_pipe(self._view) if part.as_stream else self._view)
         self._decoded = 0
         return file
 
@@ -280,7 +317,7 @@ class _SoundfileDecoder:
                 return flushed.T
             if self._index + 1 >= len(self._parts):
                 break
-            self._next(self._index + 1)
+            self._continue()
         return samples
 
     def skip_part(self) -> bool:
@@ -288,8 +325,19 @@ class _SoundfileDecoder:
         if self._index + 1 >= len(self._parts):
             return False
         self._converter = None
-        self._next(self._index + 1)
+        self._continue()
         return True
+
+    def _continue(self) -> None:
+        """Open the next part; it could be opened before, when all were."""
+        try:
+            self._next(self._index + 1)
+        except soundfile.LibsndfileError:
+            error = self._view.error if self._view else None
+            reason = (
+                error and error.strerror
+            ) or f"part {self._index + 1} of {len(self._parts)} is unreadable"
+            raise TruncatedError(f"{self._path} is damaged ({reason}): {_ADVICE}") from None
 
     def _next(self, index: int) -> None:
         self._index = index
@@ -316,6 +364,11 @@ class _SoundfileDecoder:
     def _check_part(self) -> None:
         part = self._parts[self._index]
         rate = int(self._file.samplerate)
+        if self._view and self._view.error:
+            reason = self._view.error.strerror or self._view.error
+            raise TruncatedError(
+                f"{self._path} is damaged ({reason}, after {self._decoded / rate:.3f} s): {_ADVICE}"
+            )
         expected = max(self._claimed() or 0, part.frames or 0)
         slack = max(part.slack, _MPEG_SLACK) if self._file.subtype.startswith("MPEG") else part.slack
         if self._decoded < expected - slack:

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
 from tfswa_sep.audio import tags as tagging
+from tfswa_sep.audio.child import Child
 from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
 from tfswa_sep.audio.formats import AudioFormat
@@ -240,46 +238,34 @@ class _Ffmpeg:
         command += tagging.ffmpeg_options(tags)
         bitrate = min(audio_format.bitrate, 6 * rate * channels // 1000)  # AAC's limit: 6 bits per sample
         command += ["-c:a", "aac", "-b:a", f"{bitrate}k", "-f", "ipod", f"file:{path.resolve()}"]
-        self.messages = b""  # of the process, after it has ended
-        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # closed when the process ends
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages
-        )
-        assert self._process.stdin is not None
-        self._input: IO[bytes] = self._process.stdin
+        self.messages = ""  # of the process, after it has ended
+        self._child = Child(command, stdin=True)
         self.closed = False
 
     def write(self, samples: NDArray[np.float32] | NDArray[np.int32]) -> None:
         try:
-            self._input.write(np.ascontiguousarray(samples, "<f4").data)
+            self._child.write(np.ascontiguousarray(samples, "<f4").data)
         except BrokenPipeError:
             raise self._failure() from None
 
     def close(self) -> None:
         self.closed = True
         try:
-            self._input.close()
+            self._child.end_input()
         except BrokenPipeError:
             raise self._failure() from None
-        if self._process.wait():
+        if self._child.wait():
             raise self._failure()
-        self._messages.seek(0)
-        self.messages = self._messages.read()
-        self._messages.close()
+        self.messages = self._child.messages()
+        self._child.close()
 
     def abandon(self) -> None:
         self.closed = True
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        with suppress(OSError):
-            self._input.close()
-        self._messages.close()
+        self._child.close()
 
     def _failure(self) -> OSError:
-        self._process.wait()
-        self._messages.seek(0)
-        return OSError(0, last_error(self._messages.read()))
+        self._child.wait()
+        return OSError(0, last_error(self._child.messages()))
 
 
 def cannot_write(path: Path, error: Exception) -> OutputError:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import mmap
 import re
 import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa_sep.audio.child import Child
 from tfswa_sep.audio.containers import end_of_sound, find_demuxer, skip_tags
-from tfswa_sep.errors import InputError, TruncatedError
+from tfswa_sep.audio.parts import FileBytes
+from tfswa_sep.errors import InputError, TruncatedError, advice
 from tfswa_sep.installation import ffmpeg_install_command
 
 _CUT_SECONDS = 0.05  # seconds by which a container's duration may exceed its audio
@@ -91,29 +90,23 @@ class FfmpegDecoder:
     def _start(self, track: int) -> None:
         """Run ffmpeg, and read the header of its output."""
         self._decoded = 0
-        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # a file, no pipe: it cannot fill up and block ffmpeg
         command = [*self._input, "-map", f"0:a:{track - 1}", "-filter:a", _TIMELINE]
         command += ["-ac", str(self._channels)] if self._channels else []
         command += ["-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._messages
-            )
+            self._child = Child(command, stdout=True)
         except OSError as error:
-            self._messages.close()
             raise InputError(f"cannot run {command[0]} to read {self._path}: {error.strerror}") from None
-        assert self._process.stdout is not None
-        self._output = self._process.stdout
         try:
-            header = self._output.read(24)  # magic, header bytes, data bytes, encoding, rate, channels
+            header = self._read(24)  # magic, header bytes, data bytes, encoding, rate, channels
         except BaseException:  # Ctrl-C: ffmpeg must not go on without us
             self.close()
             raise
-        messages = self._read_messages()
+        messages = self._child.messages()
         self._tracks = _TRACK.findall(messages.partition("Stream mapping:")[0].partition("Output #0")[0])
         if len(header) < 24 or header[:4] != b".snd":
-            self._process.wait()
-            messages = self._read_messages()
+            self._child.wait()
+            messages = self._child.messages()
             self._tracks = _TRACK.findall(messages)
             self.close()
             if "matches no streams" not in messages:
@@ -122,7 +115,7 @@ class FfmpegDecoder:
             if not self._tracks:
                 raise InputError(f"{self._path} has no audio track: choose another file")
             raise InputError(f"{self._path} has no audio track {track}: it has {self._describe_tracks()}")
-        self._output.read(int.from_bytes(header[4:8], "big") - 24)
+        self._read(int.from_bytes(header[4:8], "big") - 24)
         self.sample_rate = int.from_bytes(header[16:20], "big")
         self.channels = int.from_bytes(header[20:24], "big")
         streams = re.findall(r"(?m)^(?:\[info\] )?  Stream #0:(\d+)", messages.partition("Output #0")[0])
@@ -146,14 +139,10 @@ class FfmpegDecoder:
 
     def _sounds(self, index: int) -> bool:
         command = [*self._input, "-map", f"0:a:{index}", "-f", "f32le", "pipe:1"]
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process:
-            assert process.stdout is not None
-            while data := process.stdout.read(1 << 18):
+        with Child(command, stdout=True) as child:
+            while data := child.read(1 << 18):
                 samples = np.frombuffer(data[: len(data) // 4 * 4], np.float32)
                 if len(samples) and np.abs(samples).max() > _SILENT:
-                    process.kill()
                     return True
         return False
 
@@ -172,7 +161,7 @@ class FfmpegDecoder:
             self._silence -= count
             return np.zeros((count, self.channels), np.float32)
         frame_bytes = 4 * self.channels
-        data = self._output.read(frames * frame_bytes)
+        data = self._read(frames * frame_bytes)
         whole = len(data) // frame_bytes * frame_bytes
         self._decoded += whole // frame_bytes
         if not whole:
@@ -185,8 +174,8 @@ class FfmpegDecoder:
 
     def _check_whole(self) -> None:
         """Raise TruncatedError if ffmpeg failed, reported damage, or skipped part of the song."""
-        failed = self._process.wait() != 0
-        messages = self._read_messages()
+        failed = self._child.wait() != 0
+        messages = self._child.messages()
         # Ignore the AU muxer's complaints about timestamps, which AU does not store.
         decoding = re.sub(r"(?m)^\[au @ .*", "", messages.partition("Stream mapping:")[2])
         seconds = self._decoded / self.sample_rate
@@ -214,11 +203,7 @@ class FfmpegDecoder:
 
     def close(self) -> None:
         """End the process and close its pipes."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        self._output.close()
-        self._messages.close()
+        self._child.close()
 
     def _announced_frames(self, messages: str) -> int | None:
         """Samples according to the container; None if it does not give a length for its only stream."""
@@ -230,13 +215,15 @@ class FfmpegDecoder:
 
     def _find_offset(self) -> int:
         """Samples from the beginning of the file to the first audio sample."""
-        offsets = _offsets(self._read_messages())
+        offsets = _offsets(self._child.messages())
         late = self._is_video and offsets and offsets[0] > _LATE
         return round(offsets[0] * self.sample_rate) if late else 0
 
-    def _read_messages(self) -> str:
-        self._messages.seek(0)
-        return self._messages.read().decode("utf-8", errors="replace")
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._child.read(size)
+        except OSError as error:
+            raise InputError(f"{self._path} cannot be read ({error.strerror}): {advice(error)}") from None
 
 
 def find_ffmpeg() -> str | None:
@@ -249,15 +236,15 @@ def find_ffmpeg() -> str | None:
         return None
 
 
-def last_error(messages: str | bytes) -> str:
+def last_error(messages: str) -> str:
     """The reason in the last error of an ffmpeg that ran with `-loglevel level+...`."""
-    errors = _errors(messages if isinstance(messages, str) else messages.decode("utf-8", errors="replace"))
+    errors = _errors(messages)
     return errors[-1].split(": ")[-1].strip() if errors else "ffmpeg gave no reason"
 
 
 def _without_tags(path: Path) -> str:
     """The file as ffmpeg opens it, without the tags at both ends, which some demuxers take for damage."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with FileBytes(path) as data:
         size, end = len(data), end_of_sound(data)
         start = skip_tags(data, 0)
     name = f"file:{path.resolve()}"

@@ -10,7 +10,6 @@ RFC 9639 (FLAC); RFC 3533 (Ogg); for MP3 see layout_mp3.py.
 
 from __future__ import annotations
 
-import mmap
 import re
 import struct
 import zlib
@@ -21,7 +20,7 @@ from pathlib import Path
 from tfswa_sep.audio.containers import end_of_sound, find_demuxer, skip_tags
 from tfswa_sep.audio.layout_ffmpeg import SURVEYS
 from tfswa_sep.audio.layout_mp3 import survey_mp3
-from tfswa_sep.audio.parts import Layout, Part, Walker, are_tags, share
+from tfswa_sep.audio.parts import FileBytes, Layout, Part, are_tags, share
 
 _UNKNOWN_32 = 0xFFFF_FFFF
 _STREAMED_32 = (
@@ -29,6 +28,7 @@ _STREAMED_32 = (
     (0xFFFF_0000, _UNKNOWN_32),
 )  # placeholders for an unknown length
 _PADDING = 1 << 16  # zero bytes after the audio that count as padding
+_MAGIC_BYTES = 16  # of the patterns that begin a file
 _CHUNK_NAME = re.compile(rb"[A-Za-z_(][A-Za-z0-9_ )(]{3}")
 _OGG_PAGE = struct.Struct("<4sBBqIIIB")
 _BOS, _EOS = 2, 4  # an Ogg page's flags
@@ -42,7 +42,7 @@ def survey(path: Path) -> Layout | None:
     look = _SURVEYS.get(demuxer or "")
     if look is None:
         return None
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with FileBytes(path) as data:
         start = skip_tags(data, 0)
         if start >= len(data):
             return None
@@ -75,13 +75,13 @@ class _Chunk:
 class _Chunked:
     """How a container is divided into chunks."""
 
-    find_sound: Callable[[mmap.mmap, int], _Chunk | None]
+    find_sound: Callable[[FileBytes, int], _Chunk | None]
     header: Callable[
-        [mmap.mmap, int], tuple[bytes, int] | None
+        [FileBytes, int], tuple[bytes, int] | None
     ]  # name and length of a chunk, with its header
     magic: re.Pattern[bytes]
 
-    def __call__(self, data: mmap.mmap, start: int) -> Layout | None:
+    def __call__(self, data: FileBytes, start: int) -> Layout | None:
         parts: list[Part] = []
         end = end_of_sound(data, start)
         position: int | None = start
@@ -118,19 +118,19 @@ class _Chunked:
         by_name = len(parts) == 1 and not parts[0].patches
         return Layout(parts=tuple(parts), fault=fault, by_name=by_name)
 
-    def _find_next(self, data: mmap.mmap, start: int, end: int) -> int | None:
+    def _find_next(self, data: FileBytes, start: int, end: int) -> int | None:
         """Find where another file of this kind begins within the audio data."""
-        found = self.magic.search(data, start, end)
-        return found.start() if found else None
+        found = data.search(self.magic, _MAGIC_BYTES, start, end)
+        return found if found >= 0 else None
 
-    def _tail(self, data: mmap.mmap, at: int, end: int) -> tuple[bool, int | None]:
+    def _tail(self, data: FileBytes, at: int, end: int) -> tuple[bool, int | None]:
         """Return whether the rest after the audio is something else, and where another file begins in it."""
         for position in (
             at,
             at + at % 2,
         ):  # the padding byte that makes the length even; some programs omit it
             while position < end:
-                if self.magic.match(data[position : position + 16]):
+                if self.magic.match(data[position : position + _MAGIC_BYTES]):
                     return True, position
                 found = self.header(data, position)
                 if found is None or not _CHUNK_NAME.match(found[0]) or position + found[1] > end + 1:
@@ -143,7 +143,7 @@ class _Chunked:
         return False, None
 
 
-def _find_wav(data: mmap.mmap, start: int) -> _Chunk | None:
+def _find_wav(data: FileBytes, start: int) -> _Chunk | None:
     order = ">" if data[start : start + 4] == b"RIFX" else "<"
     large: int | None = None
     at = start + 12
@@ -173,7 +173,7 @@ def _find_wav(data: mmap.mmap, start: int) -> _Chunk | None:
     return _Chunk(start=at + 8, size=claimed, bits=bits, open_ended=open_ended, to_size=to_size)
 
 
-def _wav_header(data: mmap.mmap, at: int) -> tuple[bytes, int] | None:
+def _wav_header(data: FileBytes, at: int) -> tuple[bytes, int] | None:
     if at + 8 > len(data):
         return None
     name, size = struct.unpack("<4sI", data[at : at + 8])
@@ -183,7 +183,7 @@ def _wav_header(data: mmap.mmap, at: int) -> tuple[bytes, int] | None:
 _W64_REST = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 
 
-def _find_w64(data: mmap.mmap, start: int) -> _Chunk | None:
+def _find_w64(data: FileBytes, start: int) -> _Chunk | None:
     at = start + 40
     while at + 24 <= len(data):
         size = struct.unpack("<Q", data[at + 16 : at + 24])[0]
@@ -208,7 +208,7 @@ def _find_w64(data: mmap.mmap, start: int) -> _Chunk | None:
     )
 
 
-def _w64_header(data: mmap.mmap, at: int) -> tuple[bytes, int] | None:
+def _w64_header(data: FileBytes, at: int) -> tuple[bytes, int] | None:
     at = (at + 7) // 8 * 8
     if at + 24 > len(data) or data[at + 4 : at + 16] != _W64_REST:
         return None
@@ -217,7 +217,7 @@ def _w64_header(data: mmap.mmap, at: int) -> tuple[bytes, int] | None:
 
 
 def _walk(
-    data: mmap.mmap, at: int, header: Callable[[mmap.mmap, int], tuple[bytes, int] | None]
+    data: FileBytes, at: int, header: Callable[[FileBytes, int], tuple[bytes, int] | None]
 ) -> Iterator[tuple[bytes, int]]:
     """Yield the name and position of each chunk from `at` on."""
     while chunk := header(data, at):
@@ -225,7 +225,7 @@ def _walk(
         at += chunk[1]
 
 
-def _find_aiff(data: mmap.mmap, start: int) -> _Chunk | None:
+def _find_aiff(data: FileBytes, start: int) -> _Chunk | None:
     common = None
     for name, at in _walk(data, start + 12, _aiff_header):
         if name == b"SSND":
@@ -256,14 +256,14 @@ def _find_aiff(data: mmap.mmap, start: int) -> _Chunk | None:
     )
 
 
-def _aiff_header(data: mmap.mmap, at: int) -> tuple[bytes, int] | None:
+def _aiff_header(data: FileBytes, at: int) -> tuple[bytes, int] | None:
     if at + 8 > len(data):
         return None
     name, size = struct.unpack(">4sI", data[at : at + 8])
     return name, 8 + size + size % 2
 
 
-def _find_au(data: mmap.mmap, start: int) -> _Chunk | None:
+def _find_au(data: FileBytes, start: int) -> _Chunk | None:
     order = ">" if data[start : start + 4] == b".snd" else "<"
     if start + 24 > len(data):
         return None
@@ -278,7 +278,7 @@ def _find_au(data: mmap.mmap, start: int) -> _Chunk | None:
     )
 
 
-def _find_caf(data: mmap.mmap, start: int) -> _Chunk | None:
+def _find_caf(data: FileBytes, start: int) -> _Chunk | None:
     at = start + 8
     while at + 12 <= len(data):
         name, size = struct.unpack(">4sq", data[at : at + 12])
@@ -304,7 +304,7 @@ def _find_caf(data: mmap.mmap, start: int) -> _Chunk | None:
     )
 
 
-def _count_caf(data: mmap.mmap, start: int) -> int | None:
+def _count_caf(data: FileBytes, start: int) -> int | None:
     """What the packet table of a compressed sound counts, at least."""
     per_packet = 0
     for name, at in _walk(data, start + 8, _caf_header):
@@ -318,14 +318,14 @@ def _count_caf(data: mmap.mmap, start: int) -> int | None:
     return None
 
 
-def _caf_header(data: mmap.mmap, at: int) -> tuple[bytes, int] | None:
+def _caf_header(data: FileBytes, at: int) -> tuple[bytes, int] | None:
     if at + 12 > len(data):
         return None
     name, size = struct.unpack(">4sq", data[at : at + 12])
     return (name, 12 + size) if size >= 0 else None
 
 
-def _survey_voc(data: mmap.mmap, start: int) -> Layout | None:
+def _survey_voc(data: FileBytes, start: int) -> Layout | None:
     """Creative Voice: blocks up to one of type 0, which may be missing."""
     at = start + int.from_bytes(data[start + 20 : start + 22], "little")
     while at + 4 <= len(data) and data[at]:
@@ -341,19 +341,17 @@ def _survey_voc(data: mmap.mmap, start: int) -> Layout | None:
 # --- FLAC ---
 
 
-def _survey_flac(data: mmap.mmap, start: int) -> Layout | None:
+def _survey_flac(data: FileBytes, start: int) -> Layout | None:
     """Compare the length in each header with the number of the last frame; detect concatenated files."""
     end = end_of_sound(data, start)
     starts = [start] if data[start + 4 : start + 8] in (b"\0\0\0\x22", b"\x80\0\0\x22") else []
-    at, walker = start, Walker(data)
-    while (at := walker.find(b"fLaC\0\0\0\x22", at + 4)) >= 0:  # finding eight bytes is twice as fast as four
+    at = start
+    while (at := data.find(b"fLaC\0\0\0\x22", at + 4)) >= 0:  # finding eight bytes is twice as fast as four
         starts.append(at)
     if not starts:
         return None
     parts, fault = [], ""
-    walker = Walker(data)
     for at, stop in zip(starts, [*starts[1:], end], strict=True):
-        walker.passed(at)
         stop = _without_tag_before(data, at, stop)
         packed = int.from_bytes(data[at + 18 : at + 26], "big")  # rate, channels, bits, samples
         rate, announced = packed >> 44, packed & (1 << 36) - 1
@@ -370,7 +368,7 @@ def _survey_flac(data: mmap.mmap, start: int) -> Layout | None:
     return Layout(parts=tuple(parts), fault=fault, by_name=by_name)
 
 
-def _without_tag_before(data: mmap.mmap, start: int, end: int) -> int:
+def _without_tag_before(data: FileBytes, start: int, end: int) -> int:
     """Return where the audio of a concatenated file ends, before its tags and the next file's ID3v2 tag."""
     low = max(start, end - (1 << 20))
     tail = data[low:end]
@@ -380,7 +378,7 @@ def _without_tag_before(data: mmap.mmap, start: int, end: int) -> int:
     return low + end_of_sound(tail)
 
 
-def _count_flac(data: mmap.mmap, start: int, end: int) -> int | None:
+def _count_flac(data: FileBytes, start: int, end: int) -> int | None:
     """Count samples up to the end of the last frame that begins before `end`; None if there is none."""
     block = int.from_bytes(data[start + 10 : start + 12], "big")  # maximum block size, or the fixed one
     at, last = start + 4, False
@@ -390,9 +388,11 @@ def _count_flac(data: mmap.mmap, start: int, end: int) -> int | None:
     sync = data[at : at + 2]
     if sync not in (b"\xff\xf8", b"\xff\xf9"):
         return None
-    place = end
-    while (place := data.rfind(sync, max(at, end - _LAST_FLAC_FRAME), place)) >= 0:
-        if (found := _flac_frame(data[place : place + 16])) is not None:
+    low = max(at, end - _LAST_FLAC_FRAME)
+    tail = data[low:end]
+    place = len(tail)
+    while (place := tail.rfind(sync, 0, place)) >= 0:
+        if (found := _flac_frame(data[low + place : low + place + 16])) is not None:
             number, samples = found
             return number + samples if sync[1] & 1 else number * block + samples
     return None
@@ -438,21 +438,20 @@ class _Link:
     only_beginnings: bool = True
 
 
-def _survey_ogg(data: mmap.mmap, start: int) -> Layout | None:
+def _survey_ogg(data: FileBytes, start: int) -> Layout | None:
     """Scan all pages for links, checksums, gaps and ends."""
     end = end_of_sound(data, start)
     links: list[_Link] = []
     stops: list[int] = []
     bad, missing_pages, cut = 0, 0, 0
-    at, walker = start, Walker(data)
+    at = start
     while at < end:
-        walker.passed(at)
         if at + 27 > end or data[at : at + 4] != b"OggS":
             after = data.find(b"OggS", at + 1, end)
-            if not (links and after < 0 and not data[at:end].strip(b"\0") and end - at <= _PADDING):
+            if not (links and after < 0 and end - at <= _PADDING and data.skip_zeros(at, end) == end):
                 if after < 0:
                     cut = end - at
-                elif not are_tags(data[at:after]):
+                elif not are_tags(data, at, after):
                     bad += after - at
             elif after < 0:
                 end = at
@@ -511,7 +510,7 @@ def _ogg_checksum(page: bytes) -> int:
     return int.from_bytes(check.to_bytes(4, "little").translate(_BIT_REVERSED), "big")
 
 
-_SURVEYS: dict[str, Callable[[mmap.mmap, int], Layout | None]] = {
+_SURVEYS: dict[str, Callable[[FileBytes, int], Layout | None]] = {
     **SURVEYS,
     "wav": _Chunked(
         find_sound=_find_wav,

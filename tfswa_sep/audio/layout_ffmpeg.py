@@ -6,12 +6,11 @@ specification, the formats of WavPack 4 and True Audio, ISO/IEC 13818-7 (ADTS).
 
 from __future__ import annotations
 
-import mmap
 import re
 from collections.abc import Callable, Mapping
 
 from tfswa_sep.audio.containers import end_of_sound
-from tfswa_sep.audio.parts import Layout, Part, Walker, are_tags
+from tfswa_sep.audio.parts import FileBytes, Layout, Part, are_tags
 
 _PADDING = 1 << 16  # zero bytes tolerated after the last box
 _BOX_NAME = re.compile(rb"[A-Za-z0-9_ \xa9-]{4}")
@@ -36,18 +35,18 @@ def damaged(count: int) -> str:
     return f"is damaged ({count} bytes are not audio)"
 
 
-def _layout(data: mmap.mmap, fault: str, frames: int | None = None) -> Layout:
+def _layout(data: FileBytes, fault: str, frames: int | None = None) -> Layout:
     part = Part(ranges=((0, len(data)),), frames=frames)
     return Layout(parts=(part,), fault=fault, by_name=True, readable=False)
 
 
-def _behind(data: mmap.mmap, at: int, end: int) -> str:
+def _behind(data: FileBytes, at: int, end: int) -> str:
     """Describe what follows the last box."""
     rest = data[at : min(end, at + _PADDING)]
-    return "" if at >= end or not rest.strip(b"\0") or are_tags(data[at:end]) else damaged(end - at)
+    return "" if at >= end or not rest.strip(b"\0") or are_tags(data, at, end) else damaged(end - at)
 
 
-def survey_mov(data: mmap.mmap, start: int) -> Layout:
+def survey_mov(data: FileBytes, start: int) -> Layout:
     """Scan the top-level boxes."""
     at, end, indexes = start, end_of_sound(data, start), 0
     fault = ""
@@ -70,7 +69,7 @@ def survey_mov(data: mmap.mmap, start: int) -> Layout:
     return _layout(data, fault)
 
 
-def survey_matroska(data: mmap.mmap, start: int) -> Layout:
+def survey_matroska(data: FileBytes, start: int) -> Layout:
     """Compare the segment's size with the file's, and look for a second one."""
     at, end, segments = start, end_of_sound(data, start), 0
     while data[at : at + 4] == _EBML:
@@ -81,10 +80,9 @@ def survey_matroska(data: mmap.mmap, start: int) -> Layout:
         segments += 1
         size, unknown = _ebml_size(data, at + 4)
         if unknown:
-            walker = Walker(data)
-            following = walker.find(_EBML, at)
+            following = data.find(_EBML, at)
             while following >= 0 and not re.search(rb"matroska|webm", data[following : following + 64]):
-                following = walker.find(_EBML, following + 1)
+                following = data.find(_EBML, following + 1)
             at = following if following >= 0 else end
         else:
             at += 4 + size
@@ -93,7 +91,7 @@ def survey_matroska(data: mmap.mmap, start: int) -> Layout:
     return _layout(data, joined(segments) if segments > 1 else _behind(data, at, end))
 
 
-def _ebml_size(data: mmap.mmap, at: int) -> tuple[int, bool]:
+def _ebml_size(data: FileBytes, at: int) -> tuple[int, bool]:
     """Return an element's size including its size field, and whether the size is unknown."""
     first = data[at] if at < len(data) else 0xFF
     length = 9 - first.bit_length()
@@ -103,10 +101,9 @@ def _ebml_size(data: mmap.mmap, at: int) -> tuple[int, bool]:
     return value + length, value == (1 << 7 * length) - 1
 
 
-def survey_avi(data: mmap.mmap, start: int) -> Layout:
+def survey_avi(data: FileBytes, start: int) -> Layout:
     """Scan the top-level chunks (one AVI, then AVIX if it is large) and the chunks within them."""
     at, end, files = start, end_of_sound(data, start), 0
-    walker = Walker(data)
     while data[at : at + 4] == b"RIFF" and data[at + 8 : at + 11] == b"AVI":
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         files += data[at + 11 : at + 12] != b"X"
@@ -116,7 +113,6 @@ def survey_avi(data: mmap.mmap, start: int) -> Layout:
         stop = min(end, at + 8 + size)
         inner = at + 12
         while inner + 8 <= stop:
-            walker.passed(inner)
             name = data[inner : inner + 4]
             if not _BOX_NAME.match(name):
                 return _layout(data, f"is damaged (at byte {inner} of {len(data)})")
@@ -128,12 +124,12 @@ def survey_avi(data: mmap.mmap, start: int) -> Layout:
     return _layout(data, joined(files) if files > 1 else _behind(data, at, end))
 
 
-def survey_asf(data: mmap.mmap, start: int) -> Layout:
+def survey_asf(data: FileBytes, start: int) -> Layout:
     """Compare the file's size with its header."""
     at = data.find(_ASF_PROPERTIES, start, start + (1 << 20))
     size = int.from_bytes(data[at + 40 : at + 48], "little")
     if at < 0 or not size or data[at + 88] & 1:  # unknown in a broadcast
-        following = Walker(data).find(_ASF, start + 16)
+        following = data.find(_ASF, start + 16)
         return _layout(data, joined(2) if following >= 0 else "")
     if size > len(data) - start:
         return _layout(data, missing(size - len(data) + start))
@@ -142,12 +138,10 @@ def survey_asf(data: mmap.mmap, start: int) -> Layout:
     return _layout(data, _behind(data, start + size, len(data)))
 
 
-def survey_flv(data: mmap.mmap, start: int) -> Layout:
+def survey_flv(data: FileBytes, start: int) -> Layout:
     """Scan the tags."""
     at, end = start + int.from_bytes(data[start + 5 : start + 9], "big") + 4, len(data)
-    walker = Walker(data)
     while at + 11 <= end and data[at] & 0x1F in _FLV_TAGS:
-        walker.passed(at)
         length = 11 + int.from_bytes(data[at + 1 : at + 4], "big")
         if at + length + 4 <= end and int.from_bytes(data[at + length : at + length + 4], "big") != length:
             break
@@ -159,7 +153,7 @@ def survey_flv(data: mmap.mmap, start: int) -> Layout:
     return _layout(data, _behind(data, at, end))
 
 
-def survey_wavpack(data: mmap.mmap, start: int) -> Layout:
+def survey_wavpack(data: FileBytes, start: int) -> Layout:
     """Add up the blocks' samples."""
     at, end = start, end_of_sound(data, start)
     total = found = files = 0
@@ -180,7 +174,7 @@ def survey_wavpack(data: mmap.mmap, start: int) -> Layout:
     return _layout(data, fault, found)
 
 
-def survey_tta(data: mmap.mmap, start: int) -> Layout:
+def survey_tta(data: FileBytes, start: int) -> Layout:
     """Add up the frames' sizes."""
     end = end_of_sound(data, start)
     rate, samples = (int.from_bytes(data[start + at : start + at + 4], "little") for at in (10, 14))
@@ -195,7 +189,7 @@ def survey_tta(data: mmap.mmap, start: int) -> Layout:
     return _layout(data, joined(2) if data[at : at + 4] == b"TTA1" else _behind(data, at, end), samples)
 
 
-def _adts_frames(data: mmap.mmap, at: int) -> int:
+def _adts_frames(data: FileBytes, at: int) -> int:
     """Length of the ADTS frame at `at`; 0 if there is none."""
     head = data[at : at + 7]
     if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0 or (head[2] >> 2 & 15) > 12:
@@ -204,12 +198,11 @@ def _adts_frames(data: mmap.mmap, at: int) -> int:
     return length if length > 7 else 0
 
 
-def survey_adts(data: mmap.mmap, start: int) -> Layout:
+def survey_adts(data: FileBytes, start: int) -> Layout:
     """Scan the frames; a header counts only if another one follows."""
     at, end, lost = start, end_of_sound(data, start), 0
-    first, walker = True, Walker(data)
+    first = True
     while at + 7 <= end:
-        walker.passed(at)
         length = _adts_frames(data, at)
         if length and (at + length + 7 > end or _adts_frames(data, at + length)):
             at += length
@@ -220,13 +213,13 @@ def survey_adts(data: mmap.mmap, start: int) -> Layout:
             if (found := _adts_frames(data, after)) and _adts_frames(data, after + found):
                 break
         after = after if after >= 0 else end
-        if not first and not are_tags(data[at + length : after]):
+        if not first and not are_tags(data, at + length, after):
             lost += after - at
         at, first = after, False
     return _layout(data, f"is damaged ({lost} bytes are not AAC)" if lost else "")
 
 
-SURVEYS: Mapping[str, Callable[[mmap.mmap, int], Layout]] = {  # by demuxer
+SURVEYS: Mapping[str, Callable[[FileBytes, int], Layout]] = {  # by demuxer
     "aac": survey_adts,
     "asf": survey_asf,
     "avi": survey_avi,

@@ -5,12 +5,11 @@ Frames: ISO/IEC 11172-3, 2.4.1.3, and 13818-3; the Xing/Info header: Gabriel Bou
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tfswa_sep.audio.containers import end_of_sound, skip_tags
-from tfswa_sep.audio.parts import Layout, Part, Walker, are_tags, share
+from tfswa_sep.audio.parts import FileBytes, Layout, Part, are_tags, share
 
 _KBITS = {  # (version is 1, layer) -> kbit/s by index
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -26,6 +25,7 @@ _RATES = {
     0: (11_025, 12_000, 8_000),
 }  # version's bits
 _DECODER_DELAY = 529  # samples
+_HEAD = 40  # bytes of a frame up to the end of an info header's name
 _STRAY_BYTES = 1 << 13  # tolerated before the first frame and after the last: part of a frame, padding
 
 
@@ -61,7 +61,7 @@ class _Run:
     header: tuple[int, bytes] | None = None  # where, and what
 
 
-def survey_mp3(data: mmap.mmap, start: int) -> Layout | None:
+def survey_mp3(data: FileBytes, start: int) -> Layout | None:
     """Count the frames and compare with the info headers."""
     end = end_of_sound(data, start)
     runs: list[_Run] = []
@@ -69,29 +69,28 @@ def survey_mp3(data: mmap.mmap, start: int) -> Layout | None:
     at = start
     seconds = 0.0
     in_sync = False
-    walker = Walker(data)
     while at + 4 <= end:
-        header = _HEADERS.get(data[at + 1] << 8 | data[at + 2]) if data[at] == 0xFF else None
+        head = data[at : at + _HEAD]
+        header = _HEADERS.get(head[1] << 8 | head[2]) if head[0] == 0xFF else None
         if header is not None:
             size, samples, rate = header
-            kind = (data[at + 1] & 0xFE, data[at + 2] & 0x0C, data[at + 3] >= 0xC0)
+            kind = (head[1] & 0xFE, head[2] & 0x0C, head[3] >= 0xC0)
             # A single header can be a coincidence, where none is expected or if it is of another kind.
             if not (in_sync and runs and runs[-1].kind == kind) and not _is_followed(data, at, end, kind):
                 header = None
         if header is None:
             after = _find_frame(data, at, end)
             lost = min(after, end) - at
-            if not are_tags(data[at:after]) and not (lost <= _STRAY_BYTES and (not runs or after >= end)):
+            if not are_tags(data, at, after) and not (lost <= _STRAY_BYTES and (not runs or after >= end)):
                 damage.append((seconds, lost))
             at, in_sync = after, False
             continue
         if at + size > end:
             break
-        walker.passed(at)
         run = runs[-1] if runs else None
         side = 4 + (17 if kind[2] else 32) if kind[0] & 8 else 4 + (9 if kind[2] else 17)
-        found = data[at + side : at + side + 4] in (b"Xing", b"Info") and not any(data[at + 4 : at + side])
-        found = found or data[at + 36 : at + 40] == b"VBRI"
+        found = head[side : side + 4] in (b"Xing", b"Info") and not any(head[4:side])
+        found = found or head[36:40] == b"VBRI"
         if run is None or run.kind != kind or found:
             run = _Run(kind=kind, samples=samples, rate=rate, side_bytes=side, ranges=[[at, at]])
             runs.append(run)
@@ -165,10 +164,11 @@ def _describe(run: _Run) -> tuple[Part, str]:
     return Part(ranges=ranges, patches=patches, frames=samples, slack=part.slack, as_stream=True), fault
 
 
-def _is_followed(data: mmap.mmap, at: int, end: int, kind: tuple[int, int, bool]) -> bool:
+def _is_followed(data: FileBytes, at: int, end: int, kind: tuple[int, int, bool]) -> bool:
     """Whether the frame at `at` is followed by another of its kind, or by the end of the audio."""
     for _ in range(2):
-        header = _HEADERS.get(data[at + 1] << 8 | data[at + 2]) if data[at] == 0xFF else None
+        head = data[at : at + 4]
+        header = _HEADERS.get(head[1] << 8 | head[2]) if head[0] == 0xFF else None
         if header is None:
             return False
         at += header[0]
@@ -176,15 +176,17 @@ def _is_followed(data: mmap.mmap, at: int, end: int, kind: tuple[int, int, bool]
             return at <= end
         if data[at : at + 3] in (b"ID3", b"TAG", b"APE"):
             return True
-    return (data[at + 1] & 0xFE, data[at + 2] & 0x0C, data[at + 3] >= 0xC0) == kind
+    head = data[at : at + 4]
+    return (head[1] & 0xFE, head[2] & 0x0C, head[3] >= 0xC0) == kind
 
 
-def _find_frame(data: mmap.mmap, at: int, end: int) -> int:
+def _find_frame(data: FileBytes, at: int, end: int) -> int:
     """Find the next frames after other data; return `end` if there are none."""
     at = skip_tags(data, at)
     while (at := data.find(b"\xff", at, end)) >= 0 and at + 4 <= end:
-        if data[at + 1] << 8 | data[at + 2] in _HEADERS:
-            kind = (data[at + 1] & 0xFE, data[at + 2] & 0x0C, data[at + 3] >= 0xC0)
+        head = data[at : at + 4]
+        if head[1] << 8 | head[2] in _HEADERS:
+            kind = (head[1] & 0xFE, head[2] & 0x0C, head[3] >= 0xC0)
             if _is_followed(data, at, end, kind):
                 return at
         at += 1

@@ -5,16 +5,15 @@ Boxes: ISO/IEC 14496-12, 4.2.
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from tfswa_sep.audio.child import Child
 from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
 
 
-def check_mp4(path: Path, tracks: int, frames: int, *, messages: bytes = b"") -> None:
+def check_mp4(path: Path, tracks: int, frames: int, *, messages: str = "") -> None:
     """Check that an MP4 file is complete, by reading its boxes and packets without decoding them.
 
     Args:
@@ -32,20 +31,18 @@ def check_mp4(path: Path, tracks: int, frames: int, *, messages: bytes = b"") ->
     command += ["-protocol_whitelist", "file,pipe", "-i", f"file:{path.resolve()}"]
     command += ["-map", "0:a", "-c", "copy", "-f", "framecrc", "-"]
     counts = [0] * tracks
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
-        with process:
-            assert process.stdout is not None
-            for line in process.stdout:  # a million lines for hours of audio
+    with Child(command, stdout=True) as child:
+        rest = ""
+        while data := child.read(1 << 16):  # a million lines for hours of audio
+            *lines, rest = (rest + data.decode("ascii", errors="replace")).split("\n")
+            for line in lines:
                 if not line.startswith("#"):
                     track, _, start, length = (int(field) for field in line.split(",")[:4])
                     if start >= 0:  # earlier packets only prime the decoder
                         counts[track] += length
-        errors.seek(0)
-        why = messages or (errors.read() if process.returncode else b"")
-    if process.returncode or min(counts) < frames:
+        failed = child.wait() != 0
+        why = messages or (child.messages() if failed else "")
+    if failed or min(counts) < frames:
         raise OSError(0, last_error(why) if why else f"only {min(counts)} of {frames} samples were written")
     with path.open("rb") as file:
         list(read_boxes(file))

@@ -10,11 +10,11 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+from tfswa_sep.audio.child import Child
 from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
 from tfswa_sep.audio.mp4 import check_mp4, make_box, read_boxes
 from tfswa_sep.audio.tags import ffmpeg_options, write_cover
@@ -90,11 +90,13 @@ def write_stem_file(
     command += ["-disposition:a", "0", "-disposition:a:0", "default"]
     command += ["-map_metadata", "-1", *ffmpeg_options(tags)]
     command += ["-f", "mp4", f"file:{path.resolve()}"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode:
-        raise OSError(0, last_error(done.stderr))
+    with Child(command) as child:
+        failed = child.wait() != 0
+        messages = child.messages()
+    if failed:
+        raise OSError(0, last_error(messages))
     least = frames * rate_there // rate - rate_there // 100  # ffmpeg may lose a few ms at the end
-    check_mp4(path, 1 + len(ORDER), least, messages=done.stderr)
+    check_mp4(path, 1 + len(ORDER), least, messages=messages)
     if cover:
         write_cover(path, ".m4a", cover)
     described = {

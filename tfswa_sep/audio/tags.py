@@ -13,7 +13,6 @@ import base64
 import importlib.util
 import os
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 import soundfile
 
+from tfswa_sep.audio.child import Child
 from tfswa_sep.audio.containers import find_demuxer
 from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.ffmpeg import find_ffmpeg
@@ -188,10 +188,11 @@ def _read_with_ffmpeg(path: Path) -> dict[str, list[str]]:
         command += ["-map_metadata", "0:s:a:0"]
     command += ["-f", "ffmetadata", "-"]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    except OSError:  # an ffmpeg that does not run; the song may not need it
+        with Child(command, stdout=True) as child:
+            output = child.read()
+    except OSError:  # an ffmpeg that does not run, or hangs; the song may not need it
         return {}
-    text = done.stdout.decode("utf-8", errors="replace").partition("\n[CHAPTER]")[0]
+    text = output.decode("utf-8", errors="replace").partition("\n[CHAPTER]")[0]
     found: dict[str, str] = {}
     for line in re.split(r"(?<!\\)\n", text):
         key, _, value = line.partition("=")

@@ -121,7 +121,9 @@ def _nvidia_cuda() -> tuple[int, int] | None:
     if program is None:
         return None
     try:
-        output = subprocess.run([program], capture_output=True, text=True, timeout=20, check=True).stdout
+        output = subprocess.run(
+            [program], capture_output=True, text=True, errors="replace", timeout=20, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     match = re.search(r"CUDA (?:UMD )?Version:\s*(\d+)\.(\d+)", output)

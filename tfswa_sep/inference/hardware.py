@@ -83,7 +83,9 @@ def _cpu_flags() -> frozenset[str]:
             is_present = ctypes.windll.kernel32.IsProcessorFeaturePresent
             return frozenset(flag for number, flag in _WINDOWS_FLAGS.items() if is_present(number))
         if sys.platform == "darwin":
-            sysctl = subprocess.run(["sysctl", "hw.optional"], capture_output=True, text=True, check=True)
+            sysctl = subprocess.run(
+                ["sysctl", "hw.optional"], capture_output=True, text=True, errors="replace", check=True
+            )
             names = re.findall(r"(\w+): 1$", sysctl.stdout, re.MULTILINE)
             if (
                 platform.machine() != "arm64"

@@ -1,0 +1,161 @@
+"""Run ffmpeg, and kill it if it hangs: on a network drive that is gone, or because of a fault of its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+_PROC = Path("/proc")
+# Seconds that a process may do nothing while it is waited for. Where its activity cannot be seen, a slow one must not
+# be taken for one that hangs.
+PATIENCE = 60.0 if (_PROC / "self/io").exists() else 600.0
+
+
+class Child:
+    """A process that reads from or writes to pipes; a context manager, whose end kills it.
+
+    It hangs if it is waited for and for PATIENCE seconds neither uses CPU time nor reads or writes a byte. It is
+    killed then, and whatever waits for it raises OSError.
+
+    Args:
+        command: The program and its arguments.
+        stdin: Whether `write` will be called.
+        stdout: Whether `read` will be called.
+
+    Raises:
+        OSError: It cannot be run.
+    """
+
+    def __init__(self, command: Sequence[str], *, stdin: bool = False, stdout: bool = False) -> None:
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # a file, no pipe: it cannot fill up and block
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if stdout else subprocess.DEVNULL,
+                stderr=self._messages,
+            )
+        except BaseException:
+            self._messages.close()
+            raise
+        self._calls = 0  # odd while something waits for the process
+        self._hangs = False
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, name="tfswa-sep-ffmpeg", daemon=True).start()
+
+    def read(self, size: int = -1) -> bytes:
+        """The next `size` bytes of its output, fewer at the end."""
+        assert self._process.stdout is not None
+        self._calls += 1
+        try:
+            data = self._process.stdout.read(size)
+        finally:
+            self._calls += 1
+        self._check()
+        return data
+
+    def write(self, data: memoryview) -> None:
+        """Send it input. Raises BrokenPipeError if it reads no more."""
+        assert self._process.stdin is not None
+        self._calls += 1
+        try:
+            self._process.stdin.write(data)
+        except BrokenPipeError:
+            self._check()
+            raise
+        finally:
+            self._calls += 1
+
+    def end_input(self) -> None:
+        """Send what is left of its input, and its end. Raises BrokenPipeError as `write` does."""
+        assert self._process.stdin is not None
+        self._calls += 1
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            self._check()
+            raise
+        finally:
+            self._calls += 1
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended."""
+        self._calls += 1
+        try:
+            code = self._process.wait()
+        finally:
+            self._calls += 1
+        self._check()
+        return code
+
+    def messages(self) -> str:
+        """What it has written to stderr so far."""
+        self._messages.seek(0)
+        return self._messages.read().decode("utf-8", errors="replace")
+
+    def close(self) -> None:
+        """Kill it if it runs, and close its pipes."""
+        self._ended.set()
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                with suppress(OSError):
+                    pipe.close()
+        self._messages.close()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        if self._hangs:
+            raise OSError(errno.ETIMEDOUT, f"ffmpeg did nothing for {PATIENCE:g} s")
+
+    def _watch(self) -> None:
+        """Kill the process when it hangs."""
+        step = PATIENCE / 20
+        idle, seen = 0.0, None
+        while not self._ended.wait(step) and self._process.poll() is None:
+            family = _family(self._process.pid)
+            now = (self._calls, [_activity(pid) for pid in family])
+            idle = idle + step if now == seen and self._calls % 2 else 0.0
+            seen = now
+            if idle >= PATIENCE:
+                self._hangs = True
+                for pid in family[1:]:
+                    with suppress(OSError):
+                        os.kill(pid, signal.SIGTERM)
+                self._process.kill()
+                return
+
+
+def _family(pid: int) -> list[int]:
+    """A process and those that it started: `ffmpeg` can be a script that runs another program."""
+    found = [pid]
+    with suppress(OSError):
+        for child in (_PROC / f"{pid}/task/{pid}/children").read_text().split():
+            found += _family(int(child))
+    return found
+
+
+def _activity(pid: int) -> tuple[str, ...]:
+    """CPU time and the number of bytes read and written by a process; () where that cannot be known."""
+    with suppress(OSError):
+        times = (_PROC / f"{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        moved = (_PROC / f"{pid}/io").read_text().splitlines()[:2]
+        return times[11], times[12], *moved
+    return ()
