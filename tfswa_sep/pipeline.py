@@ -21,6 +21,8 @@ from tfswa_sep.audio import tags
 from tfswa_sep.audio.atomic_file import remove_abandoned_once
 from tfswa_sep.audio.decode import AudioReader, open_audio
 from tfswa_sep.audio.formats import AudioFormat, find_format
+from tfswa_sep.audio.reblock import BlockReader
+from tfswa_sep.audio.resample import Samples, convert, frames_at, margins, trim
 from tfswa_sep.audio.stem_mp4 import EXTENSION, check_stem_file
 from tfswa_sep.audio.stem_paths import check_target, target_paths, track_name
 from tfswa_sep.audio.stem_writer import Record, StemWriter, Written, describe_clipping
@@ -120,48 +122,56 @@ def separate_song(
                 )
         remove_abandoned_once(Path(options.out).absolute())
         rate = encoding.nearest_rate(song.sample_rate)
-        blocks = song.blocks(model.sample_rate, model.channels)
-        # Parts of a song at another rate that the model cannot hear must not be missing from the stems' sum.
+        margin, *_ = margins(song.sample_rate, model.sample_rate, rate)
+        blocks = song.blocks(model.sample_rate, model.channels, margin=margin)
         shares = shares_of_rest(stem_matrix, model.stems)
-        heard = None
-        if song.sample_rate != model.sample_rate and rate != model.sample_rate and shares.any():
-            blocks, copied = tee(blocks)
-            heard = (block[: song.channels] for block in copied)
+        # Parts of a song at another rate that the model cannot hear must not be missing from the stems' sum.
+        has_rest = model.sample_rate not in (song.sample_rate, rate) and shares.any()
+        mixture = open_song().blocks(rate, song.channels) if has_rest or options.exact_sum else None
+        whole = None
+        if has_rest and mixture:
+            mixture, whole = tee(mixture) if options.exact_sum else (None, mixture)
         if options.exact_sum:
             _check_exact_sum(stem_matrix, model.stems, encoding, rescale=options.rescale)
         found_tags = tags.read_tags(song.path)
-        needs_mixture = options.exact_sum or heard is not None
+        kept_tags = tags.cut_tags(found_tags)
         writer = StemWriter(
             targets,
             audio_format=encoding,
             rate=rate,
-            model_rate=model.sample_rate,
             channels=song.channels,
-            frames=None if song.frames is None else _at_rate(song.frames, song.sample_rate, rate),
+            frames=None if song.frames is None else frames_at(song.frames, song.sample_rate, rate),
             rescale=options.rescale,
             overwrite=options.overwrite,
             record=record,
-            mixture=open_song().blocks(rate, song.channels) if needs_mixture else None,
-            heard=heard,
-            shares=shares.tolist(),
+            mixture=mixture,
             remainder=names[-1] if options.exact_sum else "",
             stem_file=stem_file,
-            tags=tags.cut_tags(found_tags),
+            tags=kept_tags,
             cover=tags.read_cover(song.path),
         )
         with writer:
             if on_start:
                 on_start(writer.unfinished)
             done = 0
-            for stems in separate_blocks(
-                model, blocks, names, mono=song.channels == 1, batch_size=batch_size, shifts=shifts
+            for stems in separate_to_rate(
+                model,
+                blocks,
+                names,
+                rates=(song.sample_rate, rate),
+                frames=lambda: frames_at(song.decoded, song.sample_rate, rate),
+                channels=song.channels,
+                whole=whole,
+                shares=shares,
+                batch_size=batch_size,
+                shifts=shifts,
             ):
                 writer.write(stems)
                 done += stems.shape[-1]
                 if on_progress:
                     total = None if song.frames is None else song.frames / song.sample_rate
-                    on_progress(done / model.sample_rate, total)
-            written = writer.commit(_at_rate(song.decoded, song.sample_rate, rate))
+                    on_progress(done / rate, total)
+            written = writer.commit()
         return SeparationResult(
             files=written.files,
             seconds=song.decoded / song.sample_rate,
@@ -172,13 +182,63 @@ def separate_song(
             backend=model.name,
             device=model.device,
             precision=model.precision,
-            warnings=(*_warnings(song, rate, options, encoding, written, found_tags), *model.notes),
+            warnings=(
+                *_warnings(song, rate, options, encoding, written, found_tags, kept_tags),
+                *model.notes,
+            ),
             stem_file=stem_file,
         )
 
 
-def _at_rate(frames: int, rate: int, wanted: int) -> int:
-    return frames if rate == wanted else max(1, round(frames * wanted / rate))
+def separate_to_rate(
+    model: Backend | Ensemble,
+    blocks: Iterator[Samples],
+    names: Sequence[str],
+    *,
+    rates: tuple[int, int],
+    frames: Callable[[], int],
+    channels: int,
+    whole: Iterator[Samples] | None,
+    shares: NDArray[np.float32],
+    batch_size: int | None,
+    shifts: int,
+) -> Iterator[Samples]:
+    """Separate a song into blocks of stems (k, c, n) at another rate than the model's.
+
+    Args:
+        model: The loaded model or models.
+        blocks: The song at the model's rate and channels, continued at both ends by the margin of these rates.
+        names: The k requested stems, as parse_stems returns them.
+        rates: The song's own, and that of the stems, in Hz.
+        frames: The stems' length; called at the end.
+        channels: Of the song and of the stems.
+        whole: The song as (c, n) blocks at the stems' rate. What the model cannot hear of it, such as everything above
+            half its own rate, is added to the stems in these `shares`.
+        shares: (k,).
+        batch_size: Segments per call; None for the best number for the device.
+        shifts: See Runtime.
+    """
+    heard = None
+    if whole is not None:
+        blocks, copied = tee(blocks)
+        heard = BlockReader((block[:channels] for block in copied), channels)
+    separated = separate_blocks(
+        model, blocks, names, mono=channels == 1, batch_size=batch_size, shifts=shifts
+    )
+
+    def flat() -> Iterator[Samples]:
+        for stems in separated:
+            rows = stems.reshape(-1, stems.shape[-1])
+            yield rows if heard is None else np.concatenate([rows, heard.read(rows.shape[1])])
+
+    *_, margin = margins(rates[0], model.sample_rate, rates[1])
+    song = BlockReader(whole, channels) if whole is not None else None
+    for rows in trim(convert(flat(), model.sample_rate, rates[1]), margin, frames):
+        stems = rows[: len(shares) * channels].reshape(len(shares), channels, -1)
+        if song is not None:
+            rest = song.read(rows.shape[1]) - rows[-channels:]
+            stems = stems + shares[:, None, None] * rest
+        yield stems
 
 
 def _check_exact_sum(
@@ -201,6 +261,7 @@ def _warnings(
     encoding: AudioFormat,
     written: Written,
     found_tags: Mapping[str, str],
+    kept_tags: Mapping[str, str],
 ) -> Iterator[str]:
     yield from song.notes
     if song.missing:
@@ -230,8 +291,7 @@ def _warnings(
         yield f"the stem file is up to {decibels:.1f} dB above full scale, which many players clip"
     if written.gain < 1:
         yield f"all stems were turned down by {-20 * np.log10(written.gain):.2f} dB to avoid clipping"
-    kept = tags.cut_tags(found_tags)
-    if long := [name for name, text in found_tags.items() if kept[name] != text]:
+    if long := [name for name, text in found_tags.items() if kept_tags[name] != text]:
         yield f"some tags of {song.path} are too long and were cut short in the stems ({', '.join(long)})"
     if lost := tags.lost_tags(found_tags, encoding.container):
         yield (

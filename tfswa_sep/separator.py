@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, tee
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tfswa_sep import registry
 from tfswa_sep.audio.decode import MAX_PEAK, SAMPLE_RATES
 from tfswa_sep.audio.formats import find_format
-from tfswa_sep.audio.resample import Samples, resample
+from tfswa_sep.audio.resample import Samples, convert, extend, margins
 from tfswa_sep.audio.stem_writer import Record, describe_clipping, write_stems
 from tfswa_sep.constants import BLOCK_SAMPLES, MODEL_CHANNELS
 from tfswa_sep.errors import DeviceError, InputError, UsageError
@@ -29,10 +29,9 @@ from tfswa_sep.inference.backend import Backend, can_fall_back, choose_backend, 
 from tfswa_sep.inference.bag import Bag
 from tfswa_sep.inference.ensemble import Ensemble
 from tfswa_sep.inference.hardware import prefers_int8
-from tfswa_sep.inference.separate_blocks import separate_blocks
-from tfswa_sep.inference.stem_matrix import parse_stems
+from tfswa_sep.inference.stem_matrix import parse_stems, shares_of_rest
 from tfswa_sep.options import OutputOptions, Runtime, take_fields
-from tfswa_sep.pipeline import Progress, SeparationResult, separate_song
+from tfswa_sep.pipeline import Progress, SeparationResult, separate_song, separate_to_rate
 
 
 class Stems(dict[str, Samples]):
@@ -376,7 +375,7 @@ def _stream_stems(
         found = None if first is None else first.shape
         raise InputError(f"expected blocks of shape (1 or 2 channels, n), got {found}")
     channels = len(first)
-    taken, given = 0, 0  # samples at `rate`
+    taken = 0  # samples at `rate`
 
     def checked() -> Iterator[Samples]:
         nonlocal taken
@@ -386,20 +385,28 @@ def _stream_stems(
             if block.size and not np.abs(block).max() <= MAX_PEAK:  # False for NaN too
                 raise InputError("the samples are not finite or far outside full scale")
             taken += block.shape[1]
-            yield np.repeat(block, MODEL_CHANNELS // channels, axis=0)
+            yield block
 
-    mixture = resample(checked(), rate, model.sample_rate)
-    separated = separate_blocks(
-        model, mixture, names, mono=channels == 1, batch_size=batch_size, shifts=shifts
+    song, whole = checked(), None
+    shares = shares_of_rest(parse_stems(names, model.stems)[1], model.stems)
+    if rate != model.sample_rate and shares.any():
+        song, whole = tee(song)
+    wide = (np.repeat(block, MODEL_CHANNELS // channels, axis=0) for block in song)
+    margin, _ = margins(rate, model.sample_rate)
+    separated = separate_to_rate(
+        model,
+        convert(extend(wide, margin), rate, model.sample_rate),
+        names,
+        rates=(rate, rate),
+        frames=lambda: taken,
+        channels=channels,
+        whole=whole,
+        shares=shares,
+        batch_size=batch_size,
+        shifts=shifts,
     )
-    flat = (block.reshape(-1, block.shape[-1]) for block in separated)  # (k * c, n)
-    for back in resample(flat, model.sample_rate, rate):
-        kept = back[:, : taken - given]
-        given += kept.shape[1]
-        yield Stems(dict(zip(names, kept.reshape(len(names), channels, -1), strict=True)), sample_rate=rate)
-    if given < taken:  # a resampler may end one sample early
-        silence = np.zeros((channels, taken - given), np.float32)
-        yield Stems(dict.fromkeys(names, silence), sample_rate=rate)
+    for stems in separated:
+        yield Stems(dict(zip(names, stems, strict=True)), sample_rate=rate)
 
 
 def _join_stems(parts: Sequence[Stems], shape: tuple[int, ...]) -> Stems:

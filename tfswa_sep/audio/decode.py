@@ -23,7 +23,7 @@ import soundfile
 from tfswa_sep.audio.ffmpeg import FfmpegDecoder
 from tfswa_sep.audio.layout import survey
 from tfswa_sep.audio.parts import Layout, Part, View
-from tfswa_sep.audio.resample import Resampler, Samples, resample
+from tfswa_sep.audio.resample import Resampler, Samples, convert, extend, resample
 from tfswa_sep.constants import BLOCK_SAMPLES
 from tfswa_sep.errors import InputError, TruncatedError, advice
 
@@ -88,16 +88,24 @@ class AudioReader:
         return self._decoder.notes
 
     def blocks(
-        self, rate: int | None = None, channels: int | None = None, block: int = BLOCK_SAMPLES
+        self,
+        rate: int | None = None,
+        channels: int | None = None,
+        block: int = BLOCK_SAMPLES,
+        *,
+        margin: int = 0,
     ) -> Iterator[Samples]:
         """Yield the song as (channels, n) blocks at `rate` Hz; both default to the song's own.
 
+        margin: how far to continue it at both ends, in samples at its own rate; see resample.py.
         Mono songs requested as stereo give two equal channels; stereo requested as mono is averaged.
         Raises InputError for damaged, truncated and empty songs, and for NaN or infinite samples.
         """
-        return resample(
-            self._decode(channels or self.channels, block), self.sample_rate, rate or self.sample_rate
-        )
+        blocks = self._decode(channels or self.channels, block)
+        rate = rate or self.sample_rate
+        if margin:
+            return convert(extend(blocks, margin), self.sample_rate, rate)
+        return resample(blocks, self.sample_rate, rate)
 
     def _decode(self, channels: int, block: int) -> Iterator[Samples]:
         while len(samples := self._read(block)):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tfswa_sep.audio.resample import Samples
+from tfswa_sep.audio.resample import Samples, fit_length
 
 
 class BlockReader:
@@ -32,8 +32,3 @@ class BlockReader:
         joined = np.concatenate(parts, axis=1)
         self._held = joined[:, frames:]
         return fit_length(joined, frames)
-
-
-def fit_length(samples: Samples, frames: int) -> Samples:
-    """(c, n) truncated, or padded with zeros, to (c, frames)."""
-    return np.pad(samples[:, :frames], ((0, 0), (0, max(0, frames - samples.shape[1]))))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -30,14 +30,13 @@ from tfswa_sep.audio.atomic_file import AtomicFile, remove_abandoned, sync_folde
 from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.encode import Encoder, cannot_write
 from tfswa_sep.audio.formats import AudioFormat, find_format
-from tfswa_sep.audio.reblock import BlockReader, fit_length
-from tfswa_sep.audio.resample import Resampler, Samples
+from tfswa_sep.audio.reblock import BlockReader
+from tfswa_sep.audio.resample import Samples, frames_at, resample
 from tfswa_sep.audio.stem_mp4 import write_stem_file
 from tfswa_sep.constants import BLOCK_SAMPLES
 from tfswa_sep.errors import InputError, OutputError
 
 WAV_BYTES = 4 * 10**9  # WAV's 32-bit sizes end at 4.29 GB: larger files are RF64
-_RESAMPLER_TAIL = 64  # zeros, at the model's rate, that push the last samples out of a resampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,25 +63,21 @@ class Record(Protocol):
 
 
 class StemWriter:
-    """Writes stems that arrive as (s, c, n) blocks at the model's rate; a context manager.
+    """Writes stems that arrive as (s, c, n) blocks; a context manager.
 
     Entering creates the folders and opens the temporary files. Leaving without `commit` removes both.
 
     Args:
         paths: Stem -> target, in the order of the blocks.
         audio_format: Of the files.
-        rate: Hz, of the files.
-        model_rate: Hz, of the blocks.
+        rate: Hz.
         channels: Of each stem.
-        frames: Expected samples per channel at `rate`, None if unknown. Large files become RF64, and free space is
+        frames: Expected samples per channel, None if unknown. Large files become RF64, and free space is
             checked in advance.
         rescale: Turn all stems down together if one would clip.
         overwrite: Replace any existing file; otherwise only those that `record` owns.
         record: See Record.
-        mixture: The song as (c, n) blocks at `rate`.
-        heard: The song as (c, n) blocks at the model's rate. What `mixture` has beyond it, such as everything above
-            half the model's rate, is added to the stems in these `shares`.
-        shares: One number per stem.
+        mixture: The song as (c, n) blocks, for `remainder`.
         remainder: The stem that becomes `mixture` minus the others; "" for none.
         stem_file: Where to write all stems as one file too, see stem_mp4.py.
         tags: Title, artist and so on, see tags.py; each stem's title gets the stem's name appended.
@@ -98,15 +93,12 @@ class StemWriter:
         *,
         audio_format: AudioFormat,
         rate: int,
-        model_rate: int,
         channels: int,
         frames: int | None = None,
         rescale: bool = False,
         overwrite: bool = True,
         record: Record | None = None,
         mixture: Iterator[Samples] | None = None,
-        heard: Iterator[Samples] | None = None,
-        shares: Sequence[float] = (),
         remainder: str = "",
         stem_file: Path | None = None,
         tags: Mapping[str, str] | None = None,
@@ -121,16 +113,12 @@ class StemWriter:
         self._record = record
         self._frames = frames
         self._mixture = BlockReader(mixture, channels) if mixture else None
-        self._heard = BlockReader(heard, channels) if heard else None
-        self._heard_resampler = Resampler(model_rate, rate, channels)
-        self._shares = shares
         self._sum_error = 0.0
         self._sum_peak = 0.0
         self._remainder = remainder
         self._stem_file = stem_file
         self._tags = dict(tags or {})
         self._cover = cover
-        self._resamplers = {stem: Resampler(model_rate, rate, channels) for stem in paths}
         self._made_folders: list[Path] = []
         self._encoders: dict[str, Encoder] = {}
         self._files: dict[str, AtomicFile] = {}  # stem -> temporary file
@@ -164,21 +152,15 @@ class StemWriter:
 
     def write(self, block: Samples) -> None:
         """Append (s, c, n) samples, s in the order of `paths`."""
-        resampled = zip(self._paths, block, strict=True)
-        stems = {stem: self._resamplers[stem].push(samples) for stem, samples in resampled}
-        heard = self._heard_resampler.push(self._heard.read(block.shape[-1])) if self._heard else None
-        self._put(stems, heard)
+        stems: dict[str, Samples] = dict(zip(self._paths, block, strict=True))
+        if self._mixture and self._remainder:
+            self._adjust_remainder(stems, self._mixture.read(block.shape[-1]).astype(np.float64))
+        if self._stem_file and block.shape[-1]:
+            self._sum_peak = max(self._sum_peak, float(np.abs(sum(stems.values())).max()))
+        self._encode(stems)
 
-    def commit(self, frames: int) -> Written:
-        """End each file at exactly `frames` samples per channel, at `rate`, and rename all of them to their targets."""
-        self._wait()
-        missing = frames - next(iter(self._encoders.values())).frames
-        ends = {stem: resampler.flush(_RESAMPLER_TAIL) for stem, resampler in self._resamplers.items()}
-        heard = self._heard_resampler.flush(_RESAMPLER_TAIL) if self._heard else None
-        self._put(
-            {stem: fit_length(end, missing) for stem, end in ends.items()},
-            None if heard is None else fit_length(heard, missing),
-        )
+    def commit(self) -> Written:
+        """Finish the files, and rename all of them to their targets."""
         self._close_encoders()
         gain = self._encode_rescaled() if self._rescale else 1.0
         targets = dict(self._paths)
@@ -213,20 +195,6 @@ class StemWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._abandon()  # after a commit only intermediate floats are left to remove
-
-    def _put(self, stems: dict[str, Samples], heard: Samples | None) -> None:
-        if self._mixture:
-            mixture = self._mixture.read(next(iter(stems.values())).shape[1])
-            if heard is not None:
-                unheard = mixture - heard
-                for stem, share in zip(stems, self._shares, strict=True):
-                    if share:
-                        stems[stem] = stems[stem] + np.float32(share) * unheard
-            if self._remainder:
-                self._adjust_remainder(stems, mixture.astype(np.float64))
-        if self._stem_file and len(next(iter(stems.values()))[0]):
-            self._sum_peak = max(self._sum_peak, float(np.abs(sum(stems.values())).max()))
-        self._encode(stems)
 
     def _adjust_remainder(self, stems: dict[str, Samples], mixture: NDArray[np.float64]) -> None:
         steps = self._format.steps
@@ -402,17 +370,20 @@ def write_stems(
         raise InputError("the stems contain NaN or infinite samples")
     frames = parts.shape[-1]
     rate = audio_format.nearest_rate(sample_rate)
-    frames_there = frames if rate == sample_rate else round(frames * rate / sample_rate)
+    starts = range(0, frames, BLOCK_SAMPLES)
+    blocks = (
+        parts[..., start : start + BLOCK_SAMPLES].reshape(-1, min(BLOCK_SAMPLES, frames - start))
+        for start in starts
+    )
     with StemWriter(
         {name: folder / f"{name}{audio_format.extension}" for name in stems},
         audio_format=audio_format,
         rate=rate,
-        model_rate=sample_rate,
         channels=parts.shape[1],
-        frames=frames_there,
+        frames=frames_at(frames, sample_rate, rate),
         rescale=rescale,
         overwrite=overwrite,
     ) as writer:
-        for start in range(0, frames, BLOCK_SAMPLES):
-            writer.write(parts[..., start : start + BLOCK_SAMPLES])
-        return writer.commit(frames_there)
+        for block in resample(blocks, sample_rate, rate):
+            writer.write(block.reshape(*parts.shape[:2], -1))
+        return writer.commit()
