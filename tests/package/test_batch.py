@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -236,3 +238,31 @@ def test_a_run_that_was_killed_while_files_got_their_names_is_done_again(
         assert main.run([*words, "--bit-depth", bits]) == 130
         monkeypatch.setattr(AtomicFile, "commit", commit)
         assert results(capsys, *words, "--bit-depth", bits)[0]["status"] == "done"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGTERM")
+def test_a_worker_that_is_terminated_twice_still_tidies_up(tmp_path: Path) -> None:
+    """The second time comes from the end of a parent that has not waited long enough on a busy machine."""
+    typed = """
+import multiprocessing, pathlib, sys, time
+from tfswa_sep.batch import workers
+class Work:
+    def separate(self, song, report):
+        print("works", flush=True)
+        try:
+            time.sleep(100)
+        finally:
+            print("tidies", flush=True)
+            time.sleep(0.5)
+            print("is done", flush=True)
+ours, theirs = multiprocessing.Pipe()
+ours.send("song")
+workers._serve(theirs, Work())
+"""
+    with subprocess.Popen([sys.executable, "-c", typed], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in ("works\n", "tidies\n"):
+            assert process.stdout.readline() == line
+            process.terminate()
+        assert process.stdout.read() == "is done\n"
+    assert process.returncode == 128 + 15

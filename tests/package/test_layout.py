@@ -172,6 +172,21 @@ def test_a_page_with_a_wrong_checksum(tmp_path: Path) -> None:
     assert "is damaged" in refusal(tmp_path / "a.ogg", bytes(content))
 
 
+def test_a_flac_is_read_on_behind_damage(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 6 * RATE)).astype(np.float32)
+    content = encode(tmp_path, noise, "FLAC")
+    for third in (len(content) // 3, 2 * len(content) // 3):
+        content = content[:third] + bytes(20_000) + content[third + 20_000 :]
+    path = tmp_path / "a.flac"
+    assert "is damaged (flac decoder lost sync)" in refusal(path, content)
+    for joined in (content, content + encode(tmp_path, noise, "FLAC")):
+        got, missing = read(path, joined, allow_truncated=True)
+        expected = noise.shape[1] * (1 + (joined is not content))
+        assert "is damaged" in missing and 0 < expected - got.shape[1] < 0.5 * RATE
+        for where in (slice(0, RATE), slice(-RATE, None)):
+            np.testing.assert_allclose(got[:, where], noise[:, where], atol=1e-4)
+
+
 def test_a_flac_that_says_too_little(tmp_path: Path) -> None:
     content = encode(tmp_path, tones(2, 440), "FLAC")
     for samples in (0, 5000):
@@ -277,8 +292,8 @@ def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     path.write_bytes(encode(tmp_path, tones(2, 440), "MP3") + encode(tmp_path, tones(60, 660), "MP3"))
 
     class FailingFile(io.FileIO):
-        def read(self, size: int = -1) -> bytes:
-            if self.tell() + size > 200_000:
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() + (size or 0) > 200_000:
                 raise OSError(errno.EIO, "Input/output error")
             return super().read(size)
 

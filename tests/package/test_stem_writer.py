@@ -205,6 +205,21 @@ def test_an_interruption_waits_for_what_is_being_encoded(
     assert os.listdir(tmp_path) == []
 
 
+def test_an_interruption_right_after_a_folder_was_made(
+    tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def make_and_interrupt(path: Path, *args: Any, **options: Any) -> None:
+        make(path, *args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", make_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "new", noise(2, 100).reshape(1, 2, 100))
+    assert os.listdir(tmp_path) == []
+
+
 def test_folders_that_were_there_stay(tmp_path: Path, noise: Noise) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(OutputError), files_limited_to(2000):
@@ -247,7 +262,7 @@ def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path: Path, noise: No
     with pytest.raises(OutputError, match="already exists"), writer:
         writer.write(noise(2, 100).reshape(1, 2, 100))
         target.write_text("of another run")
-        writer.commit(100)
+        writer.commit()
     assert target.read_text() == "of another run" and os.listdir(tmp_path) == ["0.wav"]
 
 

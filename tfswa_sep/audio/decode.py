@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 
 from tfswa_sep.audio.ffmpeg import FfmpegDecoder
-from tfswa_sep.audio.layout import survey
+from tfswa_sep.audio.layout import rest_of_flac, survey
 from tfswa_sep.audio.parts import Layout, Part, View
 from tfswa_sep.audio.resample import Resampler, Samples, convert, extend, resample
 from tfswa_sep.constants import BLOCK_SAMPLES
@@ -329,7 +329,11 @@ class _SoundfileDecoder:
         return samples
 
     def skip_part(self) -> bool:
-        """Continue with the next part after one that cannot be read to its end; False if it was the last."""
+        """Continue behind damage, or with the next part; False if there is nothing more."""
+        part = self._parts[self._index]
+        if self._file.format == "FLAC" and (rest := rest_of_flac(self._path, part, self._decoded)):
+            self._parts = (*self._parts[: self._index + 1], rest, *self._parts[self._index + 1 :])
+            self._by_name = False
         if self._index + 1 >= len(self._parts):
             return False
         self._converter = None

@@ -14,7 +14,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tfswa_sep.audio.containers import end_of_sound, find_demuxer, skip_tags
@@ -378,13 +378,37 @@ def _without_tag_before(data: FileBytes, start: int, end: int) -> int:
     return low + end_of_sound(tail)
 
 
-def _count_flac(data: FileBytes, start: int, end: int) -> int | None:
-    """Count samples up to the end of the last frame that begins before `end`; None if there is none."""
-    block = int.from_bytes(data[start + 10 : start + 12], "big")  # maximum block size, or the fixed one
+def rest_of_flac(path: Path, part: Part, decoded: int) -> Part | None:
+    """Return what a decoder that has failed after `decoded` samples of a FLAC part can read on; None if it cannot.
+
+    Raises OSError.
+    """
+    with FileBytes(path) as data:
+        start, end = part.ranges[0][0], part.ranges[-1][1]
+        audio = _first_flac_frame(data, start, end)
+        sync = data[audio : audio + 2]
+        block = 1 if sync[1] & 1 else int.from_bytes(data[start + 10 : start + 12], "big")
+        at = max(audio, part.ranges[-1][0])
+        if begun := _flac_frame(data[at : at + 16]):
+            decoded += begun[0] * block
+        while (at := data.find(sync, at + 1, end)) >= 0:
+            if (found := _flac_frame(data[at : at + 16])) and found[0] * block >= decoded:
+                return replace(part, ranges=((start, audio), (at, end)), frames=None)
+    return None
+
+
+def _first_flac_frame(data: FileBytes, start: int, end: int) -> int:
     at, last = start + 4, False
     while not last and at + 4 <= end:
         last = bool(data[at] & 0x80)
         at += 4 + int.from_bytes(data[at + 1 : at + 4], "big")
+    return at
+
+
+def _count_flac(data: FileBytes, start: int, end: int) -> int | None:
+    """Count samples up to the end of the last frame that begins before `end`; None if there is none."""
+    block = int.from_bytes(data[start + 10 : start + 12], "big")  # maximum block size, or the fixed one
+    at = _first_flac_frame(data, start, end)
     sync = data[at : at + 2]
     if sync not in (b"\xff\xf8", b"\xff\xf9"):
         return None

@@ -300,11 +300,11 @@ class StemWriter:
             missing.append(folder)
             folder = folder.parent
         for parent in reversed(missing):
+            self._made_folders.append(parent)  # first: an interruption may come at any moment
             try:
                 parent.mkdir(exist_ok=True)
             except OSError as error:
                 raise cannot_write(parent, error) from None
-            self._made_folders.append(parent)
 
     def _check_space(self) -> None:
         if self._frames is None or self._format.container != "wav":

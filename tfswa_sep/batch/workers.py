@@ -176,6 +176,8 @@ def _serve(connection: Connection, work: Work) -> None:
     def terminate(signal_number: int, frame: object) -> None:
         nonlocal terminated
         terminated = True
+        # Once is enough: a second one, which the parent's end sends, would interrupt the removal of files.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(128 + signal_number)
 
     def report(song: PlannedSong, done: float, total: float | None) -> None:
