@@ -248,8 +248,8 @@ import multiprocessing, pathlib, sys, time
 from tfswa_sep.batch import workers
 class Work:
     def separate(self, song, report):
-        print("works", flush=True)
         try:
+            print("works", flush=True)
             time.sleep(100)
         finally:
             print("tidies", flush=True)
