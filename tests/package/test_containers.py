@@ -84,3 +84,29 @@ def test_tags_at_the_end_are_found() -> None:
     for tags in (b"", id3v1, header + bytes(68) + footer, lyrics + id3v1, newer + id3v1):
         assert end_of_sound(sound + tags) == len(sound)
     assert end_of_sound(b"TAG" + bytes(125)) == 0 and end_of_sound(sound + b"APETAGEX" + bytes(24)) == 2032
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("options", (("-c:a", "flac"), ("-c:a", "libspeex", "-ar", "16000", "-ac", "1")))
+def test_joined_ogg_files_that_only_ffmpeg_reads(tmp_path: Path, options: tuple[str, ...]) -> None:
+    content, lengths = b"", []
+    for pitch in (440, 660, 880):
+        path = tmp_path / f"{pitch}.ogg"
+        source = f"sine=frequency={pitch}:duration=1:sample_rate=44100"
+        command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, *options, str(path)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            pytest.skip("this ffmpeg does not write it")
+        content += path.read_bytes()
+        with open_audio(path) as song:
+            lengths.append(sum(block.shape[1] for block in song.blocks()))
+    (joined := tmp_path / "joined.ogg").write_bytes(content)
+    with open_audio(joined) as song:
+        got = np.concatenate(list(song.blocks()), axis=1)
+    assert got.shape[1] == sum(lengths)
+    for index, pitch in enumerate((440, 660, 880)):
+        middle = got[0, sum(lengths[:index]) :][4000 : 4000 + song.sample_rate // 2]
+        heard = (
+            np.abs(np.fft.rfft(middle * np.hanning(len(middle)))).argmax() * song.sample_rate / len(middle)
+        )
+        assert heard == pytest.approx(pitch, abs=3)

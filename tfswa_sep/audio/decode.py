@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -257,6 +257,8 @@ def _open_decoder(path: Path, layout: Layout | None, track: int | None) -> Decod
                 raise InputError(f"{path} has no audio track {track}: it has one")
             return decoder
     if len(layout.parts) > 1:
+        if all(len(part.ranges) == 1 and not part.patches for part in layout.parts):
+            return _JoinedDecoder(path, [part.ranges[0] for part in layout.parts], track)
         raise InputError(
             f"{path} is {len(layout.parts)} files joined into one, and in this format only the first can be "
             "read: split it"
@@ -390,6 +392,45 @@ class _SoundfileDecoder:
 
     def close(self) -> None:
         self._file.close()
+
+
+class _JoinedDecoder:
+    """Decodes files that were joined into one, each with ffmpeg; they must have the same rate and channels."""
+
+    def __init__(self, path: Path, ranges: Sequence[tuple[int, int]], track: int | None) -> None:
+        self.frames = None
+        self._path = path
+        self._ranges = ranges
+        self._track = track
+        self._index = 0
+        self._decoder = FfmpegDecoder(path, track=track, between=ranges[0])
+        self.sample_rate, self.channels = self._decoder.sample_rate, self._decoder.channels
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._decoder.notes
+
+    def read(self, frames: int) -> Samples:
+        while not len(samples := self._decoder.read(frames)) and self.skip_part():
+            pass
+        return samples
+
+    def skip_part(self) -> bool:
+        """Continue with the next file; False if there is none."""
+        if self._index + 1 == len(self._ranges):
+            return False
+        self._index += 1
+        self._decoder.close()
+        self._decoder = FfmpegDecoder(self._path, track=self._track, between=self._ranges[self._index])
+        if (self._decoder.sample_rate, self._decoder.channels) != (self.sample_rate, self.channels):
+            raise InputError(
+                f"{self._path} is {len(self._ranges)} files joined into one, and number {self._index + 1} has "
+                "another sample rate or other channels than the first: split it"
+            )
+        return True
+
+    def close(self) -> None:
+        self._decoder.close()
 
 
 def soundfile_name(path: Path) -> str | bytes:

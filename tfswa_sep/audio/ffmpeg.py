@@ -44,6 +44,7 @@ class FfmpegDecoder:
     channels: how many to mix the song to, None for its own.
     track: which audio track, counting from 1; None for the default one, or the first that is not silent.
     frames: exact samples per channel; None if only the container's duration is known.
+    between: the first byte to read and the one to stop at; None for the whole file.
     Raises InputError if ffmpeg is not installed, or finds no audio or no such track.
     """
 
@@ -54,6 +55,7 @@ class FfmpegDecoder:
         channels: int | None = None,
         track: int | None = None,
         frames: int | None = None,
+        between: tuple[int, int] | None = None,
     ) -> None:
         program = find_ffmpeg()
         if program is None:
@@ -70,7 +72,7 @@ class FfmpegDecoder:
         self._input = [program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
         self._input += ["-protocol_whitelist", "file,pipe,subfile", "-f", demuxer]
         self._input += ["-err_detect", "crccheck"] if demuxer == "tta" else []  # other decoders do so unasked
-        self._input += ["-i", _without_tags(path)]
+        self._input += ["-i", _without_tags(path) if between is None else _name(path, *between)]
         self._path = path
         self._channels = channels
         self._exact_frames = frames
@@ -247,8 +249,12 @@ def _without_tags(path: Path) -> str:
     with FileBytes(path) as data:
         size, end = len(data), end_of_sound(data)
         start = skip_tags(data, 0)
-    name = f"file:{path.resolve()}"
-    return f"subfile,,start,{start},end,{end},,:{name}" if (start, end) != (0, size) else name
+    return _name(path, start, end) if (start, end) != (0, size) else f"file:{path.resolve()}"
+
+
+def _name(path: Path, start: int, end: int) -> str:
+    """The name by which ffmpeg opens some of a file's bytes."""
+    return f"subfile,,start,{start},end,{end},,:file:{path.resolve()}"
 
 
 def _offsets(messages: str) -> list[float]:
