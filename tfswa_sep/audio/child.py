@@ -105,7 +105,7 @@ class Child:
         """Kill it if it runs, and close its pipes."""
         self._ended.set()
         if self._process.poll() is None:
-            self._process.kill()
+            self._kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
@@ -136,11 +136,15 @@ class Child:
             seen = now
             if idle >= PATIENCE:
                 self._hangs = True
-                for pid in family[1:]:
-                    with suppress(OSError):
-                        os.kill(pid, signal.SIGTERM)
-                self._process.kill()
+                self._kill()
                 return
+
+    def _kill(self) -> None:
+        started = _family(self._process.pid)[1:]
+        self._process.kill()
+        for pid in started:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _family(pid: int) -> list[int]:

@@ -398,17 +398,14 @@ class _JoinedDecoder:
     """Decodes files that were joined into one, each with ffmpeg; they must have the same rate and channels."""
 
     def __init__(self, path: Path, ranges: Sequence[tuple[int, int]], track: int | None) -> None:
-        self.frames = None
+        self.frames: int | None = None
         self._path = path
         self._ranges = ranges
         self._track = track
         self._index = 0
         self._decoder = FfmpegDecoder(path, track=track, between=ranges[0])
         self.sample_rate, self.channels = self._decoder.sample_rate, self._decoder.channels
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self._decoder.notes
+        self.notes = self._decoder.notes
 
     def read(self, frames: int) -> Samples:
         while not len(samples := self._decoder.read(frames)) and self.skip_part():
