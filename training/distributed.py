@@ -169,6 +169,8 @@ def _strategy(settings: Any, precision: str, *, world_size: int) -> Strategy | s
     if world_size == 1:
         return "auto"
     if name == "ddp":
+        # The new name of this option is unknown to torch 2.11.
+        warnings.filterwarnings("ignore", message=r"`broadcast_buffers` is deprecated")
         return DDPStrategy(broadcast_buffers=False)  # batch norm statistics are synchronized anyway
     return ModelParallelStrategy(shard, data_parallel_size=world_size, tensor_parallel_size=1)
 
@@ -209,6 +211,8 @@ def synchronise_norms(model: nn.Module, fabric: Fabric) -> nn.Module:
     if fabric.device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
+    # What replaces it is private, and has no gradient in torch 2.11.
+    warnings.filterwarnings("ignore", message=r"torch\.distributed\.nn\.functional\.all_reduce is deprecated")
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncedBatchNorm

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +142,20 @@ def test_output_may_be_closed_early() -> None:
             command, cwd=CONFIGS.parents[1], stdout=closed, stderr=subprocess.PIPE, timeout=100
         )
     assert done.returncode == 141 and not done.stderr
+
+
+@pytest.mark.parametrize("page", ["training.md", "cluster.md"])
+def test_the_documentation_names_settings_and_commands_that_exist(page: str) -> None:
+    text = (CONFIGS.parents[1] / "docs" / page).read_text()
+    for module in set(re.findall(r"-m (training\.[a-z_.]+)", text)):
+        assert importlib.util.find_spec(module), module
+    words = set(re.findall(r"\b(?:data|model|training)(?:\.[a-z_]+)?=[\w-]*", text))
+    groups = {word for word in words if "." not in word and not word.endswith("=")}
+    assert groups
+    for word in groups:
+        load_config([word], needs_data=False)
+    known = [
+        load_config([f"data={data}"], needs_data=False) for data in ("folder", "musdb18", "several", "open")
+    ]
+    for key in {word.partition("=")[0] for word in words - groups if "." in word}:
+        assert any(key.partition(".")[2] in config[key.partition(".")[0]] for config in known), key
