@@ -180,6 +180,41 @@ class ServeOptions:
             return False
 
 
+@dataclass(frozen=True, kw_only=True)
+class LiveTiming:
+    """How live separation trades quality and CPU for latency, in seconds.
+
+    Attributes:
+        window: What the network sees, up to the newest sample.
+        hop: Time between two runs of the network. Shorter hops take more CPU.
+        lookahead: What the network hears after a sample before it is played.
+
+    Raises:
+        UsageError: A time is not positive, or the look-ahead or the hop exceeds half of the window.
+    """
+
+    window: float
+    hop: float
+    lookahead: float
+
+    def __post_init__(self) -> None:
+        if not (
+            self.window > 0 and 0 < self.hop <= self.window / 2 and 0 <= self.lookahead <= self.window / 2
+        ):
+            raise UsageError(
+                f"a window of {self.window:g} s does not suit a hop of {self.hop:g} s and a look-ahead of "
+                f"{self.lookahead:g} s: each may be at most half of it"
+            )
+
+
+# Measured with training/analysis/live_latency.py; docs/live.md has the table.
+LATENCIES = {
+    "low": LiveTiming(window=0.35, hop=0.035, lookahead=0.023),
+    "normal": LiveTiming(window=0.73, hop=0.07, lookahead=0.093),
+    "high": LiveTiming(window=1.47, hop=0.186, lookahead=0.372),
+}
+
+
 def take_fields(kind: type[Any], values: dict[str, Any]) -> Mapping[str, Any]:
     """Move the entries of `values` that are fields of the dataclass `kind` into a new dictionary."""
     return {field.name: values.pop(field.name) for field in fields(kind) if field.name in values}

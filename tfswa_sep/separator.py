@@ -29,8 +29,9 @@ from tfswa_sep.inference.backend import Backend, can_fall_back, choose_backend, 
 from tfswa_sep.inference.bag import Bag
 from tfswa_sep.inference.ensemble import Ensemble
 from tfswa_sep.inference.hardware import prefers_int8
+from tfswa_sep.inference.live_windows import LiveWindows
 from tfswa_sep.inference.stem_matrix import parse_stems, shares_of_rest
-from tfswa_sep.options import OutputOptions, Runtime, take_fields
+from tfswa_sep.options import LATENCIES, LiveTiming, OutputOptions, Runtime, take_fields
 from tfswa_sep.pipeline import Progress, SeparationResult, separate_song, separate_to_rate
 
 
@@ -45,6 +46,62 @@ class Stems(dict[str, Samples]):
     def samples(self) -> int:
         """The length n of each stem."""
         return int(next(iter(self.values())).shape[-1])
+
+
+class LiveStream:
+    """Separates sound as it is pushed; made by `Separator.live`.
+
+    Attributes:
+        names: The stems.
+        sample_rate: Hz, of blocks and stems.
+        channels: Of blocks and stems.
+        delay_samples: How many samples the stems lag behind the blocks, always.
+        latency: The same in seconds.
+    """
+
+    def __init__(
+        self, model: Backend, names: Sequence[str], stem_matrix: NDArray[np.float32], timing: LiveTiming
+    ) -> None:
+        rate = model.sample_rate
+        self._windows = LiveWindows(
+            model, stem_matrix, window=round(timing.window * rate), lookahead=round(timing.lookahead * rate)
+        )
+        hop = min(max(1, round(timing.hop * rate)), self._windows.longest)
+        self.names, self.sample_rate, self.channels = tuple(names), rate, model.channels
+        self.delay_samples = hop + self._windows.lookahead
+        self.latency = self.delay_samples / rate
+        self._coming = np.zeros((model.channels, hop), np.float32)  # of which `_filled` samples have come
+        self._filled = 0
+        self._ready = np.zeros((len(names), model.channels, hop), np.float32)
+
+    def push(self, block: NDArray[np.floating]) -> Stems:
+        """Take the next samples, and return as many of the stems, `delay_samples` late; silence at first.
+
+        Args:
+            block: (c, n) with any n, at full scale +-1.
+
+        Raises:
+            InputError: The shape is wrong, or samples are NaN or infinite.
+            ModelError: The network fails.
+        """
+        samples = _as_floats(block)
+        if samples.ndim != 2 or len(samples) != self.channels:
+            raise InputError(f"expected a block of {self.channels} channels, got shape {samples.shape}")
+        if samples.size and not np.abs(samples).max() <= MAX_PEAK:  # False for NaN too
+            raise InputError("the samples are not finite or far outside full scale")
+        parts, start = [self._ready], 0
+        while start < samples.shape[1]:
+            taken = min(self._coming.shape[1] - self._filled, samples.shape[1] - start)
+            self._coming[:, self._filled : self._filled + taken] = samples[:, start : start + taken]
+            self._filled, start = self._filled + taken, start + taken
+            if self._filled == self._coming.shape[1]:
+                parts.append(self._windows.advance(self._coming))
+                self._filled = 0
+        ready = np.concatenate(parts, axis=2)
+        self._ready = ready[..., samples.shape[1] :]
+        return Stems(
+            dict(zip(self.names, ready[..., : samples.shape[1]], strict=True)), sample_rate=self.sample_rate
+        )
 
 
 class Separator:
@@ -100,6 +157,13 @@ class Separator:
             if self._loaded is None:
                 self._name, self._loaded = self._load()
             return self._loaded
+
+    @property
+    def network(self) -> Backend:
+        """The loaded model. Raises UsageError if it is an ensemble, whose networks see different segments."""
+        if isinstance(self.backend, Ensemble):
+            raise UsageError("an ensemble has no single network: choose one of its models")
+        return self.backend
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -177,6 +241,36 @@ class Separator:
         """
         # A whole batch on a GPU could be over a minute of a live recording.
         return self._stream(blocks, rate, stems=stems, batch_size=self._runtime.batch_size or 1)
+
+    def live(
+        self,
+        latency: str = "normal",
+        *,
+        stems: str | Sequence[str] | None = None,
+        window: float | None = None,
+        hop: float | None = None,
+        lookahead: float | None = None,
+    ) -> LiveStream:
+        """Separate sound as it arrives, with a constant delay of `hop + lookahead`; see LiveStream.push.
+
+        Args:
+            latency: "low", "normal" or "high": the times that are not given.
+            stems: See OutputOptions; None for all.
+            window: Seconds; see LiveTiming.
+            hop: Seconds.
+            lookahead: Seconds.
+
+        Raises:
+            UsageError: The times do not fit together, a stem or the latency is unknown, or the model is an ensemble.
+        """
+        if latency not in LATENCIES:
+            raise UsageError(f"unknown latency '{latency}': choose from {', '.join(LATENCIES)}")
+        given = {"window": window, "hop": hop, "lookahead": lookahead}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        timing = replace(LATENCIES[latency], **chosen)
+        model = self.network
+        names, stem_matrix = parse_stems(stems, model.stems)
+        return LiveStream(model, names, stem_matrix, timing)
 
     def _stream(
         self,
@@ -305,10 +399,7 @@ def load_model(model: str | Path | registry.ModelInfo | None = None, **choices: 
     Raises:
         UsageError: The model is an ensemble, whose networks see different segments.
     """
-    loaded = Separator(model, **choices).backend
-    if isinstance(loaded, Ensemble):
-        raise UsageError("an ensemble has no single network: load its models one by one")
-    return loaded
+    return Separator(model, **choices).network
 
 
 def _load_model(info: registry.ModelInfo, runtime: Runtime) -> Backend:

@@ -405,3 +405,23 @@ def test_unset_options_are_auto(load: Any, monkeypatch: pytest.MonkeyPatch) -> N
     if isinstance(found, Separator):
         _ = found.backend
     assert seen == ["auto"]
+
+
+def test_the_bundled_networks_take_shorter_segments_and_return_their_end(noise: Noise) -> None:
+    backend = load(Path(registry.__file__).parent.parent / "weights" / "small.int8.onnx", threads=1)
+    assert isinstance(backend, backends.AnyLength)
+    assert [backend.fit_segment(n) for n in (1, 15_872, 15_873, 10**9)] == [15_872, 15_872, 32_256, 196_096]
+    segments = noise(2, 32_256)[None]
+    whole = backend(segments)
+    for matrix in (None, np.array([[0, 1, 1, 1]], np.float32)):
+        expected = whole if matrix is None else whole[:, 1:].sum(axis=1, keepdims=True)
+        for samples in (1, 700, 5_000, 32_256):
+            newest = backend.newest(segments, samples, stem_matrix=matrix)
+            np.testing.assert_allclose(newest, expected[..., -samples:], atol=1e-6)
+
+
+def test_a_graph_of_fixed_length_takes_only_whole_segments(onnx_model: Build, noise: Noise) -> None:
+    backend = load(onnx_model())
+    assert backend.fit_segment(1) == 8192
+    segments = noise(2, 8192)[None]
+    np.testing.assert_allclose(backend.newest(segments, 100), backend(segments)[..., -100:], atol=1e-6)

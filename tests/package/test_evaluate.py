@@ -503,3 +503,13 @@ def test_what_cannot_be_scored_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "twice" / "song" / "piano.wav").rename(tmp_path / "twice" / "song" / "vocals.flac")
     with pytest.raises(InputError, match="are the same stem"):
         find_songs(tmp_path / "twice")
+
+
+def test_live_separation_is_scored_without_its_delay(tmp_path: Path) -> None:
+    write_song(tmp_path / "data" / "song", vocals=noise(1, rms=0.2), drums=noise(2))
+    offline = evaluate_folder(tmp_path / "data", ModelMethod(fixed_gains())).methods[0]
+    live = evaluate_folder(tmp_path / "data", ModelMethod(fixed_gains(), live="low")).methods[0]
+    assert live.name.endswith("live, low latency")
+    for stem in ("vocals", "drums"):
+        expected = offline.songs[0].stems[stem]["sdr"]
+        assert live.songs[0].stems[stem]["sdr"] == pytest.approx(expected, abs=0.05)

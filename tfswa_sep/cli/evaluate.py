@@ -95,6 +95,10 @@ Baselines = Annotated[
         rich_help_panel=METHODS,
     ),
 ]
+Live = Annotated[
+    Literal["low", "normal", "high"] | None,
+    typer.Option(help="Separate as `live` does, with this --latency.", rich_help_panel=METHODS),
+]
 Metrics = Annotated[
     str | None,
     typer.Option(
@@ -149,6 +153,7 @@ def evaluate(
     model: Models = None,
     estimates: Estimates = None,
     baselines: Baselines = False,
+    live: Live = None,
     metrics: Metrics = None,
     jobs: Jobs = 1,
     out: Out = None,
@@ -181,7 +186,7 @@ def evaluate(
     if report is not None:
         need("jinja2", "--report")  # before hours of work
     name, songs = _songs(data, _musdb_folder(musdb, shown=not quiet), subset, exclude)
-    methods = _methods(model, estimates, baselines, songs, out=out, runtime=runtime)
+    methods = _methods(model, estimates, baselines, songs, out=out, runtime=runtime, live=live)
     files = ([record] if record else []) + ([report / "results.json"] if report else [])
     earlier = next((read_evaluation(file) for file in files if resume and file.exists()), None)
     wanted = _metrics(metrics if metrics is not None or musdb is None else MUSEVAL)
@@ -381,6 +386,7 @@ def _methods(
     *,
     out: Path | None,
     runtime: Runtime,
+    live: str | None,
 ) -> list[Method]:
     """The models and folders that were named, else the default model; then the baselines."""
     from tfswa_sep import registry
@@ -392,7 +398,7 @@ def _methods(
     methods: list[Method] = []
     for info in known:
         place = out / info.name if out is not None and len(known) > 1 else out
-        methods.append(ModelMethod(info, out=place, runtime=runtime))
+        methods.append(ModelMethod(info, out=place, runtime=runtime, live=live))
     folders = [folder.resolve() for folder in estimates or []]
     for folder in folders:
         alone = sum(other.name == folder.name for other in folders) == 1

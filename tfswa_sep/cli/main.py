@@ -15,7 +15,7 @@ import typer
 import typer.main
 
 import tfswa_sep
-from tfswa_sep.cli import batch, doctor, evaluate, models, separate, serve, terminal
+from tfswa_sep.cli import batch, doctor, evaluate, live, models, separate, serve, terminal
 from tfswa_sep.cli.default_command import SeparateByDefault
 from tfswa_sep.cli.help import Command
 from tfswa_sep.cli.terminal import PROGRAM
@@ -46,6 +46,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(evaluate.app, name="eval")
 app.command("batch", cls=Command)(batch.batch)
 app.command("serve", cls=Command)(serve.serve)
+app.add_typer(live.app, name="live")
 app.command("doctor", cls=Command)(doctor.doctor)
 
 

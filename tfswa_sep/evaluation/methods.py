@@ -14,7 +14,16 @@ import soundfile
 
 from tfswa_sep import registry
 from tfswa_sep.audio.resample import Samples
-from tfswa_sep.constants import ACCOMPANIMENT, MODEL_CHANNELS, OF_OTHER, OTHER, SAMPLE_RATE, STEMS, VOCALS
+from tfswa_sep.constants import (
+    ACCOMPANIMENT,
+    BLOCK_SAMPLES,
+    MODEL_CHANNELS,
+    OF_OTHER,
+    OTHER,
+    SAMPLE_RATE,
+    STEMS,
+    VOCALS,
+)
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.multitrack import (
     BLOCK_SECONDS,
@@ -30,7 +39,7 @@ from tfswa_sep.inference.hardware import prefers_int8
 from tfswa_sep.inference.stem_matrix import with_accompaniment
 from tfswa_sep.inference.stft_numpy import istft, stft
 from tfswa_sep.options import OutputOptions, Runtime
-from tfswa_sep.separator import Separator
+from tfswa_sep.separator import Separator, Stems
 
 Progress = Callable[[float], None]  # seconds of the song done
 
@@ -76,18 +85,20 @@ class ModelMethod:
         *,
         runtime: Runtime = Runtime(precision="fp32"),
         out: Path | None = None,
+        live: str | None = None,
     ) -> None:
-        """`out`: folder to keep the stems in, as <song>/<stem>.wav."""
+        """`out`: folder to keep the stems in, as <song>/<stem>.wav; `live`: separate as live, with this latency."""
         info = registry.find_model(model) if isinstance(model, str | Path) else model
         if isinstance(info, registry.ModelInfo):
             prefer_int8 = prefers_int8(runtime.device)
             info = registry.with_precision(info, runtime.precision, prefer_int8=prefer_int8)
         self._separator = Separator(info, runtime=runtime)
-        self._threads, self.out = runtime.threads, out
+        self._threads, self.out, self._live = runtime.threads, out, live
         loaded = self._separator.backend
         self._stems = with_accompaniment(loaded.stems)
         self._sha256 = _digest(info, loaded) if isinstance(info, registry.ModelInfo) else None
         self._name = info.name if runtime.shifts == 1 else f"{info.name}, {runtime.shifts} shifts"
+        self._name += f", live, {live} latency" if live else ""
 
     @property
     def rate(self) -> int:
@@ -110,6 +121,10 @@ class ModelMethod:
     def estimate(self, song: Song, mixture: Path, folder: Path, on_progress: Progress) -> Estimates:
         """Separate the mixture, and time it."""
         started = time.perf_counter()
+        if self._live:
+            place = folder if self.out is None else self.out / song.name
+            files = self._separate_live(mixture, place, on_progress)
+            return Estimates(_fold(files, song), time.perf_counter() - started)
         result = self._separator.separate_file(
             mixture,
             OutputOptions(
@@ -121,6 +136,23 @@ class ModelMethod:
         )
         spent = time.perf_counter() - started
         return Estimates(_fold({stem: [path] for stem, path in result.files.items()}, song), spent)
+
+    def _separate_live(self, mixture: Path, place: Path, on_progress: Progress) -> dict[str, list[Path]]:
+        """Push the mixture through live separation, and write the stems without its delay."""
+        assert self._live is not None
+        live, feed = self._separator.live(self._live, stems=self._stems), Feed([mixture], self.rate)
+        parts: list[Stems] = []
+        while not feed.ended:
+            parts.append(live.push(feed.take(BLOCK_SAMPLES)))
+            on_progress(min(len(parts) * BLOCK_SAMPLES, feed.frames) / self.rate)
+        parts.append(live.push(np.zeros((live.channels, live.delay_samples), np.float32)))
+        start = live.delay_samples
+        stems = {
+            stem: np.concatenate([part[stem] for part in parts], axis=1)[:, start : start + feed.frames]
+            for stem in live.names
+        }
+        files = self._separator.save(Stems(stems, sample_rate=self.rate), place)
+        return {stem: [path] for stem, path in files.items()}
 
 
 def _fold(estimates: Mapping[str, Sequence[Path]], song: Song) -> dict[str, list[Path]]:

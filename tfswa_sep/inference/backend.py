@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,31 @@ class Backend(StemModel, Protocol):
 
         Returns:
             (b, s, c, n), or (b, k, c, n) with a matrix.
+
+        Raises:
+            ModelError: The network fails.
+            DeviceError: Out of memory.
+        """
+        ...
+
+
+@runtime_checkable
+class AnyLength(Backend, Protocol):
+    """A backend that also takes segments shorter than those of its plan, as live separation needs."""
+
+    def fit_segment(self, samples: int) -> int:
+        """The shortest segment that the network takes and that has at least so many samples; at most its own."""
+        ...
+
+    def newest(
+        self, segments: NDArray[np.float32], samples: int, *, stem_matrix: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Separate segments (b, c, n) whose length is one of `fit_segment`, but return only their end.
+
+        Most of a live window was played before: this spares its masks and inverse transforms.
+
+        Returns:
+            (b, k, c, samples).
 
         Raises:
             ModelError: The network fails.

@@ -23,6 +23,8 @@ def apply_masks(
     mixture: Floats,
     config: ModelConfig,
     stem_matrix: Floats | None = None,
+    *,
+    newest: int | None = None,
 ) -> Floats:
     """Turn the network's output into the stems' waveforms.
 
@@ -32,10 +34,19 @@ def apply_masks(
         mixture: (b, c, n).
         config: The model's.
         stem_matrix: (k, s), the requested stems as sums of the model's; None for the model's own.
+        newest: Return only the last so many samples; None for all.
 
     Returns:
         (b, s, c, n), or (b, k, c, n) with a matrix.
     """
+    if newest is not None:
+        # The frames whose windows reach these samples, and those that filters take from before them.
+        reach = max(band.taps // 2 for band in config.bands)
+        frames = -(-(newest + config.n_fft // 2) // config.hop) + reach + 1
+        if frames < spectrum.shape[-1] and mixture.shape[-1] % config.hop == 0:
+            masks = [band[..., -frames:] for band in masks]
+            spectrum, mixture = spectrum[..., -frames:], mixture[..., -(frames - 1) * config.hop :]
+        return apply_masks(masks, spectrum, mixture, config, stem_matrix)[..., -newest:]
     stems = len(config.stems) if stem_matrix is None else len(stem_matrix)
     masked = stems - 1 if _last_is_residual(config, stem_matrix) else stems
     b, c, n = mixture.shape

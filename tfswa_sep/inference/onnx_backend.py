@@ -14,6 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from tfswa_sep.errors import DeviceError, ModelError
+from tfswa_sep.inference.families.band_masks import BandMasks
 from tfswa_sep.inference.families.choose import choose_family
 from tfswa_sep.inference.families.family import Graph, Shape
 from tfswa_sep.inference.hardware import choose_workers, count_cores
@@ -96,6 +97,8 @@ class OnnxBackend:
         self._outputs = list(self.family.outputs)
         self._check_shapes("inputs", self.family.inputs, self._session.get_inputs())
         self._check_shapes("outputs", self.family.outputs, self._session.get_outputs())
+        # Files of older exports have a fixed number of frames.
+        self._any_length = all(isinstance(each.shape[-1], str) for each in self._session.get_inputs())
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -108,7 +111,30 @@ class OnnxBackend:
         """See Backend."""
         if self._one_per_call and len(segments) > 1:
             return np.concatenate([self(segment[None], stem_matrix=stem_matrix) for segment in segments])
+        return self._separate(segments, stem_matrix)
+
+    def fit_segment(self, samples: int) -> int:
+        """See AnyLength."""
+        if self._any_length and isinstance(self.family, BandMasks):
+            return self.family.fit_segment(samples)
+        return self.plan.segment
+
+    def newest(
+        self, segments: NDArray[np.float32], samples: int, *, stem_matrix: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """See AnyLength."""
+        return self._separate(segments, stem_matrix, newest=samples)[..., -samples:]
+
+    def _separate(
+        self,
+        segments: NDArray[np.float32],
+        stem_matrix: NDArray[np.float32] | None,
+        *,
+        newest: int | None = None,
+    ) -> NDArray[np.float32]:
         try:
+            if newest is not None and isinstance(self.family, BandMasks):
+                return self.family.separate(segments, self._run_network, stem_matrix, newest=newest)
             return self.family.separate(segments, self._run_network, stem_matrix)
         except Exception as error:  # as in __init__
             if "alloc" in str(error).lower() or isinstance(error, MemoryError):

@@ -135,6 +135,16 @@ class TorchBackend:
         self._reduce_load(*segments.shape[::2])  # outside the handler, whose traceback keeps memory alive
         return self(segments, stem_matrix=stem_matrix)
 
+    def fit_segment(self, samples: int) -> int:
+        """See AnyLength."""
+        hop, multiple = self.metadata.hop, self._network.config.frame_multiple
+        frames: int = -(-(-(-samples // hop) + 1) // multiple) * multiple
+        return min((frames - 1) * hop, self.plan.segment)
+
+    def newest(self, segments: Floats, samples: int, *, stem_matrix: Floats | None = None) -> Floats:
+        """See AnyLength."""
+        return self(segments, stem_matrix=stem_matrix)[..., -samples:]
+
     def _separate(self, segments: Floats, stem_matrix: Floats | None) -> Floats:
         waves = self._compute(segments, stem_matrix, self._half)
         if self._half is not None and not np.isfinite(waves.sum()):

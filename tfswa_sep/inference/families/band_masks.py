@@ -50,9 +50,17 @@ class BandMasks:
             for i, band in enumerate(config.bands)
         }
 
-    def separate(self, segments: Floats, run: Run, stem_matrix: Floats | None) -> Floats:
-        """See Family."""
+    def fit_segment(self, samples: int) -> int:
+        """See backend.AnyLength."""
+        multiple, hop = self._config.frame_multiple, self._config.hop
+        frames = -(-(-(-samples // hop) + 1) // multiple) * multiple
+        return min((frames - 1) * hop, self.plan.segment)
+
+    def separate(
+        self, segments: Floats, run: Run, stem_matrix: Floats | None, *, newest: int | None = None
+    ) -> Floats:
+        """See Family; with `newest`, only the last so many samples are returned."""
         spectrum = stft(segments, n_fft=self._config.n_fft, hop=self._config.hop)
         bands = band_features(spectrum, self._config)
         masks = run({f"features_{i}": band for i, band in enumerate(bands)})
-        return apply_masks(masks, spectrum, segments, self._config, stem_matrix)
+        return apply_masks(masks, spectrum, segments, self._config, stem_matrix, newest=newest)

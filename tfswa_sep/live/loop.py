@@ -1,0 +1,349 @@
+"""From the input's callback to the output's, without devices: everything here can be driven by hand.
+
+    input callback -> ring -> resampler on the output's clock -> hops -> network, gains -> ring -> output callback
+                                   |                                                    |
+                                   +--------- the song, for stems that come late -------+
+
+The callbacks only copy. `step`, called by a worker thread, does the rest. It skips the network for a hop that could
+not be ready in time. If the output runs dry nevertheless, the callback itself takes the song, or silence, until the
+worker has caught up; every change is faded.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from tfswa_sep.inference.backend import Backend
+from tfswa_sep.inference.live_windows import LiveWindows
+from tfswa_sep.inference.overlap_add import Samples
+from tfswa_sep.live.ring import Ring
+from tfswa_sep.options import LiveTiming
+
+SECONDS = 4.0  # of the rings
+FADE = 0.005  # seconds
+SPARE = 0.5  # hops of sound that wait for the output, beyond what a punctual worker needs
+MOST_DRIFT = 0.003  # by which the input may be stretched: 5 cents, ten times what sound cards' clocks differ
+SETTLING = 10.0  # seconds in which the buffer's length is corrected
+LATE_HOPS = 3  # of the last ten: the CPU is too slow for the hop
+LONGEST_HOP = 0.5  # seconds
+MOST_MISSING = 0.25  # seconds by which the buffer may be wrong: more is not corrected, but begun anew
+MOST_BACKLOG = 3  # hops that may wait for the network
+QUIETEST = -90.0  # dBFS: the bottom of the meters
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveStatus:
+    """How a loop is doing."""
+
+    levels: Mapping[
+        str, float
+    ]  # dBFS, RMS of the last hop, per stem before its gain, and of "input" and "output"
+    latency: float  # seconds from the input's converter to the output's, as the devices report their times
+    late: int  # hops whose stems came too late
+    dropouts: int  # times that the output ran dry
+    hop: float  # seconds
+    load: float  # share of the hop that the network takes
+    drift: float  # relative difference of the clocks that is being corrected
+
+
+class LiveLoop:
+    """Separates what `feed` gets, and gives it to `fill`.
+
+    Args:
+        model: The loaded model.
+        timing: Window, hop and look-ahead.
+        weights: (s + 1,), the gain of each of the model's stems and, last, of the song.
+        input_rate: Hz.
+        output_rate: Hz.
+        block: Samples per callback, at most, at the higher of the rates.
+        silent: Replace late stems by silence instead of the song.
+        on_stems: Called by `step` with each hop's song (c, n) and stems (s, c, n), silent where they were late.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        model: Backend,
+        timing: LiveTiming,
+        weights: NDArray[np.float32],
+        *,
+        input_rate: float,
+        output_rate: float,
+        block: int = 512,
+        silent: bool = False,
+        on_stems: Callable[[Samples, Samples], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.stems, self.rate = model.stems, model.sample_rate
+        self.input_rate, self.output_rate = input_rate, output_rate
+        self._channels, self._block, self._silent = model.channels, block, silent
+        self._on_stems, self._clock = on_stems, clock
+        self._model, self._matrix = model, np.eye(len(model.stems), len(model.stems) + 1, dtype=np.float32)
+        self._windows = LiveWindows(
+            model,
+            self._matrix,
+            window=round(timing.window * self.rate),
+            lookahead=round(timing.lookahead * self.rate),
+        )
+        self._set_hop(round(timing.hop * self.rate))
+        self.weights = weights  # may be replaced at any time
+        self._played_weights = weights
+        self._was_late = False
+
+        # What the input callback writes, and what has become of it.
+        self._incoming = Ring(self._channels, round(SECONDS * input_rate))
+        self._captured = (0, 0.0)  # samples fed, and when the last of them was captured
+        self._taken = 0  # samples of `_incoming` that were resampled
+        self._follow = soxr.ResampleStream(
+            input_rate * (1 + MOST_DRIFT), self.rate, self._channels, dtype="float32", quality="HQ", vr=True
+        )
+        self._pending = np.zeros((self._channels, 0), np.float32)
+        self._heard = 0  # samples at the model's rate
+        self.drift, self._drift_sum, self._errors = 0.0, 0.0, list[int]()
+        self._follow.set_io_ratio(input_rate, self.rate, 0)
+
+        # What the output callback reads: the stems' mix, and the song for when there is none.
+        capacity = round(SECONDS * output_rate)
+        self._mix, self._song = Ring(self._channels, capacity), Ring(self._channels, capacity)
+        self._to_output = [self._output_resampler() for _ in range(2)]
+        self._write(self._song, 1, np.zeros((self._channels, self._windows.lookahead), np.float32))
+        self._read = -1  # the position in `_mix` that is played next; -1: as the buffer fills
+        self._playing = False
+        self._rebuffer = False  # the output is to fade out, and to wait until the buffer is full again
+        self._replaced = True  # the last block did not end with the stems
+        self._played = (0, 0.0)  # the position that the last block began with, and when it is played
+        fade = max(1, round(FADE * output_rate))
+        self._fade_in = ((np.arange(fade) + 0.5) / fade).astype(np.float32)[:, None]
+        self._spare_block = np.zeros((1 << 14, self._channels), np.float32)  # of the output callback
+
+        self._cost = self._measure_cost()  # seconds that the network takes, smoothed
+        self._recent = [False] * 10  # whether the last hops were late
+        self._since_change = 0  # hops
+        self.late = self.dropouts = 0
+        self._levels = dict.fromkeys((*self.stems, "input", "output"), QUIETEST)
+        self.news: list[str] = []  # lines for the user
+        self.arrived = threading.Event()  # set by `feed`
+
+    # The callbacks' side.
+
+    def feed(self, block: Samples, captured: float) -> None:
+        """Take samples (n, channels or 1) from the input.
+
+        Args:
+            block: Its buffer, which is copied.
+            captured: When the converter had the last of them, in seconds of the devices' clock.
+        """
+        self._incoming.write(block)
+        self._captured = (self._incoming.written, captured)
+        self.arrived.set()
+
+    def fill(self, out: Samples, played: float) -> None:
+        """Fill the output's buffer (n, channels).
+
+        Args:
+            out: The buffer.
+            played: When the converter will have the first of them, in seconds of the devices' clock.
+        """
+        n, fade = len(out), self._fade_in
+        if not self._playing:
+            begin = self._mix.written - self._target if self._read < 0 else self._read
+            if begin < 0 or self._mix.written - begin < self._target:
+                out[:] = 0
+                return
+            self._read, self._playing, self._replaced = begin, True, True
+        ready = self._mix.written - self._read
+        self._played = (self._read, played)
+        if ready >= n + len(fade) and not self._rebuffer:
+            self._mix.read(self._read, out)
+            if self._replaced:
+                m = min(n, len(fade))
+                out[:m] *= fade[:m]
+                out[:m] += self._replacement(m) * (1 - fade[:m])
+            self._replaced = False
+            self._read += n
+            return
+        other = self._replacement(n)
+        if not self._replaced:  # fade from what there is of the stems
+            m = min(max(ready, 0), len(fade), n)
+            self._mix.read(self._read, out[:m])
+            out[:m] *= fade[:m][::-1]
+            other[:m] *= fade[:m]
+            other[:m] += out[:m]
+            self.dropouts += not self._rebuffer
+        out[:] = other
+        self._replaced = True
+        self._read += n
+        if self._rebuffer or ready < -MOST_MISSING * self.output_rate:
+            self._playing = self._rebuffer = False
+            self._read = -1
+
+    def _replacement(self, n: int) -> Samples:
+        """What is played in place of the stems' next n samples, in a buffer of the callback's own."""
+        other = self._spare_block[:n]
+        if self._silent or self._rebuffer:
+            other[:] = 0
+        else:
+            self._song.read(self._read, other)
+        return other
+
+    # The worker's side.
+
+    def step(self) -> bool:
+        """Separate one hop if enough has come, and say whether it has.
+
+        Raises:
+            ModelError: The network fails.
+            DeviceError: Out of memory.
+        """
+        self._take_input()
+        hop = self._hop
+        if self._pending.shape[1] < hop:
+            return False
+        block, self._pending = self._pending[:, :hop], self._pending[:, hop:]
+        began = self._clock()
+        left = (self._mix.written - self._read - len(self._fade_in) - self._block) / self.output_rate
+        late = (self._playing and left < self._cost) or self._pending.shape[1] > MOST_BACKLOG * hop
+        if late:
+            stems = self._windows.skip(block)
+            self._cost *= 0.8  # or one slow hop would be the last
+            self.late += 1
+        else:
+            stems = self._windows.advance(block)
+            spent = self._clock() - began
+            self._cost += 0.2 * (spent - self._cost)
+        song = self._windows.song(hop)
+        mix = self._mixed(song, stems, late=late)
+        self._write(self._mix, 0, mix)
+        for name, samples in (*zip(self.stems, stems, strict=True), ("input", song), ("output", mix)):
+            self._levels[name] = _decibels(samples)
+        if self._on_stems:
+            self._on_stems(song, stems)
+        self._recent = [*self._recent[1:], late]
+        self._since_change += 1
+        if not late:
+            self._follow_clock()
+        if sum(self._recent) >= LATE_HOPS and self._since_change >= len(self._recent):
+            self._lengthen_hop()
+        return True
+
+    def _take_input(self) -> None:
+        fed = self._incoming.written
+        lost = fed - self._incoming.capacity // 2 - self._taken
+        if lost > 0:  # the worker was away for seconds: silence instead of what is gone
+            self._taken += lost
+        if fed == self._taken:
+            return
+        raw = np.empty((fed - self._taken, self._channels), np.float32)
+        self._incoming.read(self._taken, raw)
+        self._taken = fed
+        got = np.ascontiguousarray(self._follow.resample_chunk(raw).T)
+        self._heard += got.shape[1]
+        self._pending = np.concatenate([self._pending, got], axis=1)
+        self._write(self._song, 1, got)
+
+    def _mixed(self, song: Samples, stems: Samples, *, late: bool) -> Samples:
+        """The stems by their gains, and the song by its; in place of late stems the song or silence. (c, n)."""
+        n = song.shape[1]
+        ramp = np.minimum(np.arange(1, n + 1, dtype=np.float32) / max(1, round(FADE * self.rate)), 1)
+        before, after = self._played_weights, self.weights
+        self._played_weights = after
+        sounds = np.concatenate([stems, song[None]])  # late stems fade out, those after them fade in
+        mix = np.tensordot(after, sounds, axes=1)
+        if before is not after:
+            mix = np.tensordot(before, sounds, axes=1) * (1 - ramp) + mix * ramp
+        if (late or self._was_late) and not self._silent:
+            mix = mix + song * np.abs(float(self._was_late) - (ramp if late != self._was_late else 0))
+        self._was_late = late
+        return np.clip(mix, -1, 1).astype(np.float32)
+
+    def _write(self, ring: Ring, number: int, samples: Samples) -> None:
+        resampler = self._to_output[number]
+        block = np.ascontiguousarray(samples.T, np.float32)
+        ring.write(resampler.resample_chunk(block) if resampler else block)
+
+    def _output_resampler(self) -> soxr.ResampleStream | None:
+        if self.output_rate == self.rate:
+            return None
+        return soxr.ResampleStream(self.rate, self.output_rate, self._channels, dtype="float32")
+
+    def _follow_clock(self) -> None:
+        """Stretch the input a little if the output's buffer grows or shrinks: the devices' clocks differ."""
+        if not self._playing:
+            return
+        self._errors.append(self._mix.written - self._read - self._target)
+        if len(self._errors) * self._hop < self.rate:  # a second: callbacks come in blocks
+            return
+        error = sum(self._errors) / len(self._errors) / self.output_rate
+        self._errors.clear()
+        if abs(error) > MOST_MISSING:
+            self._rebuffer = True
+            return
+        self._drift_sum += error / SETTLING / (4 * SETTLING)
+        self._drift_sum = float(np.clip(self._drift_sum, -MOST_DRIFT, MOST_DRIFT))
+        self.drift = float(np.clip(error / SETTLING + self._drift_sum, -MOST_DRIFT, MOST_DRIFT))
+        self._follow.set_io_ratio(self.input_rate * (1 + self.drift), self.rate, round(0.1 * self.input_rate))
+
+    def _measure_cost(self) -> float:
+        """How long the network takes for a hop, in seconds; the first run, which warms up, does not count."""
+        trial = LiveWindows(
+            self._model, self._matrix, window=self._windows.window, lookahead=self._windows.lookahead
+        )
+        noise = np.random.default_rng(0).uniform(-0.1, 0.1, (self._channels, self._hop)).astype(np.float32)
+        trial.advance(noise)
+        began = self._clock()
+        trial.advance(noise)
+        return self._clock() - began
+
+    def _set_hop(self, hop: int) -> None:
+        self._hop = max(1, min(hop, self._windows.longest))
+        fade = round(FADE * self.output_rate)
+        blocks = 2 * self._block + fade
+        self._target = blocks + round((1 + SPARE) * self._hop * self.output_rate / self.rate)
+
+    def _lengthen_hop(self) -> None:
+        before, longest = self._hop, round(LONGEST_HOP * self.rate)
+        if before >= min(longest, self._windows.longest):
+            return
+        self._set_hop(min(round(1.5 * before), longest))
+        self._rebuffer, self._since_change = True, 0
+        was, now = (round(1000 * hop / self.rate) for hop in (before, self._hop))
+        self.news.append(f"the CPU is too slow for a hop of {was} ms: now {now} ms, with more latency")
+
+    # For the screen.
+
+    @property
+    def latency(self) -> float:
+        """Seconds from the input's converter to the output's; NaN before anything is played."""
+        fed, captured = self._captured
+        read, played = self._played
+        if not self._playing or not played or not captured:
+            return float("nan")
+        taken, heard = self._taken, self._heard + float(self._follow.delay())
+        when_captured = captured - (fed - taken) / self.input_rate
+        position = (heard + self._windows.lookahead) * self.output_rate / self.rate
+        return played + (position - read) / self.output_rate - when_captured
+
+    @property
+    def status(self) -> LiveStatus:
+        """How the loop is doing."""
+        return LiveStatus(
+            levels=dict(self._levels),
+            latency=self.latency,
+            late=self.late,
+            dropouts=self.dropouts,
+            hop=self._hop / self.rate,
+            load=self._cost * self.rate / self._hop,
+            drift=self.drift,
+        )
+
+
+def _decibels(samples: Samples) -> float:
+    power = float(np.square(samples).mean())
+    return max(QUIETEST, 10 * float(np.log10(power))) if power > 0 else QUIETEST
