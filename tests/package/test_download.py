@@ -76,6 +76,15 @@ def test_a_server_that_stalls_is_asked_again(
     assert server.gets["stall.onnx"] == 2
 
 
+def test_a_server_that_stalls_for_good_is_given_up(
+    server: ModelServer, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    with pytest.raises(ModelError, match=r"cut off at 640001 bytes \(.*timed out.*\): run again to resume$"):
+        download.fetch(file_at(f"{where}frozen.onnx"))
+    assert kept(tmp_path / "cache") == {"partial"}
+
+
 @pytest.mark.parametrize(
     ("name", "message", "left"),
     [

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import write_song
 from model_server import BODY, SHA256, ModelServer
 
 from tfswa_sep import registry
@@ -140,6 +141,25 @@ def test_offline_names_the_model(listed: ModelServer, capsys: pytest.CaptureFixt
 def test_a_terminal_shows_a_bar(listed: ModelServer) -> None:
     shown = in_terminal("models", "pull", "bag", columns=80)
     assert "bag (1 of 2)" in shown and "bag (2 of 2)" in shown and "/1.3 MB" in shown
+
+
+def test_separate_and_eval_download_as_pull_does(
+    listed: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All files, with the same note; what arrives here is no network, so nothing is separated."""
+    write_song(tmp_path / "song.wav", seconds=0.1)
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["song.wav", "--model", "best"]) == 4
+    first, second = capsys.readouterr().err.splitlines()
+    assert "note: the publisher of best states no licence" in first and "not an ONNX model" in second
+    assert main.run(["models", "rm", "best"]) == 0
+    (tmp_path / "songs" / "a").mkdir(parents=True)
+    for stem in ("mixture", "vocals", "other"):
+        write_song(tmp_path / "songs" / "a" / f"{stem}.wav", seconds=0.1)
+    assert main.run(["eval", "--data", "songs", "--model", "best"]) == 4
+    assert "note: the publisher of best states no licence" in capsys.readouterr().err
+    assert main.run(["song.wav", "--model", "bag", "--offline"]) == 4
+    assert "type `tfswa-sep models pull bag`" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")

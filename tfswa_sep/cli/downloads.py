@@ -12,7 +12,43 @@ from tfswa_sep.cli.progress import Progress, show_progress
 from tfswa_sep.cli.terminal import Interrupted, print_error
 
 if TYPE_CHECKING:
+    from tfswa_sep.options import Runtime
     from tfswa_sep.registry import ModelFile, ModelInfo
+
+
+def fetch_early(info: ModelInfo, runtime: Runtime, *, shown: bool) -> None:
+    """Fetch what a run needs, before anything heavy is loaded.
+
+    A model with files for several backends is downloaded later, when the backend is chosen; bundled files are checked.
+
+    Args:
+        info: The model, or an ensemble.
+        runtime: The user's choice of a backend.
+        shown: Whether to show the progress.
+
+    Raises:
+        TfswaError: See registry.fetch.
+    """
+    for model in info.members or (info,):
+        backends = list(dict.fromkeys(file.backend for file in model.files))
+        if runtime.backend != "auto":
+            needed = [runtime.backend]
+        elif len(backends) == 1:
+            needed = backends
+        else:
+            needed = [file.backend for file in model.files if file.where.startswith("bundled:")]
+        for backend in dict.fromkeys(needed):
+            fetch_for_backend(model, backend, shown=shown)
+
+
+def fetch_for_backend(info: ModelInfo, backend: str, *, shown: bool) -> list[Path]:
+    """The local paths of the files that a backend loads, downloaded if necessary; see fetch_files."""
+    from tfswa_sep import registry
+
+    files = registry.files_for(info, backend)
+    if not files:
+        registry.fetch(info, backend)  # raises an error that names the available backends
+    return list(fetch_files(info, files, shown=shown))
 
 
 def fetch_files(info: ModelInfo, files: Sequence[ModelFile], *, shown: bool) -> Iterator[Path]:

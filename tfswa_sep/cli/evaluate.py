@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tfswa_sep.cli.default_command import RunByDefault
+from tfswa_sep.cli.downloads import fetch_early
 from tfswa_sep.cli.help import METHODS, RESULTS, SONGS, Command
 from tfswa_sep.cli.progress import show_progress
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Quiet, with_options
@@ -186,7 +187,9 @@ def evaluate(
     if report is not None:
         need("jinja2", "--report")  # before hours of work
     name, songs = _songs(data, _musdb_folder(musdb, shown=not quiet), subset, exclude)
-    methods = _methods(model, estimates, baselines, songs, out=out, runtime=runtime, live=live)
+    methods = _methods(
+        model, estimates, baselines, songs, out=out, runtime=runtime, live=live, shown=not quiet
+    )
     files = ([record] if record else []) + ([report / "results.json"] if report else [])
     earlier = next((read_evaluation(file) for file in files if resume and file.exists()), None)
     wanted = _metrics(metrics if metrics is not None or musdb is None else MUSEVAL)
@@ -387,6 +390,7 @@ def _methods(
     out: Path | None,
     runtime: Runtime,
     live: str | None,
+    shown: bool,
 ) -> list[Method]:
     """The models and folders that were named, else the default model; then the baselines."""
     from tfswa_sep import registry
@@ -397,6 +401,7 @@ def _methods(
         known = [registry.default_model()]
     methods: list[Method] = []
     for info in known:
+        fetch_early(info, runtime, shown=shown)
         place = out / info.name if out is not None and len(known) > 1 else out
         methods.append(ModelMethod(info, out=place, runtime=runtime, live=live))
     folders = [folder.resolve() for folder in estimates or []]

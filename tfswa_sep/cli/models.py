@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tfswa_sep.cli.default_command import ListByDefault
-from tfswa_sep.cli.downloads import fetch_files
+from tfswa_sep.cli.downloads import fetch_files, fetch_for_backend
 from tfswa_sep.cli.help import HARDWARE, Command
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Precision
 from tfswa_sep.cli.terminal import print_tables, printable, say
@@ -100,10 +100,7 @@ def model_path(
     from tfswa_sep import registry
 
     info = registry.with_precision(registry.find_model(name), precision)
-    files = registry.files_for(info, backend)
-    if not files:
-        registry.fetch(info, backend)  # raises an error that names the available backends
-    for path in fetch_files(info, files, shown=True):
+    for path in fetch_for_backend(info, backend, shown=True):
         say(str(path))
 
 

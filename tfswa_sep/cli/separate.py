@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tfswa_sep.cli.downloads import fetch_early
 from tfswa_sep.cli.help import BATCH, MESSAGES, OUTPUT
 from tfswa_sep.cli.progress import show_progress
 from tfswa_sep.cli.shared_options import Debug, Jobs, Model, Offline, Quiet, with_options
@@ -93,7 +94,7 @@ def separate(
 
     options = _with_two_stems(options, two_stems)
     part, parts = _parse_shard(shard)
-    info = fetch_model(model, runtime)
+    info = fetch_model(model, runtime, shown=not quiet and not as_json)
     found = inputs.find_songs(songs, recursive=recursive)
     planned = plan.plan_songs(found, options.name)[part - 1 :: parts]
     several = len(planned) > 1
@@ -142,10 +143,18 @@ def _with_two_stems(options: OutputOptions, stem: str | None) -> OutputOptions:
     return replace(options, stems=f"{stem},{ACCOMPANIMENT if stem == VOCALS else f'no_{stem}'}")
 
 
-def fetch_model(name: str | None, runtime: Runtime) -> ModelInfo:
+def fetch_model(name: str | None, runtime: Runtime, *, shown: bool = True) -> ModelInfo:
     """Find the model to use, and check as much as possible before anything heavy is loaded.
 
     A model with files for several backends is downloaded later, when the backend is chosen.
+
+    Args:
+        name: Its name, address or path; None for the default model.
+        runtime: The user's choice of precision and backend.
+        shown: Whether to show the progress of a download.
+
+    Raises:
+        TfswaError: The model is not known, cannot be downloaded, or is damaged.
     """
     from tfswa_sep import registry
     from tfswa_sep.inference.hardware import prefers_int8
@@ -155,11 +164,7 @@ def fetch_model(name: str | None, runtime: Runtime) -> ModelInfo:
         return registry.with_precision(info, runtime.precision, prefer_int8=prefers_int8(runtime.device))
 
     info = find()
-    for member in info.members or (info,):
-        files = member.files
-        bundled = [f.backend for f in files if len(files) == 1 or f.where.startswith("bundled:")]
-        for backend in dict.fromkeys(bundled) if runtime.backend == "auto" else [runtime.backend]:
-            registry.fetch_all(member, backend)
+    fetch_early(info, runtime, shown=shown)
     # An address is pinned by now: look up its hash.
     return info if all(file.sha256 for file in info.files) else find()
 
