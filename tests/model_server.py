@@ -126,6 +126,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ):  # the former after the first half, for good
             self.wfile.write(rest[: max(0, len(body) // 2 - start)])
             self.wfile.flush()
+            self.server.stalled.set()
             self.server.closing.wait(20)
             rest = b""
         self.wfile.write(rest)
@@ -149,7 +150,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class ModelServer(http.server.ThreadingHTTPServer):
     """asked: the requests so far.  authorized: their credentials.  repository: the model files of org/repo.
 
-    files: what is sent for a name in place of BODY.
+    files: what is sent for a name in place of BODY.  stalled: whether half of a file has been sent, and no more.
     """
 
     daemon_threads = True
@@ -162,6 +163,7 @@ class ModelServer(http.server.ThreadingHTTPServer):
         self.gets: Counter[str] = Counter()
         self.repository = ["tiny.onnx"]
         self.files: dict[str, bytes] = {}
+        self.stalled = threading.Event()
         self.closing = threading.Event()
 
     @property

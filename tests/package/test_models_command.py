@@ -72,8 +72,10 @@ def test_the_list_fits_a_terminal(columns: int, tmp_path: Path, monkeypatch: pyt
 
 def test_the_list_says_what_is_not_known(listed: ModelServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["models"]) == 0
-    (row,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("best"))
+    out = capsys.readouterr().out
+    (row,) = (line.split() for line in out.splitlines() if line.startswith("best"))
     assert row == ["best", "vocals,", "other", "?", "9.0*", "none", "stated"]
+    assert "SHA-256 not published, recorded at the first download: best\n" in out
     assert main.run(["models", "info", "best"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "SHA-256 not published: recorded at the first download" in shown
@@ -170,8 +172,9 @@ def test_ctrl_c_leaves_a_download_that_resumes(listed: ModelServer, tmp_path: Pa
     environment = os.environ | {"HF_HUB_DOWNLOAD_TIMEOUT": "20"}
     parts = tmp_path / "cache" / "parts"
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert listed.stalled.wait(60)
         while not any(path.stat().st_size > 500_000 for path in parts.glob("*.part")):
-            assert process.poll() is None
+            assert process.poll() is None  # it is about to write what was sent
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=20)
     assert (process.returncode, error) == (130, "tfswa-sep: interrupted; run again to resume the download\n")

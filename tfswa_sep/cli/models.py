@@ -55,9 +55,14 @@ def list_models(as_json: Json = False, debug: Debug = False) -> None:
     if as_json:
         say(json.dumps({"models": [asdict(model) for model in models]}, indent=2))
         return
-    print_tables(_table([model for model in models if model.stems]))
+    listed = [model for model in models if model.stems]
+    print_tables(_table(listed))
     say()
-    for note in _NOTES:
+    unknown = [model.name for model in listed if not registry.has_hashes(model)]
+    notes = (
+        [f"SHA-256 not published, recorded at the first download: {', '.join(unknown)}"] if unknown else []
+    )
+    for note in (*notes, *_NOTES):
         for line in textwrap.wrap(note, get_terminal_size().columns, subsequent_indent="  "):
             say(line)
     if others := [model for model in models if not model.stems]:

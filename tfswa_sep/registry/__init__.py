@@ -36,8 +36,9 @@ from tfswa_sep.registry.models_toml import (
 
 __all__ = [
     "MEAN", "NO_LICENSE", "SUFFIXES", "WEIGHTS", "ModelFile", "ModelInfo", "cache_folder", "config_folder",
-    "default_model", "describe", "digest", "fetch", "fetch_all", "files_for", "find_model", "hub_cache_folder",
-    "is_first_download", "known_models", "load_registry", "local_path", "problem_of", "remove", "with_precision",
+    "default_model", "describe", "digest", "fetch", "fetch_all", "files_for", "find_model", "has_hashes",
+    "hub_cache_folder", "is_first_download", "known_models", "load_registry", "local_path", "problem_of", "remove",
+    "with_precision",
 ]  # fmt: skip
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -173,6 +174,11 @@ def fetch(info: ModelInfo, backend: str, *, on_progress: download.Progress | Non
     return path
 
 
+def has_hashes(info: ModelInfo) -> bool:
+    """Whether the SHA-256 of all of a model's remote files is known."""
+    return all(file.sha256 for file in info.files if download.is_remote(file.where))
+
+
 def is_first_download(files: Sequence[ModelFile]) -> bool:
     """Whether `fetch` would download files of which nothing is on this machine yet."""
     return not is_offline() and all(
@@ -228,8 +234,6 @@ def describe(model: ModelInfo) -> list[tuple[str, str]]:
     """A description for display, as (label, text) lines; unknown facts are left out."""
     size = (f"{file.bytes / 1e6:.1f} MB" if file.bytes else "size unknown" for file in model.files)
     files = (f"{file.label} ({text})" for file, text in zip(model.files, size, strict=True))
-    remote = [file for file in model.files if download.is_remote(file.where)]
-    unknown = not all(file.sha256 for file in remote)
     published = ", ".join(f"{stem} {score:.1f} dB" for stem, score in model.published.items())
     factor = model.real_time_factor
     origins = dict.fromkeys(file.where.partition(":")[0] for file in model.files)
@@ -239,7 +243,7 @@ def describe(model: ModelInfo) -> list[tuple[str, str]]:
         ("stems", ", ".join(model.stems)),
         ("audio", f"{model.sample_rate} Hz, {channels}" if model.sample_rate else ""),
         ("files", f"{', '.join(origins)}: {', '.join(files)}"),
-        ("SHA-256", "not published: recorded at the first download" if unknown else ""),
+        ("SHA-256", "" if has_hashes(model) else "not published: recorded at the first download"),
         ("speed", f"real-time factor {factor:g} on 2 cores" if factor else ""),
         ("SDR", ", ".join(f"{stem} {score:.1f} dB" for stem, score in model.scores.items())),
         ("published", f"SDR {published}, not measured by us: {model.published_by}" if published else ""),

@@ -60,7 +60,7 @@ def fetch(file: ModelFile, *, name: str = "", on_progress: Progress | None = Non
     Args:
         file: The file.
         name: What the user calls its model, for advice.
-        on_progress: Called as bytes arrive, in this thread; if it raises, the partial download is kept.
+        on_progress: Called as bytes arrive, in this thread.
 
     Raises:
         ModelError: Offline, no network, not found, cut off, or not the recorded file.
