@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from fakes import SHARES, STEMS, EvenBackend, FakeBackend, write_song
+from faults import Call
 from model_server import ModelServer, running_server
 from numpy.typing import NDArray
 from tiny_model import TINY
@@ -35,6 +37,26 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(separator, "load_backend", lambda *args, **options: EvenBackend())
     write_song(tmp_path / "song.wav", seconds=0.5)
     return tmp_path
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """call(folder, words, environment): run the command in this process; its exit code and its stderr."""
+    from tfswa_sep.cli import main
+
+    def run(folder: Path, words: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+        monkeypatch.chdir(folder)
+        for name, value in {"COLUMNS": "80", **environment}.items():
+            monkeypatch.setenv(name, value)
+        capfd.readouterr()
+        with open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as stderr:
+            monkeypatch.setattr(
+                sys, "stderr", stderr
+            )  # the command silences libraries that write to descriptor 2
+            code = main.run(words)
+        return code, capfd.readouterr().err
+
+    return run
 
 
 @pytest.fixture

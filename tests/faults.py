@@ -1,11 +1,13 @@
-"""The machinery for the tables of faults: each row runs the real command as a separate process.
+"""The machinery for the tables of faults: each row runs the real command.
 
 A row says what lies in the folder, what is typed, and what must come of it: the exit code, exactly one line
 on stderr, and which files are new. Everything that was there before must be there afterwards, to the byte.
+Rows that have to do with the process itself (its standard streams, its rights, its death) start one; the others call
+the command in the process of the tests, which saves its start.
 
     @pytest.mark.parametrize("fault", ROWS, ids=str)
-    def test_a_fault_is_reported_in_one_line(fault: Fault, tmp_path: Path) -> None:
-        fault.check(tmp_path)
+    def test_a_fault_is_reported_in_one_line(fault: Fault, tmp_path: Path, call: Call) -> None:
+        fault.check(tmp_path, call)
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from pathlib import Path
 from fakes import write_song
 
 COMMAND = (sys.executable, "-m", "tfswa_sep")
+IN_A_SHELL = 'exec "$@"'
 Undo = Callable[[], object]
+Call = Callable[[Path, Sequence[str], Mapping[str, str]], tuple[int, str]]  # the fixture `call`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +42,26 @@ class Fault:
     says: Sequence[str]  # parts of the one line on stderr, () for no line at all
     new: Sequence[str] = ()  # patterns of the files that appear, one for each
     stdin: bytes | None = None
-    shell: str = 'exec "$@"'  # what a shell does with the command, such as closing its stdout
+    shell: str = IN_A_SHELL  # what a shell does with the command, such as closing its stdout
     env: Mapping[str, str] = field(default_factory=dict)
     meanwhile: Callable[[subprocess.Popen[bytes], Path], object] | None = None  # while the command runs
 
     def __str__(self) -> str:
         return self.name
 
-    def check(self, folder: Path, *, timeout: float = 150) -> None:
-        """Run the row in `folder`, which is empty, and assert all that it says."""
+    @property
+    def needs_a_process(self) -> bool:
+        return self.shell != IN_A_SHELL or self.stdin is not None or self.meanwhile is not None
+
+    def check(self, folder: Path, call: Call | None = None) -> None:
+        """Run the row in `folder`, which is empty, and assert all that it says; without `call` as a process."""
         undo = self.prepare(folder)
         try:
             before = listing(folder)
-            code, err = self._run(folder, timeout)
+            if call is None or self.needs_a_process:
+                code, err = self._run(folder)
+            else:
+                code, err = call(folder, self.typed, self.env)
             after = listing(folder)
         finally:
             if undo:
@@ -65,7 +76,7 @@ class Fault:
         unmatched = [name for name in new if not any(fnmatchcase(name, pattern) for pattern in self.new)]
         assert not unmatched and len(new) == len(self.new), f"new: {new}, expected: {self.new}"
 
-    def _run(self, folder: Path, timeout: float) -> tuple[int, str]:
+    def _run(self, folder: Path, *, timeout: float = 150) -> tuple[int, str]:
         process = subprocess.Popen(
             ["sh", "-c", self.shell, "sh", *COMMAND, *self.typed],
             cwd=folder,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import write_song
-from faults import COMMAND, Fault, Undo, listing, nothing, song, wait_for
+from faults import COMMAND, Call, Fault, Undo, listing, nothing, song, wait_for
 from numpy.typing import NDArray
 
 pytestmark = pytest.mark.slow
@@ -288,20 +288,20 @@ ROWS = [
 
 
 @pytest.mark.parametrize("fault", ROWS, ids=str)
-def test_a_fault_is_reported_in_one_line(fault: Fault, tmp_path: Path) -> None:
-    fault.check(tmp_path)
+def test_a_fault_is_reported_in_one_line(fault: Fault, tmp_path: Path, call: Call) -> None:
+    fault.check(tmp_path, call)
 
 
 @pytest.mark.parametrize(
     "name",
     ["CON.wav", "-song.wav", ".song.wav", "\U0001f3b8.wav", "a\u0308.wav", "x" * 251 + ".wav", "a\nb.wav"],
 )
-def test_odd_names_survive(name: str, tmp_path: Path) -> None:
+def test_odd_names_survive(name: str, tmp_path: Path, call: Call) -> None:
     """The stems come, in a folder of one name or another."""
     write_song(tmp_path / "in" / name)
     typed = ["--stems", "bass", "--out", "out", "--json", "--", f"in/{name}"]
     new = ["out/*/bass.wav", "out/*/.*.json"]
-    Fault(name=name, prepare=nothing, typed=typed, code=0, says=(), new=new).check(tmp_path)
+    Fault(name=name, prepare=nothing, typed=typed, code=0, says=(), new=new).check(tmp_path, call)
 
 
 @pytest.mark.parametrize("name", ["song", "another"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faults import Fault, song
+from faults import Call, Fault, song
 
 pytest.importorskip("torch")
 
@@ -160,10 +160,10 @@ ROWS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ROWS, ids=str)
-def test_a_hostile_model_is_reported_in_one_line(fault: Fault, tmp_path: Path) -> None:
+def test_a_hostile_model_is_reported_in_one_line(fault: Fault, tmp_path: Path, call: Call) -> None:
     if "cache" in fault.env.values():  # the lock file of a download remains
         fault = Fault(**{**vars(fault), "env": {**fault.env, "TFSWA_CACHE": f"{tmp_path}-cache"}})
-    fault.check(tmp_path)
+    fault.check(tmp_path, call)
 
 
 # --- weights that are well-formed, and yet no model
