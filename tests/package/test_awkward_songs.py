@@ -55,6 +55,7 @@ def assert_museval_s(song: SongScore, true: dict[str, Signal], guess: dict[str, 
             assert found.median == pytest.approx(np.median(frames[np.isfinite(frames)]), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_mono_stems_are_those_of_museval_in_mono(tmp_path: Path) -> None:
     true = {"vocals": noise(1, channels=1), "drums": noise(2, channels=1)}
     guess = {
@@ -67,6 +68,7 @@ def test_mono_stems_are_those_of_museval_in_mono(tmp_path: Path) -> None:
     assert_museval_s(song, true, guess)
 
 
+@pytest.mark.slow
 def test_a_stem_that_is_silent_for_a_second_and_estimates_of_other_lengths(tmp_path: Path) -> None:
     true = {"vocals": noise(1), "drums": noise(2)}
     true["vocals"][RATE : 2 * RATE] = 0
@@ -84,6 +86,7 @@ def test_a_stem_that_is_silent_for_a_second_and_estimates_of_other_lengths(tmp_p
     )
 
 
+@pytest.mark.slow
 def test_a_shorter_reference_is_silent_from_its_end_on(tmp_path: Path) -> None:
     vocals, drums = noise(1), noise(2)
     write(tmp_path / "data" / "song", {"vocals": vocals, "drums": drums[: 2 * RATE]})

@@ -132,6 +132,7 @@ def blurred(true: list[Signal], seed: int) -> list[Signal]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stems", "tolerance"),
     (
@@ -157,6 +158,7 @@ def test_every_frame_of_music_is_museval_s(stems: tuple[str, ...], tolerance: fl
             np.testing.assert_allclose(ours[stem][name], ratios, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_dependent_references_are_supported() -> None:
     """A stem panned by a power of two: its channels are multiples of each other, and museval's matrix singular."""
     left, other = noise(1), noise(2, channels=2)
@@ -211,10 +213,3 @@ def test_both_kinds_of_musdb_are_what_musdb_reads(tmp_path: Path) -> None:
             frames = [float(frame["metrics"][metric]) for frame in target["frames"]]
             score = both[0].songs[0].stems[target["name"]]
             assert score[f"museval_{metric.lower()}"] == pytest.approx(np.nanmedian(frames), abs=1e-5)
-    # without museval's rounding to 1e-5
-    references = {stem: track.targets[stem].audio for stem in ("vocals", "drums")}
-    ours, _ = bsseval.museval_frames(references, {stem: estimates[stem] for stem in references}, RATE)
-    theirs = museval.evaluate(list(references.values()), [estimates[stem] for stem in references])
-    for name, ratios in zip(("sdr", "isr", "sir", "sar"), theirs, strict=True):
-        for index, stem in enumerate(references):
-            np.testing.assert_allclose(ours[stem][name], ratios[index], atol=1e-6)

@@ -37,6 +37,7 @@ HIDDEN = {
 }
 
 
+@pytest.mark.slow
 @needs_ffmpeg
 @pytest.mark.parametrize("tag", (b"", ID3, ID3 * 2), ids=("bare", "tag", "tags"))
 @pytest.mark.parametrize("kind", HIDDEN)

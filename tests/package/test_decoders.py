@@ -319,6 +319,7 @@ def judge(kind: Kind, path: Path, damage: str, rate: int, pieces: list[Samples])
     return f"WRONG: {why}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if ALL or kind.sample], ids=lambda kind: kind.name)
 def test_no_sound_is_lost_without_a_word(tmp_path: Path, kind: Kind) -> None:
     wrong = []

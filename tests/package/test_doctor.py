@@ -65,6 +65,7 @@ def test_a_folder_that_may_not_be_read_is_reported(monkeypatch: pytest.MonkeyPat
     assert (found.right, found.text) == (False, "/root/.config: Permission denied")
 
 
+@pytest.mark.slow
 def test_a_missing_optional_package_is_not_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -272,6 +272,7 @@ def test_another_rate_is_resampled_and_reported(tmp_path: Path) -> None:
     assert "vocals.wav has a sample rate of 48000 Hz and was resampled to 44100" in song.warnings
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
 def test_stem_mp4_files_are_songs_whose_mixture_is_the_sum(tmp_path: Path) -> None:
     if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):

@@ -195,6 +195,7 @@ def test_a_flac_that_says_too_little(tmp_path: Path) -> None:
         assert got.shape == (2, 2 * RATE)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's peak of memory")
 @pytest.mark.parametrize("kind", ("FLAC", "MP3", "OGG VORBIS"))
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:

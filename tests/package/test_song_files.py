@@ -113,6 +113,7 @@ def test_lossy_files_hold_the_stem(
     assert any("cannot hold" in warning for warning in result.warnings) == (rate != rate_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "bitrates"),
     (("mp3", (64, 128, 320)), ("ogg", (80, 160, 320)), ("opus", (32, 96, 256)), ("m4a", (64, 128, 256))),
@@ -336,6 +337,7 @@ def test_a_stem_file_is_read_back_by_musdb(
     assert b'"Vocals"' in data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ("wav", "flac", "mp3", "ogg", "opus", "m4a"))
 @pytest.mark.parametrize("rate", (44_100, 96_000))
 def test_a_stem_file_of_each_format(
@@ -346,6 +348,7 @@ def test_a_stem_file_of_each_format(
     assert result.stem_file is not None and result.stem_file.stat().st_size > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", (8_000, 44_100, 48_000))
 def test_an_m4a_is_never_shorter_than_its_stem(
     fake_backend: Any, song: Song, each_ffmpeg: str, rate: int
@@ -357,6 +360,7 @@ def test_an_m4a_is_never_shorter_than_its_stem(
         assert read(result.files["vocals"]).shape[1] >= frames
 
 
+@pytest.mark.slow
 @needs_ffmpeg
 @pytest.mark.parametrize("cut", (100, 3000))
 @pytest.mark.parametrize("options", ({"audio_format": "m4a"}, {"stem_file": True}), ids=("m4a", "stem file"))

@@ -105,6 +105,7 @@ def test_norms_that_follow_a_convolution_are_part_of_it(model: Path) -> None:
     torch.testing.assert_close(folded(spectrum), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_loading_imports_no_compiler(model: Path) -> None:
     """Of torch's modules those for tensors without numbers take longest: twice as long as to load a model."""
     code = (

@@ -302,6 +302,7 @@ def test_the_stems_of_peers_are_scored_by_our_command(command: Path, tmp_path: P
     assert score(other, tmp_path / "songs") == {"vocals": 4.0}
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes_everything(
     command: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def test_the_stems_of_a_validation_song_are_cut_at_the_same_position(
         assert np.abs(audio[rate // 2 : rate]).max() == pytest.approx(expected, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
 def test_validation_songs_may_be_stem_mp4_files(
     pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

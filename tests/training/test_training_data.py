@@ -295,6 +295,7 @@ def test_the_open_corpus_is_not_validated_on_stems_that_it_lacks(songs: Path) ->
     assert {name: read().shape for name, read in valid.items()} == {"a": (4, 2, RATE), "b": (4, 2, 2 * RATE)}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
 def test_the_open_corpus_is_validated_on_stem_mp4_files(tmp_path: Path) -> None:
     if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
