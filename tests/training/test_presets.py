@@ -73,11 +73,13 @@ def check(out: Path, steps: int) -> None:
 
 
 def check_export(out: Path, case: str, precision: str, *, processes: int) -> None:
-    """Export half of the combinations: each preset from both precisions and from one process and two.
+    """Export each preset once, by turns from both precisions and from one process and two.
 
-    Masks are not part of the graph.
+    An export takes ten seconds, and the other checkpoints have the same tensors (see `check`). Masks are not part of
+    the graph.
     """
-    if case in PRESETS and (list(PRESETS).index(case) + PRECISIONS.index(precision) + processes) % 2:
+    turn = list(PRESETS).index(case) if case in PRESETS else None
+    if turn is not None and (PRECISIONS.index(precision), processes) == (turn % 2, 1 + turn // 2 % 2):
         pytest.importorskip("onnxscript")
         from training.release.export import export_onnx
 
