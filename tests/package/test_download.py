@@ -260,12 +260,12 @@ def test_no_network_is_reported_at_once(server: ModelServer) -> None:
 
 
 def test_a_cache_that_cannot_be_written_names_the_way_out(
-    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ModelServer, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TFSWA_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(OutputError, match="set TFSWA_CACHE"):
-        download.fetch(file_at(f"{server.url}/tiny.onnx"))
+        download.fetch(file_at(f"{where}tiny.onnx"))
 
 
 def test_other_users_of_the_process_are_unaffected(server: ModelServer) -> None:

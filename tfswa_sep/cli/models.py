@@ -48,7 +48,7 @@ def _models() -> None:
 
 @app.command("list", cls=Command)
 def list_models(as_json: Json = False, debug: Debug = False) -> None:
-    """List models with their stems, scores and licences."""
+    """List models with their stems, size, speed, scores and licences."""
     from tfswa_sep import registry
 
     models = registry.known_models()
@@ -101,7 +101,7 @@ def model_path(
     offline: Offline = False,
     debug: Debug = False,
 ) -> None:
-    """Print the path of a model file, downloading it if needed."""
+    """Print the path of each file of a model, downloading it if needed."""
     from tfswa_sep import registry
 
     info = registry.with_precision(registry.find_model(name), precision)
@@ -119,7 +119,7 @@ def pull_models(
 ) -> None:
     """Download models for offline use.
 
-    What is interrupted resumes the next time.
+    A download that is cut off or stopped with Ctrl-C resumes the next time.
     """
     from tfswa_sep import registry
 
