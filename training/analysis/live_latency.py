@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from tfswa_sep.evaluation.multitrack import Feed, Song, find_songs
 from tfswa_sep.inference.onnx_backend import OnnxBackend
 from tfswa_sep.inference.separate_blocks import separate_blocks
-from tfswa_sep.inference.stem_matrix import parse_stems
 
 Samples = NDArray[np.float32]
 
@@ -81,8 +80,7 @@ def errors(backend: OnnxBackend, true: Samples, window: int) -> dict[tuple[int, 
 def offline(backend: OnnxBackend, true: Samples) -> NDArray[np.float64]:
     """The SDR of each stem in dB, (s,), where the whole song is known."""
     mixture = true.sum(axis=0)
-    _, matrix = parse_stems(None, backend.stems)
-    stems = np.concatenate(list(separate_blocks(backend, [mixture], matrix)), axis=-1)
+    stems = np.concatenate(list(separate_blocks(backend, [mixture], backend.stems)), axis=-1)
     playing = np.square(true).mean(axis=(1, 2)) > SILENT * np.square(mixture).mean()
     ratio = np.square(true).sum(axis=(1, 2)) / np.square(true - stems).sum(axis=(1, 2))
     return np.where(playing, 10 * np.log10(ratio), np.nan)
