@@ -36,7 +36,7 @@ def test_live_bytes_by_hand() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_estimate_agrees_with_the_profiler(checkpointing: bool) -> None:
+def test_an_estimate_agrees_with_the_profiler(checkpointing: bool, tiny: None) -> None:
     settings = config("data.seconds=1.0", "training.batch_size=2")
     estimate = memory.estimate_peak(settings, checkpointing=checkpointing)
     assert estimate == pytest.approx(memory.measure_peak(settings, checkpointing=checkpointing), rel=0.15)

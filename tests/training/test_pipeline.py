@@ -132,13 +132,16 @@ def test_a_killed_run_resumes_bit_for_bit(musdb: Path, tmp_path: Path, tiny: Non
 
 
 def test_a_small_run_beats_the_mixture(musdb: Path, tmp_path: Path) -> None:
-    """MUSDB18's own files, killed half way, resumed, published, and separated by the command."""
-    write_musdb(musdb, is_wav=False)
+    """MUSDB18's own files; the model is published, and separates with the command."""
+    write_musdb(musdb, is_wav=False, seconds=3.0)
     words = [
         sys.executable, "-m", "training.train", "training=debug", "data=musdb18", f"data.root={musdb}",
-        "data.seconds=2", f"data.cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}",
+        "data.seconds=0.7", f"data.cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}",
+        "model.changes.dims=[8,12,16,16]", "model.changes.convs=[1,1,1,1]", "model.changes.attentions=[0,0,0,1]",
+        "model.changes.heads=2", "model.changes.head_dim=8", "model.changes.segment_samples=31744",
+        "model.changes.margin_samples=4096", "training.learning_rate=5.0e-3", "training.precision=32-true",
+        "training.threads=1", "training.workers=0", "training.steps=45", "training.validate_every=45",
     ]  # fmt: skip
-    run(words, kill_at=30)
     run(words)
     publish = [
         sys.executable,
@@ -150,7 +153,7 @@ def test_a_small_run_beats_the_mixture(musdb: Path, tmp_path: Path) -> None:
     ]
     publish += ["--license", "cc0-1.0", "--data", "made-up songs", "--out", str(tmp_path / "published")]
     subprocess.run(publish, cwd=ROOT, check=True, capture_output=True, env=environment())
-    truth = made_up_song(4, 10.0)  # as the held-out song is; AAC took a little
+    truth = made_up_song(4, 3.0)  # as the held-out song is; AAC took a little
     mixture = np.sum(list(truth.values()), axis=0)
     soundfile.write(tmp_path / "song.wav", mixture, RATE, subtype="FLOAT")
     separate = [str(Path(sys.executable).parent / "tfswa-sep"), str(tmp_path / "song.wav"), "--quiet"]
@@ -163,4 +166,4 @@ def test_a_small_run_beats_the_mixture(musdb: Path, tmp_path: Path) -> None:
         quarter = sdr(truth[stem].T, mixture.T / 4)  # what a network that knows nothing gives
         assert reached is not None and before is not None and quarter is not None
         gains[stem] = reached - max(before, quarter)
-    assert min(gains.values()) > 0 and np.mean(list(gains.values())) > 1, gains
+    assert min(gains.values()) > 3 and np.mean(list(gains.values())) > 5, gains
