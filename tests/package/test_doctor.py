@@ -81,6 +81,7 @@ def test_a_missing_optional_package_is_not_an_error(
     assert main.run(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "--  torch            not installed; needed only for GPUs\n" in out
+    assert "ok  serve            the page can be served" in out
     assert "--  ffmpeg " in out and "ok  backend onnx" in out and "NO" not in out
 
 

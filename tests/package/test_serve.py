@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 from fakes import write_song
+from serve_process import Server, wait
 
 pytest.importorskip("fastapi")
 from starlette.testclient import TestClient
@@ -36,49 +37,6 @@ from tfswa_sep.server.store import Job, Store
 MB = 1e-6  # of a limit in MB, one byte
 TOKEN = "correct horse battery"
 OURS = "http://127.0.0.1:8765"
-
-
-class Server:
-    """The command, in a process of its own."""
-
-    def __init__(self, data: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", "tfswa_sep", "serve", "--port", "0", "--data", str(data)]
-        self.data = data
-        self.process = subprocess.Popen(
-            [*command, "--no-browser", *arguments], stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout
-        self.address = self.process.stdout.readline().split()[4].rstrip("/")
-        self.port = int(self.address.rpartition(":")[2])
-
-    def curl(self, path: str, *options: str) -> Any:
-        command = ["curl", "--silent", "--noproxy", "*", "--max-time", "60", *options, self.address + path]
-        return subprocess.run(command, capture_output=True, check=True).stdout
-
-    def get(self, path: str) -> Any:
-        return json.loads(self.curl(path))
-
-    def add(self, *songs: Path, **fields: str) -> Any:
-        parts = [f'file=@"{song}"' for song in songs] + [f"{name}={value}" for name, value in fields.items()]
-        return json.loads(self.curl("/v1/jobs", *(word for part in parts for word in ("--form", part))))
-
-    def wait(self, job_id: str, *states: str) -> Any:
-        return wait(lambda: (job := self.get(f"/v1/jobs/{job_id}"))["state"] in states and job)
-
-    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
-        self.process.send_signal(how)
-        self.process.wait(20)
-        assert self.process.stdout
-        self.process.stdout.close()
-
-
-def wait(condition: Callable[[], Any], seconds: float = 300) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"waited for {seconds} s")
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from tfswa_sep.errors import TfswaError
 from tfswa_sep.installation import ffmpeg_install_command, install_command
 
 CLIP_SECONDS = 5
+SERVER_PACKAGES = ("fastapi", "filelock", "python_multipart", "uvicorn")
 _CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 # PyPI's torch for Linux is built for CUDA 13; older drivers need wheels from another index.
 _CUDA_WHEELS = (((13, 0), None), ((12, 6), "https://download.pytorch.org/whl/cu126"))
@@ -50,6 +51,7 @@ def examine() -> Iterator[Finding]:
     for package in ("torch", "soundfile", "huggingface_hub"):
         yield _version(package)
     yield _ffmpeg()
+    yield _server()
     yield _folder("cache", registry.cache_folder())
     yield _folder("settings", registry.config_folder())
     yield from _graphics_cards()
@@ -103,6 +105,15 @@ def _ffmpeg() -> Finding:
         return Finding(about="ffmpeg", right=True, text=str(program))
     text = "not found; needed only for m4a, video and rare formats"
     return Finding(about="ffmpeg", right=True, text=text, install=ffmpeg_install_command(), optional=True)
+
+
+def _server() -> Finding:
+    if all(importlib.util.find_spec(package) for package in SERVER_PACKAGES):
+        return Finding(about="serve", right=True, text="the page can be served: tfswa-sep serve")
+    text = "not installed; needed only for the page"
+    return Finding(
+        about="serve", right=True, text=text, install=install_command(extra="serve"), optional=True
+    )
 
 
 def _folder(about: str, folder: Path) -> Finding:

@@ -16,7 +16,6 @@ from tfswa_sep.errors import UsageError
 from tfswa_sep.installation import install_command
 from tfswa_sep.options import Runtime, ServeOptions
 
-_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "filelock")
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 
 NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")]
@@ -36,7 +35,9 @@ def serve(
 
     Only this machine can reach it unless --host says otherwise. Nothing leaves the machine.
     """
-    if any(importlib.util.find_spec(package) is None for package in _PACKAGES):
+    from tfswa_sep.cli.diagnostics import SERVER_PACKAGES
+
+    if any(importlib.util.find_spec(package) is None for package in SERVER_PACKAGES):
         raise UsageError(f"the server needs more packages: {install_command(extra='serve')}")
     if model:
         from tfswa_sep import registry

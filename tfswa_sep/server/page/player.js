@@ -104,8 +104,8 @@ export class Player {
       target.value = 1;
       this.#sendGains();
     });
-    const canvas = find("canvas");
-    this.#tracks.push({ stem, element, find, waveform: new Waveform(canvas, this.#source, stem, color) });
+    const all = () => this.#tracks.map(({ waveform }) => waveform);
+    this.#tracks.push({ stem, element, find, waveform: new Waveform(find("canvas"), this.#source, stem, color, all) });
     this.#find(".tracks").append(element);
   }
 

@@ -9,8 +9,12 @@ export class Waveform {
   #stem;
   #values = new Uint8Array(0);
   #loading = false;
+  #together;
 
-  constructor(canvas, source, stem, color) {
+  // The tallest wave of all `together` fills its canvas.
+  constructor(canvas, source, stem, color, together) {
+    this.loudest = 0;
+    this.#together = together;
     this.#canvas = canvas;
     this.#source = source;
     this.#stem = stem;
@@ -28,8 +32,9 @@ export class Waveform {
         all.set(this.#values);
         all.set(more, this.#values.length);
         this.#values = all;
+        for (let i = 0; i < more.length; i += 2) this.loudest = Math.max(this.loudest, more[i]);
+        for (const each of this.#together()) each.draw();
       }
-      this.draw();
     } finally {
       this.#loading = false;
     }
@@ -43,6 +48,7 @@ export class Waveform {
     Object.assign(this.#canvas, { width, height });
     const paint = this.#canvas.getContext("2d");
     const buckets = Math.max(1, (this.#source.seconds * this.#source.sampleRate) / BUCKET);
+    const full = Math.max(24, ...this.#together().map(({ loudest }) => loudest)); // silence stays flat
     const known = this.#values.length / 2;
     paint.fillStyle = this.#color;
     for (let x = 0; x < width; x += 1) {
@@ -60,7 +66,7 @@ export class Waveform {
         [peak, 0.4],
         [rms, 1],
       ]) {
-        const tall = Math.max(ratio, (value / 255) * height);
+        const tall = Math.max(ratio, Math.min(1, value / full) * height);
         paint.globalAlpha = alpha;
         paint.fillRect(x, (height - tall) / 2, 1, tall);
       }

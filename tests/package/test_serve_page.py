@@ -1,0 +1,241 @@
+"""The server's page in a real browser: what it plays is what the stems hold."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from fakes import write_song
+from numpy.typing import NDArray
+from serve_process import Server, wait
+
+pytest.importorskip("fastapi")
+
+RATE = 44_100
+TONE = 440.0  # Hz
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
+# Records what is heard, in buffers that are whole even if the browser drops others.
+TAP = """
+const { context, output } = tfswa.player().engine;
+globalThis.heard = [];
+globalThis.tap = context.createScriptProcessor(8192, 2, 1);
+tap.onaudioprocess = ({ inputBuffer }) => heard.push([...inputBuffer.getChannelData(0)]);
+output.connect(tap);
+tap.connect(context.destination);
+"""
+
+
+class Page:
+    """A browser with the page, and what a musician does there."""
+
+    def __init__(self, driver: Any, server: Server) -> None:
+        self.driver = driver
+        self.script = driver.execute_script
+        self.server = server
+        driver.get(server.address)
+
+    def find(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def click(self, selector: str) -> None:
+        self.find(selector).click()
+
+    def set(self, selector: str, value: float) -> None:
+        self.script(
+            "const it = document.querySelector(arguments[0]); it.value = arguments[1];"
+            "it.dispatchEvent(new Event('input', { bubbles: true }))",
+            selector,
+            value,
+        )
+
+    def wait_until_done(self, songs: int) -> None:
+        states = "return [...tfswa.rows.values()].map(row => row.job.state)"
+        wait(lambda: self.script(states) == ["done"] * songs)
+
+    def open(self, name: str) -> None:
+        self.script(
+            "for (const row of tfswa.rows.values())"
+            " if (row.job.name === arguments[0]) row.element.querySelector('.open').click()",
+            name,
+        )
+        wait(lambda: self.script("return tfswa.player() !== undefined"))
+
+    def listen(self, buffers: int = 2) -> list[NDArray[np.float32]]:
+        """Play until something was heard, and stop: its buffers of one channel."""
+        self.script("heard.length = 0")
+        self.click(".play")
+        loud = f"return heard.filter(each => each[0] !== 0 && each.at(-1) !== 0).length >= {buffers}"
+        wait(lambda: self.script(loud))
+        self.click(".play")
+        heard = [np.array(each, np.float32) for each in self.script("return heard")]
+        return [each for each in heard if each[0] and each[-1]]
+
+    def errors(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        pytest.skip("chromium and chromedriver are not installed")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.binary_location = str(shutil.which("chromium"))
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*arguments: str) -> Server:
+        servers.append(Server(tmp_path / "data", *arguments))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.end()
+
+
+def place_of(heard: NDArray[np.float32], mix: NDArray[np.float32]) -> int:
+    """Where a buffer lies in the mix, to the sample; fails if it differs from it anywhere."""
+    windows = np.lib.stride_tricks.sliding_window_view(mix, 16)
+    start = int(np.argmin(np.abs(windows - heard[:16]).max(axis=1)))
+    np.testing.assert_allclose(heard, mix[start : start + len(heard)], atol=1e-6)
+    return start
+
+
+def pitch_of(heard: NDArray[np.float32]) -> float:
+    spectrum = np.abs(np.fft.rfft(heard * np.hanning(len(heard))))
+    return float(np.argmax(spectrum)) * RATE / len(heard)
+
+
+@pytest.mark.slow
+def test_two_songs_from_drop_to_download(serve: Callable[..., Server], browser: Any, tmp_path: Path) -> None:
+    song = write_song(tmp_path / "<b>noise</b>.wav".replace("/", ""), seconds=3)
+    tone = tmp_path / "tone.wav"
+    soundfile.write(tone, 0.5 * np.sin(2 * np.pi * TONE / RATE * np.arange(8 * RATE)), RATE, "FLOAT")
+    server = serve()
+    page = Page(browser, server)
+    page.find("#files").send_keys(f"{song}\n{tone}")
+    page.wait_until_done(2)
+    assert page.script("return document.querySelectorAll('.name b').length") == 0  # titles are text
+    page.open(song.name)
+    job = page.script("return [...tfswa.rows.values()].find(row => row.player).job")
+    at = f"/v1/jobs/{job['id']}"
+    stems = {
+        stem: soundfile.read(io.BytesIO(server.curl(f"{at}/stems/{stem}")), dtype="float32")[0][:, 0]
+        for stem in job["stems"]
+    }
+
+    # What is heard is the sum of the stems; from where it was sought; without what is muted.
+    page.driver.execute_async_script("tfswa.player().seek(0.5).then(arguments[0])")
+    page.script(TAP)
+    assert place_of(page.listen()[0], np.sum(list(stems.values()), axis=0)) >= RATE // 2
+    page.click(".track:nth-of-type(2) .mute")  # the overlay is the first
+    page.set(".track:nth-of-type(4) .volume", 0.5)
+    page.driver.execute_async_script("tfswa.player().seek(1).then(arguments[0])")
+    mix = stems["drums"] + np.float32(0.5) * stems["bass"] + stems["other"]
+    assert place_of(page.listen(1)[-1], mix) >= RATE
+    page.click(".track:nth-of-type(3) .solo")
+    page.driver.execute_async_script("tfswa.player().seek(1).then(arguments[0])")
+    place_of(page.listen(1)[-1], stems["drums"])
+
+    # The mix as set, and everything as zip.
+    page.script("document.querySelector('.format').value = 'flac'")
+    page.script("document.querySelector('.format').dispatchEvent(new Event('change'))")
+    downloads = tmp_path / "downloads"
+    for selector, name in ((".mix", f"{song.stem} - mix.flac"), (".zip", f"{song.stem}.zip")):
+        page.click(selector)
+        name = name.replace("<", "_").replace(">", "_")  # by the browser
+        file = wait(lambda name=name: (downloads / name).exists() and downloads / name)  # type: ignore[misc]
+        if selector == ".mix":
+            np.testing.assert_allclose(soundfile.read(file)[0][:, 0], stems["drums"], atol=1e-6)
+        else:
+            assert len(zipfile.ZipFile(file).namelist()) == 4
+
+    # Speed keeps the pitch, and the pitch can be changed. The stems of a tone add up to it.
+    page.open(tone.name)
+    page.driver.execute_async_script("tfswa.player().seek(1).then(arguments[0])")
+    page.script(TAP)
+    assert pitch_of(page.listen()[-1]) == pytest.approx(TONE, abs=6)
+    page.set(".speed", 0.5)
+    assert pitch_of(page.listen(4)[-1]) == pytest.approx(TONE, abs=6)
+    page.set(".speed", 1)
+    page.set(".pitch", 12)
+    assert pitch_of(page.listen(4)[-1]) == pytest.approx(2 * TONE, abs=12)
+
+    # The server is restarted, the page loaded again: all is still there, until it is deleted.
+    server.end(signal.SIGTERM)
+    assert wait(lambda: page.find("#banner").text)
+    again = serve("--port", str(server.port))
+    page.driver.get(again.address)
+    page.wait_until_done(2)
+    errors = [each for each in page.errors() if "net::ERR" not in each]
+    page.click(".song .delete")
+    page.click(".song .delete")
+    wait(lambda: len(again.get("/v1/jobs")["jobs"]) == 1)
+    wait(lambda: len(page.script("return [...document.querySelectorAll('.song')]")) == 1)
+    assert not errors and not page.errors()
+
+
+@pytest.mark.proof
+def test_nothing_serious_for_axe_and_pictures_for_the_documentation(
+    serve: Callable[..., Server], browser: Any, tmp_path: Path
+) -> None:
+    subprocess.run(["npm", "pack", "--silent", "axe-core@4"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(["tar", "xzf", str(next(tmp_path.glob("axe-core*.tgz")))], cwd=tmp_path, check=True)
+    axe = (tmp_path / "package" / "axe.min.js").read_text("utf-8")
+    demo = IMAGES.parents[1] / "examples" / "demo" / "demo.ogg"
+    broken = tmp_path / "notes.mp3"
+    broken.write_text("not a song")
+    server = serve()
+    page = Page(browser, server)
+    page.find("#files").send_keys(f"{demo}\n{broken}")
+    done = "return [...tfswa.rows.values()].map(row => row.job.state).sort().join()"
+    wait(lambda: page.script(done) == "done,failed")
+    page.open("demo.ogg")
+    page.driver.execute_async_script("tfswa.player().seek(7).then(arguments[0])")
+    page.click(".track:nth-of-type(2) .mute")
+    for theme in ("light", "dark"):
+        for width, height in ((1200, 1040), (400, 1350)):
+            metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            features = [{"name": "prefers-color-scheme", "value": theme}]
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+            page.script("window.scrollTo(0, 0); document.activeElement.blur()")
+            page.driver.execute_async_script(
+                "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
+            )
+            run = f"{axe}; axe.run().then(({{violations}}) => arguments[arguments.length - 1](violations))"
+            found = page.driver.execute_async_script(run)
+            serious = [each for each in found if each["impact"] in ("serious", "critical")]
+            assert not serious, [(each["id"], [node["html"] for node in each["nodes"]]) for each in serious]
+            assert page.script("return document.documentElement.scrollWidth") <= width
+            picture = Path(os.environ.get("PICTURES", tmp_path)) / f"serve-{theme}-{width}.png"
+            page.driver.save_screenshot(str(picture))
+    assert not page.errors()
