@@ -209,8 +209,8 @@ class LiveTiming:
 
 # Measured with training/analysis/live_latency.py; docs/live.md has the table.
 LATENCIES = {
-    "low": LiveTiming(window=0.35, hop=0.035, lookahead=0.023),
-    "normal": LiveTiming(window=0.73, hop=0.07, lookahead=0.093),
+    "low": LiveTiming(window=0.35, hop=0.046, lookahead=0.023),
+    "normal": LiveTiming(window=0.73, hop=0.085, lookahead=0.093),
     "high": LiveTiming(window=1.47, hop=0.186, lookahead=0.372),
 }
 

@@ -42,8 +42,9 @@ class LiveWindows:
         self.window = model.fit_segment(window) if isinstance(model, AnyLength) else model.plan.segment
         self.lookahead = min(lookahead, self.window // 2)
         self.longest = self.window - self.lookahead  # samples per `advance`
+        # With which a result follows another, or silence; (fade,).
         fade = min(self.lookahead, round(FADE_SECONDS * model.sample_rate))
-        self._fade_in = ((np.arange(fade) + 0.5) / max(fade, 1)).astype(np.float32)
+        self.fade_in = ((np.arange(fade) + 0.5) / max(fade, 1)).astype(np.float32)
         self._heard = np.zeros((model.channels, self.window), np.float32)
         self._tail = np.zeros((len(stem_matrix), model.channels, fade), np.float32)  # of the previous result
 
@@ -58,19 +59,19 @@ class LiveWindows:
         self._hear(block)
         stems = self._separate(n + self.lookahead)
         kept = stems[..., :n]
-        fade = min(len(self._fade_in), n)
-        weights = self._fade_in[:fade]
+        fade = min(len(self.fade_in), n)
+        weights = self.fade_in[:fade]
         kept[..., :fade] *= weights
         kept[..., :fade] += self._tail[..., :fade] * (1 - weights)
-        self._tail = stems[..., n : n + len(self._fade_in)].copy()
+        self._tail = stems[..., n : n + len(self.fade_in)].copy()
         return kept
 
     def skip(self, block: Samples) -> Samples:
         """Hear a block (c, n) without separating it, for want of time: the stems (k, c, n) fade to silence."""
         self._hear(block)
         stems = np.zeros((len(self._tail), *block.shape), np.float32)
-        fade = min(len(self._fade_in), block.shape[1])
-        stems[..., :fade] = self._tail[..., :fade] * (1 - self._fade_in[:fade])
+        fade = min(len(self.fade_in), block.shape[1])
+        stems[..., :fade] = self._tail[..., :fade] * (1 - self.fade_in[:fade])
         self._tail = np.zeros_like(self._tail)
         return stems
 

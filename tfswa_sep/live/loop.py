@@ -101,22 +101,24 @@ class LiveLoop:
         self._incoming = Ring(self._channels, round(SECONDS * input_rate))
         self._captured = (0, 0.0)  # samples fed, and when the last of them was captured
         self._taken = 0  # samples of `_incoming` that were resampled
-        self._follow = soxr.ResampleStream(
-            input_rate * (1 + MOST_DRIFT), self.rate, self._channels, dtype="float32", quality="HQ", vr=True
-        )
+        trial, self._follow = self._input_resampler(), self._input_resampler()
+        silence = np.zeros((8192, self._channels), np.float32)
+        # Samples at the model's rate that the resampler holds back, always; its own `delay` is something else.
+        self._held = len(silence) * self.rate / input_rate - len(trial.resample_chunk(silence))
         self._pending = np.zeros((self._channels, 0), np.float32)
         self._heard = 0  # samples at the model's rate
         self.drift, self._drift_sum, self._errors = 0.0, 0.0, list[int]()
-        self._follow.set_io_ratio(input_rate, self.rate, 0)
 
         # What the output callback reads: the stems' mix, and the song for when there is none.
         capacity = round(SECONDS * output_rate)
         self._mix, self._song = Ring(self._channels, capacity), Ring(self._channels, capacity)
         self._to_output = [self._output_resampler() for _ in range(2)]
         self._write(self._song, 1, np.zeros((self._channels, self._windows.lookahead), np.float32))
-        self._read = -1  # the position in `_mix` that is played next; -1: as the buffer fills
-        self._playing = False
+        self._read, self._playing = 0, False  # the position in `_mix` that is played next
+        self._begin_at = self._target  # samples in `_mix` from which on it is played: the buffer is full
+        self._settled, self._jump = False, 0  # samples to leave out, or to repeat, once
         self._rebuffer = False  # the output is to fade out, and to wait until the buffer is full again
+        self._song_ended = True  # the last block ended without the song
         self._replaced = True  # the last block did not end with the stems
         self._played = (0, 0.0)  # the position that the last block began with, and when it is played
         fade = max(1, round(FADE * output_rate))
@@ -153,15 +155,25 @@ class LiveLoop:
         """
         n, fade = len(out), self._fade_in
         if not self._playing:
-            begin = self._mix.written - self._target if self._read < 0 else self._read
-            if begin < 0 or self._mix.written - begin < self._target:
+            written = self._mix.written
+            if written < self._begin_at:
                 out[:] = 0
                 return
-            self._read, self._playing, self._replaced = begin, True, True
+            self._read, self._playing, self._replaced = written - self._target, True, True
+            self._settled, self._jump = False, 0
         ready = self._mix.written - self._read
         self._played = (self._read, played)
         if ready >= n + len(fade) and not self._rebuffer:
             self._mix.read(self._read, out)
+            if self._jump and min(n, ready - self._jump) >= len(fade):
+                self._read += self._jump
+                self._jump = 0
+                other = self._spare_block[: len(fade)]
+                other[:] = out[: len(fade)]
+                self._mix.read(self._read, out)
+                out[: len(fade)] *= fade
+                out[: len(fade)] += other * fade[::-1]
+                self._played = (self._read, played)
             if self._replaced:
                 m = min(n, len(fade))
                 out[:m] *= fade[:m]
@@ -182,15 +194,22 @@ class LiveLoop:
         self._read += n
         if self._rebuffer or ready < -MOST_MISSING * self.output_rate:
             self._playing = self._rebuffer = False
-            self._read = -1
+            self._begin_at = self._mix.written + self._target
 
     def _replacement(self, n: int) -> Samples:
         """What is played in place of the stems' next n samples, in a buffer of the callback's own."""
-        other = self._spare_block[:n]
-        if self._silent or self._rebuffer:
-            other[:] = 0
-        else:
-            self._song.read(self._read, other)
+        other, fade = self._spare_block[:n], self._fade_in
+        there = 0 if self._silent or self._rebuffer else max(self._song.written - self._read, 0)
+        ends = there < n + len(fade)  # as the worker is away for longer than the song lasts
+        there = min(there, n, len(fade)) if ends and not self._song_ended else 0 if ends else n
+        self._song.read(self._read, other[:there])
+        other[there:] = 0
+        if ends:
+            other[:there] *= fade[:there][::-1]
+        elif self._song_ended:
+            m = min(there, len(fade))
+            other[:m] *= fade[:m]
+        self._song_ended = ends
         return other
 
     # The worker's side.
@@ -250,16 +269,17 @@ class LiveLoop:
 
     def _mixed(self, song: Samples, stems: Samples, *, late: bool) -> Samples:
         """The stems by their gains, and the song by its; in place of late stems the song or silence. (c, n)."""
-        n = song.shape[1]
-        ramp = np.minimum(np.arange(1, n + 1, dtype=np.float32) / max(1, round(FADE * self.rate)), 1)
         before, after = self._played_weights, self.weights
         self._played_weights = after
         sounds = np.concatenate([stems, song[None]])  # late stems fade out, those after them fade in
         mix = np.tensordot(after, sounds, axes=1)
+        ramp = np.ones(song.shape[1], np.float32)
+        fade = self._windows.fade_in[: len(ramp)]
+        ramp[: len(fade)] = fade
         if before is not after:
             mix = np.tensordot(before, sounds, axes=1) * (1 - ramp) + mix * ramp
         if (late or self._was_late) and not self._silent:
-            mix = mix + song * np.abs(float(self._was_late) - (ramp if late != self._was_late else 0))
+            mix = mix + song * (ramp if not self._was_late else 1 if late else 1 - ramp)
         self._was_late = late
         return np.clip(mix, -1, 1).astype(np.float32)
 
@@ -268,10 +288,22 @@ class LiveLoop:
         block = np.ascontiguousarray(samples.T, np.float32)
         ring.write(resampler.resample_chunk(block) if resampler else block)
 
+    def _input_resampler(self) -> soxr.ResampleStream:
+        resampler = soxr.ResampleStream(
+            self.input_rate * (1 + MOST_DRIFT), self.rate, self._channels, dtype="float32", vr=True
+        )
+        resampler.set_io_ratio(self.input_rate, self.rate, 0)
+        return resampler
+
     def _output_resampler(self) -> soxr.ResampleStream | None:
         if self.output_rate == self.rate:
             return None
-        return soxr.ResampleStream(self.rate, self.output_rate, self._channels, dtype="float32")
+        # Variable-rate resamplers return every sample as soon as they can, others in bursts.
+        resampler = soxr.ResampleStream(
+            self.rate * (1 + MOST_DRIFT), self.output_rate, self._channels, dtype="float32", vr=True
+        )
+        resampler.set_io_ratio(self.rate, self.output_rate, 0)
+        return resampler
 
     def _follow_clock(self) -> None:
         """Stretch the input a little if the output's buffer grows or shrinks: the devices' clocks differ."""
@@ -284,6 +316,9 @@ class LiveLoop:
         self._errors.clear()
         if abs(error) > MOST_MISSING:
             self._rebuffer = True
+            return
+        if not self._settled:  # devices fill buffers of their own at first
+            self._jump, self._settled = round(error * self.output_rate), True
             return
         self._drift_sum += error / SETTLING / (4 * SETTLING)
         self._drift_sum = float(np.clip(self._drift_sum, -MOST_DRIFT, MOST_DRIFT))
@@ -325,7 +360,7 @@ class LiveLoop:
         read, played = self._played
         if not self._playing or not played or not captured:
             return float("nan")
-        taken, heard = self._taken, self._heard + float(self._follow.delay())
+        taken, heard = self._taken, self._heard + self._held
         when_captured = captured - (fed - taken) / self.input_rate
         position = (heard + self._windows.lookahead) * self.output_rate / self.rate
         return played + (position - read) / self.output_rate - when_captured
