@@ -158,4 +158,4 @@ def test_the_documentation_names_settings_and_commands_that_exist(page: str) -> 
         load_config([f"data={data}"], needs_data=False) for data in ("folder", "musdb18", "several", "open")
     ]
     for key in {word.partition("=")[0] for word in words - groups if "." in word}:
-        assert any(key.partition(".")[2] in config[key.partition(".")[0]] for config in known), key
+        assert any(key.partition(".")[2] in list(config[key.partition(".")[0]]) for config in known), key
