@@ -68,7 +68,7 @@ class _Chunk:
     bits: int  # of the size field, which wraps around
     open_ended: Mapping[int, bytes]  # patches that make a decoder read to the end
     to_size: Callable[[int], Mapping[int, bytes]]  # patches for a size
-    frames: int | None = None  # samples per channel, where a chunk counts those of a compressed sound
+    frames: int | None = None  # samples per channel, if a chunk states them, as for compressed audio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +305,7 @@ def _find_caf(data: FileBytes, start: int) -> _Chunk | None:
 
 
 def _count_caf(data: FileBytes, start: int) -> int | None:
-    """What the packet table of a compressed sound counts, at least."""
+    """Return the least number of frames that the packet table of compressed audio allows."""
     per_packet = 0
     for name, at in _walk(data, start + 8, _caf_header):
         if name == b"desc":

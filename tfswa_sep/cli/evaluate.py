@@ -337,7 +337,7 @@ def _print_evaluation(evaluation: Evaluation) -> None:
 
 
 def _terminal_width() -> int | None:
-    """Characters per line of a terminal; None where stdout is none."""
+    """Characters per line of a terminal; None if stdout is not one."""
     from rich.console import Console
 
     return Console().width if sys.stdout.isatty() else None

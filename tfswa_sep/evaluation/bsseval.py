@@ -5,7 +5,7 @@
              bsseval_v4.py, or by the museval package itself as "museval-reference"
     fast     SDR by museval's own definition, which needs no filter: the energy of the true stem over that of
              the error, second by second. SIR and SAR by fast_bss_eval (Scheibler 2022): version 3, mixed down
-             to mono, filters fitted anew to every 30 s. They differ from museval's.
+             to mono, filters fitted to every 30 s. They differ from museval's.
 
 Signals are (n, c) float64, samples first as in museval.
 """

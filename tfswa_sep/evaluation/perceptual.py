@@ -2,7 +2,7 @@
 
     logWMSE    how far below the mixture the error is, weighted by the ear's sensitivity; defined for a silent
                reference too (Nomono, log-wmse-audio-quality; here as torch-log-wmse has it)
-    SI-SAR     energy of the scaled reference over that of the artefacts: of what no true stem explains (Le Roux
+    SI-SAR     energy of the scaled reference over that of the artefacts, which no true stem explains (Le Roux
                et al. 2019); agrees better with listeners than SDR for drums and bass (Jaffe and Burgoyne 2025)
     bleedless  100 if no mel band is louder than in the reference; 100 / (1 + mean excess in dB)
     fullness   the same for bands that are quieter (both as in Music-Source-Separation-Training)
@@ -25,15 +25,15 @@ WEIGHTING_TAPS = 4000  # of the filter of logWMSE
 WEIGHTING_POINTS = 4096  # at which its response is sampled
 BLOCK = 2**16  # samples of the transforms that filter
 LOG_FLOOR = 1e-8  # of logWMSE's ratio: 73.7 for a perfect estimate
-LOUDEST_SILENCE = 1e-16  # mean square of a mixture, at least
+LOUDEST_SILENCE = 1e-16  # lower limit of a mixture's mean square
 
 FFT, HOP, MELS = 4096, 1024, 512  # of bleedless and fullness
-MEL_FLOOR, MEL_RANGE = 1e-10, 80.0  # least magnitude; dB below the loudest band
-SPECTRA = 512  # at a time
+MEL_FLOOR, MEL_RANGE = 1e-10, 80.0  # lower limit of a magnitude; dB below the loudest band
+SPECTRA = 512  # transformed at a time
 
 
 def log_wmse(mixture: Array, reference: Array, estimate: Array, rate: int) -> float:
-    """logWMSE, the mean over the channels: higher is better, 73.7 is perfect, and 0 as loud an error as the mixture.
+    """logWMSE, averaged over the channels: 73.7 if perfect, 0 if the error is as loud as the mixture.
 
     Args:
         mixture: What was separated, (c, n).
@@ -49,10 +49,10 @@ def log_wmse(mixture: Array, reference: Array, estimate: Array, rate: int) -> fl
 
 
 def si_sar(stems: Sequence[Array], reference: Array, estimate: Array) -> float | None:
-    """SI-SAR in dB, finite for a perfect estimate, too; None where reference or estimate is silent.
+    """SI-SAR in dB, finite even for a perfect estimate; None if the reference or the estimate is silent.
 
     Args:
-        stems: All true stems of the song, (c, n) each, whose sums with any gains are no artefacts.
+        stems: All true stems of the song, (c, n) each, which, at any gains, do not count as artefacts.
         reference: The true stem, (c, n).
         estimate: Its estimate, (c, n).
     """

@@ -21,7 +21,7 @@ Run = Callable[[dict[str, Floats]], list[Floats]]  # inputs by name -> outputs, 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """What a network's file says of its inputs and outputs."""
+    """The inputs and outputs that a network's file declares."""
 
     inputs: Mapping[str, Shape]
     outputs: Mapping[str, Shape]

@@ -1,4 +1,4 @@
-"""The teacher: Spleeter's 2-stem model, which estimates voices and thereby detects them.
+"""The teacher: Spleeter's 2-stem model, which estimates voices, and so detects them.
 
 It consists of two U-Nets (Jansson et al., "Singing voice separation with deep U-Net convolutional networks", ISMIR
 2017) in Spleeter's version (Hennequin et al., "Spleeter: a fast and efficient music source separation tool with
