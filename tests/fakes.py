@@ -79,7 +79,7 @@ class Slow(EvenBackend):
         print("working", file=sys.stderr, flush=True)
         time.sleep(0.2)
         return super().__call__(segments, stem_matrix=stem_matrix)
-registry.fetch = lambda *_: None
+registry.fetch = lambda *_, **options: None
 separator.load_backend = lambda *_, **__: Slow()
 main.main()
 """

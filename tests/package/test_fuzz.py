@@ -55,7 +55,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     inside = tmp_path / "up" / "inside"
     inside.mkdir(parents=True)
     monkeypatch.chdir(inside)
-    monkeypatch.setattr(registry, "fetch", lambda info, backend: Path("small.onnx"))
+    monkeypatch.setattr(registry, "fetch", lambda *_, **options: Path("small.onnx"))
     monkeypatch.setattr(separator, "load_backend", lambda *args, **options: EvenBackend())
     monkeypatch.setenv("TFSWA_CACHE", str(inside / "cache"))
     soundfile.write(inside / "song.wav", np.full((800, 2), 0.1), 8_000)
