@@ -109,7 +109,7 @@ system-deps:
 .venv-dev/.done: pyproject.toml constraints/torch213.txt
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/python $(PIP) --upgrade "pip>=25.1"
-	.venv-dev/bin/python $(PIP) --constraint constraints/torch213.txt --group dev --editable ".[torch,eval,live,serve,tags,train,wandb]"
+	.venv-dev/bin/python $(PIP) --constraint constraints/torch213.txt --group dev --editable ".[torch,eval,live,peass,serve,tags,train,wandb]"
 	touch $@
 
 .venv-audio/.done: pyproject.toml constraints/torchaudio211.txt

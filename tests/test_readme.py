@@ -170,12 +170,14 @@ def test_the_numbers_are_those_of_the_records(name: str) -> None:
 def test_the_short_tables_say_what_the_records_say() -> None:
     def method(name: str, sdr: float) -> dict[str, object]:
         stems = ("vocals", "drums", "bass", "other")
-        return {"name": name, "mean": {stem: {"sdr": sdr} for stem in stems}, "songs": [1, 2]}
+        songs = [{"stems": {stem: {"sdr": sdr + up} for stem in stems}} for up in (-1, 1)]
+        return {"name": name, "mean": {stem: {"sdr": sdr} for stem in stems}, "songs": songs}
 
     record = {"methods": [method("small", 4.56), method("mixture", -5.0)], "date": "2026-01-02T03:04:05"}
-    assert "on 2 excerpts" in render_quality(
-        record
-    ) and "9.6 dB above the unseparated mixture" in render_quality(record)
+    quality = render_quality(record)
+    assert f"| mean over the songs |{' **4.6** |' * 5}" in quality
+    assert f"| 95 % interval |{' 3.6 to 5.6 |' * 5}" in quality
+    assert "on 2 excerpts" in quality and "9.6 dB above the unseparated mixture" in quality
     assert "| small | 4.56 | 4.56 | 4.56 | 4.56 | 4.56 |" in render_excerpts(record)
     rows = [
         {

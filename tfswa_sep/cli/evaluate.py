@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tfswa_sep.evaluation.results import Evaluation
 
 # as in evaluation/scoring.py, which is too heavy to load here
-MUSEVAL, REFERENCE, FAST, PERCEPTUAL = "museval", "museval-reference", "fast", "perceptual"
-KNOWN_METRICS = (MUSEVAL, REFERENCE, FAST, PERCEPTUAL)
+MUSEVAL, REFERENCE, FAST, PERCEPTUAL, PEASS = "museval", "museval-reference", "fast", "perceptual", "peass"
+KNOWN_METRICS = (MUSEVAL, REFERENCE, FAST, PERCEPTUAL, PEASS)
 DOWNLOAD = "download"  # in place of a folder of --musdb
 
 app = typer.Typer(
@@ -105,7 +105,8 @@ Metrics = Annotated[
     typer.Option(
         metavar="NAME,...",
         help="museval: BSSEval v4, the official numbers; museval-reference: by the museval package, slow. "
-        "fast: SIR and SAR within 0.7 dB of museval's. perceptual: logWMSE, SI-SAR, bleedless, fullness.",
+        "fast: SIR and SAR within 0.7 dB of museval's. perceptual: logWMSE, SI-SAR, bleedless, fullness. "
+        "peass: predicted ratings, 15 s per second and stem.",
         rich_help_panel=RESULTS,
     ),
 ]
@@ -129,7 +130,7 @@ Report = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Write results.json, results.csv and report.html here.",
+        help="Write results.json, .csv, .md, .tex and report.html here.",
         rich_help_panel=RESULTS,
     ),
 ]
@@ -181,18 +182,22 @@ def evaluate(
 
     from tfswa_sep.evaluation import run
     from tfswa_sep.evaluation.extra import need
+    from tfswa_sep.evaluation.peass import check_installed
     from tfswa_sep.evaluation.report.tables import summary_tables
     from tfswa_sep.evaluation.results import read_evaluation
 
+    wanted = _metrics(metrics if metrics is not None or musdb is None else MUSEVAL)
+    if PEASS in wanted:
+        check_installed()
     if report is not None:
-        need("jinja2", "--report")  # before hours of work
+        for package in ("jinja2", "PIL"):  # before hours of work
+            need(package, "--report")
     name, songs = _songs(data, _musdb_folder(musdb, shown=not quiet), subset, exclude)
     methods = _methods(
         model, estimates, baselines, songs, out=out, runtime=runtime, live=live, shown=not quiet
     )
     files = ([record] if record else []) + ([report / "results.json"] if report else [])
     earlier = next((read_evaluation(file) for file in files if resume and file.exists()), None)
-    wanted = _metrics(metrics if metrics is not None or musdb is None else MUSEVAL)
 
     with show_progress(shown=not quiet, songs=len(songs)) as progress:
         current = ""
@@ -215,7 +220,7 @@ def evaluate(
         )  # fmt: skip
     _write_record(evaluation, files)
     if report is not None:
-        _write_report(evaluation, report)
+        _write_report(evaluation, report, songs, methods)
     if not quiet:
         _print_evaluation(evaluation)
 
@@ -317,11 +322,16 @@ def _write_record(evaluation: Evaluation, files: list[Path]) -> None:
         _write(file, evaluation.to_json())
 
 
-def _write_report(evaluation: Evaluation, folder: Path) -> None:
+def _write_report(evaluation: Evaluation, folder: Path, songs: list[Song], methods: list[Method]) -> None:
+    from tfswa_sep.evaluation.report.excerpts import examples
     from tfswa_sep.evaluation.report.html import html_report
+    from tfswa_sep.evaluation.report.paper import latex, markdown, paper_tables
 
+    tables = paper_tables(evaluation)
     _write(folder / "results.csv", evaluation.to_csv())
-    _write(folder / "report.html", html_report(evaluation))
+    _write(folder / "results.md", markdown(tables))
+    _write(folder / "results.tex", latex(tables))
+    _write(folder / "report.html", html_report(evaluation, examples(evaluation, songs, methods)))
 
 
 def _print_evaluation(evaluation: Evaluation) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from tfswa_sep.errors import UsageError
 from tfswa_sep.installation import install_command
 
+_PROJECTS = {"PIL": "Pillow", "PIL.Image": "Pillow"}  # packages of another name
+
 
 def need(package: str, purpose: str) -> Any:
     """The imported `package`.
@@ -19,7 +21,7 @@ def need(package: str, purpose: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise UsageError(
-            f"{purpose} needs {package.partition('.')[0]}: {install_command(extra='eval')}"
+            f"{purpose} needs {_PROJECTS.get(package, package).partition('.')[0]}: {install_command(extra='eval')}"
         ) from None
     except RuntimeError as error:  # stempeg looks for ffmpeg as soon as it is imported
         raise UsageError(f"{purpose} needs ffmpeg and ffprobe on the PATH: {error}") from None

@@ -124,7 +124,7 @@ class ModelMethod:
         if self._live:
             place = folder if self.out is None else self.out / song.name
             files = self._separate_live(mixture, place, on_progress)
-            return Estimates(_fold(files, song), time.perf_counter() - started)
+            return Estimates(fold(files, song), time.perf_counter() - started)
         result = self._separator.separate_file(
             mixture,
             OutputOptions(
@@ -135,7 +135,7 @@ class ModelMethod:
             on_progress=lambda done, _: on_progress(done),
         )
         spent = time.perf_counter() - started
-        return Estimates(_fold({stem: [path] for stem, path in result.files.items()}, song), spent)
+        return Estimates(fold({stem: [path] for stem, path in result.files.items()}, song), spent)
 
     def _separate_live(self, mixture: Path, place: Path, on_progress: Progress) -> dict[str, list[Path]]:
         """Push the mixture through live separation, and write the stems without its delay."""
@@ -155,7 +155,7 @@ class ModelMethod:
         return {stem: [path] for stem, path in files.items()}
 
 
-def _fold(estimates: Mapping[str, Sequence[Path]], song: Song) -> dict[str, list[Path]]:
+def fold(estimates: Mapping[str, Sequence[Path]], song: Song) -> dict[str, list[Path]]:
     """The estimates, with guitar and piano as part of `other` if the song's true stems do not set them apart."""
     folded = {stem: list(paths) for stem, paths in estimates.items()}
     if OTHER in folded and OTHER in song.stems:
@@ -209,7 +209,7 @@ class FolderMethod:
             return Estimates({}, None)
         files = stem_files(place)
         order = [stem for stem in (*song.stems, ACCOMPANIMENT) if stem in files]
-        estimates = _fold(
+        estimates = fold(
             {stem: [files[stem]] for stem in dict.fromkeys([*order, *files]) if stem != MIXTURE}, song
         )
         if not estimates:

@@ -67,7 +67,7 @@ def si_sar(stems: Sequence[Array], reference: Array, estimate: Array) -> float |
 
 def bleedless_fullness(reference: Array, estimate: Array, rate: int) -> tuple[float, float]:
     """(bleedless, fullness), 0 to 100, for (c, n) at `rate` Hz."""
-    difference = _mel_decibels(estimate, rate) - _mel_decibels(reference, rate)
+    difference = mel_decibels(estimate, rate) - mel_decibels(reference, rate)
     excess, lack = difference[difference > 0], -difference[difference < 0]
     means = (float(values.mean()) if values.size else 0.0 for values in (excess, lack))
     bleedless, fullness = (100 / (1 + mean) for mean in means)
@@ -122,8 +122,8 @@ def _weighted_energy(signals: Array, weighting: Array) -> Array:
     return energy
 
 
-def _mel_decibels(signals: Array, rate: int) -> Array:
-    """Levels of mel bands in dB, at least MEL_RANGE below the loudest, (c, MELS, spectra)."""
+def mel_decibels(signals: Array, rate: int) -> Array:
+    """Levels of mel bands in dB, at least MEL_RANGE below the loudest, (c, spectra, MELS)."""
     filters = _mel_filters(rate)
     window = np.hanning(FFT + 1)[:-1]
     padded = np.pad(signals, ((0, 0), (FFT // 2, FFT // 2)))

@@ -3,7 +3,7 @@
     Evaluation      one run: data, command, machine, versions
       MethodScores    a model, a folder of estimates or a baseline
         SongScore       one song
-          StemScore       values by metric (LABELS), and statistics of museval's frames
+          StemScore       values by metric (LABELS), statistics of museval's frames, best and worst excerpt
 
 Pure data: `to_json` writes a record and `read_evaluation` reads it. An undefined value is None, null in JSON.
 """
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.errors import InputError
 
-LABELS = {  # metric in the record -> label in tables; in dB but kept, leaked, logWMSE, bleedless, fullness
+LABELS = {  # metric in the record -> label in tables; in dB but kept, leaked, logWMSE, bleedless, fullness, PEASS
     "sdr": "SDR",
     "frame_sdr": "SDR 1 s",
     "mixture_sdr": "mixture",
@@ -43,6 +43,10 @@ LABELS = {  # metric in the record -> label in tables; in dB but kept, leaked, l
     "si_sar": "SI-SAR",
     "bleedless": "bleedless",
     "fullness": "fullness",
+    "peass_ops": "OPS",
+    "peass_tps": "TPS",
+    "peass_ips": "IPS",
+    "peass_aps": "APS",
 }
 EXCERPTS = "MUSDB18 7 s excerpts"  # how the name of this data set begins
 BASELINE = "baseline"  # a kind of method; the others are "model" and "estimates"
@@ -71,11 +75,21 @@ class FrameStatistics:
 
 
 @dataclass(frozen=True)
+class Excerpt:
+    """A part of a song."""
+
+    start: float  # seconds
+    sdr: float  # dB, of the whole excerpt
+
+
+@dataclass(frozen=True)
 class StemScore:
     """The score of one stem of one song, or an average over songs."""
 
     numbers: Mapping[str, float | None]  # by the keys of LABELS
     frames: Mapping[str, FrameStatistics] = field(default_factory=dict)  # of museval's and fast metrics
+    best: Excerpt | None = None  # of several seconds in which the stem is about as loud as on average
+    worst: Excerpt | None = None
 
     def __getitem__(self, name: str) -> float | None:
         return self.numbers.get(name)
@@ -166,7 +180,9 @@ class Evaluation:
     """One run."""
 
     data: str  # name of the data set
-    metrics: tuple[str, ...]  # that were requested: "museval", "museval-reference", "fast", "perceptual"
+    metrics: tuple[
+        str, ...
+    ]  # that were requested: "museval", "museval-reference", "fast", "perceptual", "peass"
     methods: tuple[MethodScores, ...]
     command: str
     date: str  # UTC, ISO 8601
@@ -198,7 +214,7 @@ class Evaluation:
             songs = entry.pop("songs")
             for song in songs:
                 song["stems"] = {
-                    stem: {**score["numbers"], **({"frames": score["frames"]} if score["frames"] else {})}
+                    stem: score.pop("numbers") | {name: value for name, value in score.items() if value}
                     for stem, score in song["stems"].items()
                 }
             entry["songs"] = songs  # the long part last
@@ -249,7 +265,9 @@ def _method(entry: Mapping[str, Any]) -> MethodScores:
         stems = {}
         for stem, score in song["stems"].items():
             frames = {name: FrameStatistics(**values) for name, values in score.get("frames", {}).items()}
-            stems[stem] = StemScore({name: score[name] for name in LABELS if name in score}, frames)
+            best, worst = (Excerpt(**score[name]) if name in score else None for name in ("best", "worst"))
+            numbers = {name: score[name] for name in LABELS if name in score}
+            stems[stem] = StemScore(numbers, frames, best, worst)
         songs.append(SongScore(**{**song, "stems": stems}))
     fields = {name: entry[name] for name in ("name", "sha256", "backend", "device", "threads")}
     fields["precision"] = entry.get("precision")  # not in older records

@@ -59,8 +59,8 @@ def evaluate(
         songs: Songs with true stems.
         methods: Sources of estimates.
         data: Name of the data set, for the record.
-        metrics: "museval" or "museval-reference" and "fast", see bsseval.py; "perceptual", see perceptual.py; besides
-            the metrics that are always computed.
+        metrics: "museval" or "museval-reference" and "fast", see bsseval.py; "perceptual", see perceptual.py;
+            "peass", see peass.py; besides the metrics that are always computed.
         apart: Glob of songs to score but leave out of the averages.
         jobs: Scoring processes; with 1, this process scores. The scores are identical to the bit.
         earlier: An interrupted run to continue.

@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.constants import ACCOMPANIMENT, OTHER, STEMS
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.evaluation import bsseval, perceptual
+from tfswa_sep.evaluation import bsseval, peass, perceptual
 from tfswa_sep.evaluation.bsseval_v4 import References
 from tfswa_sep.evaluation.metrics import RunningScore
 from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, Feed, Song
-from tfswa_sep.evaluation.results import FrameStatistics, StemScore
+from tfswa_sep.evaluation.results import Excerpt, FrameStatistics, StemScore
 from tfswa_sep.inference.stem_matrix import parse_stems
 
 # besides those of metrics.py
-MUSEVAL, REFERENCE, FAST, PERCEPTUAL = "museval", "museval-reference", "fast", "perceptual"
+MUSEVAL, REFERENCE, FAST, PERCEPTUAL, PEASS = "museval", "museval-reference", "fast", "perceptual", "peass"
+EXCERPT_SECONDS = 6  # of a song's best and worst part
+QUIETEST_EXCERPT = 0.01  # of the stem's mean energy
 GROUPS_KEPT = 2  # of museval's: all stems, and vocals with accompaniment
 
 
@@ -34,7 +36,7 @@ class Task:
     estimates: Mapping[str, Sequence[Path]]  # stem -> the files whose sum is its estimate
     rate: int  # Hz, of the comparison
     frames: int  # length of the mixture
-    metrics: tuple[str, ...]  # of MUSEVAL, REFERENCE, FAST and PERCEPTUAL
+    metrics: tuple[str, ...]  # of MUSEVAL, REFERENCE, FAST, PERCEPTUAL and PEASS
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def score(task: Task, factored: deque[References] | None = None) -> Scored:
     """
     if not task.estimates:
         return Scored({}, {}, ())
-    running, ratios_of_frames, warnings = _global_scores(task)
+    running, frame_scores, warnings = _global_scores(task)
     values: dict[str, dict[str, float | None]] = {}
     skipped = {
         stem: "the songs have no true stem of this name" for stem in task.estimates if stem not in running
@@ -90,7 +92,7 @@ def score(task: Task, factored: deque[References] | None = None) -> Scored:
             kept, leaked = of_estimate.shares()
             values[stem] = {
                 "sdr": of_estimate.sdr(),
-                "frame_sdr": FrameStatistics.of(ratios_of_frames[stem]).median,
+                "frame_sdr": FrameStatistics.of(frame_scores[stem][0]).median,
                 "mixture_sdr": of_mixture.sdr(),
                 "gain": of_estimate.sdr() - of_mixture.sdr(),
                 "si_sdr": of_estimate.si_sdr(),
@@ -104,7 +106,10 @@ def score(task: Task, factored: deque[References] | None = None) -> Scored:
             elif running[stem][0].is_silent:
                 skipped[stem] += f", logWMSE {scores['log_wmse']:.1f}"
     frames: dict[str, dict[str, FrameStatistics]] = {stem: {} for stem in values}
-    framewise = [metric for metric in task.metrics if metric != PERCEPTUAL]
+    if PEASS in task.metrics:
+        for stem in values:
+            values[stem] |= _peass_scores(task, stem)
+    framewise = [metric for metric in task.metrics if metric not in (PERCEPTUAL, PEASS)]
     if framewise and values:
         true, estimates = _whole_signals(task, list(values))
         for metric in framewise:
@@ -121,7 +126,10 @@ def score(task: Task, factored: deque[References] | None = None) -> Scored:
                     statistics = FrameStatistics.of(per_frame)
                     values[stem][f"{column}_{name}"] = statistics.median
                     frames[stem][f"{column}_{name}"] = statistics
-    stems = {stem: StemScore(scores, frames[stem]) for stem, scores in values.items()}
+    stems = {
+        stem: StemScore(scores, frames[stem], *_extremes(*frame_scores[stem]))
+        for stem, scores in values.items()
+    }
     return Scored(stems, skipped, warnings)
 
 
@@ -155,18 +163,41 @@ def true_parts(estimated: Sequence[str], stems: Sequence[str]) -> dict[str, list
     return parts
 
 
+def _extremes(
+    ratios: NDArray[np.float64], energies: NDArray[np.float64]
+) -> tuple[Excerpt, Excerpt] | tuple[None, None]:
+    """The excerpts with the highest and the lowest SDR, from the SDR and the energy of a stem in frames of 1 s."""
+    energies = np.where(np.isfinite(ratios), energies, 0)
+    if not energies.any():
+        return None, None
+    errors = energies / 10 ** (np.where(np.isfinite(ratios), ratios, 0) / 10)
+    window = np.ones(min(EXCERPT_SECONDS, len(energies)))
+    loud, wrong = (np.convolve(series, window, "valid") for series in (energies, errors))
+    candidates = np.flatnonzero(loud >= QUIETEST_EXCERPT * len(window) * energies.mean())
+    decibels = 10 * np.log10(loud[candidates] / wrong[candidates])
+    best, worst = (
+        Excerpt(float(candidates[at]), float(decibels[at])) for at in (decibels.argmax(), decibels.argmin())
+    )
+    return best, worst
+
+
 def _global_scores(
     task: Task,
-) -> tuple[dict[str, tuple[RunningScore, RunningScore]], dict[str, NDArray[np.float64]], tuple[str, ...]]:
-    """({stem: (score of the estimate, of the mixture as estimate)}, {stem: SDR in frames of 1 s}, warnings).
+) -> tuple[
+    dict[str, tuple[RunningScore, RunningScore]],
+    dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    tuple[str, ...],
+]:
+    """Score estimates, and the mixture as an estimate; ({stem: both scores}, {stem: frames}, warnings).
 
-    The frames are museval's, but defined even where another stem is silent, which museval leaves out.
+    Frames are (SDR, energy of the true stem) in frames of 1 s. They are museval's, but defined even where another
+    stem is silent, which museval leaves out.
     """
     truths, parts = task.song.truths(task.rate), true_parts(list(task.estimates), task.song.stems)
     estimates = {stem: Feed(list(task.estimates[stem]), task.rate) for stem in parts}
     mixture = Feed([task.mixture], task.rate)
     running = {stem: (RunningScore(), RunningScore()) for stem in estimates}
-    frames: dict[str, list[NDArray[np.float64]]] = {stem: [] for stem in estimates}
+    frames: dict[str, list[NDArray[np.float64]]] = {stem: [np.empty((2, 0))] for stem in estimates}
     for start in range(0, task.frames, BLOCK_SECONDS * task.rate):
         size = min(BLOCK_SECONDS * task.rate, task.frames - start)
         block = {stem: feed.take(size) for stem, feed in truths.items()}
@@ -182,7 +213,10 @@ def _global_scores(
                 size >= task.rate or start == 0
             ):  # blocks are whole frames; an incomplete one at the end does not count
                 true = bsseval.round_to_16_bits(references[stem].T.astype(np.float64))
-                frames[stem].append(bsseval.frame_sdr(true, estimate.T.astype(np.float64), task.rate))
+                ratios = bsseval.frame_sdr(true, estimate.T.astype(np.float64), task.rate)
+                whole = len(ratios) * min(task.rate, size)
+                energies = np.square(true[:whole]).reshape(len(ratios), -1).sum(axis=1)
+                frames[stem].append(np.stack([ratios, energies]))
     warnings = [
         f"{stem} has {feed.frames} frames, the mixture {task.frames}"
         for stem, feed in estimates.items()
@@ -200,8 +234,8 @@ def _global_scores(
                     warnings.append(
                         f"{path.name} has a sample rate of {reader.sample_rate} Hz and was resampled to {task.rate}"
                     )
-    ratios = {stem: np.concatenate(series) if series else np.empty(0) for stem, series in frames.items()}
-    return running, ratios, tuple(dict.fromkeys(warnings))
+    joined = {stem: np.concatenate(series, axis=1) for stem, series in frames.items()}
+    return running, {stem: (of[0], of[1]) for stem, of in joined.items()}, tuple(dict.fromkeys(warnings))
 
 
 def _perceptual_scores(task: Task, stems: Sequence[str]) -> Iterator[tuple[str, dict[str, float | None]]]:
@@ -224,6 +258,23 @@ def _perceptual_scores(task: Task, stems: Sequence[str]) -> Iterator[tuple[str, 
                 "fullness": fullness,
             },
         )
+
+
+def _peass_scores(task: Task, stem: str) -> dict[str, float | None]:
+    """PEASS of one stem against all other true stems of the song."""
+    truths = {
+        name: feed.take(task.frames).T.astype(float) for name, feed in task.song.truths(task.rate).items()
+    }
+    parts = true_parts(list(task.estimates), task.song.stems)[stem]
+    true = np.sum([truths[name] for name in parts], axis=0)
+    others = [signal for name, signal in truths.items() if name not in parts]
+    guess = Feed(list(task.estimates[stem]), task.rate).take(task.frames).T.astype(float)
+    everything = [true, guess, *others]
+    if all(np.array_equal(signal[:, 0], signal[:, 1]) for signal in everything):  # mono: half the time
+        true, guess, *others = (signal[:, :1] for signal in everything)
+    return {
+        f"peass_{name}": score for name, score in peass.peass_scores(true, others, guess, task.rate).items()
+    }
 
 
 def _whole_signals(

@@ -19,6 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tfswa_sep.evaluation.compare import bootstrap, mean_of_stems
+
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "experiments" / "small"
 
@@ -52,14 +56,30 @@ def fill_in(text: str, blocks: dict[str, Block], records: Path = RUN) -> str:
 
 
 def render_quality(record: Record) -> str:
-    """Write the scores on the excerpts in two sentences."""
+    """Write the scores on the excerpts, with their intervals, as a table and a sentence."""
     model = record["methods"][0]
-    numbers = ", ".join(f"{stem} {model['mean'][stem]['sdr']:.1f}" for stem in STEMS)
     mixture = next(method for method in record["methods"] if method["name"] == "mixture")
     gain = sum(model["mean"][stem]["sdr"] - mixture["mean"][stem]["sdr"] for stem in STEMS) / len(STEMS)
+    values = np.array(
+        [
+            [song["stems"][stem]["sdr"] if stem in song["stems"] else np.nan for stem in STEMS]
+            for song in model["songs"]
+        ]
+    )
+    columns = [*values.T, values]
+    means = [mean_of_stems(column) for column in columns]
+    intervals = [bootstrap(column) for column in columns]
+    rows = (
+        ["SDR in dB", *STEMS, "mean"],
+        ["---", *["---:"] * len(columns)],
+        ["mean over the songs", *(f"**{mean:.1f}**" for mean in means)],
+        ["95 % interval", *(f"{low:.1f} to {high:.1f}" for low, high in intervals)],
+    )
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return (
-        f"Mean SDR on {len(model['songs'])} excerpts of MUSDB18 songs that it was not trained on:\n"
-        f"**{numbers} dB**, on average {gain:.1f} dB above the unseparated mixture."
+        f"{table}\n\n"
+        f"Measured on {len(values)} excerpts of 7 s from MUSDB18 songs that it was not trained on; "
+        f"{gain:.1f} dB above the unseparated mixture."
     )
 
 

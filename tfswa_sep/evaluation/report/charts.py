@@ -13,6 +13,8 @@ import numpy as np
 
 TOP, BASE = 12.0, 272.0  # px: the ends of a vertical axis
 WIDEST_BOX = 4.0  # % of the chart
+LINE = 15.0  # px between labels
+NEAR = 30.0  # % of the chart: labels of points that are closer may overlap
 
 
 class Scale:
@@ -82,12 +84,23 @@ class BarChart:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A named point of a scatter plot."""
+
+    series: int | None  # number of the method, which decides the colour; None: not measured here
+    name: str
+    x: float  # %
+    y: float  # px
+    label_y: float  # px
+
+
+@dataclass(frozen=True)
 class Scatter:
-    """One named point per method, over a logarithmic x axis."""
+    """Named points over a logarithmic x axis."""
 
     x_ticks: list[tuple[str, float]]
     y_ticks: list[tuple[str, float]]
-    points: list[tuple[int, str, float, float]]  # series, name, x, y
+    points: list[Point]
 
 
 def box_plot(groups: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str]) -> BoxPlot | None:
@@ -135,20 +148,29 @@ def bar_charts(
     }
 
 
-def scatter(points: Mapping[str, tuple[float, float]], names: Sequence[str]) -> Scatter | None:
-    """Points (x, y) by name; None without any."""
+def scatter(
+    points: Mapping[str, tuple[float, float]],
+    names: Sequence[str],
+    published: Mapping[str, tuple[float, float]],
+) -> Scatter | None:
+    """Points (x, y) by name, and others that were published; None without points."""
     if not points:
         return None
-    scale = Scale([y for _, y in points.values()], BASE, TOP)
-    logs = [math.log10(x) for x, _ in points.values()]
+    everything = [*points.items(), *published.items()]
+    scale = Scale([y for _, (_, y) in everything], BASE, TOP)
+    logs = [math.log10(x) for _, (x, _) in everything]
     low, high = math.floor(min(logs) - 0.1), math.ceil(max(logs) + 0.1)
 
     def place(x: float) -> float:
         return round(3 + 94 * (math.log10(x) - low) / (high - low), 2)
 
-    ticks = [digit * 10.0**power for power in range(low, high) for digit in (1, 2, 5)] + [10.0**high]
-    return Scatter(
-        [(f"{x:g}", place(x)) for x in ticks],
-        scale.ticks,
-        [(names.index(name), name, place(x), scale.place(y)) for name, (x, y) in points.items()],
-    )
+    placed: list[Point] = []
+    for number, (name, (x, y)) in enumerate(everything):
+        label = scale.place(y)
+        while any(abs(each.x - place(x)) < NEAR and abs(each.label_y - label) < LINE for each in placed):
+            label += 1
+        series = names.index(name) if number < len(points) else None
+        placed.append(Point(series, name, place(x), scale.place(y), label))
+    digits = (1, 2, 5) if high - low < 4 else (1,)
+    ticks = [digit * 10.0**power for power in range(low, high) for digit in digits] + [10.0**high]
+    return Scatter([(f"{x:g}", place(x)) for x in ticks], scale.ticks, placed)

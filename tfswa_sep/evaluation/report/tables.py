@@ -20,6 +20,7 @@ KINDS = (
     ("museval_",),
     ("fast_",),
     ("log_wmse", "si_sar", "bleedless", "fullness"),
+    ("peass_",),
 )  # of metrics, by their first letters
 NAMES = 30  # characters for the names of songs, methods and stems
 DECIMALS = {"leaked": 3}  # else 2
