@@ -26,12 +26,11 @@ from tfswa_sep.audio.resample import Samples, convert, frames_at, margins, trim
 from tfswa_sep.audio.stem_mp4 import EXTENSION, check_stem_file
 from tfswa_sep.audio.stem_paths import check_target, target_paths, track_name
 from tfswa_sep.audio.stem_writer import Record, StemWriter, Written, describe_clipping
-from tfswa_sep.errors import OutputError, UsageError
+from tfswa_sep.errors import OutputError, UsageError, install_command
 from tfswa_sep.inference.backend import Backend
 from tfswa_sep.inference.ensemble import Ensemble
 from tfswa_sep.inference.separate_blocks import separate_blocks
 from tfswa_sep.inference.stem_matrix import adds_up_to_song, parse_stems, shares_of_rest
-from tfswa_sep.installation import install_command
 from tfswa_sep.options import OutputOptions
 
 Progress = Callable[[float, float | None], None]  # (seconds done, seconds in total or None if unknown)

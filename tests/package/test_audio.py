@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.audio import decode, tags
 from tfswa_sep.audio.decode import open_audio
-from tfswa_sep.errors import InputError
-from tfswa_sep.installation import ffmpeg_install_command
+from tfswa_sep.errors import InputError, ffmpeg_install_command
 
 Samples = NDArray[np.float32]
 Noise = Callable[..., Samples]

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from tfswa_sep.audio.child import Child
 from tfswa_sep.audio.containers import end_of_sound, find_demuxer, skip_tags
 from tfswa_sep.audio.parts import FileBytes
-from tfswa_sep.errors import InputError, TruncatedError, advice
-from tfswa_sep.installation import ffmpeg_install_command
+from tfswa_sep.errors import InputError, TruncatedError, advice, ffmpeg_install_command
 
 _CUT_SECONDS = 0.05  # seconds by which a container's duration may exceed its audio
 _SILENT = 1e-4  # peak of a silent track

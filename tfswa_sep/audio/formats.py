@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfswa_sep.audio.ffmpeg import find_ffmpeg
-from tfswa_sep.errors import UsageError
-from tfswa_sep.installation import ffmpeg_install_command
+from tfswa_sep.errors import UsageError, ffmpeg_install_command
 
 BIT_DEPTHS = {"wav": ("32f", "24", "16"), "flac": ("24", "16")}  # the first is the default
 BITRATES = {"mp3": 320, "ogg": 256, "opus": 192, "m4a": 256}  # kbit/s of a stereo file, the default

@@ -18,8 +18,7 @@ from tfswa_sep.audio.child import Child
 from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
 from tfswa_sep.audio.mp4 import check_mp4, make_box, read_boxes
 from tfswa_sep.audio.tags import ffmpeg_options, write_cover
-from tfswa_sep.errors import UsageError
-from tfswa_sep.installation import ffmpeg_install_command
+from tfswa_sep.errors import UsageError, ffmpeg_install_command
 
 ORDER = {"drums": "#009E73", "bass": "#D55E00", "other": "#CC79A7", "vocals": "#56B4E9"}  # and their colours
 EXTENSION = ".stem.mp4"

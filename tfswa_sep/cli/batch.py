@@ -16,8 +16,7 @@ from tfswa_sep.cli.progress import INTERVAL, clock
 from tfswa_sep.cli.separate import fetch_model
 from tfswa_sep.cli.shared_options import Debug, Json, Model, Offline, Quiet, with_options
 from tfswa_sep.cli.terminal import INTERRUPTED, one_line, print_error, say
-from tfswa_sep.errors import BatchError, UsageError
-from tfswa_sep.installation import install_command
+from tfswa_sep.errors import BatchError, UsageError, install_command
 from tfswa_sep.options import OutputOptions, Runtime
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfswa_sep import registry
-from tfswa_sep.errors import TfswaError
-from tfswa_sep.installation import ffmpeg_install_command, install_command
+from tfswa_sep.errors import TfswaError, ffmpeg_install_command, install_command
 
 CLIP_SECONDS = 5
 SERVER_PACKAGES = ("fastapi", "filelock", "python_multipart", "uvicorn")

@@ -12,8 +12,7 @@ import typer
 
 from tfswa_sep.cli.shared_options import Debug, Model, Offline, Quiet, with_options
 from tfswa_sep.cli.terminal import say
-from tfswa_sep.errors import UsageError
-from tfswa_sep.installation import install_command
+from tfswa_sep.errors import UsageError, install_command
 from tfswa_sep.options import Runtime, ServeOptions
 
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")

@@ -24,8 +24,7 @@ from tfswa_sep.cluster import rows
 from tfswa_sep.cluster.catalog import Catalog, Song, is_in
 from tfswa_sep.cluster.store import Store
 from tfswa_sep.cluster.worker import FATAL, Job, Row, SongWorker, new_row
-from tfswa_sep.errors import DeviceError, InputError, ModelError, TfswaError, UsageError
-from tfswa_sep.installation import install_command
+from tfswa_sep.errors import DeviceError, InputError, ModelError, TfswaError, UsageError, install_command
 
 STRIKES = 3  # workers that may die over a song
 _PER_WORKER = 2  # songs at a time: one is separated while another is fetched or stored

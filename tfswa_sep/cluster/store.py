@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from tfswa_sep.errors import InputError, OutputError, TfswaError, UsageError
-from tfswa_sep.installation import install_command
+from tfswa_sep.errors import InputError, OutputError, TfswaError, UsageError, install_command
 
 ATTEMPTS = 6  # per operation
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts, doubled each time

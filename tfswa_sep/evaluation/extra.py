@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from tfswa_sep.errors import UsageError
-from tfswa_sep.installation import install_command
+from tfswa_sep.errors import UsageError, install_command
 
 _PROJECTS = {"PIL": "Pillow", "PIL.Image": "Pillow"}  # packages of another name
 

@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.errors import UsageError
-from tfswa_sep.installation import install_command
+from tfswa_sep.errors import UsageError, install_command
 
 Signal = NDArray[np.float64]
 

@@ -16,9 +16,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.errors import DeviceError
+from tfswa_sep.errors import DeviceError, install_command
 from tfswa_sep.inference.families.family import StemModel
-from tfswa_sep.installation import install_command
 from tfswa_sep.options import Runtime
 
 _BACKEND_OF_DEVICE = {"mps": "torch", "coreml": "onnx"}  # devices that only one backend can use

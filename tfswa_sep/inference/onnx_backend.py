@@ -13,13 +13,12 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from tfswa_sep.errors import DeviceError, ModelError
+from tfswa_sep.errors import DeviceError, ModelError, install_command
 from tfswa_sep.inference.families.band_masks import BandMasks
 from tfswa_sep.inference.families.choose import choose_family
 from tfswa_sep.inference.families.family import Graph, Shape
 from tfswa_sep.inference.hardware import choose_workers, count_cores
 from tfswa_sep.inference.metadata import KEY, ModelMetadata, parse_metadata
-from tfswa_sep.installation import install_command
 
 _ACCELERATORS = {"cuda": "CUDA", "coreml": "Core ML"}
 _RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"  # which provider runs which node

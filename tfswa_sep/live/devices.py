@@ -16,8 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfswa_sep.errors import DeviceError, UsageError
-from tfswa_sep.installation import install_command
+from tfswa_sep.errors import DeviceError, UsageError, install_command
 
 # What plays back what other programs play, by name: monitors, BlackHole and the like on macOS, WASAPI and cables.
 _LOOPBACK = re.compile(

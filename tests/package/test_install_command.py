@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tfswa_sep.installation import install_command
+from tfswa_sep.errors import install_command
 
 NEEDS = ['torch>=2.11; extra == "torch"', 'einops>=0.8; extra == "torch"', "numpy>=2"]
 
