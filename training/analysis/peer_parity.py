@@ -274,9 +274,11 @@ def compare(name: str, mixture: Path) -> bool:
     found = np.stack(list(stems.values()))
     peak = float(np.abs(expected).max())
     difference = float(np.abs(found - expected).max()) / peak
+    typical = float(np.sqrt(np.square(found - expected).mean())) / peak
     levels = 20 * np.log10(np.sqrt(np.square(expected).mean(axis=(1, 2)) / np.square(song).mean()))
     listed = ", ".join(f"{stem} {level:.1f} dB" for stem, level in zip(stems, levels, strict=True))
-    print(f"{name}: differs by {difference:.1e} of the peak; levels relative to the mixture: {listed}")
+    print(f"{name}: differs by {difference:.1e} of the peak, RMS {typical:.1e}")
+    print(f"levels relative to the mixture: {listed}")
     tolerance = TOLERANCE.get(name, DEFAULT_TOLERANCE)
     return difference <= tolerance and bool((np.abs(levels) < MOST_DECIBELS).all())
 
