@@ -3,6 +3,7 @@
 # make check       what CI runs: lint, format, types, tests
 # make test-audio  the tests that need torchaudio, in a second environment
 # make test-survival  kill 100 runs and fill 50 disks, as root; make test runs a sample of these
+# make test-live   live separation for 5 minutes per preset on PulseAudio's null sinks, and its faults, on Linux
 # make test-decoders  3,000 files of every kind that ffmpeg writes, whole and damaged; make test has a sample of them
 # make test-ray    a library on several Ray nodes and an S3 server that fails, in an environment of its own (15 minutes)
 # make test-cpp    build and run the C++ example
@@ -24,7 +25,7 @@ PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -
 AUDIO_KILOBYTES := 7000000
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test check lint test-audio test-survival test-decoders test-ray test-cpp test-serve docs dist system-deps clean
+.PHONY: demo test check lint test-audio test-survival test-live test-decoders test-ray test-cpp test-serve docs dist system-deps clean
 
 demo: .venv/.done
 	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
@@ -47,6 +48,10 @@ test-audio: .venv-audio/.done
 
 test-survival: .venv-dev/.done system-deps
 	SURVIVAL_RUNS=100 .venv-dev/bin/python -m pytest tests/package/test_survival.py
+
+# Needs pulseaudio, pulseaudio-utils, libasound2-plugins and libportaudio2.
+test-live: .venv-dev/.done
+	.venv-dev/bin/python tests/live_proof.py --faults
 
 test-decoders: .venv-dev/.done system-deps
 	@printf '%s\n' '| file | whole | cut | zeros | joined | tagged | lies |' '| --- | --- | --- | --- | --- | --- | --- |' > decoders.md

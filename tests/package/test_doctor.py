@@ -7,11 +7,13 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tfswa_sep import registry
 from tfswa_sep.cli import diagnostics, main
+from tfswa_sep.errors import DeviceError
 
 
 @pytest.mark.parametrize(
@@ -104,3 +106,22 @@ def test_a_machine_where_nothing_works_gets_the_errors_code(
     out = capsys.readouterr().out
     assert "NO  backend onnx" in out and "reinstall tfswa-sep" in out
     assert out.endswith("Separation does not work on this machine.\n")
+
+
+def test_the_doctor_says_what_live_separation_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tfswa_sep.live import devices
+
+    kinds = [("mic", "input", False), ("usb.monitor", "input", True), ("usb", "output", False)]
+    found = [SimpleNamespace(name=name, kind=kind, loopback=loopback) for name, kind, loopback in kinds]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(devices, "list_devices", lambda: found)
+    text = diagnostics._sound_devices().text
+    assert text == "2 sound inputs, 1 of which hear other programs, 1 outputs"
+
+    def broken() -> None:
+        raise DeviceError("live separation needs PortAudio: sudo apt-get install libportaudio2")
+
+    monkeypatch.setattr(devices, "list_devices", broken)
+    assert diagnostics._sound_devices().optional and "libportaudio2" in diagnostics._sound_devices().text
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "live" in diagnostics._sound_devices().install

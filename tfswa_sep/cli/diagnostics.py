@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfswa_sep import registry
-from tfswa_sep.errors import TfswaError, ffmpeg_install_command, install_command
+from tfswa_sep.errors import DeviceError, TfswaError, ffmpeg_install_command, install_command
 
 CLIP_SECONDS = 5
 SERVER_PACKAGES = ("fastapi", "filelock", "python_multipart", "uvicorn")
@@ -51,6 +51,7 @@ def examine() -> Iterator[Finding]:
         yield _version(package)
     yield _ffmpeg()
     yield _server()
+    yield _sound_devices()
     yield _folder("cache", registry.cache_folder())
     yield _folder("settings", registry.config_folder())
     yield from _graphics_cards()
@@ -113,6 +114,24 @@ def _server() -> Finding:
     return Finding(
         about="serve", right=True, text=text, install=install_command(extra="serve"), optional=True
     )
+
+
+def _sound_devices() -> Finding:
+    from tfswa_sep.live.devices import list_devices
+
+    if not importlib.util.find_spec("sounddevice"):
+        text = "not installed; needed only for live separation"
+        return Finding(
+            about="live", right=True, text=text, install=install_command(extra="live"), optional=True
+        )
+    try:
+        found = list_devices()
+    except DeviceError as error:
+        return Finding(about="live", right=False, text=str(error), optional=True)
+    counts = [sum(each.kind == kind for each in found) for kind in ("input", "output")]
+    loopback = sum(each.loopback for each in found)
+    text = f"{counts[0]} sound inputs, {loopback} of which hear other programs, {counts[1]} outputs"
+    return Finding(about="live", right=True, text=text)
 
 
 def _folder(about: str, folder: Path) -> Finding:
