@@ -52,15 +52,15 @@ class Server:
             "PULSE_SERVER": f"unix:{self.socket}",
         }
         self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        modules = [
+        self.modules = [
             f"module-native-protocol-unix socket={self.socket} auth-anonymous=1",
             f"module-null-sink sink_name=quad channels=4 channel_map={LEFT},{RIGHT} rate={RATE} format=float32le",
             f"module-remap-sink sink_name=song master=quad master_channel_map={LEFT} {STEREO}",
             f"module-remap-sink sink_name=stems master=quad master_channel_map={RIGHT} {STEREO}",
             f"module-remap-source source_name=heard master=quad.monitor master_channel_map={LEFT} {STEREO}",
         ]
+
+    def start(self) -> None:
         command = [
             "pulseaudio",
             "-n",
@@ -70,7 +70,7 @@ class Server:
             "--realtime=no",
         ]
         command += ["--high-priority=no", "--log-target=stderr"]
-        for module in modules:
+        for module in self.modules:
             command += ["-L", module]
         self.socket.unlink(missing_ok=True)
         self._process = subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL)
@@ -209,12 +209,12 @@ def faults(server: Server, song: Path, folder: Path) -> bool:
         while not stems.exists() and live.poll() is None:
             time.sleep(0.1)
         time.sleep(6)
-        listed = server.pactl("list", "short", "modules").stdout.splitlines()
-        pulled = next(line.split("\t")[0] for line in listed if "sink_name=stems" in line)
-        server.pactl("unload-module", pulled)
+        server.pactl("unload-module", "module-null-sink")  # with all that depends on it
         time.sleep(6)
-        server.pactl("load-module", "module-remap-sink", "sink_name=stems", "master=quad",
-                     f"master_channel_map={RIGHT}", *STEREO.split())  # fmt: skip
+        for module in server.modules[1:]:
+            server.pactl("load-module", *module.split())
+        player = server.play(song)
+        stack.callback(player.terminate)
         time.sleep(8)
         server.stop()
         time.sleep(4)

@@ -34,6 +34,7 @@ SETTLING = 10.0  # seconds in which the buffer's length is corrected
 LATE_HOPS = 3  # of the last ten: the CPU is too slow for the hop
 LONGEST_HOP = 0.5  # seconds
 MOST_MISSING = 0.25  # seconds by which the buffer may be wrong: more is not corrected, but begun anew
+MOST_STRETCHED = 0.015  # seconds by which it may be wrong to be corrected little by little, not by a jump
 MOST_BACKLOG = 3  # hops that may wait for the network
 QUIETEST = -90.0  # dBFS: the bottom of the meters
 
@@ -317,7 +318,9 @@ class LiveLoop:
         if abs(error) > MOST_MISSING:
             self._rebuffer = True
             return
-        if not self._settled:  # devices fill buffers of their own at first
+        if not self._settled or abs(error) > MOST_STRETCHED:
+            # Devices fill buffers of their own at first, and stop for a moment now and then.
+            self.dropouts += self._settled
             self._jump, self._settled = round(error * self.output_rate), True
             return
         self._drift_sum += error / SETTLING / (4 * SETTLING)
