@@ -152,11 +152,15 @@ class JobRow extends Row {
       await server.remove(this.job.id);
       return;
     }
+    const say = (word) => {
+      button.textContent = word;
+      button.setAttribute("aria-label", `${word} ${this.name}`);
+    };
     button.dataset.sure = "yes";
-    button.textContent = "Really?";
+    say("Really delete?");
     setTimeout(() => {
       delete button.dataset.sure;
-      button.textContent = "Delete";
+      say("Delete");
     }, 4000);
   }
 }
