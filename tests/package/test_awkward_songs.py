@@ -98,6 +98,19 @@ def test_a_shorter_reference_is_silent_from_its_end_on(tmp_path: Path) -> None:
     assert_museval_s(song, {"vocals": vocals, "drums": padded}, guess)
 
 
+def test_references_longer_than_the_mixture_count_up_to_its_end(tmp_path: Path) -> None:
+    whole = {"vocals": noise(1, seconds=3.5), "drums": noise(2, seconds=3.5)}
+    true = {stem: signal[: 3 * RATE] for stem, signal in whole.items()}
+    write(tmp_path / "data" / "song", {**whole, "mixture": true["vocals"] + true["drums"]})
+    guess = {stem: 0.8 * signal + noise(3) / 10 for stem, signal in true.items()}
+    write(tmp_path / "found" / "song", guess)
+    (song,) = scored(tmp_path).songs
+    assert_museval_s(song, true, guess)
+    assert tuple(song.warnings) == tuple(
+        f"the true {stem} has 154350 frames, the mixture 132300: the excess is ignored" for stem in true
+    )
+
+
 def test_references_and_estimates_at_48_khz_score_as_at_their_own_rate(tmp_path: Path) -> None:
     """Below 20 kHz, which is all that resampling keeps, at 20 dB by construction."""
     stems = {"vocals": noise(1), "drums": noise(2)}
