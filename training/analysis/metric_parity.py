@@ -7,7 +7,7 @@ FOLDER/<song>/<stem>.* are songs with their stems. Estimates have another gain, 
 gives the largest difference per metric and stem; it is an error if one exceeds 0.001.
 
     SDR, ISR, SIR, SAR v4   museval, in every frame
-    SI-SDR, SI-SAR          fast_bss_eval, which takes SI-SAR from the true stems' span
+    SI-SDR, SI-SAR          fast_bss_eval; its SAR also counts interference as signal, which is taken out
     logWMSE                 torch-log-wmse
     bleedless, fullness     Music-Source-Separation-Training's definition, with librosa's mel filters
 """
@@ -76,21 +76,21 @@ def _whole_song(
     """(stem, metric, our value, the reference's)."""
     stems = list(true)
     flat = [np.stack([side[stem].ravel() for stem in stems]) for side in (true, guess)]
-    ratios = fast_bss_eval.si_bss_eval_sources(*flat, compute_permutation=False, zero_mean=False)
-    log_wmse = LogWMSE(
-        audio_length=mixture.shape[1] / SAMPLE_RATE, sample_rate=SAMPLE_RATE, return_as_loss=False
-    )
+    decibels = fast_bss_eval.si_bss_eval_sources(*flat, compute_permutation=False, zero_mean=False)
+    sdr, _, sar = (10 ** (np.asarray(each) / 10) for each in decibels)
+    si_sar = 10 * np.log10(sdr / (1 + sdr) * (1 + sar))
+    log_wmse = LogWMSE()
     for number, stem in enumerate(stems):
         signal, estimate = true[stem], guess[stem]
         yield (
             stem,
             "SI-SDR",
             si_sdr(*(each.astype(np.float32) for each in (signal, estimate))) or 0.0,
-            float(ratios[0][number]),
+            float(decibels[0][number]),
         )
         ours = perceptual.si_sar(list(true.values()), signal, estimate)
-        yield stem, "SI-SAR", ours or 0.0, float(ratios[2][number])
-        tensors = (torch.from_numpy(each)[None] for each in (mixture, signal[None], estimate[None]))
+        yield stem, "SI-SAR", ours or 0.0, float(si_sar[number])
+        tensors = (torch.from_numpy(each)[None] for each in (mixture, estimate[:, None], signal[:, None]))
         yield (
             stem,
             "logWMSE",
