@@ -293,5 +293,12 @@ if __name__ == "__main__":  # the driver of the first test
 
     with tempfile.TemporaryDirectory() as folder:
         listed = write_catalog(source, Path(folder) / "songs.parquet")
-        ended = run_catalog(listed, job(target), Cluster(address=address, workers=(1, 2)), worker=fake_worker)
-    sys.exit(bool(ended.failed))
+        failures: list[str] = []
+        ended = run_catalog(
+            listed,
+            job(target),
+            Cluster(address=address, workers=(1, 2)),
+            worker=fake_worker,
+            on_row=lambda row: row["state"] == "failed" and failures.append(row["message"]),
+        )
+    sys.exit("\n".join(failures) or 0)

@@ -102,10 +102,10 @@ def batch(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Separate a library of songs with Ray, on this machine or on many.
+    """Separate a library of songs, on one machine or many.
 
-    Songs come from a folder, an object store or a manifest; stems go to a folder or an object store. Each song
-    gets a row in TARGET/rows/*.parquet. Run it again to continue: finished songs are skipped.
+    It runs on Ray. Songs come from a folder, an object store or a manifest; stems go to a folder or an object
+    store. Each song gets a row in TARGET/rows/*.parquet. Run it again to continue: finished songs are skipped.
     """
     for package in ("fsspec", "pyarrow", "ray"):
         if not _is_installed(package):
