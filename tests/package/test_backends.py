@@ -398,9 +398,12 @@ def test_the_default_precision_is_the_fastest_here(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("load", [Separator, load_model])
 def test_unset_options_are_auto(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(
-        separator, "load_backend", lambda backend, path, runtime, **_: seen.append(runtime.precision)
-    )
+
+    def fake(backend: str, path: Path, runtime: Any, **_: Any) -> object:
+        seen.append(runtime.precision)
+        return object()
+
+    monkeypatch.setattr(separator, "load_backend", fake)
     found = load()
     if isinstance(found, Separator):
         _ = found.backend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import sys
@@ -62,7 +63,7 @@ def slow_backend(clock: Clock, seconds: float = 0.0) -> SlowBackend:
 
 
 def make_loop(backend: FakeBackend | None = None, **options: Any) -> LiveLoop:
-    options = {"input_rate": RATE, "output_rate": RATE, "block": BLOCK, "clock": Clock()} | options
+    options = dict[str, Any](input_rate=RATE, output_rate=RATE, block=BLOCK, clock=Clock()) | options
     weights = options.pop("weights", ALL)
     return LiveLoop(backend or FakeBackend(segment_samples=4096), TIMING, weights, **options)
 
@@ -108,7 +109,7 @@ def lag(song: Floats, played: Floats) -> int:
 def smooth_noise(samples: int) -> Floats:
     noise = np.random.default_rng(0).standard_normal((samples, 2)).cumsum(axis=0)
     noise -= np.apply_along_axis(lambda x: np.convolve(x, np.ones(501) / 501, "same"), 0, noise)
-    return (0.3 * noise / np.abs(noise).max()).astype(np.float32)
+    return np.asarray(0.3 * noise / np.abs(noise).max(), np.float32)
 
 
 def test_a_ring_gives_back_what_it_still_has() -> None:
@@ -266,7 +267,7 @@ def test_a_recording_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 def device(name: str, kind: str = "input", **fields: Any) -> Device:
-    values = {
+    values: dict[str, Any] = {
         "description": "",
         "channels": 2,
         "rate": RATE,
@@ -505,6 +506,6 @@ def test_without_portaudio_one_line_says_what_to_install(
     def broken(name: str) -> None:
         raise OSError("PortAudio library not found")
 
-    monkeypatch.setattr(devices.importlib, "import_module", broken)
+    monkeypatch.setattr(importlib, "import_module", broken)
     assert run(["live", "devices"]) == 6
     assert "libportaudio2" in capsys.readouterr().err

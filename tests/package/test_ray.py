@@ -299,6 +299,6 @@ if __name__ == "__main__":  # the driver of the first test
             job(target),
             Cluster(address=address, workers=(1, 2)),
             worker=fake_worker,
-            on_row=lambda row: row["state"] == "failed" and failures.append(row["message"]),
+            on_row=lambda row: failures.extend([row["message"]] if row["state"] == "failed" else []),
         )
     sys.exit("\n".join(failures) or 0)

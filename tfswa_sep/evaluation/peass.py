@@ -70,7 +70,7 @@ def _main(file: Path) -> None:
     """Print the scores of the signals in `file` as JSON; runs in the process of python-peass."""
     import peass
 
-    with np.load(file) as signals:
+    with np.load(file, allow_pickle=False) as signals:
         sources = [signals[name] for name in signals.files if name.startswith("arr_")]
         found = peass.predict_perceptual_evaluation_scores(
             sources,
