@@ -38,13 +38,18 @@ DOCUMENTS = "\n".join(path.read_text("utf-8") for path in PAGES)
 
 
 def command_lines() -> list[list[str]]:
-    """The words of each line in the bash blocks, comments left out."""
-    blocks = re.findall(r"```bash\n(.*?)```", DOCUMENTS, re.DOTALL)
-    return [
-        shlex.split(line, comments=True)
-        for block in blocks
-        for line in block.replace("\\\n", " ").splitlines()
-    ]
+    """The words of each line in the bash blocks, comments left out, with the variables that a page sets filled in."""
+    lines: list[list[str]] = []
+    for page in PAGES:
+        variables: dict[str, str] = {}
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if set_here := re.fullmatch(r"""([A-Z]+)=("?)([^"$]*)\2""", line):
+                    variables[set_here[1]] = set_here[3]
+                for name, value in variables.items():
+                    line = line.replace(f"${name}", value)
+                lines.append(shlex.split(line, comments=True))
+    return lines
 
 
 def commands(program: str) -> list[list[str]]:

@@ -78,7 +78,7 @@ def _main(file: Path) -> None:
             peass.DecompositionConfiguration(destination_directory=str(file.parent)),
             sampling_frequency_hz=float(signals["rate"]),
         )
-    print(json.dumps({name: float(getattr(found, long)) for name, long in NAMES.items()}))  # noqa: T201
+    sys.stdout.write(json.dumps({name: float(getattr(found, long)) for name, long in NAMES.items()}))
 
 
 if __name__ == "__main__":
