@@ -2,7 +2,7 @@
 
 Ray Data's pools retry a whole block, and retry one that kills its worker for ever. So songs are handed out one by one:
 a worker that dies costs the songs it had, which get another chance, and one that has seen three workers die is set
-aside. A song under suspicion has its worker for itself, so that no other is blamed.
+aside. Songs that saw one die come last, and each has its worker for itself, so that no other is blamed.
 """
 
 from __future__ import annotations
@@ -281,19 +281,20 @@ class _Pool:
             self._start_worker()
 
     def _hand_out(self, songs: Iterator[Song], *, more: bool) -> bool:
-        """Give each worker what it can take; return whether there may be more songs."""
+        """Give each worker what it can take; return whether there may be more songs.
+
+        Songs under suspicion come last: whatever else kills workers, such as a machine that fails, may be over by then.
+        """
         for worker in self._workers:
             if not worker.is_ready or any(self._strikes[song.source] for song in worker.songs.values()):
                 continue
-            if self._suspects and not worker.songs:
-                self._submit(worker, self._suspects.popleft())
-                continue
-            while len(worker.songs) < _PER_WORKER:
-                song = next(songs, None)
-                if song is None:
+            while more and len(worker.songs) < _PER_WORKER:
+                if (song := next(songs, None)) is None:
                     more = False
-                    break
-                self._submit(worker, song)
+                else:
+                    self._submit(worker, song)
+            if not more and self._suspects and not worker.songs:
+                self._submit(worker, self._suspects.popleft())
         return more
 
     def _submit(self, worker: _Worker, song: Song) -> None:
