@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,19 @@ def test_a_record_names_no_files_of_this_machine(tmp_path: Path) -> None:
 
 
 # --- the commands
+
+
+def test_all_files_of_a_repository_stay_pinned(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b"\x08" + bytes(7) + b"{" + bytes(7)  # begins like an ONNX file and like a safetensors file
+    monkeypatch.setattr("model_server.BODY", body)
+    monkeypatch.setattr("model_server.SHA256", sha256(body).hexdigest())
+    ask_this_hub(server, monkeypatch)
+    server.repository = ["tiny.onnx", "tiny.safetensors"]
+    for backend in ("torch", "all"):
+        assert main.run(["models", "pull", "hf://org/repo", "--backend", backend]) == 0
+        assert [file.backend for file in registry.find_model("hf://org/repo").files] == ["onnx", "torch"]
+    registry.fetch_all(registry.find_model("hf://org/repo"), "torch")
+    assert len(registry.find_model("hf://org/repo").files) == 2
 
 
 def test_a_repository_is_pinned_to_the_commit_of_its_first_use(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +59,7 @@ def fetch_files(info: ModelInfo, files: Sequence[ModelFile], *, shown: bool) -> 
         shown: Whether to show the progress.
 
     Raises:
-        TfswaError: See registry.fetch.
+        TfswaError: See registry.fetch_file.
     """
     from tfswa_sep import registry
 
@@ -71,10 +70,10 @@ def fetch_files(info: ModelInfo, files: Sequence[ModelFile], *, shown: bool) -> 
         )
     for number, file in enumerate(files, 1):
         label = f"{info.name} ({number} of {len(files)})" if len(files) > 1 else info.name
-        yield _fetch(replace(info, files=(file,)), label, shown=shown)
+        yield _fetch(info, file, label, shown=shown)
 
 
-def _fetch(info: ModelInfo, label: str, *, shown: bool) -> Path:
+def _fetch(info: ModelInfo, file: ModelFile, label: str, *, shown: bool) -> Path:
     from tfswa_sep import registry
 
     progress: Progress | None = None
@@ -87,7 +86,7 @@ def _fetch(info: ModelInfo, label: str, *, shown: bool) -> Path:
             progress.update(label, done, total or None)
 
         try:
-            return registry.fetch(info, info.files[0].backend, on_progress=on_progress)
+            return registry.fetch_file(info, file, on_progress=on_progress)
         except KeyboardInterrupt:
             if progress is None:  # nothing was downloaded
                 raise

@@ -36,9 +36,9 @@ from tfswa_sep.registry.models_toml import (
 
 __all__ = [
     "MEAN", "NO_LICENSE", "SUFFIXES", "WEIGHTS", "ModelFile", "ModelInfo", "cache_folder", "config_folder",
-    "default_model", "describe", "digest", "fetch", "fetch_all", "files_for", "find_model", "has_hashes",
-    "hub_cache_folder", "is_first_download", "known_models", "load_registry", "local_path", "problem_of", "remove",
-    "with_precision",
+    "default_model", "describe", "digest", "fetch", "fetch_all", "fetch_file", "files_for", "find_model",
+    "has_hashes", "hub_cache_folder", "is_first_download", "known_models", "load_registry", "local_path",
+    "problem_of", "remove", "with_precision",
 ]  # fmt: skip
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -142,14 +142,12 @@ def files_for(info: ModelInfo, backend: str) -> tuple[ModelFile, ...]:
 
 
 def fetch(info: ModelInfo, backend: str, *, on_progress: download.Progress | None = None) -> Path:
-    """The local path of a model's verified file, downloaded if necessary.
-
-    Without a recorded hash, as for a file that the user names, only suffix and first bytes are checked.
+    """The local path of the first file for a backend, verified; see `fetch_file`.
 
     Args:
         info: The model.
         backend: "onnx" or "torch".
-        on_progress: Called during a download with the bytes so far and the file's, 0 if unknown.
+        on_progress: As for `fetch_file`.
 
     Raises:
         ModelError: There is no file for the backend, it cannot be downloaded, or it is damaged.
@@ -159,6 +157,23 @@ def fetch(info: ModelInfo, backend: str, *, on_progress: download.Progress | Non
     if file is None:
         available = ", ".join(file.label for file in info.files)
         raise ModelError(f"model {info.name!r} has no file for the {backend} backend, only {available}")
+    return fetch_file(info, file, on_progress=on_progress)
+
+
+def fetch_file(info: ModelInfo, file: ModelFile, *, on_progress: download.Progress | None = None) -> Path:
+    """The local path of one of a model's files, verified and, if necessary, downloaded.
+
+    Without a recorded hash, as for a file that the user names, only suffix and first bytes are checked.
+
+    Args:
+        info: The model.
+        file: One of its files.
+        on_progress: Called during a download with the bytes so far and the file's, 0 if unknown.
+
+    Raises:
+        ModelError: The file cannot be downloaded, or is damaged.
+        OutputError: It cannot be saved.
+    """
     if download.is_remote(file.where):
         path = download.fetch(file, name=info.name, on_progress=on_progress)
         if addresses.is_address(info.name) or not file.sha256:
@@ -190,9 +205,7 @@ def fetch_all(info: ModelInfo, backend: str) -> list[Path]:
     """The local paths of `files_for`, or of all models of an ensemble, verified; see `fetch`."""
     if info.members:
         return [path for member in info.members for path in fetch_all(member, backend)]
-    return [fetch(replace(info, files=(file,)), backend) for file in files_for(info, backend)] or [
-        fetch(info, backend)
-    ]
+    return [fetch_file(info, file) for file in files_for(info, backend)] or [fetch(info, backend)]
 
 
 def local_path(file: ModelFile) -> Path:

@@ -105,9 +105,12 @@ def pin(info: ModelInfo, used: ModelFile, path: Path) -> None:
     name = where = web.take_credentials(used.where)
     pinned = ModelFile(used.backend, where, integrity.digest(path), path.stat().st_size)
     files: tuple[ModelFile, ...] = (pinned,)
+    recorded = _read_pins()
     if is_address(info.name):
-        name, files = info.name, tuple(pinned if file.where == where else file for file in info.files)
-    if _read_pins().get(name) != files:
+        name = info.name
+        known = {file.where: file for file in recorded.get(name, ())} | {where: pinned}
+        files = tuple(known.get(file.where, file) for file in info.files)
+    if recorded.get(name) != files:
         with _changing_pins() as pins:
             pins[name] = files
 
