@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,6 @@ from tfswa_sep.evaluation.listening.answers import read_answers
 from tfswa_sep.evaluation.listening.page import _excerpts, listening_page
 
 RATE = 44_100
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 
 
 def write(path: Path, *, level: float, seed: int = 0, seconds: float = 2) -> Path:
@@ -50,23 +45,6 @@ def test_silence_is_reported(tmp_path: Path) -> None:
     for sides, reference in (((sound, sound), tmp_path / "typo"), ((sound, tmp_path / "typo"), sound)):
         with pytest.raises(InputError, match="typo does not exist"):
             listening_page(*sides, reference=reference)
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        pytest.skip("chromium and chromedriver are not installed")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.binary_location = str(shutil.which("chromium"))
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
 
 
 def wait(condition: Callable[[], Any]) -> Any:
