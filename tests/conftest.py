@@ -18,6 +18,7 @@ from fakes import SHARES, STEMS, EvenBackend, FakeBackend, write_song
 from faults import Call
 from model_server import ModelServer, running_server
 from numpy.typing import NDArray
+from serve_process import Server
 from tiny_model import TINY
 
 from tfswa_sep.model.config import PRESETS
@@ -77,6 +78,23 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModelSer
     monkeypatch.setattr(download, "PAUSE_SECONDS", 0)
     with running_server() as running:
         yield running
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """serve(*arguments): a server in a process of its own, with its data in tmp_path / "data"."""
+    if not shutil.which("curl"):
+        pytest.skip("curl is not installed")
+    servers: list[Server] = []
+
+    def start(*arguments: str) -> Server:
+        servers.append(Server(tmp_path / "data", *arguments))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.end()
 
 
 @pytest.fixture

@@ -39,22 +39,6 @@ TOKEN = "correct horse battery"
 OURS = "http://127.0.0.1:8765"
 
 
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    if not shutil.which("curl"):
-        pytest.skip("curl is not installed")
-    servers: list[Server] = []
-
-    def start(*arguments: str) -> Server:
-        servers.append(Server(tmp_path / "data", *arguments))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        if server.process.poll() is None:
-            server.end()
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for songs of up to three seconds."""
