@@ -16,7 +16,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -108,14 +107,6 @@ def listing(folder: Path) -> dict[str, str]:
         elif not path.is_dir() or not any(path.iterdir()):
             found[name + "/"] = ""
     return found
-
-
-def wait_for(condition: Callable[[], object], *, seconds: float = 100) -> None:
-    """Wait until `condition` holds; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def song(name: str = "song.wav", **options: object) -> Callable[[Path], None]:

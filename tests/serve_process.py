@@ -6,10 +6,10 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from waiting import wait_for
 
 
 class Server:
@@ -37,19 +37,10 @@ class Server:
         return json.loads(self.curl("/v1/jobs", *(word for part in parts for word in ("--form", part))))
 
     def wait(self, job_id: str, *states: str) -> Any:
-        return wait(lambda: (job := self.get(f"/v1/jobs/{job_id}"))["state"] in states and job)
+        return wait_for(lambda: (job := self.get(f"/v1/jobs/{job_id}"))["state"] in states and job)
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(how)
         self.process.wait(20)
         assert self.process.stdout
         self.process.stdout.close()
-
-
-def wait(condition: Callable[[], Any], seconds: float = 300) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"waited for {seconds} s")

@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 from fakes import SLOW_COMMAND, write_song
+from waiting import wait_for
 
 import tfswa_sep
 from tfswa_sep import registry, separator
@@ -441,7 +441,7 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: str, 
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "working\n"
-        assert wait_for(lambda: len(files_in(tmp_path)) > 1)  # temporary files are open
+        assert wait_for(lambda: len(files_in(tmp_path)) > 1, seconds=10)  # temporary files are open
         process.send_signal(getattr(signal, sent))
         *_, line = process.stderr.read().splitlines()
         assert process.wait(timeout=20) == code
@@ -465,13 +465,6 @@ def test_an_interruption_with_json_reports_what_was_done(tmp_path: Path, sent: s
         assert process.wait(timeout=20) == code
     assert (done["song"], done["status"]) == ("a.wav", "done")
     assert error["error"]["exit_code"] == code and "no partial files" in error["error"]["message"]
-
-
-def wait_for(condition: Callable[[], bool], *, seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 @pytest.mark.parametrize("arguments", [["models"], ["--help"]])

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import write_song
-from faults import COMMAND, Call, Fault, Undo, listing, nothing, song, wait_for
+from faults import COMMAND, Call, Fault, Undo, listing, nothing, song
 from numpy.typing import NDArray
+from waiting import wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from waiting import wait_for
 
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.listening.answers import read_answers
@@ -47,14 +46,6 @@ def test_silence_is_reported(tmp_path: Path) -> None:
             listening_page(*sides, reference=reference)
 
 
-def wait(condition: Callable[[], Any]) -> Any:
-    for _ in range(300):
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("waited for 30 s")
-
-
 @pytest.mark.slow
 def test_the_page_in_a_browser(tmp_path: Path, browser: Any) -> None:
     for side, level in (("ours", 0.1), ("theirs", 0.05)):
@@ -72,11 +63,13 @@ def test_the_page_in_a_browser(tmp_path: Path, browser: Any) -> None:
     assert "ours" not in visible and "theirs" not in visible  # blind
     assert "Pair 1 of 2" in visible
     click("#play")
-    wait(lambda: browser.execute_script("return sources.length") == 2)
+    wait_for(lambda: browser.execute_script("return sources.length") == 2)
     assert browser.execute_script("return gains['0'].gain.value") == 1
     click("[data-side='1']")
-    wait(lambda: browser.execute_script("return gains['1'].gain.value > .99 && gains['0'].gain.value < .01"))
-    wait(lambda: browser.execute_script("return audio.currentTime - began") > 0)
+    wait_for(
+        lambda: browser.execute_script("return gains['1'].gain.value > .99 && gains['0'].gain.value < .01")
+    )
+    wait_for(lambda: browser.execute_script("return audio.currentTime - began") > 0)
     click("[data-answer='1']")
     click("#next")
     click("[data-answer='none']")
@@ -84,7 +77,7 @@ def test_the_page_in_a_browser(tmp_path: Path, browser: Any) -> None:
     assert "2 answered" in browser.find_element("css selector", "body").text
     chosen = browser.execute_script("return saved.swapped[saved.order[0]] ? 'ours' : 'theirs'")
     click("#export")
-    file = wait(lambda: next((tmp_path / "downloads").glob("*.json"), None))
+    file = wait_for(lambda: next((tmp_path / "downloads").glob("*.json"), None))
     told = json.loads(file.read_text("utf-8"))
     assert told["totals"][chosen] == 1
     assert told["totals"]["no difference"] == 1

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import soundfile
 from fakes import write_song
-from serve_process import Server, wait
+from serve_process import Server
+from waiting import wait_for
 
 pytest.importorskip("fastapi")
 import filelock
@@ -116,7 +117,7 @@ def test_whatever_dies_no_song_is_lost(serve: Callable[..., Server], tmp_path: P
     server = serve()
     job_id = server.add(long, stems="vocals")["id"]
     # While it runs, its stems grow.
-    job = wait(lambda: (job := server.get(f"/v1/jobs/{job_id}"))["playable"] > 1 and job)
+    job = wait_for(lambda: (job := server.get(f"/v1/jobs/{job_id}"))["playable"] > 1 and job)
     assert job["stems"] == ["vocals"] and job["state"] == "running" and 0 < job["progress"] < 1
     heard = server.curl(f"/v1/jobs/{job_id}/pcm/vocals", "--header", "Range: bytes=0-79999")
     assert len(heard) == 80_000
@@ -131,24 +132,24 @@ def test_whatever_dies_no_song_is_lost(serve: Callable[..., Server], tmp_path: P
 
     # Tried again, and cancelled.
     server.curl(f"/v1/jobs/{job_id}/retry", "--request", "POST")
-    wait(lambda: server.get(f"/v1/jobs/{job_id}")["progress"] > 0)
+    wait_for(lambda: server.get(f"/v1/jobs/{job_id}")["progress"] > 0)
     assert json.loads(server.curl(f"/v1/jobs/{job_id}/cancel", "--request", "POST"))["state"] == "cancelled"
-    wait(lambda: files_below(server.data / "songs") == [f"{job_id}/song.wav"])
+    wait_for(lambda: files_below(server.data / "songs") == [f"{job_id}/song.wav"])
 
     # The server dies: the next one resumes the song, and removes what belongs to nothing.
-    wait(lambda: b'"queued"' in server.curl(f"/v1/jobs/{job_id}/retry", "--request", "POST"))
-    wait(lambda: server.get(f"/v1/jobs/{job_id}")["progress"] > 0)
+    wait_for(lambda: b'"queued"' in server.curl(f"/v1/jobs/{job_id}/retry", "--request", "POST"))
+    wait_for(lambda: server.get(f"/v1/jobs/{job_id}")["progress"] > 0)
     worker = worker_of(server)
     server.end(signal.SIGKILL)
-    wait(lambda: not Path(f"/proc/{worker}").exists())
+    wait_for(lambda: not Path(f"/proc/{worker}").exists())
     (server.data / "songs" / "orphan").mkdir()
     (server.data / "uploads" / "half").write_text("x")
     server = serve()
     assert server.get(f"/v1/jobs/{job_id}")["state"] in ("queued", "running")
     assert not {"orphan", "half"} & {path.name for path in server.data.rglob("*")}
-    wait(lambda: server.get(f"/v1/jobs/{job_id}")["progress"] > 0)
+    wait_for(lambda: server.get(f"/v1/jobs/{job_id}")["progress"] > 0)
     server.curl(f"/v1/jobs/{job_id}", "--request", "DELETE")
-    wait(lambda: not files_below(server.data / "songs"))
+    wait_for(lambda: not files_below(server.data / "songs"))
 
 
 def test_a_song_that_ran_at_two_crashes_is_given_up(tmp_path: Path) -> None:

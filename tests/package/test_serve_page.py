@@ -16,7 +16,8 @@ import pytest
 import soundfile
 from fakes import write_song
 from numpy.typing import NDArray
-from serve_process import Server, wait
+from serve_process import Server
+from waiting import wait_for
 
 pytest.importorskip("fastapi")
 
@@ -59,7 +60,7 @@ class Page:
 
     def wait_until_done(self, songs: int) -> None:
         states = "return [...tfswa.rows.values()].map(row => row.job.state)"
-        wait(lambda: self.script(states) == ["done"] * songs)
+        wait_for(lambda: self.script(states) == ["done"] * songs)
 
     def open(self, name: str) -> None:
         self.script(
@@ -67,14 +68,14 @@ class Page:
             " if (row.job.name === arguments[0]) row.element.querySelector('.open').click()",
             name,
         )
-        wait(lambda: self.script("return tfswa.player() !== undefined"))
+        wait_for(lambda: self.script("return tfswa.player() !== undefined"))
 
     def listen(self, buffers: int = 2) -> list[NDArray[np.float32]]:
         """Play until something was heard, and stop: its buffers of one channel."""
         self.script("heard.length = 0")
         self.click(".play")
         loud = f"return heard.filter(each => each[0] !== 0 && each.at(-1) !== 0).length >= {buffers}"
-        wait(lambda: self.script(loud))
+        wait_for(lambda: self.script(loud))
         self.click(".play")
         heard = [np.array(each, np.float32) for each in self.script("return heard")]
         return [each for each in heard if each[0] and each[-1]]
@@ -134,7 +135,7 @@ def test_two_songs_from_drop_to_download(serve: Callable[..., Server], browser: 
     for selector, name in ((".mix", f"{song.stem} - mix.flac"), (".zip", f"{song.stem}.zip")):
         page.click(selector)
         name = name.replace("<", "_").replace(">", "_")  # by the browser
-        file = wait(lambda name=name: (downloads / name).exists() and downloads / name)  # type: ignore[misc]
+        file = wait_for(lambda name=name: (downloads / name).exists() and downloads / name)  # type: ignore[misc]
         if selector == ".mix":
             np.testing.assert_allclose(soundfile.read(file)[0][:, 0], stems["drums"], atol=1e-6)
         else:
@@ -165,15 +166,15 @@ def test_songs_outlive_the_server_until_they_are_deleted(
     page.wait_until_done(2)
     page.open(song.name)
     server.end(signal.SIGTERM)
-    assert wait(lambda: page.find("#banner").text)
+    assert wait_for(lambda: page.find("#banner").text)
     again = serve("--port", str(server.port))
     page.driver.get(again.address)
     page.wait_until_done(2)
     errors = [each for each in page.errors() if "net::ERR" not in each]
     page.click(".song .delete")
     page.click(".song .delete")
-    wait(lambda: len(again.get("/v1/jobs")["jobs"]) == 1)
-    wait(lambda: len(page.script("return [...document.querySelectorAll('.song')]")) == 1)
+    wait_for(lambda: len(again.get("/v1/jobs")["jobs"]) == 1)
+    wait_for(lambda: len(page.script("return [...document.querySelectorAll('.song')]")) == 1)
     assert not errors and not page.errors()
 
 
@@ -193,7 +194,7 @@ def test_nothing_serious_for_axe_and_pictures_for_the_documentation(
     page = Page(browser, server)
     page.find("#files").send_keys(f"{demo}\n{broken}")
     done = "return [...tfswa.rows.values()].map(row => row.job.state).sort().join()"
-    wait(lambda: page.script(done) == "done,failed")
+    wait_for(lambda: page.script(done) == "done,failed")
     page.open("demo.ogg")
     page.driver.execute_async_script("tfswa.player().seek(7).then(arguments[0])")
     page.click(".track:nth-of-type(2) .mute")
