@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,13 @@ def test_other_options_or_a_changed_song_are_separated(uploaded: str) -> None:
     before = SongWorker(job("memory://out")).separate(song(uploaded, version="1"))
     after = SongWorker(job("memory://out")).separate(song(uploaded, version="2"))
     assert (before["version"], after["version"]) == ("1", "2")
+
+
+def test_settings_of_the_model_are_part_of_the_work() -> None:
+    plain = job("memory://out")
+    for change in ({"model_settings": "n_fft=6144"}, {"shifts": 2}, {"precision": "fp32"}):
+        assert replace(plain, runtime=replace(plain.runtime, **change)).work != plain.work
+    assert replace(plain, runtime=replace(plain.runtime, threads=2)).work == plain.work
 
 
 def test_files_of_others_are_not_replaced(uploaded: str) -> None:

@@ -127,18 +127,26 @@ class Work:
 
         check_file(song.path)  # reading a pipe would block forever
         try:
-            options = {**asdict(self.options), "precision": self.runtime.precision}
-            if self.runtime.shifts != 1:  # absent from manifests of versions without shifts, which stay valid
-                options["shifts"] = self.runtime.shifts
-            if self.runtime.model_settings:
-                options["model_settings"] = self.runtime.model_settings
-            if options["track"] is None:  # as are those of versions without a choice of track
-                del options["track"]
-            for unimportant in ("out", "overwrite"):
-                del options[unimportant]
-            return manifest.describe_work(song.path, self.model, options)
+            return manifest.describe_work(song.path, self.model, describe_options(self.options, self.runtime))
         except OSError as error:
             raise InputError(f"{song.path} cannot be read: {error.strerror or error}") from None
+
+
+def describe_options(options: OutputOptions, runtime: Runtime) -> dict[str, Any]:
+    """The options that determine the stems.
+
+    What earlier versions did not have is left out if it is not used, so that their manifests stay valid.
+    """
+    described = {**asdict(options), "precision": runtime.precision}
+    if runtime.shifts != 1:
+        described["shifts"] = runtime.shifts
+    if runtime.model_settings:
+        described["model_settings"] = runtime.model_settings
+    if described["track"] is None:
+        del described["track"]
+    for unimportant in ("out", "overwrite"):
+        del described[unimportant]
+    return described
 
 
 def _describe(song: PlannedSong, written: SeparationResult) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfswa_sep.audio.atomic_file import temporary_folder
 from tfswa_sep.audio.stem_paths import song_folder
+from tfswa_sep.batch.plan import describe_options
 from tfswa_sep.cluster.catalog import Song, key_of
 from tfswa_sep.cluster.store import Entry, Store, entry_of, fetch
 from tfswa_sep.errors import ModelError, OutputError, TfswaError, UsageError
@@ -66,9 +67,7 @@ class Job:
     @cached_property
     def work(self) -> str:
         """A digest of the model and of the options that determine the stems."""
-        options = {**asdict(self.options), "precision": self.runtime.precision, "shifts": self.runtime.shifts}
-        for unimportant in ("out", "overwrite"):
-            del options[unimportant]
+        options = describe_options(self.options, self.runtime)
         files = [[file.label, file.sha256 or file.where] for file in self.model.files]
         return f"{key_of(json.dumps([files, options], sort_keys=True, default=str)):016x}"
 
