@@ -8,8 +8,8 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -54,45 +54,35 @@ class Child:
     def read(self, size: int = -1) -> bytes:
         """The next `size` bytes of its output, fewer at the end."""
         assert self._process.stdout is not None
-        self._calls += 1
-        try:
+        with self._waiting():
             data = self._process.stdout.read(size)
-        finally:
-            self._calls += 1
         self._check()
         return data
 
     def write(self, data: memoryview) -> None:
         """Send it input. Raises BrokenPipeError if it reads no more."""
         assert self._process.stdin is not None
-        self._calls += 1
-        try:
-            self._process.stdin.write(data)
-        except BrokenPipeError:
-            self._check()
-            raise
-        finally:
-            self._calls += 1
+        with self._waiting():
+            try:
+                self._process.stdin.write(data)
+            except BrokenPipeError:
+                self._check()
+                raise
 
     def end_input(self) -> None:
         """Send what is left of its input, and its end. Raises BrokenPipeError as `write` does."""
         assert self._process.stdin is not None
-        self._calls += 1
-        try:
-            self._process.stdin.close()
-        except BrokenPipeError:
-            self._check()
-            raise
-        finally:
-            self._calls += 1
+        with self._waiting():
+            try:
+                self._process.stdin.close()
+            except BrokenPipeError:
+                self._check()
+                raise
 
     def wait(self) -> int:
         """Its exit code, when it has ended."""
-        self._calls += 1
-        try:
+        with self._waiting():
             code = self._process.wait()
-        finally:
-            self._calls += 1
         self._check()
         return code
 
@@ -120,6 +110,14 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls += 1
 
     def _check(self) -> None:
         if self._hangs:
