@@ -70,9 +70,8 @@ def _limit(metavar: str, text: str) -> Any:
     return Annotated[float, typer.Option(metavar=metavar, help=text, rich_help_panel=LIMITS)]
 
 
-_FIELDS: dict[
-    str, Any
-] = {  # of Runtime, OutputOptions and ServeOptions that can be chosen on the command line
+# The fields of Runtime, OutputOptions and ServeOptions that can be chosen on the command line.
+_FIELDS: dict[str, Any] = {
     "backend": Annotated[
         Literal["auto", "onnx", "torch"],
         typer.Option(help="Inference backend; auto picks the fastest.", rich_help_panel=HARDWARE),
