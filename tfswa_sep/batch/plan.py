@@ -171,7 +171,7 @@ def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
         if name == STDIN:
             name, plain = STDIN_NAME, "stdin"
         track, number = plain, 1
-        while (key := _file_system_key(song.folder / track)) in taken:
+        while (key := file_system_key(song.folder / track)) in taken:
             number += 1
             track = f"{plain}_{number}"
         taken.add(key)
@@ -183,7 +183,7 @@ def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
     return planned
 
 
-def _file_system_key(path: Path) -> str:
+def file_system_key(path: Path) -> str:
     """The same key for names that macOS or Windows consider equal: a and A, or two encodings of an accent."""
     return unicodedata.normalize("NFC", str(path).casefold())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import time
@@ -107,9 +108,8 @@ def batch(
     It runs on Ray. Songs come from a folder, an object store or a manifest; stems go to a folder or an object
     store. Each song gets a row in TARGET/rows/*.parquet. Run it again to continue: finished songs are skipped.
     """
-    for package in ("fsspec", "pyarrow", "ray"):
-        if not _is_installed(package):
-            raise UsageError(f"batch needs {package}: {install_command(extra='ray')}")
+    if not all(importlib.util.find_spec(package) for package in ("fsspec", "pyarrow", "ray")):
+        raise UsageError(f"batch needs more packages: {install_command(extra='ray')}")
     from tfswa_sep.audio.atomic_file import temporary_folder
     from tfswa_sep.cluster.catalog import write_catalog
     from tfswa_sep.cluster.estimate import estimate
@@ -147,12 +147,6 @@ def batch(
         raise typer.Exit(INTERRUPTED)
     if summary.failed:
         raise typer.Exit(BatchError.exit_code)
-
-
-def _is_installed(package: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(package) is not None
 
 
 def _parse_workers(text: str | None) -> tuple[int, int] | None:
@@ -265,16 +259,10 @@ def _print_estimate(found: Estimate, *, as_json: bool) -> None:
     if as_json:
         say(json.dumps(asdict(found)))
         return
+    from rich.filesize import decimal
+
     say(f"songs        {found.songs:,}" + (f", {found.done:,} of them done" if found.done else ""))
     say(f"music        {found.hours:,.1f} hours (from {found.sampled} songs)")
-    say(f"to read      {_size(found.bytes_to_read)}")
-    say(f"to write     {_size(found.bytes_to_write)}")
+    say(f"to read      {decimal(round(found.bytes_to_read))}")
+    say(f"to write     {decimal(round(found.bytes_to_write))}")
     say(f"CPU hours    {found.cpu_hours:,.2f} (measured on this machine)")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-import unicodedata
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.audio.stem_paths import track_name
 from tfswa_sep.batch.inputs import SONG_EXTENSIONS
+from tfswa_sep.batch.plan import file_system_key
 from tfswa_sep.cluster.store import Store, walk
 from tfswa_sep.errors import InputError
 
@@ -234,7 +234,7 @@ def _pieces(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _target_key(folder: str, track: str) -> int:
-    return key_of(unicodedata.normalize("NFC", f"{folder}/{track}".casefold()))
+    return key_of(file_system_key(Path(folder, track)))
 
 
 def _repeated(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

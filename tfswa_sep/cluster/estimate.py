@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import tempfile
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from tfswa_sep.audio.atomic_file import temporary_folder
 from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.cluster import rows
 from tfswa_sep.cluster.catalog import Catalog, Song, is_in
@@ -66,16 +65,16 @@ def estimate(catalog: Catalog, job: Job, *, seed: int = 0) -> Estimate:
     written: list[float] = []  # bytes per second
     problem = ""
     separator = Separator(job.model, runtime=job.runtime)
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder() as folder:
         for song in sample:
             try:
-                path, _ = local_copy(song, Path(name))
+                path, _ = local_copy(song, folder)
                 with open_audio(path, downmix=True, allow_truncated=True) as audio:
                     length = (audio.frames or 0) / audio.sample_rate
                 sizes.append(path.stat().st_size)
                 if len(ratios) < _SEPARATED:
                     began = time.process_time()
-                    result = separator.separate_file(path, replace(job.options, out=Path(name) / "stems"))
+                    result = separator.separate_file(path, replace(job.options, out=folder / "stems"))
                     length = result.seconds
                     ratios.append((time.process_time() - began) / length)
                     written.append(sum(file.stat().st_size for file in result.files.values()) / length)

@@ -24,11 +24,10 @@ from tfswa_sep.cluster import rows
 from tfswa_sep.cluster.catalog import Catalog, Song, is_in
 from tfswa_sep.cluster.store import Store
 from tfswa_sep.cluster.worker import FATAL, Job, Row, SongWorker, new_row
-from tfswa_sep.errors import DeviceError, InputError, ModelError, TfswaError, UsageError, install_command
+from tfswa_sep.errors import DeviceError, InputError, TfswaError
 
 STRIKES = 3  # workers that may die over a song
 _PER_WORKER = 2  # songs at a time: one is separated while another is fetched or stored
-_ERRORS = {"UsageError": UsageError, "ModelError": ModelError}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +140,8 @@ def run_catalog(
                 summary.add(row, cluster.cpus)
                 writer.add(row)
                 on_row(row)
-                if row.get("error") in FATAL:
-                    raise _ERRORS[row["error"]](row["message"])
+                if fatal := FATAL.get(row.get("error", "")):
+                    raise fatal(row["message"])
         finally:
             pool.stop()
     rows.compact(target)
@@ -153,10 +152,8 @@ def run_catalog(
 @contextmanager
 def _connected(cluster: Cluster) -> Iterator[None]:
     """Connect to a Ray cluster, or start one on this machine, which ends with this block."""
-    try:
-        import ray
-    except ImportError:
-        raise UsageError(f"tfswa-sep batch needs Ray: {install_command(extra='ray')}") from None
+    import ray
+
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about it
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from tfswa_sep.separator import Separator
 
 MARKER = ".{track}.row.json"
-FATAL = (UsageError.__name__, ModelError.__name__)  # errors that every other song would have too
+FATAL = {
+    kind.__name__: kind for kind in (UsageError, ModelError)
+}  # errors that every other song would have too
 Row = dict[str, Any]
 _RESULTS = (
     "version",
