@@ -164,6 +164,21 @@ def test_separate_and_eval_download_as_pull_does(
     assert "type `tfswa-sep models pull bag`" in capsys.readouterr().err
 
 
+def test_eval_downloads_only_files_of_the_chosen_precision(listed: ModelServer, tmp_path: Path) -> None:
+    files = "".join(
+        f'[[models.bag.files]]\nbackend = "onnx"\nwhere = "{listed.url}/{precision}.onnx"\n'
+        f'precision = "{precision}"\n'
+        for precision in ("int8", "fp32")
+    )
+    config = tmp_path / "config" / "models.toml"
+    config.write_text(config.read_text().partition("[[models.bag.files]]")[0] + files)
+    for stem in ("vocals", "other"):
+        (tmp_path / "songs" / "a").mkdir(parents=True, exist_ok=True)
+        write_song(tmp_path / "songs" / "a" / f"{stem}.wav", seconds=0.1)
+    assert main.run(["eval", "--data", str(tmp_path / "songs"), "--model", "bag"]) == 4
+    assert listed.asked == ["GET /fp32.onnx"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_leaves_a_download_that_resumes(listed: ModelServer, tmp_path: Path) -> None:
     """The server stalls after half of the file; a second run needs only the other half."""

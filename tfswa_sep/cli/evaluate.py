@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tfswa_sep.cli.default_command import RunByDefault
-from tfswa_sep.cli.downloads import fetch_early
 from tfswa_sep.cli.help import METHODS, RESULTS, SONGS, Command
 from tfswa_sep.cli.progress import show_progress
+from tfswa_sep.cli.separate import fetch_model
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Quiet, with_options
 from tfswa_sep.cli.terminal import print_error, print_tables, say
 from tfswa_sep.errors import OutputError, UsageError, advice
@@ -406,13 +407,13 @@ def _methods(
     from tfswa_sep import registry
     from tfswa_sep.evaluation.methods import FolderMethod, MixtureBaseline, ModelMethod, OracleBaseline
 
-    known = [registry.find_model(name) for name in models or []]
-    if not known and not estimates:
-        known = [registry.default_model()]
+    for given in models or []:
+        registry.find_model(given)  # a wrong name is reported before anything is downloaded
+    names: Sequence[str | None] = models or ([] if estimates else [None])
     methods: list[Method] = []
-    for info in known:
-        fetch_early(info, runtime, shown=shown)
-        place = out / info.name if out is not None and len(known) > 1 else out
+    for name in names:
+        info = fetch_model(name, runtime, shown=shown)
+        place = out / info.name if out is not None and len(names) > 1 else out
         methods.append(ModelMethod(info, out=place, runtime=runtime, live=live))
     folders = [folder.resolve() for folder in estimates or []]
     for folder in folders:
