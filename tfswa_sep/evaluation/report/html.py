@@ -39,6 +39,7 @@ def html_report(evaluation: Evaluation, examples: Sequence[Example] = ()) -> str
     stems = evaluation.stems
     songs = {song.song: song.seconds for method in methods for song in method.songs}
     metric = main_metric(evaluation)
+    tables = paper_tables(evaluation)
     values = {
         stem: {method.name: list(method.values(stem, metric).values()) for method in methods}
         for stem in stems
@@ -73,7 +74,7 @@ def html_report(evaluation: Evaluation, examples: Sequence[Example] = ()) -> str
         speed=_speed(evaluation, metric),
         examples=examples,
         excerpt_seconds=EXCERPT_SECONDS,
-        tables={"Markdown": markdown(paper_tables(evaluation)), "LaTeX": latex(paper_tables(evaluation))},
+        tables={"Markdown": markdown(tables), "LaTeX": latex(tables)},
         caveat=EXCERPTS_NOTE if evaluation.data.startswith(EXCERPTS) else "",
         bars=bar_charts(scores, names),
         differences=differences(evaluation),
