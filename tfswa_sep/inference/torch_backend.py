@@ -137,9 +137,8 @@ class TorchBackend:
 
     def fit_segment(self, samples: int) -> int:
         """See AnyLength."""
-        hop, multiple = self.metadata.hop, self._network.config.frame_multiple
-        frames: int = -(-(-(-samples // hop) + 1) // multiple) * multiple
-        return min((frames - 1) * hop, self.plan.segment)
+        config: ModelConfig = self._network.config
+        return min(config.unpadded_samples(samples), self.plan.segment)
 
     def newest(self, segments: Floats, samples: int, *, stem_matrix: Floats | None = None) -> Floats:
         """See AnyLength."""

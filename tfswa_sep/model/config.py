@@ -145,6 +145,11 @@ class ModelConfig:
         """Frames are padded to a multiple of this, so that strides and windows fit."""
         return int(2 ** (len(self.dims) - 1) * self.window[1])
 
+    def unpadded_samples(self, samples: int) -> int:
+        """The shortest length of at least so many samples whose frames need no padding."""
+        frames = -(-(-(-samples // self.hop) + 1) // self.frame_multiple) * self.frame_multiple
+        return (frames - 1) * self.hop
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types for `from_json`."""
         return dataclasses.asdict(self)

@@ -52,9 +52,7 @@ class BandMasks:
 
     def fit_segment(self, samples: int) -> int:
         """See backend.AnyLength."""
-        multiple, hop = self._config.frame_multiple, self._config.hop
-        frames = -(-(-(-samples // hop) + 1) // multiple) * multiple
-        return min((frames - 1) * hop, self.plan.segment)
+        return min(self._config.unpadded_samples(samples), self.plan.segment)
 
     def separate(
         self, segments: Floats, run: Run, stem_matrix: Floats | None, *, newest: int | None = None
