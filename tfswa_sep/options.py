@@ -32,7 +32,7 @@ class Runtime:
         batch_size: Segments per call (torch: at most 16); None for the device's best.
         shifts: Passes over the song, each with its segments at another offset; the stems are their mean. N passes
             take N times as long.
-        model_settings: What a third-party ONNX file does not say itself, as KEY=VALUE separated by spaces, such as
+        model_settings: Settings that a third-party ONNX file lacks, as KEY=VALUE separated by spaces, such as
             "n_fft=6144 stems=vocals,instrumental".
 
     Raises:

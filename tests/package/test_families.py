@@ -417,7 +417,7 @@ def test_waveforms_equal_those_of_demucs(tmp_path: Path, noise: Noise, samples: 
 @pytest.mark.parametrize(
     ("settings", "says"),
     (
-        ("", r"does not say its n?_?[a-z]+: give it with --model-settings, such as"),
+        ("", r"does not specify n?_?[a-z]+: set it with --model-settings, such as"),
         ("nfft=256 stems=a,b", "has no setting 'nfft': choose from gain, hop, n_fft"),
         ("n_fft=128 hop=64 stems=a,b", "at n_fft"),
         ("n_fft=256 hop=0 stems=a,b", "at hop"),

@@ -153,7 +153,7 @@ def test_a_bag_is_loaded_from_all_its_files(tmp_path: Path) -> None:
         ("44100", "[" * 5000, "cannot read"),
         ("[models.tiny]", '[models."../tiny"]', "a name is at most 64 letters"),
         ("bytes =", "weights = [1]\nbytes =", "one weight per stem"),
-        ("bytes =", "weights = [1, 0]\nbytes =", "no weights above 0"),
+        ("bytes =", "weights = [1, 0]\nbytes =", "no weight above 0 in any file"),
         ("bytes =", "weights = [1, 2]\nbytes =", "numbers from 0 to 1"),
         ("bytes =", "weights = [1, true]\nbytes =", "numbers from 0 to 1"),
         ("default = true", "default = true\nsettings.gain = [1]", "the setting gain must be"),

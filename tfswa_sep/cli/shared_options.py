@@ -104,7 +104,7 @@ _FIELDS: dict[str, Any] = {
         str,
         typer.Option(
             metavar="LIST",
-            help="What a third-party model file does not say itself, such as 'n_fft=6144 stems=vocals,instrumental'.",
+            help="Settings that a third-party model file lacks, such as 'n_fft=6144 stems=vocals,instrumental'.",
             show_default=False,
             rich_help_panel=HARDWARE,
         ),

@@ -229,7 +229,7 @@ def _setting(table: dict[str, Any], key: str, where: str) -> str:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return ",".join(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ModelError(f"{where}: the setting {key} must be a text, a number or a list of texts")
+        raise ModelError(f"{where}: the setting {key} must be a string, a number or a list of strings")
     return str(value)
 
 
@@ -242,7 +242,7 @@ def _check_weights(files: tuple[ModelFile, ...], stems: tuple[str, ...], where: 
         if any(len(weights) != len(stems) for weights in bag):
             raise ModelError(f"{where}: each file of a bag needs one weight per stem")
         if not all(map(any, zip(*bag, strict=True))):
-            raise ModelError(f"{where}: a stem has no weights above 0")
+            raise ModelError(f"{where}: one stem has no weight above 0 in any file")
 
 
 def _check_keys(table: Any, required: set[str], where: str, *, optional: Set[str] = frozenset()) -> None:

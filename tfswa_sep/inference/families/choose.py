@@ -76,7 +76,7 @@ def _with_settings(
         return family(graph, settings)
     except KeyError as error:
         raise ModelError(
-            f"{file} does not say its {error.args[0]}: give it with --model-settings, "
+            f"{file} does not specify {error.args[0]}: set it with --model-settings, "
             f"such as '{family.EXAMPLE}'"
         ) from None
     except ValueError as error:
