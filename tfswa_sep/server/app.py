@@ -22,7 +22,7 @@ import filelock
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
@@ -41,7 +41,7 @@ from tfswa_sep.options import Runtime, ServeOptions
 from tfswa_sep.registry.folders import data_folder
 from tfswa_sep.server import delivery, safety
 from tfswa_sep.server.jobs import ACTIVE, FullError, Jobs, QuotaError
-from tfswa_sep.server.safety import COOKIE, Guard, same_secret, session_cookie
+from tfswa_sep.server.safety import COOKIE, Guard, refuse, same_secret, session_cookie
 from tfswa_sep.server.store import Job, State
 from tfswa_sep.server.uploads import UploadError, receive_upload
 
@@ -211,39 +211,34 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _handle_errors(app: FastAPI) -> None:
-    """Answer every error as {"error": {"kind", "message"}}."""
-
-    def answer(
-        status: int, kind: str, message: str, headers: Mapping[str, str] | None = None
-    ) -> JSONResponse:
-        return JSONResponse({"error": {"kind": kind, "message": message}}, status, headers)
+    """Answer every error as `refuse` does."""
 
     @app.exception_handler(TfswaError)
     def ours(request: Request, error: TfswaError) -> Response:
         jobs: Jobs = request.app.state.jobs
         message = str(error).replace(str(jobs.root), "the server's folder")
-        return answer(_STATUS.get(type(error), 500), type(error).__name__, message)
+        return refuse(_STATUS.get(type(error), 500), type(error).__name__, message)
 
     @app.exception_handler(FullError)
     def full(request: Request, error: FullError) -> Response:
-        return answer(503, "Full", "the queue is full: try again later", {"retry-after": str(_RETRY_SECONDS)})
+        return refuse(503, "Full", "the queue is full: try again later", {"retry-after": str(_RETRY_SECONDS)})
 
     @app.exception_handler(QuotaError)
     def quota(request: Request, error: QuotaError) -> Response:
-        return answer(507, "Quota", "the server's disk quota is used up: delete songs")
+        return refuse(507, "Quota", "the server's disk quota is used up: delete songs")
 
     @app.exception_handler(UploadError)
     def upload(request: Request, error: UploadError) -> Response:
-        return answer(error.status, "Upload", error.message, {"connection": "close"})
+        return refuse(error.status, "Upload", error.message, {"connection": "close"})
 
     @app.exception_handler(StarletteHTTPException)
     def http(request: Request, error: StarletteHTTPException) -> Response:
-        return answer(error.status_code, "HTTP", str(error.detail), error.headers)
+        return refuse(error.status_code, "HTTP", str(error.detail), error.headers)
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return answer(400, "UsageError", f"{first['loc'][-1]}: {first['msg']}")
+        return refuse(400, "UsageError", f"{first['loc'][-1]}: {first['msg']}")
 
 
 def _add_page(app: FastAPI, jobs: Jobs, options: ServeOptions) -> None:

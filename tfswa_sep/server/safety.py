@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
@@ -84,14 +84,13 @@ class Guard:
             await asyncio.sleep(WRONG_TOKEN_SECONDS)
         if path == "/" and not changes:
             return Response(self._login_page, 401, media_type="text/html")
-        refusal = refuse(401, "Token", "send the token: Authorization: Bearer TOKEN")
-        refusal.headers["www-authenticate"] = "Bearer"
-        return refusal
+        needed = {"www-authenticate": "Bearer"}
+        return refuse(401, "Token", "send the token: Authorization: Bearer TOKEN", needed)
 
 
-def refuse(status: int, kind: str, message: str) -> Response:
-    """An error as the API answers it."""
-    return JSONResponse({"error": {"kind": kind, "message": message}}, status)
+def refuse(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Every error as the API answers it: {"error": {"kind", "message"}}."""
+    return JSONResponse({"error": {"kind": kind, "message": message}}, status, headers)
 
 
 def is_authorized(headers: Headers, token: str) -> bool:
