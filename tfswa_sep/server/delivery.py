@@ -102,7 +102,7 @@ def encode(wav: Mapping[Path, float], target: Path, container: str, *, song: Pat
         OutputError: The file cannot be written; nothing is left behind.
     """
     audio_format = find_format(container)
-    tags = tagging.cut_tags(tagging.read_tags(song)) if song.is_file() else {}
+    tags, cover = _read_tags(song)
     if "title" in tags:
         tags["title"] = f"{tags['title']} ({title})"
     with ExitStack() as opened:
@@ -120,7 +120,7 @@ def encode(wav: Mapping[Path, float], target: Path, container: str, *, song: Pat
             audio_format,
             large=frames * channels * audio_format.sample_bytes > 4e9,
             tags=tags,
-            cover=tagging.read_cover(song) if song.is_file() else None,
+            cover=cover,
         )
         opened.callback(encoder.abandon)
         left = frames if there == rate else max(1, round(frames * there / rate))
@@ -151,16 +151,22 @@ def encode_stem_file(wav: Mapping[str, Path], target: Path, *, song: Path) -> No
         OutputError: It cannot be written; nothing is left behind.
     """
     check_stem_file(tuple(wav))
-    tags = tagging.cut_tags(tagging.read_tags(song)) if song.is_file() else {}
+    tags, cover = _read_tags(song)
     with soundfile.SoundFile(wav[next(iter(ORDER))]) as first:
         rate, frames = first.samplerate, first.frames
     temporary = AtomicFile(target.parent)
     try:
-        cover = tagging.read_cover(song) if song.is_file() else None
         write_stem_file(temporary.path, wav, rate, frames, tags=tags, cover=cover)
         temporary.commit(target)
     finally:
         temporary.remove()
+
+
+def _read_tags(song: Path) -> tuple[dict[str, str], bytes | None]:
+    """Tags and cover, none if the song is no longer there."""
+    if not song.is_file():
+        return {}, None
+    return tagging.cut_tags(tagging.read_tags(song)), tagging.read_cover(song)
 
 
 def zip_chunks(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
