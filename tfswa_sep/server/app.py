@@ -354,16 +354,12 @@ def _add_jobs(app: FastAPI, jobs: Jobs, options: ServeOptions) -> None:
     @app.post("/v1/jobs/{job_id}/cancel", tags=["jobs"])
     def cancel(job_id: str) -> JobView:
         """Stop a song's separation, but keep the song."""
-        _find(jobs, job_id)
-        jobs.cancel(job_id)
-        return _view(jobs, _find(jobs, job_id))
+        return _view(jobs, _existing(jobs.cancel(job_id)))
 
     @app.post("/v1/jobs/{job_id}/retry", tags=["jobs"])
     def retry(job_id: str) -> JobView:
         """Separate a failed or cancelled song again."""
-        _find(jobs, job_id)
-        jobs.retry(job_id)
-        return _view(jobs, _find(jobs, job_id))
+        return _view(jobs, _existing(jobs.retry(job_id)))
 
     @app.get("/v1/jobs/{job_id}/events", response_class=EventSourceResponse, tags=["jobs"])
     async def job_events(job_id: str) -> AsyncIterator[ServerSentEvent]:
@@ -601,7 +597,10 @@ def _check_choice(model: str, stems: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _find(jobs: Jobs, job_id: str) -> Job:
-    job = jobs.get(job_id)
+    return _existing(jobs.get(job_id))
+
+
+def _existing(job: Job | None) -> Job:
     if job is None:
         raise HTTPException(404, "no such job")
     return job

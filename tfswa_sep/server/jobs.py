@@ -236,7 +236,7 @@ class Jobs:
         return job
 
     def cancel(self, job_id: str) -> Job | None:
-        """Stop a queued or running job; its song is kept, so that it can be tried again."""
+        """Stop a queued or running job, whose song is kept for another try; None if it does not exist."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job and job.state in ACTIVE:
@@ -245,7 +245,13 @@ class Jobs:
         return job
 
     def retry(self, job_id: str) -> Job | None:
-        """Queue a failed or cancelled job again. Raises UsageError for others, FullError if there is no room."""
+        """Queue a failed or cancelled job again; None if it does not exist.
+
+        Raises:
+            UsageError: It is neither failed nor cancelled.
+            InputError: Its song is no longer there.
+            FullError: There is no room.
+        """
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None:
