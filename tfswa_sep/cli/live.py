@@ -104,8 +104,7 @@ def live(
     backend = Separator(model, runtime=Runtime(threads=1)).network
     _, matrix = parse_stems(stems, backend.stems)
     mixer = Mixer(backend.stems, matrix.sum(axis=0).tolist(), gains)
-    began, used = time.monotonic(), time.process_time()
-    status, recorder, loud = None, None, all(mixer.weights())
+    status, recorder = None, None
     try:
         with ExitStack() as opened:
             if record is not None:
@@ -118,7 +117,7 @@ def live(
                     mixer.weights(),
                     input_name=input_name,
                     output_name=output_name,
-                    silent=not loud,
+                    silent=not all(mixer.weights()),
                     recorder=recorder,
                 )
             )
