@@ -139,7 +139,6 @@ class JobRow extends Row {
     this.player = new Player(this.job, server, formats);
     this.find(".open").setAttribute("aria-expanded", "true");
     this.find(".place").append(this.player.element);
-    this.player.update(this.job);
   }
 
   cancel = () => server.cancel(this.job.id);
