@@ -296,7 +296,7 @@ def _table(session: LiveSession, mixer: Mixer, status: LiveStatus, cpu: float) -
         table.add_row(f"   {name}", _bar(status.levels[name]), "")
     delay = "no sound yet" if math.isnan(status.latency) else f"latency {1000 * status.latency:.0f} ms"
     facts = f"{delay}   late {status.late}   dropouts {status.dropouts}   CPU {cpu:.0%} of one core"
-    keys = f"1-{len(mixer.stems)} on/off   + - gain of >   0 as at first   q quit"
+    keys = f"1-{len(mixer.stems)} on/off   + - gain of >   0 reset   q quit"
     title = "waiting for the device" if session.lost else _route(session)
     return Group(Text(title), table, Text(facts), Text(keys, style="dim"))
 

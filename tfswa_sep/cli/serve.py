@@ -48,7 +48,7 @@ def serve(
         if not quiet:
             if options.no_auth and not options.is_local:
                 say("WARNING: anyone who can reach this address may use the server (--no-auth)")
-            say(f"The page is at {address} (Ctrl-C ends it)")
+            say(f"The page is at {address} (press Ctrl-C to stop)")
         if not no_browser and _has_browser():
             webbrowser.open(address)
 

@@ -143,7 +143,7 @@ def find_device(wanted: str | None, kind: str, devices: Sequence[Device]) -> Dev
         DeviceError: It fits none.
     """
     able = [device for device in devices if device.kind == kind]
-    advice = "tfswa-sep live devices lists them"
+    advice = "see tfswa-sep live devices"
     if wanted is None:
         chosen = next((device for device in able if device.default), able[0] if able else None)
         if chosen is None:
@@ -157,7 +157,7 @@ def find_device(wanted: str | None, kind: str, devices: Sequence[Device]) -> Dev
         found = [device for device in able if fits(device)]
         if len({device.name for device in found}) > 1:
             names = ", ".join(device.name for device in found)
-            raise UsageError(f"several {kind} devices are called '{wanted}' ({names}): name one of them")
+            raise UsageError(f"several {kind} devices match '{wanted}' ({names}): name one of them")
         if found:
             return found[0]
     raise DeviceError(f"there is no {kind} device '{wanted}': {advice}")

@@ -116,7 +116,7 @@ class LiveSession:
             if gone:
                 self._lost_since = now
                 names = " and ".join(f"{kind} {self.devices[kind].name}" for kind in gone)
-                news.append(f"lost the {names}: waiting for it to come back")
+                news.append(f"lost the {names}: waiting for {'them' if len(gone) > 1 else 'it'} to come back")
                 self._stop_streams()
         elif now - self._retried >= _RETRY_SECONDS:
             try:

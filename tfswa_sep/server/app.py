@@ -316,7 +316,7 @@ def _add_jobs(app: FastAPI, jobs: Jobs, options: ServeOptions) -> None:
         size = int(announced) if announced.isascii() and announced.isdigit() else 0
         largest = options.max_size * 1e6
         if size > largest * options.max_queue:
-            raise UploadError(413, f"songs may have {options.max_size:g} MB each")
+            raise UploadError(413, f"a song may be at most {options.max_size:g} MB")
         with jobs.reserve(size) as room:
             upload = await receive_upload(
                 request,

@@ -335,7 +335,10 @@ class Jobs:
             if job.state == "running":
                 self._remove_stems(job)
                 again = job.attempts < _ATTEMPTS
-                error = {"kind": "Interrupted", "message": "the server ended while this song was separated"}
+                error = {
+                    "kind": "Interrupted",
+                    "message": "the server stopped while this song was being separated",
+                }
                 self._put(
                     replace(job, state="queued", started=None)
                     if again

@@ -70,7 +70,7 @@ class Guard:
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
         if not _is_allowed_host(host, self._options):
-            return refuse(403, "Host", "this name is not one of the server's: see --allow-host")
+            return refuse(403, "Host", "the server does not answer to this host name: see --allow-host")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return refuse(403, "Origin", "a page of another site may not use this server")

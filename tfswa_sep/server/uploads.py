@@ -85,7 +85,7 @@ async def receive_upload(
         receiver.close()
         receiver.upload.discard()
         if isinstance(error, FormParserError):
-            raise UploadError(400, "the upload is no valid multipart/form-data") from None
+            raise UploadError(400, "the upload is not valid multipart/form-data") from None
         raise
     return receiver.upload
 

@@ -111,7 +111,9 @@ def _separate_once(
         if seconds > task.max_minutes * 60:
             raise InputError(f"{task.name} is longer than {task.max_minutes:g} minutes, the limit here")
         if seconds > longest:
-            raise OutputError(f"the stems of {task.name} do not fit into the server's quota: delete songs")
+            raise OutputError(
+                f"the stems of {task.name} do not fit within the server's disk quota: delete songs"
+            )
 
     def start(files: Mapping[str, Path]) -> None:
         growing = {stem: str(path) for stem, path in files.items()}
