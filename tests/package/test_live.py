@@ -448,6 +448,12 @@ def test_a_lost_device_is_waited_for(sound: FakePortAudio, running: session.Live
     assert running.poll() == [] and running.loop is loop
 
 
+def test_two_lost_devices_share_a_line(sound: FakePortAudio, running: session.LiveSession) -> None:
+    for stream in sound.streams:
+        stream.active = False
+    assert running.poll() == ["lost the input mic and output speaker: waiting for them to come back"]
+
+
 def test_a_device_that_comes_back_with_another_rate_gets_a_new_loop(
     sound: FakePortAudio, running: session.LiveSession
 ) -> None:
