@@ -21,7 +21,7 @@ from rich.table import Table
 
 from tfswa_sep.cli import main as cli
 from tfswa_sep.evaluation.methods import FolderMethod, Method, MixtureBaseline, ModelMethod
-from tfswa_sep.evaluation.multitrack import find_songs
+from tfswa_sep.evaluation.multitrack import Song, find_songs
 from tfswa_sep.evaluation.report.excerpts import examples
 from tfswa_sep.evaluation.report.html import PUBLISHED, html_report
 from tfswa_sep.evaluation.report.paper import latex, markdown, paper_tables
@@ -200,7 +200,9 @@ def write_song(folder: Path, **stems: NDArray[np.float64]) -> None:
         soundfile.write(folder / f"{stem}.wav", samples, RATE, subtype="FLOAT")
 
 
-def test_the_best_and_the_worst_excerpt_can_be_seen_and_heard(tmp_path: Path) -> None:
+def test_the_best_and_the_worst_excerpt_can_be_seen_and_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     vocals, drums = np.round(rng.normal(0, 0.1, (2, 20 * RATE, 2)) * 2**15) / 2**15
     vocals[16 * RATE :] *= 1e-3  # far too quiet to be an example of anything
@@ -222,7 +224,15 @@ def test_the_best_and_the_worst_excerpt_can_be_seen_and_heard(tmp_path: Path) ->
     assert score.worst.sdr == pytest.approx(6, abs=0.1)
     assert found.methods[0].songs[0].stems["drums"].best is None  # perfect
 
+    decoded: list[Song] = []
+
+    def decode(song: Song, folder: Path) -> Song:
+        decoded.append(song)
+        return song
+
+    monkeypatch.setattr("tfswa_sep.evaluation.report.excerpts.decode_stems", decode)
     shown = examples(found, songs, methods)
+    assert decoded == songs  # once, not for each excerpt
     assert [(each.stem, each.kind, each.start) for each in shown] == [
         ("vocals", "best", 2),
         ("vocals", "worst", 9),

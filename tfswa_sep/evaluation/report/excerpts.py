@@ -72,14 +72,21 @@ def examples(evaluation: Evaluation, songs: Sequence[Song], methods: Sequence[Me
         for scores, method in zip(evaluation.methods, methods, strict=True)
         if isinstance(method, ModelMethod | FolderMethod)
     ]
-    found = []
-    for scores, method in shown[:METHODS]:
-        for stem in scores.stems:
-            for kind, chosen in _extremes(scores, stem).items():
-                name, start, sdr = chosen
-                clips = _clips(method, by_name[name], stem, start)
-                found.append(Example(scores.name, stem, kind, name, start, sdr, clips))
-    return found
+    chosen = [
+        (scores.name, method, stem, kind, extreme)
+        for scores, method in shown[:METHODS]
+        for stem in scores.stems
+        for kind, extreme in _extremes(scores, stem).items()
+    ]
+    found: dict[int, Example] = {}
+    for song in dict.fromkeys(name for *_, (name, _, _) in chosen):
+        with temporary_folder() as folder:
+            decoded = decode_stems(by_name[song], folder)  # once for all its excerpts
+            for number, (scored, method, stem, kind, (name, start, sdr)) in enumerate(chosen):
+                if name == song:
+                    clips = _clips(method, decoded, stem, start)
+                    found[number] = Example(scored, stem, kind, name, start, sdr, clips)
+    return [found[number] for number in range(len(chosen))]
 
 
 def _extremes(scores: MethodScores, stem: str) -> dict[str, tuple[str, float, float]]:
@@ -97,7 +104,6 @@ def _extremes(scores: MethodScores, stem: str) -> dict[str, tuple[str, float, fl
 
 def _clips(method: ModelMethod | FolderMethod, song: Song, stem: str, start: float) -> tuple[Clip, Clip]:
     with temporary_folder() as folder:
-        song = decode_stems(song, folder)
         if isinstance(method, FolderMethod):
             place, files = start, method.estimate(song, folder, folder, lambda _: None).files
         elif method.out is not None:
