@@ -118,8 +118,12 @@ def read_list(path: Path) -> dict[str, list[Track]]:
 
 def _recording(stem: str, path: Path) -> Track:
     """A track of one stem; recordings of the same name in different folders have different track names."""
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    return Track(f"{path.stem}-{place}", {stem: (path,)})
+    return Track(unique_name(path, path.stem), {stem: (path,)})
+
+
+def unique_name(path: Path, name: str) -> str:
+    """`name` with a part that tells paths of the same name apart."""
+    return f"{name}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
 
 
 def _is_audio(path: Path) -> bool:

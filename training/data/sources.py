@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -134,7 +133,7 @@ def _find(source: Source) -> tuple[list[tuple[list[Track], tuple[str, ...]]], li
 def cache_folder(cache: Path, source: Source) -> Path:
     """A folder in `cache` for one of several datasets."""
     root = Path(source.root).resolve()
-    return cache / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"
+    return cache / folder.unique_name(root, root.name)
 
 
 class WeightedExamples:
