@@ -449,6 +449,22 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: str, 
     assert files_in(tmp_path) == {"song.wav"} and not (tmp_path / "song").exists()
 
 
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interruption_is_not_lost_in_an_import(tmp_path: Path, sent: str, code: int) -> None:
+    """numpy.random ignores what is raised while it is imported; onnxruntime turns it into an ImportError."""
+    (tmp_path / "compiled.py").write_text(
+        "import contextlib, os, signal\n"
+        "with contextlib.suppress(BaseException):\n"
+        f"    os.kill(os.getpid(), signal.{sent})\n"
+    )
+    command = "def command():\n    import compiled, time\n    time.sleep(30)\n"
+    run = "from tfswa_sep.cli import terminal; raise SystemExit(terminal.run(command, debug=False, as_json=False))"
+    done = subprocess.run(
+        [sys.executable, "-c", command + run], cwd=tmp_path, capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == code and "no partial files were left" in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_an_interruption_with_json_reports_what_was_done(tmp_path: Path, sent: str, code: int) -> None:

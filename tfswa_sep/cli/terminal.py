@@ -8,11 +8,13 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from typer import Abort, TyperException
 
@@ -54,9 +56,11 @@ def run(command: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name that cannot be encoded must not end the program
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not where Ctrl-C is ignored
+        signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
-        signal.signal(signal.SIGHUP, _terminate)
+        signal.signal(signal.SIGHUP, _stop)
     with _native_stderr_silenced(debug=debug):
         return _run(command, debug=debug, as_json=as_json)
 
@@ -175,8 +179,24 @@ def _is_harmless(character: str) -> bool:
     return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
 
 
-def _terminate(signal_number: int, frame: object) -> NoReturn:
-    raise _Terminated
+def _stop(signal_number: int, frame: FrameType | None) -> None:
+    """End the command; an import under way ends first, since compiled modules swallow or replace the exception."""
+    outer = frame
+    while outer:
+        if outer.f_code.co_filename == "<frozen importlib._bootstrap>":
+            again = threading.Timer(0.02, _send_to_main_thread, [signal_number])
+            again.daemon = True
+            again.start()
+            return
+        outer = outer.f_back
+    raise KeyboardInterrupt if signal_number == signal.SIGINT else _Terminated
+
+
+def _send_to_main_thread(signal_number: int) -> None:
+    if sys.platform == "win32":
+        signal.raise_signal(signal_number)
+    else:  # also wakes it
+        signal.pthread_kill(threading.main_thread().ident or 0, signal_number)
 
 
 def _open_standard_streams() -> None:

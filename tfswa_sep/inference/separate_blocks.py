@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice, pairwise, tee
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,9 +106,9 @@ def _offsets(shifts: int, step: int) -> list[int]:
 
     The same for every song, so that a run can be repeated bit for bit.
     """
-    rng = np.random.default_rng(0)
+    rng = Random(0)  # numpy.random would be imported here, and an import by Cython can swallow Ctrl-C
     bounds = [step * i // shifts for i in range(shifts + 1)]
-    return [0, *(int(rng.integers(low, high)) for low, high in pairwise(bounds[1:]))]
+    return [0, *(rng.randrange(low, high) for low, high in pairwise(bounds[1:]))]
 
 
 def _delay(blocks: Iterator[Samples], samples: int) -> Iterator[Samples]:
