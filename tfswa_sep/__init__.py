@@ -18,13 +18,20 @@ from typing import TYPE_CHECKING, Any
 from tfswa_sep.errors import TfswaError
 
 if TYPE_CHECKING:
+    from tfswa_sep.options import OutputOptions, Runtime
     from tfswa_sep.pipeline import SeparationResult
-    from tfswa_sep.separator import Separator, Stems, load_model, separate
+    from tfswa_sep.separator import LiveStream, Separator, Stems, load_model, separate
 
 __version__ = "0.1.0"
-__all__ = ["SeparationResult", "Separator", "Stems", "TfswaError", "load_model", "separate"]
+__all__ = [
+    "LiveStream", "OutputOptions", "Runtime", "SeparationResult", "Separator", "Stems", "TfswaError",
+    "load_model", "separate",
+]  # fmt: skip
 
 _LAZY = {
+    "LiveStream": "tfswa_sep.separator",
+    "OutputOptions": "tfswa_sep.options",
+    "Runtime": "tfswa_sep.options",
     "SeparationResult": "tfswa_sep.pipeline",
     "Separator": "tfswa_sep.separator",
     "Stems": "tfswa_sep.separator",
@@ -43,4 +50,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*__all__, "__doc__", "__version__", "errors"])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tfswa_sep.constants import NAME_TEMPLATE
 from tfswa_sep.errors import UsageError
 
 BACKENDS = ("auto", "onnx", "torch")
 _SHORTEST_TOKEN = 16
+_Options = TypeVar("_Options", "Runtime", "OutputOptions")
 _DEVICE = re.compile(r"auto|cpu|mps|coreml|cuda(:\d{1,3})?")
 
 
@@ -54,12 +57,7 @@ class Runtime:
             raise UsageError(
                 f"unknown device '{self.device}': choose from auto, cpu, cuda, cuda:N, mps, coreml"
             )
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads must be at least 1, not {self.threads}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, not {self.batch_size}")
-        if self.shifts < 1:
-            raise UsageError(f"shifts must be at least 1, not {self.shifts}")
+        _check_counts(threads=self.threads, batch_size=self.batch_size, shifts=self.shifts)
         _ = self.settings
 
     @property
@@ -115,8 +113,7 @@ class OutputOptions:
     overwrite: bool = True
 
     def __post_init__(self) -> None:
-        if self.track is not None and self.track < 1:
-            raise UsageError(f"track must be at least 1, not {self.track}")
+        _check_counts(track=self.track)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +210,23 @@ LATENCIES = {
     "normal": LiveTiming(window=0.73, hop=0.085, lookahead=0.093),
     "high": LiveTiming(window=1.47, hop=0.186, lookahead=0.372),
 }
+
+
+def override(options: _Options, choices: Mapping[str, Any]) -> _Options:
+    """The options with some fields replaced. Raises TypeError for an unknown field, as for an unknown keyword."""
+    names = [field.name for field in fields(options)]
+    for name in choices:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(names)}"
+            raise TypeError(f"unknown option '{name}': {hint}")
+    return replace(options, **choices)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and not (isinstance(count, Integral) and count >= 1):
+            raise UsageError(f"{name} must be at least 1, not {count!r}")
 
 
 def take_fields(kind: type[Any], values: dict[str, Any]) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ from tfswa_sep.audio.formats import AudioFormat, find_format
 from tfswa_sep.audio.reblock import BlockReader
 from tfswa_sep.audio.resample import Samples, convert, frames_at, margins, trim
 from tfswa_sep.audio.stem_mp4 import EXTENSION, check_stem_file
-from tfswa_sep.audio.stem_paths import check_target, target_paths, track_name
+from tfswa_sep.audio.stem_paths import check_target, default_track_name, target_paths
 from tfswa_sep.audio.stem_writer import Record, StemWriter, Written, describe_clipping
 from tfswa_sep.errors import OutputError, UsageError, install_command
 from tfswa_sep.inference.backend import Backend
@@ -59,7 +59,7 @@ def separate_song(
     options: OutputOptions,
     *,
     model_name: str,
-    track: str | None = None,
+    track_name: str | None = None,
     keep: Collection[str] = (),
     record: Record | None = None,
     batch_size: int | None = None,
@@ -74,7 +74,7 @@ def separate_song(
         model: The loaded model or models.
         options: See OutputOptions.
         model_name: Name in the result.
-        track: Name of the song in its stems' paths; None for its file's name.
+        track_name: Name of the song in its stems' paths; None for its file's name.
         keep: Real paths of files that must never be replaced, such as the other songs of a batch.
         record: Files that it owns are replaced even without `overwrite`.
         batch_size: Segments per call; None for the best number for the device.
@@ -100,7 +100,7 @@ def separate_song(
 
         song = open_song()
         names, stem_matrix = parse_stems(options.stems, model.stems)
-        track = track or track_name(song.path)
+        track = track_name or default_track_name(song.path)
         targets = target_paths(
             song.path,
             names,

@@ -31,7 +31,7 @@ from tfswa_sep.inference.ensemble import Ensemble
 from tfswa_sep.inference.hardware import prefers_int8
 from tfswa_sep.inference.live_windows import LiveWindows
 from tfswa_sep.inference.stem_matrix import parse_stems, shares_of_rest
-from tfswa_sep.options import LATENCIES, LiveTiming, OutputOptions, Runtime, take_fields
+from tfswa_sep.options import LATENCIES, LiveTiming, OutputOptions, Runtime, override, take_fields
 from tfswa_sep.pipeline import Progress, SeparationResult, separate_song, separate_to_rate
 
 
@@ -86,7 +86,7 @@ class LiveStream:
         """
         samples = _as_floats(block)
         if samples.ndim != 2 or len(samples) != self.channels:
-            raise InputError(f"expected a block of {self.channels} channels, got shape {samples.shape}")
+            raise InputError(f"expected a block of {self.channels} channels, got shape {_shape(samples)}")
         if samples.size and not np.abs(samples).max() <= MAX_PEAK:  # False for NaN too
             raise InputError("the samples are not finite or far outside full scale")
         parts, start = [self._ready], 0
@@ -125,7 +125,7 @@ class Separator:
         **choices: Any,
     ) -> None:
         self._model = model
-        self._runtime = replace(runtime, **choices)
+        self._runtime = override(runtime, choices)
         self._lock = threading.Lock()
         self._loaded: Backend | Ensemble | None = None
         self._name = ""
@@ -212,7 +212,7 @@ class Separator:
         samples = np.atleast_2d(_as_floats(audio))
         frames = samples.shape[-1]
         if samples.ndim != 2 or len(samples) not in (1, 2) or not frames:
-            raise InputError(f"expected samples of shape (1 or 2 channels, n > 0), got {np.shape(audio)}")
+            raise InputError(f"expected samples of shape (1 or 2 channels, n > 0), got {_shape(audio)}")
         blocks = (samples[:, start : start + BLOCK_SAMPLES] for start in range(0, frames, BLOCK_SAMPLES))
         parts, done = [], 0
         for part in self._stream(blocks, rate, stems=stems, batch_size=self._runtime.batch_size):
@@ -307,6 +307,8 @@ class Separator:
             UsageError: The options do not fit together.
             OutputError: A file cannot be written; nothing is left behind.
         """
+        if not isinstance(stems, Stems):
+            raise UsageError("the sample rate is not known: pass Stems(stems, sample_rate=...)")
         written = write_stems(
             stems,
             stems.sample_rate,
@@ -324,7 +326,7 @@ class Separator:
         path: str | Path,
         options: OutputOptions = OutputOptions(),
         *,
-        track: str | None = None,
+        track_name: str | None = None,
         keep: Collection[str] = (),
         record: Record | None = None,
         on_start: Callable[[Mapping[str, Path]], None] | None = None,
@@ -336,7 +338,7 @@ class Separator:
         Args:
             path: The song.
             options: See OutputOptions.
-            track: Name of the song in its stems' paths; None for its file's name.
+            track_name: Name of the song in its stems' paths; None for its file's name.
             keep: Real paths of files that must never be replaced, such as the other songs of a batch.
             record: Files that it owns are replaced even without `overwrite`.
             on_start: See pipeline.separate_song.
@@ -350,9 +352,9 @@ class Separator:
         return separate_song(
             path,
             model,
-            replace(options, **choices),
+            override(options, choices),
             model_name=self._name,
-            track=track,
+            track_name=track_name,
             keep=keep,
             record=record,
             batch_size=self._runtime.batch_size,
@@ -366,7 +368,7 @@ def separate(
     path: str | Path,
     *,
     model: str | Path | registry.ModelInfo | Backend | Separator | None = None,
-    track: str | None = None,
+    track_name: str | None = None,
     keep: Collection[str] = (),
     on_progress: Progress | None = None,
     **choices: Any,
@@ -378,7 +380,7 @@ def separate(
     Args:
         path: The song.
         model: A loaded Separator, or what Separator takes.
-        track: See Separator.separate_file.
+        track_name: See Separator.separate_file.
         keep: See Separator.separate_file.
         on_progress: See Separator.separate_file.
         **choices: Fields of Runtime and of OutputOptions, such as threads=4, out="stems".
@@ -386,7 +388,7 @@ def separate(
     runtime = take_fields(Runtime, choices)
     if not isinstance(model, Separator):
         model = Separator(model, **runtime)
-    return model.separate_file(path, track=track, keep=keep, on_progress=on_progress, **choices)
+    return model.separate_file(path, track_name=track_name, keep=keep, on_progress=on_progress, **choices)
 
 
 def load_model(model: str | Path | registry.ModelInfo | None = None, **choices: Any) -> Backend:
@@ -439,13 +441,18 @@ def _load_file(
 
 
 def _as_floats(samples: NDArray[np.floating]) -> Samples:
-    """Samples as float32. Raises InputError for integers, whose full scale is different."""
-    found = np.asarray(samples)
-    if np.issubdtype(found.dtype, np.integer):
-        raise InputError(
-            f"expected samples at full scale +-1, got {found.dtype}: divide 16-bit samples by 32768"
-        )
-    return np.asarray(found, dtype=np.float32)
+    """Samples as float32. Raises InputError for integers, whose full scale is different, and for complex numbers."""
+    array = np.asarray(samples)
+    if not np.issubdtype(array.dtype, np.floating):
+        hint = ": divide 16-bit samples by 32768" if np.issubdtype(array.dtype, np.integer) else ""
+        raise InputError(f"expected samples at full scale +-1, got {array.dtype}{hint}")
+    return np.asarray(array, dtype=np.float32)
+
+
+def _shape(samples: NDArray[np.floating]) -> str:
+    """A wrong shape, with the advice for the usual mistake: soundfile's arrays are (n, c)."""
+    shape = np.shape(samples)
+    return f"{shape}: transpose it" if len(shape) == 2 and shape[1] in (1, 2) else f"{shape}"
 
 
 def _stream_stems(

@@ -64,8 +64,12 @@ def test_a_module_keeps_the_rules(path: Path) -> None:
 
 def test_the_exported_names() -> None:
     assert sorted(tfswa_sep.__all__) == [
-        "SeparationResult", "Separator", "Stems", "TfswaError", "load_model", "separate"
+        "LiveStream", "OutputOptions", "Runtime", "SeparationResult", "Separator", "Stems", "TfswaError",
+        "load_model", "separate",
     ]  # fmt: skip
+    assert [name for name in dir(tfswa_sep) if not name.startswith("__")] == sorted(
+        [*tfswa_sep.__all__, "errors"]
+    )
     for name in tfswa_sep.__all__:
         assert getattr(tfswa_sep, name).__doc__ and name in dir(tfswa_sep)
     with pytest.raises(AttributeError, match="nothing"):

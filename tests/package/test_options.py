@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import tfswa_sep
 from tfswa_sep.cli.main import app
 from tfswa_sep.cli.shared_options import with_options
-from tfswa_sep.errors import UsageError
+from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.options import OutputOptions, Runtime
 
 
@@ -45,8 +45,22 @@ def test_one_object_or_keywords(
     three = tfswa_sep.separate(path, model=fake_backend(), out=tmp_path / "three", stems="vocals", threads=1)
     assert [result.files["vocals"].suffix for result in (one, two, three)] == [".flac", ".flac", ".wav"]
     assert two.files["vocals"].parent.parent == tmp_path / "two"
-    with pytest.raises(TypeError, match="audio_formt"):
+    with pytest.raises(TypeError, match="'audio_formt': did you mean 'audio_format'"):
         separator.separate_file(path, audio_formt="flac")
+    with pytest.raises(TypeError, match="'mp3': choose from backend, device"):
+        tfswa_sep.Separator(mp3=True)
+
+
+def test_the_track_is_the_commands_option_and_the_name_another(
+    fake_backend: Callable[..., Any], song: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = song("a.wav", 20_000)
+    result = tfswa_sep.separate(path, model=fake_backend(), out=tmp_path / "out", track_name="b")
+    assert result.files["vocals"] == tmp_path / "out" / "b" / "vocals.wav"
+    with pytest.raises(InputError, match="track"):  # it has only one
+        tfswa_sep.separate(path, model=fake_backend(), out=tmp_path / "out", track=2)
+    with pytest.raises(UsageError, match="track must be at least 1, not 'b'"):
+        tfswa_sep.separate(path, model=fake_backend(), out=tmp_path / "out", track="b")
 
 
 def test_the_commands_offer_the_fields_as_options() -> None:

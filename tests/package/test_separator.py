@@ -216,11 +216,21 @@ def test_arrays_keep_their_shape(fake_backend: Fake, shape: tuple[int, ...], rat
         (np.zeros((1, 2, 100)), 44_100),
         (np.full((2, 100), np.nan), 44_100),
         (np.zeros((2, 100)), 0),
+        (np.zeros((2, 100), complex), 44_100),
+        (np.array(["a"]), 44_100),
     ),
 )
 def test_wrong_arrays_are_refused(fake_backend: Fake, audio: NDArray[np.float64], rate: int) -> None:
     with pytest.raises(InputError):
         Separator(fake_backend()).separate(audio, rate)
+
+
+def test_the_usual_slips_with_arrays_are_explained(fake_backend: Fake, tmp_path: Path) -> None:
+    separator = Separator(fake_backend())
+    with pytest.raises(InputError, match=r"got \(100, 2\): transpose it"):  # as soundfile reads it
+        separator.separate(np.zeros((100, 2)), 44_100)
+    with pytest.raises(UsageError, match=r"pass Stems\(stems, sample_rate=...\)"):
+        separator.save({"vocals": np.zeros((2, 100), np.float32)}, tmp_path)  # type: ignore[arg-type]
 
 
 def test_one_separator_serves_threads_and_batches(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfswa_sep.audio.stem_paths import song_folder, target_paths, track_name
+from tfswa_sep.audio.stem_paths import default_track_name, song_folder, target_paths
 from tfswa_sep.errors import OutputError, UsageError
 from tfswa_sep.inference.stem_matrix import adds_up_to_song, parse_stems, with_accompaniment
 
@@ -165,7 +165,7 @@ def test_odd_names_become_names_that_every_system_takes(song: str, track: str) -
 
 
 def test_long_names_are_cut_and_stay_apart() -> None:
-    one, other = (track_name(Path("\U0001f3b8" * 60 + end + ".mp3")) for end in "ab")
+    one, other = (default_track_name(Path("\U0001f3b8" * 60 + end + ".mp3")) for end in "ab")
     assert one != other and len(one.encode()) <= 200 and one.startswith("\U0001f3b8" * 40)
 
 

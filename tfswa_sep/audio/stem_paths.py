@@ -16,7 +16,7 @@ _LONGEST_TRACK = 200  # bytes; file systems allow 255, and a stem's name may fol
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 
 
-def track_name(song: Path) -> str:
+def default_track_name(song: Path) -> str:
     """The name of a song in its stems' paths: its file's name without the extension.
 
     A name that Windows reserves, or would strip the end of, is altered, since files get copied between systems. One of
@@ -50,7 +50,7 @@ def target_paths(
         out: The output folder.
         extension: Such as ".wav".
         template: Path below `out`, with {track}, {stem} and {ext}.
-        track: None for track_name(song).
+        track: None for default_track_name(song).
         keep: See check_target.
 
     Raises:
@@ -60,7 +60,7 @@ def target_paths(
     _check_template(template)
     targets: dict[str, Path] = {}
     for stem in stems:
-        name = template.format(track=track or track_name(song), stem=stem, ext=extension)
+        name = template.format(track=track or default_track_name(song), stem=stem, ext=extension)
         outside = Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name
         if not name or name.endswith(("/", os.sep)) or outside:
             raise UsageError(

@@ -105,7 +105,7 @@ class Work:
             written = self.separator.separate_file(
                 song.path,
                 replace(self.options, out=out, overwrite=bool(self.overwrite)),
-                track=song.track,
+                track_name=song.track,
                 keep=self.keep,
                 record=manifest.Record(record, work, replace=self.overwrite is None),
                 on_progress=on_progress,
@@ -162,12 +162,12 @@ def plan_songs(songs: Sequence[FoundSong], pattern: str) -> list[PlannedSong]:
 
     Raises UsageError for several songs and a pattern without {track}.
     """
-    from tfswa_sep.audio.stem_paths import track_name
+    from tfswa_sep.audio.stem_paths import default_track_name
 
     planned: list[PlannedSong] = []
     taken: set[str] = set()
     for song in unique(songs):
-        name, plain = str(song.path), track_name(song.path)
+        name, plain = str(song.path), default_track_name(song.path)
         if name == STDIN:
             name, plain = STDIN_NAME, "stdin"
         track, number = plain, 1

@@ -22,7 +22,7 @@ import pyarrow.json
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from tfswa_sep.audio.stem_paths import track_name
+from tfswa_sep.audio.stem_paths import default_track_name
 from tfswa_sep.batch.inputs import SONG_EXTENSIONS
 from tfswa_sep.batch.plan import file_system_key
 from tfswa_sep.cluster.store import Store, walk
@@ -216,7 +216,7 @@ def _row(url: str, folder: str, size: int | None, version: str) -> dict[str, Any
     return {
         "source": url,
         "folder": folder,
-        "track": track_name(Path(name)),
+        "track": default_track_name(Path(name)),
         "size": size,
         "version": version,
     }

@@ -133,7 +133,7 @@ class SongWorker:
             out.mkdir()
             with self._computing:
                 written = self._separator.separate_file(
-                    path, replace(self._job.options, out=out, overwrite=True), track=song.track
+                    path, replace(self._job.options, out=out, overwrite=True), track_name=song.track
                 )
             files = [*written.files.values(), *([written.stem_file] if written.stem_file else [])]
             names = {file: _join(song.folder, file.relative_to(out).as_posix()) for file in files}

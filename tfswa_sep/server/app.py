@@ -34,7 +34,7 @@ import tfswa_sep
 from tfswa_sep import registry
 from tfswa_sep.audio.ffmpeg import find_ffmpeg
 from tfswa_sep.audio.stem_mp4 import EXTENSION
-from tfswa_sep.audio.stem_paths import track_name
+from tfswa_sep.audio.stem_paths import default_track_name
 from tfswa_sep.errors import DeviceError, InputError, ModelError, OutputError, TfswaError, UsageError
 from tfswa_sep.inference.stem_matrix import parse_stems
 from tfswa_sep.options import Runtime, ServeOptions
@@ -621,7 +621,7 @@ def _open_stem(jobs: Jobs, job_id: str, stem: str) -> Any:
 
 
 def _title(job: Job) -> str:
-    return track_name(Path(job.name))
+    return default_track_name(Path(job.name))
 
 
 def _parse_gains(job: Job, text: str) -> dict[str, float]:
