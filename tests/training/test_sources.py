@@ -137,6 +137,10 @@ def test_several_datasets_are_drawn_by_weight(songs: Path, tmp_path: Path) -> No
         ("[{kind: folder}]", "has no root"),
         ("[{root: x, weight: 0}]", "the weight of x must be positive"),
         ("[]", "data.sources is empty"),
+        ("[{root: x, mix: {mono: 1}}]", "x has mix settings, which are for kind open only"),
+        ("[{root: x, kind: open, mix: {seconds: 3}}]", r"set data\.seconds instead of mix\.seconds"),
+        ("[{root: x, kind: open, mix: {monno: 1}}]", r"unknown setting mix\.monno"),
+        ("[{root: x, kind: open, mix: {kinds: {songs: 1}}}]", r"unknown setting mix\.kinds\.songs"),
         ("[{root: x, type: 7}]", "unknown data.type 7"),
         ("[{root: x, type: 2, kind: musdb18hq}]", "data.type must be 1 or 4 for musdb18hq, not 2"),
     ],
@@ -153,6 +157,18 @@ def test_the_open_corpus_can_be_one_of_several(pools: Path, songs: Path, tmp_pat
     drawn = [examples.example(np.random.default_rng(i)) for i in range(10)]
     assert {len(stems) for _, stems, _ in drawn} == {4}
     assert all(isinstance(part, torch.Tensor) for example in drawn for part in example)
+
+
+def test_the_open_corpus_is_mixed_with_the_settings_of_its_row(pools: Path, tmp_path: Path) -> None:
+    def mono(mix: str) -> list[bool]:
+        rows = f"[{{kind: open, root: {pools}, mix: {mix}}}]"
+        examples = opened(tmp_path, "data=several", f"data.sources={rows}").draw(0.1)
+        drawn: Any = [examples.example(np.random.default_rng(i)) for i in range(6)]
+        return [bool(torch.equal(mixture[0], mixture[1])) for mixture, _, _ in drawn]
+
+    kinds = "kinds: {stems: 1, band: 0, accompaniment: 0, song: 0}"
+    assert all(mono(f"{{mono: 1.0, {kinds}}}"))
+    assert not any(mono(f"{{mono: 0.0, {kinds}}}"))
 
 
 def test_songs_are_prepared_before_a_run(

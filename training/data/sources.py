@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from tfswa_sep.constants import STEMS
@@ -43,6 +45,7 @@ class Source:
     type: int = 4  # layout, see training/data/folder.py; musdb18 and musdb18hq can be of type 1 or 4
     split: str = "official"  # or all; only for musdb18 and musdb18hq
     weight: float = 1.0  # share of the examples, relative to the other datasets
+    mix: Mapping[str, Any] = field(default_factory=dict)  # changes to MixSettings; only for open
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +62,9 @@ def read_sources(rows: Sequence[Mapping[str, Any]]) -> list[Source]:
     """Parse `data.sources`.
 
     Raises:
-        UsageError: A row has an unknown key, no root, or a weight that is not positive.
+        UsageError: A row has an unknown key, no root, a weight that is not positive, or unusable `mix` settings.
     """
-    known = [field.name for field in fields(Source)]
+    known = [each.name for each in fields(Source)]
     for row in rows:
         if unknown := sorted(row.keys() - set(known)):
             raise UsageError(f"data.sources: unknown key {unknown[0]!r}, choose from {', '.join(known)}")
@@ -69,9 +72,26 @@ def read_sources(rows: Sequence[Mapping[str, Any]]) -> list[Source]:
             raise UsageError(f"data.sources: {dict(row)} has no root")
         if not float(row.get("weight", 1)) > 0:
             raise UsageError(f"data.sources: the weight of {row['root']} must be positive")
+        if row.get("mix") and row.get("kind") != "open":
+            raise UsageError(f"data.sources: {row['root']} has mix settings, which are for kind open only")
+        _mix_settings(row.get("mix") or {})
     if not rows:
         raise UsageError("data.sources is empty: add data.sources='[{root: FOLDER}, ...]'")
     return [Source(**row) for row in rows]
+
+
+def _mix_settings(changes: Mapping[str, Any]) -> MixSettings:
+    if "seconds" in changes:
+        raise UsageError(
+            "data.sources: set data.seconds instead of mix.seconds, since it is for all datasets"
+        )
+    defaults = OmegaConf.create(asdict(MixSettings()))
+    OmegaConf.set_struct(defaults, True)
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(defaults, changes))
+    except OmegaConfBaseException as error:
+        raise UsageError(f"data.sources: unknown setting mix.{error.full_key}") from error
+    return MixSettings(**cast(dict[str, Any], merged))
 
 
 def open_source(
@@ -85,9 +105,10 @@ def open_source(
     """
     root = Path(source.root)
     if source.kind == "open":
+        settings = _mix_settings(source.mix)
 
         def mix(seconds: float) -> Examples:
-            return Mixer(root, MixSettings(seconds=seconds), seed=seed)
+            return Mixer(root, replace(settings, seconds=seconds), seed=seed)
 
         return OpenSource(stems=STEMS, draw=mix, held_out=[], about=f"open corpus in {root}")
     groups, held_out = _find(source)
