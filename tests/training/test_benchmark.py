@@ -24,7 +24,7 @@ pytest.importorskip("psutil")
 
 from tfswa_sep.inference.onnx_backend import OnnxBackend
 from training.benchmark import __main__ as benchmark
-from training.benchmark import profile
+from training.benchmark import evaluation, profile
 from training.benchmark.contenders import (
     Contender,
     default_precision,
@@ -343,3 +343,28 @@ def test_the_profile_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert OnnxBackend._run_network is network and len(list((tmp_path / "out/song").iterdir())) == 4
     assert profile.main([str(song), "--minutes", "0.02"]) == 0
     assert "network" in capsys.readouterr().out
+
+
+def test_the_time_of_bsseval_is_that_beyond_a_run_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for song in ("A", "B", "C"):
+        (tmp_path / song).mkdir()
+        (tmp_path / song / "vocals.flac").touch()
+    commands: list[str] = []
+
+    def fake(command: list[str], *, environment: dict[str, str]) -> Run:
+        songs = Path(command[command.index("--data") + 1])
+        assert sorted(path.parent.name for path in songs.glob("*/vocals.flac")) == ["A", "B"]
+        words = " ".join(command)
+        commands.append(words)
+        cpu = 110.0 if "museval-reference" in words else 20.0 if "museval" in words else 10.0
+        return Run(wall=2 * cpu, cpu=cpu, memory=0)
+
+    monkeypatch.setattr(evaluation, "measure", fake)
+    evaluation.main([str(tmp_path), "--songs", "2"])
+    assert ["--jobs 2" in words for words in commands] == [False, False, True, False]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| without BSSEval | 1 | 20 | 10 |  |  |"
+    assert lines[4] == "| museval | 2 | 40 | 20 | 10 | 10.0 times as long |"
+    assert lines[5] == "| museval-reference | 1 | 220 | 110 | 100 | 1.0 times as long |"
