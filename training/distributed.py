@@ -1,4 +1,4 @@
-"""Training in several processes, one per GPU, started by `torchrun` or `srun` (see docs/cluster.md)."""
+"""Training in several processes, one per GPU, started by `torchrun` or `srun` (see docs/multi-gpu.md)."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ The configs are in training/configs (Hydra); `--config` prints the configuration
 written to `out/last.ckpt` atomically, and a run that finds one resumes from that exact step. On SIGTERM or
 SIGUSR1 the run finishes its step, saves, and exits with code 75; the same command resumes it. `out/config.yaml`
 holds the settings, `out/run.json` the commit, versions and command of every start. For several GPUs see
-docs/cluster.md.
+docs/multi-gpu.md.
 """
 
 from __future__ import annotations

@@ -407,7 +407,7 @@ def test_headers_against_hostile_content(client: Callable[..., TestClient]) -> N
 
 
 def test_the_token(client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tfswa_sep.server.safety.WRONG_TOKEN_SECONDS", 0)
+    monkeypatch.setattr("tfswa_sep.server.security.WRONG_TOKEN_SECONDS", 0)
     server = client(host="0.0.0.0", token=TOKEN, allow_hosts=["stems.example"])
     refused: tuple[Any, ...] = (
         {},

@@ -144,7 +144,7 @@ def test_output_may_be_closed_early() -> None:
     assert done.returncode == 141 and not done.stderr
 
 
-@pytest.mark.parametrize("page", ["training.md", "cluster.md"])
+@pytest.mark.parametrize("page", ["training.md", "multi-gpu.md"])
 def test_the_documentation_names_settings_and_commands_that_exist(page: str) -> None:
     text = (CONFIGS.parents[1] / "docs" / page).read_text()
     for module in set(re.findall(r"-m (training\.[a-z_.]+)", text)):

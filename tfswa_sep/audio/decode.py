@@ -1,7 +1,7 @@
 """Read songs: decode in blocks, check every sample, resample as a stream.
 
 soundfile reads wav, flac, ogg, opus, mp3 and aiff; ffmpeg (see ffmpeg.py) reads m4a, video and the rest.
-layout.py finds how much audio there is and what is missing. A song with missing audio is refused unless that is
+truncation.py finds how much audio there is and what is missing. A song with missing audio is refused unless that is
 allowed, and never shortened silently.
 Axis letters: c channel, n samples; sample arrays are float32 at full scale +-1.
 """
@@ -21,9 +21,9 @@ import numpy as np
 import soundfile
 
 from tfswa_sep.audio.ffmpeg import FfmpegDecoder
-from tfswa_sep.audio.layout import rest_of_flac, survey
-from tfswa_sep.audio.parts import Layout, Part, View
+from tfswa_sep.audio.file_parts import Layout, Part, View
 from tfswa_sep.audio.resample import Resampler, Samples, convert, extend, resample
+from tfswa_sep.audio.truncation import rest_of_flac, survey
 from tfswa_sep.constants import BLOCK_SAMPLES
 from tfswa_sep.errors import InputError, TruncatedError, advice
 

@@ -17,9 +17,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from tfswa_sep.audio import tags as tagging
-from tfswa_sep.audio.child import Child
 from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
+from tfswa_sep.audio.ffmpeg_process import FfmpegProcess
 from tfswa_sep.audio.formats import AudioFormat
 from tfswa_sep.audio.mp4 import check_mp4
 from tfswa_sep.audio.resample import Samples, interleave
@@ -239,7 +239,7 @@ class _Ffmpeg:
         bitrate = min(audio_format.bitrate, 6 * rate * channels // 1000)  # AAC's limit: 6 bits per sample
         command += ["-c:a", "aac", "-b:a", f"{bitrate}k", "-f", "ipod", f"file:{path.resolve()}"]
         self.messages = ""  # of the process, after it has ended
-        self._child = Child(command, stdin=True)
+        self._child = FfmpegProcess(command, stdin=True)
         self.closed = False
 
     def write(self, samples: NDArray[np.float32] | NDArray[np.int32]) -> None:

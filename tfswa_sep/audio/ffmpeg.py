@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.audio.child import Child
 from tfswa_sep.audio.containers import end_of_sound, find_demuxer, skip_tags
-from tfswa_sep.audio.parts import FileBytes
+from tfswa_sep.audio.ffmpeg_process import FfmpegProcess
+from tfswa_sep.audio.file_parts import FileBytes
 from tfswa_sep.errors import InputError, TruncatedError, advice, ffmpeg_install_command
 
 _CUT_SECONDS = 0.05  # seconds by which a container's duration may exceed its audio
@@ -95,7 +95,7 @@ class FfmpegDecoder:
         command += ["-ac", str(self._channels)] if self._channels else []
         command += ["-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
         try:
-            self._child = Child(command, stdout=True)
+            self._child = FfmpegProcess(command, stdout=True)
         except OSError as error:
             raise InputError(f"cannot run {command[0]} to read {self._path}: {error.strerror}") from None
         try:
@@ -140,7 +140,7 @@ class FfmpegDecoder:
 
     def _sounds(self, index: int) -> bool:
         command = [*self._input, "-map", f"0:a:{index}", "-f", "f32le", "pipe:1"]
-        with Child(command, stdout=True) as child:
+        with FfmpegProcess(command, stdout=True) as child:
             while data := child.read(1 << 18):
                 samples = np.frombuffer(data[: len(data) // 4 * 4], np.float32)
                 if len(samples) and np.abs(samples).max() > _SILENT:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from tfswa_sep.audio.child import Child
 from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
+from tfswa_sep.audio.ffmpeg_process import FfmpegProcess
 
 
 def check_mp4(path: Path, tracks: int, frames: int, *, messages: str = "") -> None:
@@ -31,7 +31,7 @@ def check_mp4(path: Path, tracks: int, frames: int, *, messages: str = "") -> No
     command += ["-protocol_whitelist", "file,pipe", "-i", f"file:{path.resolve()}"]
     command += ["-map", "0:a", "-c", "copy", "-f", "framecrc", "-"]
     counts = [0] * tracks
-    with Child(command, stdout=True) as child:
+    with FfmpegProcess(command, stdout=True) as child:
         rest = ""
         while data := child.read(1 << 16):  # a million lines for hours of audio
             *lines, rest = (rest + data.decode("ascii", errors="replace")).split("\n")

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from tfswa_sep.audio.child import Child
 from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
+from tfswa_sep.audio.ffmpeg_process import FfmpegProcess
 from tfswa_sep.audio.mp4 import check_mp4, make_box, read_boxes
 from tfswa_sep.audio.tags import ffmpeg_options, write_cover
 from tfswa_sep.errors import UsageError, ffmpeg_install_command
@@ -89,7 +89,7 @@ def write_stem_file(
     command += ["-disposition:a", "0", "-disposition:a:0", "default"]
     command += ["-map_metadata", "-1", *ffmpeg_options(tags)]
     command += ["-f", "mp4", f"file:{path.resolve()}"]
-    with Child(command) as child:
+    with FfmpegProcess(command) as child:
         failed = child.wait() != 0
         messages = child.messages()
     if failed:

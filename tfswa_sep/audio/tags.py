@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import soundfile
 
-from tfswa_sep.audio.child import Child
 from tfswa_sep.audio.containers import find_demuxer
 from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.ffmpeg import find_ffmpeg
+from tfswa_sep.audio.ffmpeg_process import FfmpegProcess
 
 
 class _Names(NamedTuple):
@@ -188,7 +188,7 @@ def _read_with_ffmpeg(path: Path) -> dict[str, list[str]]:
         command += ["-map_metadata", "0:s:a:0"]
     command += ["-f", "ffmetadata", "-"]
     try:
-        with Child(command, stdout=True) as child:
+        with FfmpegProcess(command, stdout=True) as child:
             output = child.read()
     except OSError:  # an ffmpeg that does not run, or hangs; the song may not need it
         return {}

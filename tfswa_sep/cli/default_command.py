@@ -6,7 +6,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from tfswa_sep.cli.habits import protect_file_names
+from tfswa_sep.cli.foreign_options import protect_file_names
 
 
 class SeparateByDefault(TyperGroup):

@@ -182,7 +182,7 @@ def evaluate(
         raise UsageError("--resume needs the results to continue: add --json FILE or --report FOLDER")
 
     from tfswa_sep.evaluation import run
-    from tfswa_sep.evaluation.extra import need
+    from tfswa_sep.evaluation.optional_packages import need
     from tfswa_sep.evaluation.peass import check_installed
     from tfswa_sep.evaluation.report.tables import summary_tables
     from tfswa_sep.evaluation.results import read_evaluation

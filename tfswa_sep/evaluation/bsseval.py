@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tfswa_sep.constants import ACCOMPANIMENT, VOCALS
 from tfswa_sep.evaluation.bsseval_v4 import TAPS, References
-from tfswa_sep.evaluation.extra import need
+from tfswa_sep.evaluation.optional_packages import need
 
 Signal = NDArray[np.float64]
 Signals = Mapping[str, Signal]  # stem -> (n, c)

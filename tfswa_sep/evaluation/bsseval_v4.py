@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa_sep.evaluation.extra import need
+from tfswa_sep.evaluation.optional_packages import need
 
 Array = NDArray[np.float64]
 Spectra = NDArray[np.complex128]

@@ -19,8 +19,8 @@ import numpy as np
 import soundfile
 
 from tfswa_sep.errors import InputError, OutputError
-from tfswa_sep.evaluation.extra import need
 from tfswa_sep.evaluation.multitrack import MIXTURE, PACKED_SUFFIX, Song, packed_songs, stem_files
+from tfswa_sep.evaluation.optional_packages import need
 from tfswa_sep.evaluation.results import EXCERPTS
 from tfswa_sep.registry import download
 from tfswa_sep.registry.folders import cache_folder

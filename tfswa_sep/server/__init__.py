@@ -1,7 +1,7 @@
 """`tfswa-sep serve`: a page and a REST API that separate songs.
 
     app.py       the routes below /v1, and the page
-    safety.py    who may send requests: host, origin, token; headers against hostile content
+    security.py  who may send requests: host, origin, token; headers against hostile content
     uploads.py   the body of an upload -> files, within the limits
     jobs.py      the queue: one worker process per parallel song, progress, cancelling, expiry
     worker.py    what runs in a worker process

@@ -39,9 +39,9 @@ from tfswa_sep.errors import DeviceError, InputError, ModelError, OutputError, T
 from tfswa_sep.inference.stem_matrix import parse_stems
 from tfswa_sep.options import Runtime, ServeOptions
 from tfswa_sep.registry.folders import data_folder
-from tfswa_sep.server import delivery, safety
+from tfswa_sep.server import delivery, security
 from tfswa_sep.server.jobs import ACTIVE, FullError, Jobs, QuotaError
-from tfswa_sep.server.safety import COOKIE, Guard, refuse, same_secret, session_cookie
+from tfswa_sep.server.security import COOKIE, Guard, refuse, same_secret, session_cookie
 from tfswa_sep.server.store import Job, State
 from tfswa_sep.server.uploads import UploadError, receive_upload
 
@@ -255,7 +255,7 @@ def _add_page(app: FastAPI, jobs: Jobs, options: ServeOptions) -> None:
     async def login(request: Request) -> Response:
         sent = parse_qs((await _read_small(request)).decode("utf-8", "replace")).get("token", [""])[0]
         if options.token is None or not same_secret(sent, options.token):
-            await asyncio.sleep(safety.WRONG_TOKEN_SECONDS)
+            await asyncio.sleep(security.WRONG_TOKEN_SECONDS)
             return RedirectResponse("/#wrong", 303)
         answer = RedirectResponse("/", 303)
         cookie = session_cookie(options.token)

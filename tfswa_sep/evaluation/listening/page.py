@@ -17,8 +17,8 @@ import soundfile
 from tfswa_sep.audio.resample import Samples
 from tfswa_sep.constants import SAMPLE_RATE
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.evaluation.extra import need, render
 from tfswa_sep.evaluation.multitrack import AUDIO_SUFFIXES, BLOCK_SECONDS, Feed
+from tfswa_sep.evaluation.optional_packages import need, render
 
 COMMAND = "eval listen"
 SHORTEST = 0.4  # s: one block of a loudness measurement

@@ -14,10 +14,10 @@ import soundfile
 from tfswa_sep.audio.atomic_file import temporary_folder
 from tfswa_sep.audio.resample import Samples
 from tfswa_sep.constants import SAMPLE_RATE
-from tfswa_sep.evaluation.extra import need
 from tfswa_sep.evaluation.methods import FolderMethod, Method, ModelMethod, fold
 from tfswa_sep.evaluation.multitrack import BLOCK_SECONDS, MIXTURE, Feed, Song
 from tfswa_sep.evaluation.musdb import decode_stems
+from tfswa_sep.evaluation.optional_packages import need
 from tfswa_sep.evaluation.perceptual import MELS, mel_decibels
 from tfswa_sep.evaluation.results import Evaluation, MethodScores
 from tfswa_sep.evaluation.scoring import EXCERPT_SECONDS, true_parts

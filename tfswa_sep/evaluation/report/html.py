@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from tfswa_sep.evaluation.extra import render
+from tfswa_sep.evaluation.optional_packages import render
 from tfswa_sep.evaluation.report.charts import Scatter, bar_charts, box_plot, scatter
 from tfswa_sep.evaluation.report.excerpts import Example
 from tfswa_sep.evaluation.report.paper import latex, main_metric, markdown, paper_tables

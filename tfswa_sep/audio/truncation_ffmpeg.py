@@ -1,4 +1,4 @@
-"""Detect truncation, concatenation and damage in the containers that ffmpeg reads; see layout.py.
+"""Detect truncation, concatenation and damage in the containers that ffmpeg reads; see truncation.py.
 
 Formats: ISO/IEC 14496-12 (MP4), RFC 9559 (Matroska), Microsoft's AVI and ASF specifications, Adobe's FLV
 specification, the formats of WavPack 4 and True Audio, ISO/IEC 13818-7 (ADTS).
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from tfswa_sep.audio.containers import end_of_sound
-from tfswa_sep.audio.parts import FileBytes, Layout, Part, are_tags
+from tfswa_sep.audio.file_parts import FileBytes, Layout, Part, are_tags
 
 _PADDING = 1 << 16  # zero bytes tolerated after the last box
 _BOX_NAME = re.compile(rb"[A-Za-z0-9_ \xa9-]{4}")

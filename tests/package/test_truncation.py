@@ -16,7 +16,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from tfswa_sep.audio.decode import open_audio
-from tfswa_sep.audio.parts import FileBytes
+from tfswa_sep.audio.file_parts import FileBytes
 from tfswa_sep.errors import InputError, TruncatedError
 
 Samples = NDArray[np.float32]
@@ -151,7 +151,7 @@ def test_chunks_after_the_audio_are_not_audio(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="files with holes")
 def test_a_size_that_wrapped_at_four_gigabytes(tmp_path: Path) -> None:
-    from tfswa_sep.audio.layout import survey
+    from tfswa_sep.audio.truncation import survey
 
     content = encode(tmp_path, tones(1, 440), "WAV")
     at = content.index(b"data") + 4
@@ -207,7 +207,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
     measure = f"""
 import re
 from pathlib import Path
-from tfswa_sep.audio.layout import survey
+from tfswa_sep.audio.truncation import survey
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 before = peak()
@@ -271,13 +271,13 @@ def test_a_cut_during_the_survey_ends_the_command_with_one_line(tmp_path: Path) 
     path = long_wav(tmp_path)
     typed = f"""
 import os, sys
-from tfswa_sep.audio import parts
+from tfswa_sep.audio import file_parts
 from tfswa_sep.cli import main
-find = parts.FileBytes.__len__
+find = file_parts.FileBytes.__len__
 def cut(data):
     os.truncate({str(path)!r}, 40)
     return find(data)
-parts.FileBytes.__len__ = cut
+file_parts.FileBytes.__len__ = cut
 sys.argv[1:] = [{str(path)!r}]
 main.main()
 """

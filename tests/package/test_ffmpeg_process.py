@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fakes import write_song
 
-from tfswa_sep.audio import child
+from tfswa_sep.audio import ffmpeg_process
 from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.cli import main
 
@@ -37,7 +37,7 @@ def fake_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         program.write_text(f'#!/bin/sh\n{script}\n{FFMPEG} "$@"\n')
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-        monkeypatch.setattr(child, "PATIENCE", 1.0)
+        monkeypatch.setattr(ffmpeg_process, "PATIENCE", 1.0)
 
     return write
 

@@ -1,4 +1,4 @@
-"""A file's audio as parts that are decoded one after the other; see layout.py."""
+"""A file's audio as parts that are decoded one after the other; see truncation.py."""
 
 from __future__ import annotations
 

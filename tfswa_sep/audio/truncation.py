@@ -5,7 +5,7 @@ at 4 GB, or a length was never filled in. Here the whole file is scanned, page b
 compared with its header. The audio is returned as parts, which a decoder reads one after the other; whatever is
 missing is reported as a fault.
 Formats: the Microsoft RIFF and EBU Tech 3306 (RF64) specifications, Sony Wave64, Apple's AIFF-C and CAF;
-RFC 9639 (FLAC); RFC 3533 (Ogg); for MP3 see layout_mp3.py.
+RFC 9639 (FLAC); RFC 3533 (Ogg); for MP3 see truncation_mp3.py.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tfswa_sep.audio.containers import end_of_sound, find_demuxer, skip_tags
-from tfswa_sep.audio.layout_ffmpeg import SURVEYS
-from tfswa_sep.audio.layout_mp3 import survey_mp3
-from tfswa_sep.audio.parts import FileBytes, Layout, Part, are_tags, share
+from tfswa_sep.audio.file_parts import FileBytes, Layout, Part, are_tags, share
+from tfswa_sep.audio.truncation_ffmpeg import SURVEYS
+from tfswa_sep.audio.truncation_mp3 import survey_mp3
 
 _UNKNOWN_32 = 0xFFFF_FFFF
 _STREAMED_32 = (

@@ -1,4 +1,4 @@
-"""Scan the frames of an MP3 (or MP1, MP2) file; see layout.py.
+"""Scan the frames of an MP3 (or MP1, MP2) file; see truncation.py.
 
 Frames: ISO/IEC 11172-3, 2.4.1.3, and 13818-3; the Xing/Info header: Gabriel Bouvigne, "MP3 Info Tag revision 1".
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tfswa_sep.audio.containers import end_of_sound, skip_tags
-from tfswa_sep.audio.parts import FileBytes, Layout, Part, are_tags, share
+from tfswa_sep.audio.file_parts import FileBytes, Layout, Part, are_tags, share
 
 _KBITS = {  # (version is 1, layer) -> kbit/s by index
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),

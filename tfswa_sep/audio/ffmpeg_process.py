@@ -19,7 +19,7 @@ _PROC = Path("/proc")
 PATIENCE = 60.0 if (_PROC / "self/io").exists() else 600.0
 
 
-class Child:
+class FfmpegProcess:
     """A process that reads from or writes to pipes; a context manager, whose end kills it.
 
     It hangs if it is waited for and for PATIENCE seconds neither uses CPU time nor reads or writes a byte. It is
@@ -103,7 +103,7 @@ class Child:
                     pipe.close()
         self._messages.close()
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> FfmpegProcess:
         return self
 
     def __exit__(
