@@ -148,12 +148,12 @@ class ServeOptions:
     allow_path: Path | None = None
     data: Path | None = None
     jobs: int = 1
-    max_size: float = 1000.0
-    max_minutes: float = 120.0
+    max_size: float = 1000
+    max_minutes: float = 120
     max_queue: int = 100
-    time_limit: float = 60.0
-    quota: float = 20.0
-    keep: float = 30.0
+    time_limit: float = 60
+    quota: float = 20
+    keep: float = 30
 
     def __post_init__(self) -> None:
         for name in ("jobs", "max_size", "max_minutes", "max_queue", "time_limit", "quota", "keep"):

@@ -136,7 +136,7 @@ def live(
 
 @app.command("devices", cls=Command)
 def list_devices(as_json: Json = False, debug: Debug = False) -> None:
-    """List the sound devices, and which of them hear what other programs play."""
+    """List sound devices, and the inputs that hear other programs."""
     from tfswa_sep.live import devices
 
     found = devices.list_devices()

@@ -35,7 +35,7 @@ Model = Annotated[
     ),
 ]
 Precision = Annotated[
-    Literal["fp32", "int8", "auto"],
+    Literal["auto", "fp32", "int8"],
     typer.Option(
         help="Numeric precision; auto picks the fastest here: int8 (onnx), 16-bit (torch) or fp32.",
         rich_help_panel=HARDWARE,
