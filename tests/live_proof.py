@@ -67,9 +67,8 @@ class Server:
             "--system=no",
             "--daemonize=no",
             "--exit-idle-time=-1",
-            "--realtime=no",
+            "--log-target=stderr",
         ]
-        command += ["--high-priority=no", "--log-target=stderr"]
         for module in self.modules:
             command += ["-L", module]
         self.socket.unlink(missing_ok=True)

@@ -35,6 +35,7 @@ LATE_HOPS = 3  # of the last ten: the CPU is too slow for the hop
 LONGEST_HOP = 0.5  # seconds
 MOST_MISSING = 0.25  # seconds by which the buffer may be wrong: more is not corrected, but begun anew
 MOST_STRETCHED = 0.015  # seconds by which it may be wrong to be corrected little by little, not by a jump
+PATIENCE = 3  # seconds in a row that the buffer is wrong by more, before a jump
 MOST_BACKLOG = 3  # hops that may wait for the network
 QUIETEST = -90.0  # dBFS: the bottom of the meters
 
@@ -117,7 +118,8 @@ class LiveLoop:
         self._write(self._song, 1, np.zeros((self._channels, self._windows.lookahead), np.float32))
         self._read, self._playing = 0, False  # the position in `_mix` that is played next
         self._begin_at = self._target  # samples in `_mix` from which on it is played: the buffer is full
-        self._settled, self._jump = False, 0  # samples to leave out, or to repeat, once
+        self._settled, self._seconds_off = False, 0
+        self._jump = 0  # samples to leave out, or to repeat, once
         self._rebuffer = False  # the output is to fade out, and to wait until the buffer is full again
         self._song_ended = True  # the last block ended without the song
         self._replaced = True  # the last block did not end with the stems
@@ -161,7 +163,7 @@ class LiveLoop:
                 out[:] = 0
                 return
             self._read, self._playing, self._replaced = written - self._target, True, True
-            self._settled, self._jump = False, 0
+            self._settled, self._seconds_off, self._jump = False, 0, 0
         ready = self._mix.written - self._read
         self._played = (self._read, played)
         if ready >= n + len(fade) and not self._rebuffer:
@@ -319,10 +321,14 @@ class LiveLoop:
             self._rebuffer = True
             return
         if not self._settled or abs(error) > MOST_STRETCHED:
-            # Devices fill buffers of their own at first, and stop for a moment now and then.
+            # Devices fill buffers of their own at first; later they pause now and then, and may catch up.
+            self._seconds_off += 1
+            if self._settled and self._seconds_off < PATIENCE:
+                return
             self.dropouts += self._settled
-            self._jump, self._settled = round(error * self.output_rate), True
+            self._jump, self._settled, self._seconds_off = round(error * self.output_rate), True, 0
             return
+        self._seconds_off = 0
         self._drift_sum += error / SETTLING / (4 * SETTLING)
         self._drift_sum = float(np.clip(self._drift_sum, -MOST_DRIFT, MOST_DRIFT))
         self.drift = float(np.clip(error / SETTLING + self._drift_sum, -MOST_DRIFT, MOST_DRIFT))
