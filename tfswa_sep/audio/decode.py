@@ -95,11 +95,16 @@ class AudioReader:
         *,
         margin: int = 0,
     ) -> Iterator[Samples]:
-        """Yield the song as (channels, n) blocks at `rate` Hz; both default to the song's own.
+        """Yield the song as (channels, n) blocks.
 
-        margin: how far to continue it at both ends, in samples at its own rate; see resample.py.
-        Mono songs requested as stereo give two equal channels; stereo requested as mono is averaged.
-        Raises InputError for damaged, truncated and empty songs, and for NaN or infinite samples.
+        Args:
+            rate: Hz; None for the song's own.
+            channels: Mono becomes two equal channels, stereo is averaged to mono; None for the song's own.
+            block: Samples decoded at once.
+            margin: How far to continue the song at both ends, in samples at its own rate; see resample.py.
+
+        Raises:
+            InputError: The song is damaged, truncated or empty, or has NaN or infinite samples.
         """
         blocks = self._decode(channels or self.channels, block)
         rate = rate or self.sample_rate
@@ -174,15 +179,16 @@ def open_audio(
 ) -> AudioReader:
     """Open a song of one or two channels; close it after use (`with open_audio(path) as song`).
 
-    downmix: let ffmpeg mix more channels down to two, according to their layout.
-    allow_truncated: read what remains of a truncated or damaged song, and describe the damage in the reader's
-    `missing`.
-    track: which of several audio tracks, counting from 1; None for the default one, or the first that is not
-    silent.
+    Args:
+        path: The song.
+        downmix: Let ffmpeg mix more channels down to two, according to their layout.
+        allow_truncated: Read what remains of a truncated or damaged song, and describe the damage in the reader's
+            `missing`.
+        track: Audio track, counting from 1; None for the default one, or the first that is not silent.
 
-    Raises InputError, with a message naming the file, if it is missing, a folder, empty, not audio,
-    truncated or damaged (as far as this can be detected), has more than two channels, or needs ffmpeg, which is
-    not installed.
+    Raises:
+        InputError: The file is missing, a folder, empty, not audio, truncated or damaged (as far as this can be
+            detected), has more than two channels, or needs ffmpeg, which is not installed.
     """
     path = Path(path)
     size = check_file(path)
@@ -343,7 +349,7 @@ class _SoundfileDecoder:
         return True
 
     def _continue(self) -> None:
-        """Open the next part; it could be opened before, when all were."""
+        """Open the next part, which has been opened once before."""
         try:
             self._next(self._index + 1)
         except soundfile.LibsndfileError:

@@ -40,11 +40,15 @@ _DAMAGE = re.compile(
 class FfmpegDecoder:
     """A song decoded by an ffmpeg process, at its own rate; see decode.Decoder.
 
-    channels: how many to mix the song to, None for its own.
-    track: which audio track, counting from 1; None for the default one, or the first that is not silent.
-    frames: exact samples per channel; None if only the container's duration is known.
-    between: the first byte to read and the one to stop at; None for the whole file.
-    Raises InputError if ffmpeg is not installed, or finds no audio or no such track.
+    Args:
+        path: The song.
+        channels: Mix the song to so many; None for its own.
+        track: Audio track, counting from 1; None for the default one, or the first that is not silent.
+        frames: Exact samples per channel; None if only the container's duration is known.
+        between: The first byte to read and the one to stop at; None for the whole file.
+
+    Raises:
+        InputError: ffmpeg is not installed, or there is no audio or no such track.
     """
 
     def __init__(

@@ -14,16 +14,15 @@ from pathlib import Path
 from types import TracebackType
 
 _PROC = Path("/proc")
-# Seconds that a process may do nothing while it is waited for. Where its activity cannot be seen, a slow one must not
-# be taken for one that hangs.
+# Seconds. Longer where activity cannot be seen, so that a slow process is not killed.
 PATIENCE = 60.0 if (_PROC / "self/io").exists() else 600.0
 
 
 class FfmpegProcess:
     """A process that reads from or writes to pipes; a context manager, whose end kills it.
 
-    It hangs if it is waited for and for PATIENCE seconds neither uses CPU time nor reads or writes a byte. It is
-    killed then, and whatever waits for it raises OSError.
+    It hangs if it uses no CPU time and reads or writes no byte for PATIENCE seconds while something waits for it. It is
+    then killed, and the call that waits raises OSError.
 
     Args:
         command: The program and its arguments.

@@ -312,7 +312,7 @@ def _count_caf(data: FileBytes, start: int) -> int | None:
             per_packet = int.from_bytes(data[at + 32 : at + 36], "big")
         if name == b"pakt":
             frames = int.from_bytes(data[at + 20 : at + 28], "big")
-            # Of whole packets, how full the last one is may be unknown.
+            # How full the last packet is may be unknown.
             whole_packets = per_packet and frames % per_packet == 0
             return frames - per_packet + 1 if whole_packets else frames
     return None

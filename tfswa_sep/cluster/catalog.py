@@ -46,12 +46,13 @@ _OWN = pa.schema(
 class Song:
     """A song of a catalogue.
 
-    source: Its URL or path.
-    folder: Where its stems go below the target, with / between folders.
-    track: Its name in the paths of its stems.
-    size: Bytes; None if unknown.
-    version: See store.Entry; "" if it was not listed.
-    columns: Further columns of the manifest.
+    Attributes:
+        source: Its URL or path.
+        folder: Where its stems go below the target, with / between folders.
+        track: Its name in the paths of its stems.
+        size: Bytes; None if unknown.
+        version: See store.Entry; "" if it was not listed.
+        columns: Further columns of the manifest.
     """
 
     source: str
@@ -66,13 +67,14 @@ class Song:
 class Catalog:
     """The songs of a batch.
 
-    path: The Parquet file.
-    songs: How many, each counted once.
-    size: Their bytes; None if any is unknown.
-    ignored: Files that are not songs.
-    columns: The schema of the manifest's further columns.
-    same_target: Digests of folders and tracks that several songs share.
-    repeated: Digests of sources that are listed more than once.
+    Attributes:
+        path: The Parquet file.
+        songs: How many, each counted once.
+        size: Their bytes; None if any is unknown.
+        ignored: Files that are not songs.
+        columns: The schema of the manifest's further columns.
+        same_target: Digests of folders and tracks that several songs share.
+        repeated: Digests of sources that are listed more than once.
     """
 
     path: Path

@@ -23,13 +23,14 @@ _SEPARATED = 2  # of these
 class Estimate:
     """What a batch will take.
 
-    songs: In the catalogue.
-    done: Of them by earlier runs.
-    sampled: How many were looked at.
-    hours: Of music, in the songs that are left.
-    bytes_to_read: Of these songs.
-    bytes_to_write: Of their stems.
-    cpu_hours: On this machine's CPU, with the job's threads.
+    Attributes:
+        songs: In the catalogue.
+        done: Of them by earlier runs.
+        sampled: How many were looked at.
+        hours: Of music, in the songs that are left.
+        bytes_to_read: Of these songs.
+        bytes_to_write: Of their stems.
+        cpu_hours: On this machine's CPU, with the job's threads.
     """
 
     songs: int

@@ -34,11 +34,12 @@ _PER_WORKER = 2  # songs at a time: one is separated while another is fetched or
 class Cluster:
     """How the workers run.
 
-    address: Of a Ray cluster, "auto" for the one that this machine belongs to; None starts one on this machine.
-    workers: The lowest and the highest number of workers; None for one per `cpus` of the cluster.
-    cpus: Per worker.
-    gpus: Per worker; a fraction lets several share one.
-    time_limit: Seconds that a song may take.
+    Attributes:
+        address: Of a Ray cluster, "auto" for the one that this machine belongs to; None starts one on this machine.
+        workers: The lowest and the highest number of workers; None for one per `cpus` of the cluster.
+        cpus: Per worker.
+        gpus: Per worker; a fraction lets several share one.
+        time_limit: Seconds that a song may take.
     """
 
     address: str | None = None
@@ -52,16 +53,17 @@ class Cluster:
 class Summary:
     """A batch so far.
 
-    songs: In the catalogue.
-    skipped: Done by an earlier run.
-    done: Separated by this one.
-    failed: The number of songs for each class of error.
-    seconds: Of music that was separated.
-    cpu_seconds: That the workers were busy, times their CPUs.
-    workers: At present.
-    lost_workers: That died.
-    began: time.monotonic() at the start.
-    interrupted: Whether it was asked to stop.
+    Attributes:
+        songs: In the catalogue.
+        skipped: Done by an earlier run.
+        done: Separated by this one.
+        failed: The number of songs for each class of error.
+        seconds: Of music that was separated.
+        cpu_seconds: That the workers were busy, times their CPUs.
+        workers: At present.
+        lost_workers: That died.
+        began: time.monotonic() at the start.
+        interrupted: Whether it was asked to stop.
     """
 
     songs: int

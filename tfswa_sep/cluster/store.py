@@ -43,9 +43,10 @@ T = TypeVar("T")
 class Entry:
     """A file in a store.
 
-    url: Its address.
-    size: Bytes; None if unknown.
-    version: Changes when the file does: its ETag, or size and modification time; "" if unknown.
+    Attributes:
+        url: Its address.
+        size: Bytes; None if unknown.
+        version: Changes when the file does: its ETag, or size and modification time; "" if unknown.
     """
 
     url: str

@@ -53,11 +53,12 @@ _RESULTS = (
 class Job:
     """What all songs of a batch have in common. Can be sent to another machine.
 
-    target: URL of the folder or prefix that the stems go to.
-    model: The model.
-    runtime: See Runtime.
-    options: See OutputOptions; `out` and `overwrite` are not used.
-    overwrite: Redo finished songs, and replace any file.
+    Attributes:
+        target: URL of the folder or prefix that the stems go to.
+        model: The model.
+        runtime: See Runtime.
+        options: See OutputOptions; `out` and `overwrite` are not used.
+        overwrite: Redo finished songs, and replace any file.
     """
 
     target: str
@@ -154,7 +155,7 @@ class SongWorker:
                 "warnings": [text.replace(str(path), song.source) for text in written.warnings],
             }
             known = {"source": song.source, "work": self._job.work}
-            # First of all the stems' names: if this process dies half-way, the next one knows them as its own.
+            # The stems' names come first: if this process dies half-way, the next one may replace them.
             announced = {**known, "state": "storing", "stems": sorted({*names.values(), *own})}
             self._write_marker(_join(place, marker), announced)
             if there:

@@ -29,13 +29,13 @@ from tfswa_sep.options import LiveTiming
 SECONDS = 4.0  # of the rings
 FADE = 0.005  # seconds
 SPARE = 0.5  # hops of sound that wait for the output, beyond what a punctual worker needs
-MOST_DRIFT = 0.003  # by which the input may be stretched: 5 cents, ten times what sound cards' clocks differ
+MOST_DRIFT = 0.003  # largest stretch of the input: 5 cents, ten times the drift between sound cards
 SETTLING = 10.0  # seconds in which the buffer's length is corrected
 LATE_HOPS = 3  # of the last ten: the CPU is too slow for the hop
 LONGEST_HOP = 0.5  # seconds
-MOST_MISSING = 0.25  # seconds by which the buffer may be wrong: more is not corrected, but begun anew
-MOST_STRETCHED = 0.015  # seconds by which it may be wrong to be corrected little by little, not by a jump
-PATIENCE = 3  # seconds in a row that the buffer is wrong by more, before a jump
+MOST_MISSING = 0.25  # seconds; if the buffer is off by more, it is filled anew
+MOST_STRETCHED = 0.015  # seconds; smaller errors are corrected by stretching, larger ones by a jump
+PATIENCE = 3  # seconds that a larger error must last before a jump
 MOST_BACKLOG = 3  # hops that may wait for the network
 QUIETEST = -90.0  # dBFS: the bottom of the meters
 
@@ -56,7 +56,7 @@ class LiveStatus:
 
 
 class LiveLoop:
-    """Separates what `feed` gets, and gives it to `fill`.
+    """Separates the samples given to `feed`; `fill` returns the mix of stems.
 
     Args:
         model: The loaded model.

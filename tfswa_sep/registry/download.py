@@ -226,7 +226,7 @@ def _receive(
 
 
 def _refusal(response: Any, file: ModelFile) -> str | None:
-    """What a server that is broken for the moment replied, else None. Raises ModelError if it refuses for good."""
+    """The reply of a server that is temporarily broken, else None. Raises ModelError if it refuses for good."""
     status: int = response.status_code
     if status < 400:
         return None
@@ -243,8 +243,7 @@ def _refusal(response: Any, file: ModelFile) -> str | None:
 def _continues(response: Any, file: ModelFile, out: BinaryIO) -> bool:
     """Whether a response continues what was downloaded so far; its version is recorded.
 
-    Halves of a file of known hash or size that do not belong together are found out later. Of others, the server's
-    ETag must be the same.
+    If the file's hash or size is known, a wrong continuation is detected later; otherwise the ETag must be the same.
     """
     if file.sha256 or file.bytes:
         return _range_start(response) == out.tell()

@@ -584,7 +584,7 @@ async def _read_small(request: Request) -> bytes:
 
 
 def _check_choice(model: str, stems: str) -> tuple[str, tuple[str, ...]]:
-    """The model and the stems that were asked for. Raises UsageError if there are none such."""
+    """The model and the stems that were asked for. Raises UsageError if one does not exist."""
     chosen = tuple(each.strip() for each in stems.split(",") if each.strip())
     known = {each.name: each for each in registry.known_models()}
     if model and model not in known:

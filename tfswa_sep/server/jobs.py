@@ -94,7 +94,7 @@ class Jobs:
         self._progress: dict[str, Progress] = {}
         self._sizes: dict[str, int] = {}  # bytes on disk
         self._reservations: set[Reservation] = set()
-        self._warm = False  # a worker was asked for in advance
+        self._warm = False  # a worker was requested in advance
         self._stopping = False
         self._watching_ended = False
         self._slots: list[threading.Thread] = []
@@ -298,7 +298,7 @@ class Jobs:
     # Watching
 
     def watch(self) -> Watcher:
-        """Tell of changes from now on, in the event loop; leave it when done."""
+        """Report changes from now on, in the event loop; exit the context when done."""
         return Watcher(self._watchers)
 
     def _wake(self, job_id: str) -> None:

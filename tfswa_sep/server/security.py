@@ -41,7 +41,7 @@ _HEADERS = {
 
 
 class Guard:
-    """Middleware that refuses requests that nobody here has made, and adds headers to every answer."""
+    """Middleware that refuses forged and unauthorized requests, and adds headers to every answer."""
 
     def __init__(self, app: ASGIApp, *, options: ServeOptions, login_page: bytes) -> None:
         self._app = app
@@ -107,7 +107,7 @@ def is_authorized(headers: Headers, token: str) -> bool:
 
 
 def same_secret(sent: str, secret: str) -> bool:
-    """Compare in a time that does not tell how much is right."""
+    """Compare in constant time."""
     return hmac.compare_digest(sent.encode("utf-8", "replace"), secret.encode())
 
 

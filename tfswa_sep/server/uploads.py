@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _LONGEST_FIELD = 1000  # bytes
 _MOST_FIELDS = 20
-_PAUSE = 30.0  # seconds without a byte, after which the client is given up
+_PAUSE = 30.0  # seconds without a byte, after which the client is dropped
 _SLOWEST = 10_000  # bytes per second, on average after the first _PAUSE
 
 
