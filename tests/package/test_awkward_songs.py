@@ -145,7 +145,8 @@ def test_a_perfect_estimate_is_finite_or_undefined_and_recorded(tmp_path: Path) 
 def test_missing_songs_and_stems_are_counted_in_the_table(tmp_path: Path) -> None:
     for number, name in enumerate(("one", "two", "three", "four")):
         write(tmp_path / "data" / name, {"vocals": noise(number, seconds=1), "drums": noise(9, seconds=1)})
-    write(tmp_path / "found" / "one", {"vocals": 0.9 * noise(0, seconds=1)})
+    estimates = {"vocals": 0.9 * noise(0, seconds=1), "drums": 0.9 * noise(9, seconds=1)}
+    write(tmp_path / "found" / "one", estimates)
     write(tmp_path / "found" / "test" / "four", {"vocals": 0.99 * noise(3, seconds=1)})  # museval's layout
     method = scored(tmp_path, metrics=())
     mean, count = method.mean("vocals")
@@ -154,7 +155,9 @@ def test_missing_songs_and_stems_are_counted_in_the_table(tmp_path: Path) -> Non
     console = Console(width=200, file=io.StringIO())
     console.print(*song_tables(method, "data"))
     assert isinstance(console.file, io.StringIO)
-    assert "missing songs: 2 (of 4): three, two" in console.file.getvalue()
+    said = console.file.getvalue()
+    assert "missing songs: 2 (of 4): three, two" in said
+    assert "four, drums: no estimate" in said and "songs without a score, per stem: drums 1 (of 4" in said
     with pytest.raises(InputError, match="no estimates of the song"):
         evaluate(find_songs(tmp_path / "data"), [FolderMethod(tmp_path / "nowhere", "nowhere")], data="data")
 

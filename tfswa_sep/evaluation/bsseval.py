@@ -27,7 +27,7 @@ Signal = NDArray[np.float64]
 Signals = Mapping[str, Signal]  # stem -> (n, c)
 Frames = dict[str, NDArray[np.float64]]  # metric -> (frames,)
 
-NO_ARTEFACTS = 80.0  # dB; a SAR above it is rounding error, and counts as infinite
+HIGHEST_SAR = 80.0  # dB; above it, SAR measures rounding errors
 FAST_SECONDS = 30  # of fast_bss_eval's windows
 FAST_STEPS = 30  # of its conjugate gradients
 ALONE = "only SDR: SIR and SAR need a second stem that can be scored"
@@ -68,9 +68,9 @@ def museval_frames(
 
     Stems are grouped as in museval.eval_mus_track: the four with each other, and vocals against accompaniment,
     which is where the vocals' scores come from if both exist. An estimate counts up to the length of its
-    reference. A frame in which a stem of the group is silent is NaN. SAR is infinite above NO_ARTEFACTS: of an
-    estimate that delayed true stems explain completely, such as the mixture, museval's artefacts are rounding errors,
-    at -90 to -200 dB depending on the song and the program.
+    reference. A frame in which a stem of the group is silent is NaN. SAR is at most HIGHEST_SAR: if an estimate,
+    such as the mixture, consists of nothing but true stems, its artefacts are rounding errors, 90 to 200 dB below it
+    depending on the song and the program.
 
     Args:
         references: True stems.
@@ -97,7 +97,7 @@ def museval_frames(
 def package_frames(
     references: Signals, estimates: Signals, rate: int
 ) -> tuple[dict[str, Frames], dict[str, str]]:
-    """The same as `museval_frames`, by the museval package; SAR above NO_ARTEFACTS is infinite here, too.
+    """The same as `museval_frames`, by the museval package.
 
     Raises:
         UsageError: museval is not installed.
@@ -129,7 +129,7 @@ def _by_group(
             found = ratios(
                 [references[stem] for stem in members], [estimates[stem] for stem in members], wanted
             )
-            found[3, found[3] > NO_ARTEFACTS] = np.inf
+            found[3] = np.minimum(found[3], HIGHEST_SAR)
         for place, index in enumerate(wanted):
             scores[members[index]] = dict(zip(("sdr", "isr", "sir", "sar"), found[:, place], strict=True))
     return _with_lone_stems(scores, skipped, stems, references, estimates, rate)

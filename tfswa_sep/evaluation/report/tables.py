@@ -254,8 +254,16 @@ def preference_table(test: ListeningTest) -> Table:
 def notes(method: MethodScores) -> list[str]:
     """Notes on the songs: warnings, and which stems were not scored and how often."""
     lines = [f"{song.song}: {note}" for song in method.songs for note in song.warnings]
-    lines += [f"{song.song}, {stem}: {why}" for song in method.songs for stem, why in song.skipped.items()]
-    counts = Counter(stem for song in method.songs for stem in song.skipped)
+    left_out = [(song.song, stem, why) for song in method.songs for stem, why in song.skipped.items()]
+    left_out += [
+        (song.song, stem, "no estimate")
+        for song in method.songs
+        if not song.is_missing
+        for stem in method.stems
+        if stem not in {*song.stems, *song.skipped}
+    ]
+    lines += [f"{song}, {stem}: {why}" for song, stem, why in left_out]
+    counts = Counter(stem for _, stem, _ in left_out)
     if counts:
         listed = ", ".join(f"{stem} {count}" for stem, count in counts.items())
         lines.append(f"songs without a score, per stem: {listed} (of {len(method.songs)} songs)")
