@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 pytest.importorskip("torch")
 pytest.importorskip("hydra")
 pytest.importorskip("lightning_fabric")
+
+from fake_hub import Hub, fake_hub
 
 from tfswa_sep.evaluation.metrics import sdr
 from training.configuration import load_config
@@ -167,3 +170,49 @@ def test_a_small_run_beats_the_mixture(musdb: Path, tmp_path: Path) -> None:
         assert reached is not None and before is not None and quarter is not None
         gains[stem] = reached - max(before, quarter)
     assert min(gains.values()) > 3 and np.mean(list(gains.values())) > 5, gains
+
+
+def commands_of(page: str) -> str:
+    """The blocks of commands, in order; what a paragraph "(Laptop: ...)" sets replaces or follows the block above."""
+    script: list[str] = []
+    for fenced, laptop in re.findall(r"^```bash\n(.*?)^```$|^\(Laptop: (.*?)(?=\n\n)", page, re.M | re.S):
+        script += fenced.splitlines()
+        for code in re.findall(r"`([^`]+)`", laptop):
+            name, equals, _ = code.partition("=")
+            if equals and name.isupper():
+                places = [place for place, line in enumerate(script) if line.startswith(f"{name}=")]
+                script[places[-1]] = code
+            elif code.startswith("python "):
+                script.append(code)
+    return "\n".join(script)
+
+
+@pytest.mark.proof
+def test_the_page_on_training_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """In an environment of its own, which pip fills, with made-up songs and a hub on this machine."""
+    checkout = tmp_path / "checkout"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, checkout / name)
+    write_musdb(checkout / "musdb18", is_wav=False, seconds=3.0)  # so that musdb downloads nothing
+    servers = [
+        'tensorboard() { timeout 60 tensorboard --port 0 "$@" || [ $? = 124 ]; }',
+        "hf() { true; }",  # logs in
+    ]
+    page = commands_of((ROOT / "docs/training.md").read_text("utf-8")).replace("OWNER/NAME", "org/tried")
+    (tmp_path / "page.sh").write_text("\n".join([*servers, "set -eux", page]))
+    own = {"PIP_CONSTRAINT": str(ROOT / "constraints/torch213.txt"), "OMP_NUM_THREADS": "1"}
+    own["TFSWA_CACHE"] = str(tmp_path / "cache")
+    with fake_hub(tmp_path / "home") as environment:
+        inherited = {
+            name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")
+        }
+        done = subprocess.run(
+            ["bash", str(tmp_path / "page.sh")], cwd=checkout, env=inherited | environment | own
+        )
+    shutil.rmtree(checkout / ".venv", ignore_errors=True)  # a gigabyte, which pytest would keep
+    assert done.returncode == 0
+    assert json.loads((checkout / "runs/debug/run.json").read_text())[0]["processes"] == 2
+    assert "global SDR" in (checkout / "published/README.md").read_text()
+    assert {"mine.onnx", "mine.safetensors", "README.md"} == set(Hub.files)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
+from fake_hub import Hub, fake_hub
 from tiny_model import TINY
 
 from tfswa_sep.constants import STEMS
@@ -31,7 +28,6 @@ from training.release import publish
 from training.release.export import export_safetensors, load_checkpoint, round_to_half
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMIT = "0123456789" * 4
 PUBLISH_AND_FETCH = """
 import os, sys
 from pathlib import Path
@@ -49,108 +45,6 @@ if not code:
         print("fetched", fetch(model, backend).stat().st_size)
 sys.exit(code)
 """
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """A fake Hugging Face Hub for an upload and a download; large files use git-lfs, as on the real one."""
-
-    files: dict[str, bytes]
-    blobs: dict[str, bytes]
-    requests: list[str]
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def answer(self, content: Any, *, code: int = 200) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def do_POST(self) -> None:
-        body, path = self.body(), self.path.partition("?")[0]
-        self.requests.append(f"POST {path}")
-        address = f"http://{self.headers['Host']}"
-        if self.headers.get("Authorization") != "Bearer hf_right":
-            self.answer({"error": "Invalid username or password."}, code=401)
-        elif path == "/api/repos/create":
-            self.answer({"url": f"{address}/org/tried", "id": "org/tried", "name": "org/tried"})
-        elif path == "/api/validate-yaml":  # of the model card
-            self.answer({"errors": [], "warnings": []})
-        elif "/preupload/" in path:
-            files = json.loads(body)["files"]
-            modes = [{"path": f["path"], "uploadMode": "lfs" if f["size"] > 10_000 else "regular",
-                      "shouldIgnore": False, "oid": None} for f in files]  # fmt: skip
-            self.answer({"files": modes})
-        elif path.endswith("/info/lfs/objects/batch"):
-            objects = [
-                {**item, "actions": {"upload": {"href": f"{address}/blob/{item['oid']}", "header": {}}}}
-                for item in json.loads(body)["objects"]
-            ]
-            self.answer({"transfer": "basic", "objects": objects})
-        elif "/commit/" in path:
-            for line in body.splitlines():
-                entry = json.loads(line)
-                value = entry["value"]
-                if entry["key"] == "file":
-                    assert value["encoding"] == "base64"
-                    self.files[value["path"]] = base64.b64decode(value["content"])
-                elif entry["key"] == "lfsFile":
-                    self.files[value["path"]] = self.blobs[value["oid"]]
-            self.answer({"commitUrl": f"{address}/org/tried/commit/{COMMIT}", "commitOid": COMMIT})
-        else:
-            self.answer({}, code=404)
-
-    def do_PUT(self) -> None:
-        self.blobs[self.path.removeprefix("/blob/")] = self.body()
-        self.answer({})
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        self.requests.append(f"{self.command} {path}")
-        if path.startswith("/api/models/org/tried"):
-            siblings = [{"rfilename": name} for name in self.files]
-            self.answer({"id": "org/tried", "sha": COMMIT, "siblings": siblings, "xetEnabled": False})
-            return
-        content = self.files.get(path.removeprefix(f"/org/tried/resolve/{COMMIT}/"))
-        if content is None:
-            self.answer({}, code=404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-
-@pytest.fixture
-def hub() -> Iterator[str]:
-    Hub.files, Hub.blobs, Hub.requests = {}, {}, []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{running.server_port}"
-        finally:
-            running.shutdown()
-            thread.join()
 
 
 @pytest.fixture
@@ -246,7 +140,7 @@ def test_the_registry_can_read_an_entry(stems: tuple[str, ...], tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_uploaded_and_downloaded(hub: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_uploaded_and_downloaded(checkpoint: Path, tmp_path: Path) -> None:
     """Uses the real client, in its own process because it reads the environment when imported."""
     arguments = [str(checkpoint), "--name", "tried", "--license", "cc0-1.0", "--data", "made-up songs"]
     network, _ = load_checkpoint(checkpoint)
@@ -255,16 +149,13 @@ def test_a_checkpoint_is_uploaded_and_downloaded(hub: str, checkpoint: Path, tmp
     digest = hashlib.sha256((tmp_path / "scored.safetensors").read_bytes()).hexdigest()
     scores = record(tmp_path / "scores.json", {"tried": digest})
     arguments += ["--out", str(tmp_path / "out"), "--scores", str(scores), "--repo", "org/tried"]
-    environment = {
-        **os.environ, "HF_ENDPOINT": hub, "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"), "no_proxy": "127.0.0.1",
-        "TFSWA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    own = {"TFSWA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     program = PUBLISH_AND_FETCH.format(entry=str(tmp_path / "out/models.toml"))
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    with fake_hub(tmp_path / "home") as environment:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            cwd=ROOT, env=os.environ | environment | own, capture_output=True, text=True, timeout=900,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("cannot upload to org/tried") == 1 and "Traceback" not in done.stderr
     assert set(Hub.files) == {"tried.onnx", "tried.safetensors", "README.md"}
