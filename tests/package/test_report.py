@@ -22,6 +22,7 @@ from rich.table import Table
 from tfswa_sep.cli import main as cli
 from tfswa_sep.evaluation.methods import FolderMethod, Method, MixtureBaseline, ModelMethod
 from tfswa_sep.evaluation.multitrack import Song, find_songs
+from tfswa_sep.evaluation.report import html
 from tfswa_sep.evaluation.report.excerpts import examples
 from tfswa_sep.evaluation.report.html import PUBLISHED, html_report
 from tfswa_sep.evaluation.report.paper import latex, markdown, paper_tables
@@ -185,6 +186,23 @@ def test_published_models_are_marked_and_only_beside_comparable_scores() -> None
     for other in (replace(timed, data="our songs"), replace(timed, data="MUSDB18 train")):
         assert 'class="published"' not in html_report(other)
         assert "Hollow" not in html_report(other)
+
+
+def test_the_accompaniment_does_not_raise_the_mean_beside_published_ones() -> None:
+    def with_time(song: SongScore) -> SongScore:
+        stems = {stem: StemScore({"sdr": 6.0}) for stem in STEMS} | {
+            "accompaniment": StemScore({"sdr": 16.0})
+        }
+        return replace(song, stems=stems, separation_seconds=9.0)
+
+    found = made_up(songs=2)
+    method = found.methods[0]
+    found = found.with_methods([replace(method, songs=tuple(with_time(song) for song in method.songs))])
+    chart = html._speed(found, "sdr")
+    assert chart is not None
+    lowest, highest = chart.y_ticks[0], chart.y_ticks[-1]
+    assert (lowest[0], highest[0]) == ("5.4", "6.6")  # around 6 dB
+    assert chart.points[0].y == pytest.approx((lowest[1] + highest[1]) / 2)
 
 
 def test_excerpts_are_said_not_to_be_the_official_protocol() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from tfswa_sep.constants import ACCOMPANIMENT
 from tfswa_sep.evaluation.optional_packages import render
 from tfswa_sep.evaluation.report.charts import Scatter, bar_charts, box_plot, scatter
 from tfswa_sep.evaluation.report.excerpts import Example
@@ -85,12 +86,11 @@ def html_report(evaluation: Evaluation, examples: Sequence[Example] = ()) -> str
 
 
 def _speed(evaluation: Evaluation, metric: str) -> Scatter | None:
-    """Real-time factor against the mean over the stems of their medians."""
+    """Real-time factor against the mean over the stems of their medians, without the accompaniment beside others."""
     points = {}
+    stems = [stem for stem in evaluation.stems if stem != ACCOMPANIMENT] or evaluation.stems
     for method in evaluation.methods:
-        medians = [
-            score[metric] for stem in evaluation.stems if (score := method.median(stem)[0]) is not None
-        ]
+        medians = [score[metric] for stem in stems if (score := method.median(stem)[0]) is not None]
         known = [median for median in medians if median is not None]
         if method.real_time_factor and known:
             points[method.name] = (method.real_time_factor, fmean(known))
