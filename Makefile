@@ -59,7 +59,7 @@ test-decoders: .venv-dev/.done system-deps
 	@cat decoders.md
 
 test-ray: .venv-ray/.done
-	.venv-ray/bin/python -m pytest -m ray -s tests/package/test_ray.py
+	.venv-ray/bin/python -m pytest -m ray -s tests/package/test_ray.py tests/training/test_parallel.py
 
 test-cpp: .venv-dev/.done
 	.venv-dev/bin/python -m pytest -m proof tests/training/test_export_programs.py
@@ -127,9 +127,13 @@ system-deps:
 	.venv-audio/bin/python $(PIP) --constraint constraints/torchaudio211.txt --editable ".[torch]" hydra-core pytest torchaudio
 	touch $@
 
+# moto comes second: together with s3fs, pip tries hundreds of versions of botocore and gives up. s3fs does not work with
+# all versions in constraints/torch213.txt, so only that of torch is the same.
 .venv-ray/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/python $(PIP) --editable ".[ray]" "moto[server]>=5" pytest
+	.venv-ray/bin/python $(PIP) --upgrade "pip>=25.1"
+	.venv-ray/bin/python $(PIP) --editable ".[ray,train]" "ray[train]" "torch==2.13.0" pytest
+	.venv-ray/bin/python $(PIP) s3fs "moto[server]>=5"
 	touch $@
 
 clean:
