@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from tfswa_sep.constants import NAME_TEMPLATE
 from tfswa_sep.errors import UsageError
@@ -116,6 +116,40 @@ class OutputOptions:
         _check_counts(track=self.track)
 
 
+class RuntimeChoices(TypedDict, total=False):
+    """The fields of Runtime as keyword arguments, for type checkers and editors."""
+
+    backend: str
+    device: str
+    precision: str
+    threads: int | None
+    batch_size: int | None
+    shifts: int
+    model_settings: str
+
+
+class OutputChoices(TypedDict, total=False):
+    """The fields of OutputOptions as keyword arguments."""
+
+    stems: str | Sequence[str] | None
+    out: str | Path
+    name: str
+    audio_format: str
+    bit_depth: str | None
+    bitrate: int | None
+    rescale: bool
+    exact_sum: bool
+    stem_file: bool
+    downmix: bool
+    track: int | None
+    allow_truncated: bool
+    overwrite: bool
+
+
+class Choices(RuntimeChoices, OutputChoices, total=False):
+    """The fields of both."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """What the server listens to, and its limits.
@@ -212,7 +246,7 @@ LATENCIES = {
 }
 
 
-def override(options: _Options, choices: Mapping[str, Any]) -> _Options:
+def override(options: _Options, choices: Mapping[str, object]) -> _Options:
     """The options with some fields replaced. Raises TypeError for an unknown field, as for an unknown keyword."""
     names = [field.name for field in fields(options)]
     for name in choices:
@@ -220,7 +254,7 @@ def override(options: _Options, choices: Mapping[str, Any]) -> _Options:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(names)}"
             raise TypeError(f"unknown option '{name}': {hint}")
-    return replace(options, **choices)
+    return replace(options, **dict[str, Any](choices))
 
 
 def _check_counts(**counts: int | None) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, tee
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,17 @@ from tfswa_sep.inference.ensemble import Ensemble
 from tfswa_sep.inference.hardware import prefers_int8
 from tfswa_sep.inference.live_windows import LiveWindows
 from tfswa_sep.inference.stem_matrix import parse_stems, shares_of_rest
-from tfswa_sep.options import LATENCIES, LiveTiming, OutputOptions, Runtime, override, take_fields
+from tfswa_sep.options import (
+    LATENCIES,
+    Choices,
+    LiveTiming,
+    OutputChoices,
+    OutputOptions,
+    Runtime,
+    RuntimeChoices,
+    override,
+    take_fields,
+)
 from tfswa_sep.pipeline import Progress, SeparationResult, separate_song, separate_to_rate
 
 
@@ -122,7 +132,7 @@ class Separator:
         model: str | Path | registry.ModelInfo | Backend | None = None,
         *,
         runtime: Runtime = Runtime(),
-        **choices: Any,
+        **choices: Unpack[RuntimeChoices],
     ) -> None:
         self._model = model
         self._runtime = override(runtime, choices)
@@ -131,7 +141,7 @@ class Separator:
         self._name = ""
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, **choices: Any) -> Separator:
+    def from_checkpoint(cls, path: str | Path, **choices: Unpack[RuntimeChoices]) -> Separator:
         """Load a separator from a model file, .onnx or .safetensors.
 
         Args:
@@ -331,7 +341,7 @@ class Separator:
         record: Record | None = None,
         on_start: Callable[[Mapping[str, Path]], None] | None = None,
         on_progress: Progress | None = None,
-        **choices: Any,
+        **choices: Unpack[OutputChoices],
     ) -> SeparationResult:
         """Separate a song into files with its own sample rate, channels and length, all of them or none.
 
@@ -371,7 +381,7 @@ def separate(
     track_name: str | None = None,
     keep: Collection[str] = (),
     on_progress: Progress | None = None,
-    **choices: Any,
+    **choices: Unpack[Choices],
 ) -> SeparationResult:
     """Separate one song into files.
 
@@ -384,14 +394,24 @@ def separate(
         keep: See Separator.separate_file.
         on_progress: See Separator.separate_file.
         **choices: Fields of Runtime and of OutputOptions, such as threads=4, out="stems".
+
+    Raises:
+        TfswaError: See Separator.separate_file.
+        UsageError: A loaded Separator is given with fields of Runtime.
     """
-    runtime = take_fields(Runtime, choices)
+    output = dict(choices)
+    runtime = take_fields(Runtime, output)
     if not isinstance(model, Separator):
         model = Separator(model, **runtime)
-    return model.separate_file(path, track_name=track_name, keep=keep, on_progress=on_progress, **choices)
+    elif runtime:
+        raise UsageError(f"the model is loaded: pass {', '.join(runtime)} to its Separator")
+    options = override(OutputOptions(), output)
+    return model.separate_file(path, options, track_name=track_name, keep=keep, on_progress=on_progress)
 
 
-def load_model(model: str | Path | registry.ModelInfo | None = None, **choices: Any) -> Backend:
+def load_model(
+    model: str | Path | registry.ModelInfo | None = None, **choices: Unpack[RuntimeChoices]
+) -> Backend:
     """The loaded network itself: segments (b, c, n) to stems (b, s, c, n); see inference.backend.Backend.
 
     Args:

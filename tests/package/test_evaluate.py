@@ -504,6 +504,11 @@ def test_what_cannot_be_scored_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "twice" / "song" / "piano.wav").rename(tmp_path / "twice" / "song" / "vocals.flac")
     with pytest.raises(InputError, match="are the same stem"):
         find_songs(tmp_path / "twice")
+    write_song(tmp_path / "cut" / "song", vocals=noise(1), drums=noise(2))
+    stem = tmp_path / "cut" / "song" / "drums.wav"
+    stem.write_bytes(stem.read_bytes()[:-10_000])
+    with pytest.raises(InputError, match=r"drums\.wav is cut short .*: copy or download it again$"):
+        evaluate_estimates(tmp_path / "cut", tmp_path / "data")
 
 
 def test_live_separation_is_scored_without_its_delay(tmp_path: Path) -> None:

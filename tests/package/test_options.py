@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import typer.main
@@ -15,7 +15,7 @@ import tfswa_sep
 from tfswa_sep.cli.main import app
 from tfswa_sep.cli.shared_options import with_options
 from tfswa_sep.errors import InputError, UsageError
-from tfswa_sep.options import OutputOptions, Runtime
+from tfswa_sep.options import OutputChoices, OutputOptions, Runtime, RuntimeChoices
 
 
 @pytest.mark.parametrize("kind", (Runtime, OutputOptions))
@@ -35,6 +35,17 @@ def test_a_choice_that_makes_no_sense_fails_before_a_model_is_loaded(choice: dic
         tfswa_sep.Separator("no such model", **choice)
 
 
+@pytest.mark.parametrize(("kind", "choices"), ((Runtime, RuntimeChoices), (OutputOptions, OutputChoices)))
+def test_the_keywords_are_the_fields(kind: type[Any], choices: type[Any]) -> None:
+    assert get_type_hints(kind) == get_type_hints(choices)
+
+
+def test_a_loaded_model_takes_no_runtime(fake_backend: Callable[..., Any], tmp_path: Path) -> None:
+    separator = tfswa_sep.Separator(fake_backend())
+    with pytest.raises(UsageError, match="pass threads, shifts to its Separator"):
+        tfswa_sep.separate(tmp_path / "a.wav", model=separator, threads=2, shifts=2)
+
+
 def test_one_object_or_keywords(
     fake_backend: Callable[..., Any], song: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -46,9 +57,9 @@ def test_one_object_or_keywords(
     assert [result.files["vocals"].suffix for result in (one, two, three)] == [".flac", ".flac", ".wav"]
     assert two.files["vocals"].parent.parent == tmp_path / "two"
     with pytest.raises(TypeError, match="'audio_formt': did you mean 'audio_format'"):
-        separator.separate_file(path, audio_formt="flac")
+        separator.separate_file(path, audio_formt="flac")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="'mp3': choose from backend, device"):
-        tfswa_sep.Separator(mp3=True)
+        tfswa_sep.Separator(mp3=True)  # type: ignore[call-arg]
 
 
 def test_the_track_is_the_commands_option_and_the_name_another(
@@ -60,7 +71,7 @@ def test_the_track_is_the_commands_option_and_the_name_another(
     with pytest.raises(InputError, match="track"):  # it has only one
         tfswa_sep.separate(path, model=fake_backend(), out=tmp_path / "out", track=2)
     with pytest.raises(UsageError, match="track must be at least 1, not 'b'"):
-        tfswa_sep.separate(path, model=fake_backend(), out=tmp_path / "out", track="b")
+        tfswa_sep.separate(path, model=fake_backend(), out=tmp_path / "out", track="b")  # type: ignore[arg-type]
 
 
 def test_the_commands_offer_the_fields_as_options() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperGroup
-
-from tfswa_sep.cli.foreign_options import protect_file_names
 
 
 class SeparateByDefault(TyperGroup):
@@ -17,7 +18,7 @@ class SeparateByDefault(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Insert the default command, unless the arguments begin with a command or an option of this group."""
-        args = protect_file_names(args) or [self.alone]
+        args = _protect_file_names(args) or [self.alone]
         own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
         if args[0] not in self.commands and args[0].partition("=")[0] not in own:
             args = [self.fallback, *args]
@@ -34,3 +35,21 @@ class ListByDefault(SeparateByDefault):
     """A group where no arguments mean `list`."""
 
     fallback = alone = "list"
+
+
+def _protect_file_names(arguments: Sequence[str]) -> list[str]:
+    """Rewrite file names that begin with a dash as ./-name, so that they are not mistaken for options."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [
+        f"./{argument}" if number < end and _is_file_with_dash(argument) else argument
+        for number, argument in enumerate(arguments)
+    ]
+
+
+def _is_file_with_dash(argument: str) -> bool:
+    return (
+        argument.startswith("-")
+        and "=" not in argument
+        and bool(Path(argument).suffix)
+        and os.path.lexists(argument)
+    )

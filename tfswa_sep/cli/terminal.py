@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from typer import Abort, TyperException
 
-from tfswa_sep.cli.foreign_options import usage_message
+from tfswa_sep.cli.usage_errors import usage_message
 from tfswa_sep.errors import DeviceError, OutputError, TfswaError, UsageError, advice
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from tfswa_sep.audio.decode import open_audio
 from tfswa_sep.audio.reblock import BlockReader
 from tfswa_sep.audio.resample import Samples
 from tfswa_sep.constants import ACCOMPANIMENT, INSTRUMENTAL, MODEL_CHANNELS, SAMPLE_RATE, STEMS, VOCALS
-from tfswa_sep.errors import InputError, UsageError
+from tfswa_sep.errors import InputError, TruncatedError, UsageError
 
 MIXTURE = "mixture"
 PACKED_SUFFIX = ".stem.mp4"
@@ -170,5 +170,8 @@ class Feed:
 
 
 def _blocks(path: Path, rate: int) -> Iterator[Samples]:
-    with open_audio(path) as reader:
-        yield from reader.blocks(rate, MODEL_CHANNELS)
+    try:
+        with open_audio(path) as reader:
+            yield from reader.blocks(rate, MODEL_CHANNELS)
+    except TruncatedError as error:  # whose advice is --allow-truncated, which does not exist here
+        raise TruncatedError(f"{str(error).rpartition(': ')[0]}: copy or download it again") from None

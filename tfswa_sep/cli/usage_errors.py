@@ -1,15 +1,12 @@
-"""Options of demucs, Spleeter and audio-separator, and what they are called here."""
+"""Messages about invalid command lines, also for those who come from another separator."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from typer import TyperException
 
-_OPTIONS = {
+_OPTIONS = {  # of demucs, Spleeter and audio-separator, and what they are called here
     "-n": "--model",
     "-d": "--device",
     "-p": "--stems",
@@ -53,21 +50,3 @@ def usage_message(error: TyperException, program: str) -> str:
         message += f"; did you mean {' or '.join(meant)}?" if meant else ""
     message = message[:1].lower() + message[1:]  # as all messages of ours begin
     return f"{message} (see {context.command_path if context else program} --help)"
-
-
-def protect_file_names(arguments: Sequence[str]) -> list[str]:
-    """Rewrite file names that begin with a dash as ./-name, so that they are not mistaken for options."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    return [
-        f"./{argument}" if number < end and _is_file_with_dash(argument) else argument
-        for number, argument in enumerate(arguments)
-    ]
-
-
-def _is_file_with_dash(argument: str) -> bool:
-    return (
-        argument.startswith("-")
-        and "=" not in argument
-        and bool(Path(argument).suffix)
-        and os.path.lexists(argument)
-    )
