@@ -28,7 +28,6 @@ class ModelMetadata:
     """What a model takes and returns."""
 
     name: str
-    architecture: str  # preset
     license: str
     config: dict[str, Any]  # ModelConfig.to_json
     stems: tuple[str, ...]
@@ -86,7 +85,6 @@ def read_fields(text: str | None, parse: Callable[[dict[str, Any]], T], *, file:
 def _own_metadata(fields: dict[str, Any]) -> ModelMetadata:
     metadata = ModelMetadata(
         name=str(fields.get("name", "")),
-        architecture=str(fields.get("architecture", "")),
         license=str(fields.get("license", "")),
         config=dict(fields.get("config", {})),
         stems=stem_names(fields["stems"]),
