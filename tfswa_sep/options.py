@@ -197,7 +197,7 @@ class ServeOptions:
             raise UsageError(f"the token must have at least {_SHORTEST_TOKEN} characters")
         if not self.is_local and not self.token and not self.no_auth:
             raise UsageError(
-                f"others could use the server at {self.host}: set a password with --token, or say --no-auth"
+                f"others could use the server at {self.host}: set a password with --token, or use --no-auth"
             )
 
     @property

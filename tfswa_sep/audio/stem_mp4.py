@@ -45,7 +45,7 @@ def check_stem_file(stems: tuple[str, ...]) -> None:
     """Raise UsageError if these stems cannot make a stem file, or there is no ffmpeg to write it."""
     if set(stems) != set(ORDER):
         raise UsageError(
-            f"a stem file needs {', '.join(ORDER)} and nothing else, not {', '.join(stems)}: "
+            f"a stem file needs exactly the stems {', '.join(ORDER)}, not {', '.join(stems)}: "
             "change --stems or --model, or remove --stem-file"
         )
     if find_ffmpeg() is None:

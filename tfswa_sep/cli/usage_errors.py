@@ -25,16 +25,21 @@ _OPTIONS = {  # of demucs, Spleeter and audio-separator, and what they are calle
     "--output_format": "--format",
     "--single_stem": "--stems",
 }
-_NO_INTEGER = "not a whole number"  # pydantic says it in a dozen words
+_SHORTER = {  # pydantic's words -> plainer ones
+    "Value error, ": "",
+    "Input should be a valid integer, unable to parse string as an integer": "not a whole number",
+    "Input should be a valid number, unable to parse string as a number": "not a number",
+    "Input should be greater than or equal to": "must be at least",
+    "Input should be less than or equal to": "must be at most",
+}
 
 
 def usage_message(error: TyperException, program: str) -> str:
     """The message of an invalid command line, with the option that was probably meant."""
     context: Any = getattr(error, "ctx", None)
-    message = error.format_message().rstrip(".").replace("Value error, ", "")
-    message = message.replace(
-        "Input should be a valid integer, unable to parse string as an integer", _NO_INTEGER
-    )
+    message = error.format_message().rstrip(".")
+    for long, short in _SHORTER.items():
+        message = message.replace(long, short)
     extra = message.removeprefix("Got unexpected extra argument(s) ")
     if extra != message and context and context.command.name == "list":  # what follows `models` is no command
         commands = ", ".join(context.parent.command.commands)

@@ -88,8 +88,8 @@ def find_model(name_or_path: str | Path) -> ModelInfo:
     if path.suffix in SUFFIXES or len(path.parts) > 1 or os.path.isfile(path):
         return _local_model(path)
     matches = difflib.get_close_matches(name, models, n=1, cutoff=0.5)
-    hint = f"did you mean {matches[0]!r}?" if matches else f"available: {', '.join(models)}"
-    raise ModelError(f"unknown model {name!r}: {hint} (list them: tfswa-sep models)")
+    hint = f"did you mean {matches[0]!r}?" if matches else f"choose from {', '.join(models)}"
+    raise ModelError(f"unknown model {name!r}: {hint} (more about them: tfswa-sep models)")
 
 
 def known_models() -> list[ModelInfo]:
