@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tfswa_sep.cli.help import BATCH, OUTPUT
+from tfswa_sep.cli.help import BATCH, OUTPUT, option
 from tfswa_sep.cli.progress import INTERVAL, clock
 from tfswa_sep.cli.separate import fetch_model
 from tfswa_sep.cli.shared_options import Debug, Json, Model, Offline, Quiet, with_options
@@ -35,53 +35,28 @@ Source = Annotated[
     ),
 ]
 Target = Annotated[
-    str,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="TARGET",
-        help="Folder or s3:// prefix for stems and rows.",
-        rich_help_panel=OUTPUT,
-    ),
+    str, option(OUTPUT, "Folder or s3:// prefix for stems and rows.", "--out", "-o", metavar="TARGET")
 ]
 Ray = Annotated[
     str | None,
-    typer.Option(
+    option(
+        CLUSTER,
+        "Ray cluster: HOST:PORT, ray://HOST:PORT, or auto.  [default: one on this machine]",
         "--ray",
         metavar="ADDRESS",
-        help="Ray cluster: HOST:PORT, ray://HOST:PORT, or auto.  [default: one on this machine]",
-        rich_help_panel=CLUSTER,
     ),
 ]
 Workers = Annotated[
     str | None,
-    typer.Option(
-        metavar="N or MIN:MAX",
-        help="Worker processes.  [default: as many as the cluster has CPUs for]",
-        rich_help_panel=CLUSTER,
+    option(
+        CLUSTER, "Worker processes.  [default: as many as the cluster has CPUs for]", metavar="N or MIN:MAX"
     ),
 ]
-Cpus = Annotated[float, typer.Option(metavar="N", min=0, help="CPUs per worker.", rich_help_panel=CLUSTER)]
-Gpus = Annotated[
-    float,
-    typer.Option(
-        metavar="N", min=0, help="GPUs per worker; 0.25 lets four share one.", rich_help_panel=CLUSTER
-    ),
-]
-TimeLimit = Annotated[
-    float,
-    typer.Option(metavar="SECONDS", min=1, help="Give up on a song after this.", rich_help_panel=CLUSTER),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Redo finished songs, and replace any file.", rich_help_panel=OUTPUT),
-]
-DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run", help="Print songs, hours, time and size, from a sample.", rich_help_panel=BATCH
-    ),
-]
+Cpus = Annotated[float, option(CLUSTER, "CPUs per worker.", metavar="N", min=0)]
+Gpus = Annotated[float, option(CLUSTER, "GPUs per worker; 0.25 lets four share one.", metavar="N", min=0)]
+TimeLimit = Annotated[float, option(CLUSTER, "Give up on a song after this.", metavar="SECONDS", min=1)]
+Overwrite = Annotated[bool, option(OUTPUT, "Redo finished songs, and replace any file.", "--overwrite")]
+DryRun = Annotated[bool, option(BATCH, "Print songs, hours, time and size, from a sample.", "--dry-run")]
 
 
 @with_options

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tfswa_sep.cli.default_command import RunByDefault
-from tfswa_sep.cli.help import METHODS, RESULTS, SONGS, Command
+from tfswa_sep.cli.help import METHODS, RESULTS, SONGS, Command, option
 from tfswa_sep.cli.progress import show_progress
 from tfswa_sep.cli.separate import fetch_model
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Quiet, with_options
@@ -46,102 +46,62 @@ def _evaluation() -> None:
 
 Data = Annotated[
     Path | None,
-    typer.Option(
+    option(
+        SONGS,
+        "Reference stems: FOLDER/<song>/<stem>.wav (or flac, ogg, opus, mp3) or FOLDER/<song>.stem.mp4.",
         metavar="FOLDER",
-        help="Reference stems: FOLDER/<song>/<stem>.wav (or flac, ogg, opus, mp3) or FOLDER/<song>.stem.mp4.",
-        rich_help_panel=SONGS,
     ),
 ]
 Musdb = Annotated[
     str | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="MUSDB18 (.stem.mp4) or MUSDB18-HQ folder; scored with museval by default. "
+    option(
+        SONGS,
+        "MUSDB18 (.stem.mp4) or MUSDB18-HQ folder; scored with museval by default. "
         "download: its 7-second excerpts, 147 MB.",
-        rich_help_panel=SONGS,
+        metavar="FOLDER",
     ),
 ]
-Subset = Annotated[Literal["test", "train"], typer.Option(help="MUSDB18 subset.", rich_help_panel=SONGS)]
-Exclude = Annotated[
-    str | None,
-    typer.Option(metavar="GLOB", help="Skip these songs, such as 'Music Delta*'.", rich_help_panel=SONGS),
-]
+Subset = Annotated[Literal["test", "train"], option(SONGS, "MUSDB18 subset.")]
+Exclude = Annotated[str | None, option(SONGS, "Skip these songs, such as 'Music Delta*'.", metavar="GLOB")]
 Apart = Annotated[
-    str | None,
-    typer.Option(
-        metavar="GLOB",
-        help="Score these songs, but leave them out of the averages.",
-        rich_help_panel=SONGS,
-    ),
+    str | None, option(SONGS, "Score these songs, but leave them out of the averages.", metavar="GLOB")
 ]
 Models = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--model", "-m", metavar="MODEL", help="Model to evaluate; repeatable.", rich_help_panel=METHODS
-    ),
+    list[str] | None, option(METHODS, "Model to evaluate; repeatable.", "--model", "-m", metavar="MODEL")
 ]
 Estimates = Annotated[
     list[Path] | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="Stems from any separator, as FOLDER/<song>/<stem>.wav; repeatable.",
-        rich_help_panel=METHODS,
-    ),
+    option(METHODS, "Stems from any separator, as FOLDER/<song>/<stem>.wav; repeatable.", metavar="FOLDER"),
 ]
 Baselines = Annotated[
-    bool,
-    typer.Option(
-        "--baselines",
-        "--oracle",
-        help="Also score the mixture and two oracle masks.",
-        rich_help_panel=METHODS,
-    ),
+    bool, option(METHODS, "Also score the mixture and two oracle masks.", "--baselines", "--oracle")
 ]
 Live = Annotated[
-    Literal["low", "normal", "high"] | None,
-    typer.Option(help="Separate as `live` does, with this --latency.", rich_help_panel=METHODS),
+    Literal["low", "normal", "high"] | None, option(METHODS, "Separate as `live` does, with this --latency.")
 ]
 Metrics = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME,...",
-        help="museval: BSSEval v4, the official numbers; museval-reference: by the museval package, slow. "
+    option(
+        RESULTS,
+        "museval: BSSEval v4, the official numbers; museval-reference: by the museval package, slow. "
         "fast: SIR and SAR within 0.7 dB of museval's. perceptual: logWMSE, SI-SAR, bleedless, fullness. "
         "peass: predicted ratings, 15 s per second and stem.",
-        rich_help_panel=RESULTS,
+        metavar="NAME,...",
     ),
 ]
-Jobs = Annotated[
-    int,
-    typer.Option("--jobs", "-j", min=1, metavar="N", help="Scoring processes.", rich_help_panel=RESULTS),
-]
+Jobs = Annotated[int, option(RESULTS, "Scoring processes.", "--jobs", "-j", min=1, metavar="N")]
 Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", "-o", metavar="FOLDER", help="Keep the separated stems here.", rich_help_panel=RESULTS
-    ),
+    Path | None, option(RESULTS, "Keep the separated stems here.", "--out", "-o", metavar="FOLDER")
 ]
 Record = Annotated[
-    Path | None,
-    typer.Option(
-        "--json", metavar="FILE", help="Write the full results to this file.", rich_help_panel=RESULTS
-    ),
+    Path | None, option(RESULTS, "Write the full results to this file.", "--json", metavar="FILE")
 ]
 Report = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="Write results.json, .csv, .md, .tex and report.html here.",
-        rich_help_panel=RESULTS,
-    ),
+    option(RESULTS, "Write results.json, .csv, .md, .tex and report.html here.", metavar="FOLDER"),
 ]
 Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Continue an interrupted run with the same --json or --report.",
-        rich_help_panel=RESULTS,
-    ),
+    bool, option(RESULTS, "Continue an interrupted run with the same --json or --report.", "--resume")
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 STEMS, INPUT, OUTPUT, BATCH = "Stems", "Input", "Output files", "Several songs"
@@ -14,6 +15,11 @@ ADDRESS, LIMITS = "Address and access", "Limits"
 _CLEAR_WITHOUT = re.compile(
     r"  \[required\]|  \[[\d<=]*x[<>=\d]*\]|; [\d<=]*x[<>=\d]*(?=\])"
 )  # required; ranges
+
+
+def option(group: str, text: str, *names: str, **details: Any) -> Any:
+    """An option of a group on the help page, with its text, its names if not the parameter's, and typer's details."""
+    return typer.Option(*names, help=text, rich_help_panel=group, **details)
 
 
 class Command(TyperCommand):

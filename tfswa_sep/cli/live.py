@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tfswa_sep.cli.default_command import RunByDefault
-from tfswa_sep.cli.help import HARDWARE, OUTPUT, STEMS, Command
+from tfswa_sep.cli.help import HARDWARE, OUTPUT, STEMS, Command, option
 from tfswa_sep.cli.shared_options import Debug, Json, Model, Offline, Quiet
 from tfswa_sep.cli.terminal import print_error, say
 from tfswa_sep.errors import UsageError
@@ -45,42 +45,28 @@ def _live() -> None:
 def live(
     stems: Annotated[
         str | None,
-        typer.Option(
+        option(
+            STEMS,
+            "Stems to play: vocals, drums, bass, other, accompaniment (all but the vocals).  [default: all]",
             metavar="LIST",
-            help="Stems to play: vocals, drums, bass, other, accompaniment (all but the vocals).  [default: all]",
-            rich_help_panel=STEMS,
         ),
     ] = None,
     gain: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="STEM=DB",
-            help="Gain of a stem, such as vocals=-20 or drums=off; repeatable.",
-            rich_help_panel=STEMS,
-        ),
+        option(STEMS, "Gain of a stem, such as vocals=-20 or drums=off; repeatable.", metavar="STEM=DB"),
     ] = None,
     latency: Annotated[
-        Literal["low", "normal", "high"],
-        typer.Option(help="Lower latency costs quality.", rich_help_panel=HARDWARE),
+        Literal["low", "normal", "high"], option(HARDWARE, "Lower latency costs quality.")
     ] = "normal",
     input_name: Annotated[
         str | None,
-        typer.Option(
-            "--input",
-            metavar="DEVICE",
-            help="Where sound comes from; see `live devices`.",
-            rich_help_panel=DEVICES,
-        ),
+        option(DEVICES, "Where sound comes from; see `live devices`.", "--input", metavar="DEVICE"),
     ] = None,
     output_name: Annotated[
-        str | None,
-        typer.Option(
-            "--output", metavar="DEVICE", help="Where the stems are played.", rich_help_panel=DEVICES
-        ),
+        str | None, option(DEVICES, "Where the stems are played.", "--output", metavar="DEVICE")
     ] = None,
     record: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Record the stems here, as FLAC.", rich_help_panel=OUTPUT),
+        Path | None, option(OUTPUT, "Record the stems here, as FLAC.", metavar="FOLDER")
     ] = None,
     model: Model = None,
     offline: Offline = False,

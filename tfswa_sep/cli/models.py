@@ -16,7 +16,7 @@ import typer
 
 from tfswa_sep.cli.default_command import ListByDefault
 from tfswa_sep.cli.downloads import fetch_files, fetch_for_backend
-from tfswa_sep.cli.help import HARDWARE, Command
+from tfswa_sep.cli.help import HARDWARE, Command, option
 from tfswa_sep.cli.shared_options import Debug, Json, Offline, Precision
 from tfswa_sep.cli.terminal import print_tables, printable, say
 from tfswa_sep.constants import VOCALS
@@ -94,9 +94,7 @@ def show_model(name: Name, offline: Offline = False, as_json: Json = False, debu
 @app.command("path", cls=Command)
 def model_path(
     name: Name,
-    backend: Annotated[
-        Literal["onnx", "torch"], typer.Option(help="Backend of the file.", rich_help_panel=HARDWARE)
-    ] = "onnx",
+    backend: Annotated[Literal["onnx", "torch"], option(HARDWARE, "Backend of the file.")] = "onnx",
     precision: Precision = "fp32",
     offline: Offline = False,
     debug: Debug = False,

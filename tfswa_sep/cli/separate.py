@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tfswa_sep.cli.downloads import fetch_early
-from tfswa_sep.cli.help import BATCH, MESSAGES, OUTPUT
+from tfswa_sep.cli.help import BATCH, MESSAGES, OUTPUT, option
 from tfswa_sep.cli.progress import show_progress
 from tfswa_sep.cli.shared_options import Debug, Jobs, Model, Offline, Quiet, with_options
 from tfswa_sep.constants import ACCOMPANIMENT, VOCALS
@@ -29,40 +29,23 @@ Songs = Annotated[
     ),
 ]
 Recursive = Annotated[
-    bool,
-    typer.Option(
-        "--recursive",
-        "-r",
-        help="Search subfolders too; --out mirrors their layout.",
-        rich_help_panel=BATCH,
-    ),
+    bool, option(BATCH, "Search subfolders too; --out mirrors their layout.", "--recursive", "-r")
 ]
 Overwrite = Annotated[
     bool | None,
-    typer.Option(
-        "--overwrite/--no-overwrite",
-        help="Redo finished songs and replace any file, or never replace a file.  [default: skip finished "
+    option(
+        OUTPUT,
+        "Redo finished songs and replace any file, or never replace a file.  [default: skip finished "
         "songs; replace only stems of earlier runs]",
+        "--overwrite/--no-overwrite",
         show_default=False,
-        rich_help_panel=OUTPUT,
     ),
 ]
 Shard = Annotated[
-    str | None,
-    typer.Option(
-        metavar="I/N",
-        help="Separate only part I of N, to split a batch across machines.",
-        rich_help_panel=BATCH,
-    ),
+    str | None, option(BATCH, "Separate only part I of N, to split a batch across machines.", metavar="I/N")
 ]
-JsonLines = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON object per song, one per line.", rich_help_panel=MESSAGES),
-]
-Verbose = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", help="Print how long each song took.", rich_help_panel=MESSAGES),
-]
+JsonLines = Annotated[bool, option(MESSAGES, "Print one JSON object per song, one per line.", "--json")]
+Verbose = Annotated[bool, option(MESSAGES, "Print how long each song took.", "--verbose", "-v")]
 TwoStems = Annotated[str | None, typer.Option("--two-stems", hidden=True)]  # of demucs
 
 
