@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -23,12 +24,15 @@ class Stopped(Exception):
 
 
 class StopSignals(ExitStack):
-    """A context that records SIGNALS instead of letting them end the process."""
+    """A context that records SIGNALS instead of letting them end the process.
+
+    Only the main thread can do this: in another one, as in a worker of Ray Train, signals are left alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.received = False
-        for number in SIGNALS:
+        for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
             self.callback(signal.signal, number, signal.signal(number, self._receive))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_model import TINY
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("hydra")
@@ -82,6 +83,34 @@ def test_two_processes_train_like_one_with_twice_the_batch(pools: Path, tmp_path
         assert found["step"] == 4 and found["average"].keys() == expected["average"].keys()
         for key, value in expected["average"].items():
             torch.testing.assert_close(found["average"][key], value, atol=1e-4, rtol=1e-4, msg=key)
+
+
+@pytest.mark.ray
+def test_ray_train_gives_the_losses_of_torchrun(pools: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    # The example has no tiny preset: its fields are settings.
+    tiny = [
+        f"model.changes.{key}={json.dumps(value).replace(chr(34), '')}"
+        for key, value in TINY.to_json().items()
+    ]
+    for strategy in ("ddp", "fsdp"):
+        more = (f"training.strategy={strategy}", "training.batch_size=2", "training.steps=3", *tiny)
+        train_in_two(words(pools, tmp_path / f"torchrun {strategy}", *more))
+        settings = words(pools, tmp_path / f"ray {strategy}", *more)
+        done = subprocess.run(
+            [sys.executable, "-m", "examples.train_on_ray", "--workers=2", *settings],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-5000:]
+        (start,) = json.loads((tmp_path / f"ray {strategy}" / "run.json").read_text())
+        assert start["processes"] == 2
+        for name in ("loss", "gradient_norm"):
+            found = curve(tmp_path / f"ray {strategy}", name)
+            assert len(found) == 3
+            assert found == curve(tmp_path / f"torchrun {strategy}", name)
 
 
 @pytest.mark.parametrize(

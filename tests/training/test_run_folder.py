@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from tfswa_sep.errors import OutputError, UsageError
 from training.configuration import load_config
 from training.run import start_processes
 from training.run_folder import lock_folder
-from training.stop import SIGNALS, Stopped
+from training.stop import SIGNALS, Stopped, StopSignals
 from training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +115,18 @@ def test_a_run_stopped_by_a_signal_resumes(number: signal.Signals, pools: Path, 
         steps.append(torch.load(tmp_path / "last.ckpt", weights_only=True)["step"])
     assert 1 <= steps[0] < steps[1]
     assert [entry["step"] for entry in json.loads((tmp_path / "run.json").read_text())] == [0, steps[0]]
+
+
+def test_signals_are_left_alone_outside_the_main_thread() -> None:
+    """Ray Train calls the training in a thread, where no signal handler can be set."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+
+    def inside() -> list[object]:
+        with StopSignals():
+            return [signal.getsignal(number) for number in SIGNALS]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(inside).result() == before
 
 
 def slurm(process: int, **changes: str) -> dict[str, str]:
