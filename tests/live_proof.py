@@ -169,32 +169,36 @@ def session(
         time.sleep(seconds)
         live.send_signal(signal.SIGINT)
         out, err = live.communicate(timeout=60)
-    told: dict[str, Any] = json.loads(out.splitlines()[0])
+    result: dict[str, Any] = json.loads(out.splitlines()[0])
     measured = measured_latencies(recording)
-    told["measured"] = [round(each, 4) for each in measured]
-    told["messages"] = err.strip().splitlines()
-    return told
+    result["measured"] = [round(each, 4) for each in measured]
+    result["messages"] = err.strip().splitlines()
+    return result
 
 
 def prove(server: Server, song: Path, latencies: list[str], seconds: float, folder: Path) -> bool:
     """Latency and dropouts for each preset, then the stems; prints one line each."""
     fine = True
     for latency in latencies:
-        told = session(server, song, latency, seconds, folder)
-        measured = told.pop("measured")
+        result = session(server, song, latency, seconds, folder)
+        measured = result.pop("measured")
         middle = float(np.median(measured)) if measured else float("nan")
-        right = abs(middle - told["latency"]) <= MOST_ERROR and not told["dropouts"] and not told["late"]
+        right = (
+            abs(middle - result["latency"]) <= MOST_ERROR and not result["dropouts"] and not result["late"]
+        )
         spread = (max(measured) - min(measured)) if measured else float("nan")
         print(
             f"{latency}: {'ok' if right else 'WRONG'}, measured {1000 * middle:.1f} ms (spread {1000 * spread:.1f}), "
-            f"{told}",
+            f"{result}",
             flush=True,
         )
         fine &= right
-    told = session(server, song, "high", 20, folder / "exact", "--model", str(FP32))
+    result = session(server, song, "high", 20, folder / "exact", "--model", str(FP32))
     difference = difference_from_offline(folder / "exact" / "high", "high", FP32)
-    right = difference <= MOST_DIFFERENCE or bool(told["late"])
-    print(f"stems: {'ok' if right else 'WRONG'}, differ from offline by {difference:.1e}, {told}", flush=True)
+    right = difference <= MOST_DIFFERENCE or bool(result["late"])
+    print(
+        f"stems: {'ok' if right else 'WRONG'}, differ from offline by {difference:.1e}, {result}", flush=True
+    )
     return fine and right
 
 

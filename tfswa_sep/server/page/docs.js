@@ -38,8 +38,8 @@ for (const [path, methods] of Object.entries(paths)) {
     if (rows.length) operations.append(table(rows));
     const [status, answer] = Object.entries(responses)[0];
     const [type, content] = Object.entries(answer.content ?? {})[0] ?? ["nothing"];
-    const told = type === "application/json" ? kind(content.schema) : type;
-    operations.append(element("p", `Answers ${status}: ${told}`));
+    const returned = type === "application/json" ? kind(content.schema) : type;
+    operations.append(element("p", `Answers ${status}: ${returned}`));
   }
 }
 for (const [name, schema] of Object.entries(components.schemas)) {
