@@ -1,4 +1,4 @@
-"""Checkpoints: reading and writing, averaged weights, and warm starts."""
+"""Checkpoints: reading and writing, and warm starts."""
 
 from __future__ import annotations
 
@@ -22,24 +22,6 @@ from tfswa_sep.model.unet import TfswaUNet, with_current_names
 from training.surgery import is_wider, widen
 
 _NOT_IN_WEIGHTS = {"segment_samples", "margin_samples"}  # they only decide how much is computed at once
-
-
-class WeightAverage:
-    """Exponential moving average of a model's weights and batch norm statistics."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.state = {key: value.detach().clone() for key, value in model.state_dict().items()}
-
-    def update(self, model: nn.Module, step: int) -> None:
-        """Include the weights of a step."""
-        decay = min(self.decay, (1 + step) / (10 + step))  # forgets early weights sooner
-        with torch.no_grad():
-            for key, value in model.state_dict().items():
-                if value.is_floating_point():
-                    self.state[key].lerp_(value, 1 - decay)
-                else:
-                    self.state[key].copy_(value)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer: Muon for matrices and convolutions, AdamW for everything else.
+"""The optimizer: Muon for matrices and convolutions, AdamW for everything else; and the average of the weights.
 
 Muon updates each weight matrix by the orthogonal matrix nearest to its averaged gradient, so that directions with
 a small gradient are learned as fast as the others. Sources: K. Jordan et al., "Muon: An optimizer for hidden layers
@@ -110,3 +110,21 @@ def make_optimizer(model: nn.Module, settings: Any) -> torch.optim.Optimizer:
     rest = [weight for weight in weights if id(weight) not in orthogonal]
     groups = [{"params": rest, "orthogonal": False}, {"params": matrices, "orthogonal": True}]
     return Muon(groups, lr=rate, weight_decay=decay)
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights and batch norm statistics."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Include the weights of a step."""
+        decay = min(self.decay, (1 + step) / (10 + step))  # forgets early weights sooner
+        with torch.no_grad():
+            for key, value in model.state_dict().items():
+                if value.is_floating_point():
+                    self.state[key].lerp_(value, 1 - decay)
+                else:
+                    self.state[key].copy_(value)

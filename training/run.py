@@ -23,12 +23,11 @@ from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.stft_torch import stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import checkpoint, losses
-from training.checkpoint import WeightAverage
 from training.configuration import build_model_config
 from training.data.augment import Augmentation, lowpass
 from training.data.loader import Batch, TrainingData, load_batches, open_data, seconds_of, whole_seconds
 from training.distributed import gather, launch, set_up_process, shard_like, synchronise_norms
-from training.optimizer import load_optimizer_state, make_optimizer
+from training.optimizer import WeightAverage, load_optimizer_state, make_optimizer
 from training.pretrain import MaskedSpectrogram
 from training.schedule import learning_rate, phases
 from training.validate import Validation

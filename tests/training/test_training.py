@@ -27,9 +27,10 @@ from tfswa_sep.constants import STEMS
 from tfswa_sep.inference.overlap_add import plan_segments
 from tfswa_sep.model.config import ModelConfig
 from tfswa_sep.model.stft_torch import stft
-from training import checkpoint, losses, run, train, validate
+from training import losses, run, train, validate
 from training.configuration import load_config
 from training.data.loader import Batch
+from training.optimizer import WeightAverage
 from training.release import export
 from training.schedule import learning_rate
 
@@ -157,7 +158,7 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 def test_average_by_hand() -> None:
     model = nn.BatchNorm1d(1)
-    average = checkpoint.WeightAverage(model, 0.5)
+    average = WeightAverage(model, 0.5)
     with torch.no_grad():
         model.weight.fill_(11.0)
         model.running_mean.fill_(20.0)  # type: ignore[union-attr]

@@ -16,11 +16,10 @@ from tfswa_sep.constants import HOP, N_FFT
 from tfswa_sep.model.stft_torch import istft, stft
 from tfswa_sep.model.unet import TfswaUNet
 from training import losses
-from training.checkpoint import WeightAverage
 from training.configuration import build_model_config
 from training.data.loader import seconds_of, whole_seconds
 from training.distributed import on_cuda, pick_precision, set_up_process
-from training.optimizer import make_optimizer
+from training.optimizer import WeightAverage, make_optimizer
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
