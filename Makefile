@@ -32,8 +32,9 @@ demo: .venv/.done
 	@echo "The stems are in $(OUT)/"
 
 # Two processes with one thread each, so that they do not compete; PYTEST_FLAGS="-n 0" runs one with all threads.
+# The tests start hundreds of processes, which would all compile the package if bytecode were not kept.
 test: .venv-dev/.done system-deps
-	OMP_NUM_THREADS=1 .venv-dev/bin/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv-dev/bin/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
 
 check: lint test
 

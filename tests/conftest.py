@@ -29,6 +29,11 @@ BROWSER_FLAGS = (
 )  # fmt: skip
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest tests first, so that the processes that share the tests end together."""
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
 @pytest.fixture(autouse=True)
 def offline_mode_ends_with_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """--offline sets HF_HUB_OFFLINE for the whole process, and so for the tests after this one."""

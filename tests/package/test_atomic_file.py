@@ -60,6 +60,7 @@ evaluate(find_songs(Path(sys.argv[1])), [MixtureBaseline()], data="data", on_pro
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+@pytest.mark.slow
 def test_the_next_evaluation_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     system, song = tmp_path / "tmp", tmp_path / "data" / "song"
     system.mkdir()

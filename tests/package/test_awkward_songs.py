@@ -98,6 +98,7 @@ def test_a_shorter_reference_is_silent_from_its_end_on(tmp_path: Path) -> None:
     assert_museval_s(song, {"vocals": vocals, "drums": padded}, guess)
 
 
+@pytest.mark.slow
 def test_references_longer_than_the_mixture_count_up_to_its_end(tmp_path: Path) -> None:
     whole = {"vocals": noise(1, seconds=3.5), "drums": noise(2, seconds=3.5)}
     true = {stem: signal[: 3 * RATE] for stem, signal in whole.items()}

@@ -191,6 +191,7 @@ def test_the_mixture_has_no_artefacts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_both_kinds_of_musdb_are_what_musdb_reads(tmp_path: Path) -> None:
     """stempeg's excerpt as MUSDB18 and as HQ; every frame of every stem as museval has it."""
     import shutil

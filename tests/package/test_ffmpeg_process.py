@@ -106,6 +106,7 @@ def test_one_that_hangs_when_it_checks_what_was_written(
     assert not (work / "song").exists()
 
 
+@pytest.mark.slow
 def test_one_that_is_slow_is_not_killed(work: Path, fake_ffmpeg: Fake) -> None:
     write_m4a(work / "song.m4a")
     fake_ffmpeg(BUSY)
@@ -113,6 +114,7 @@ def test_one_that_is_slow_is_not_killed(work: Path, fake_ffmpeg: Fake) -> None:
         assert sum(block.shape[1] for block in song.blocks()) >= 44_100
 
 
+@pytest.mark.slow
 def test_a_pause_of_ours_is_no_hang(work: Path, fake_ffmpeg: Fake) -> None:
     """While the network computes, ffmpeg waits in vain for its output to be read."""
     write_m4a(work / "song.m4a")

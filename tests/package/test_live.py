@@ -164,6 +164,7 @@ def test_gains_change_while_it_plays_without_a_click() -> None:
 
 
 @pytest.mark.parametrize("drift", [0.0003, -0.0003])
+@pytest.mark.slow
 def test_clocks_that_differ_are_followed(drift: float) -> None:
     loop = make_loop()
     song = smooth_noise(40 * RATE)

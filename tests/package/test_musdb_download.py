@@ -54,6 +54,7 @@ def kept(tmp_path: Path) -> set[str]:
     return {name for name in files if not name.endswith(".lock")}
 
 
+@pytest.mark.slow
 def test_excerpts_are_downloaded_once_and_scored_in_one_command(
     server: ModelServer,
     stem_file: bytes,

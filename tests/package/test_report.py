@@ -218,6 +218,7 @@ def write_song(folder: Path, **stems: NDArray[np.float64]) -> None:
         soundfile.write(folder / f"{stem}.wav", samples, RATE, subtype="FLOAT")
 
 
+@pytest.mark.slow
 def test_the_best_and_the_worst_excerpt_can_be_seen_and_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +269,7 @@ def test_the_best_and_the_worst_excerpt_can_be_seen_and_heard(
 
 
 @pytest.mark.parametrize("kept", (False, True))
+@pytest.mark.slow
 def test_an_excerpt_of_a_model_is_what_it_separated(tmp_path: Path, kept: bool) -> None:
     louder = np.linspace(0, 1, 20 * RATE)[:, None] ** 3  # every second by a third: shows where it is
     vocals, drums = louder * np.random.default_rng(0).normal(0, 0.1, (2, 20 * RATE, 2))

@@ -112,6 +112,8 @@ def test_songs_in_and_stems_out(shared: Server, tmp_path: Path) -> None:
     assert not [name for name in files_below(server.data) if name.startswith(("songs", "uploads"))]
 
 
+@pytest.mark.longest
+@pytest.mark.slow
 def test_whatever_dies_no_song_is_lost(serve: Callable[..., Server], tmp_path: Path) -> None:
     long = write_song(tmp_path / "long.wav", seconds=150)
     server = serve()

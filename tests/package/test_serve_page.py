@@ -98,6 +98,7 @@ def pitch_of(heard: NDArray[np.float32]) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_two_songs_from_drop_to_download(serve: Callable[..., Server], browser: Any, tmp_path: Path) -> None:
     song = write_song(tmp_path / "<b>noise</b>.wav".replace("/", ""), seconds=3)
     tone = tmp_path / "tone.wav"
@@ -156,6 +157,7 @@ def test_two_songs_from_drop_to_download(serve: Callable[..., Server], browser: 
 
 
 @pytest.mark.proof
+@pytest.mark.slow
 def test_songs_outlive_the_server_until_they_are_deleted(
     serve: Callable[..., Server], browser: Any, tmp_path: Path
 ) -> None:
@@ -179,6 +181,7 @@ def test_songs_outlive_the_server_until_they_are_deleted(
 
 
 @pytest.mark.proof
+@pytest.mark.slow
 def test_nothing_serious_for_axe_and_pictures_for_the_documentation(
     serve: Callable[..., Server], browser: Any, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def prepare(tmp_path: Path, onnx_model: Callable[..., Path]) -> Callable[[int], 
     return runs
 
 
+@pytest.mark.longest
 def test_runs_that_are_killed(tmp_path: Path, prepare: Callable[[int], Runs]) -> None:
     random.seed(KILLS)
     for number in range(KILLS):
@@ -122,6 +123,7 @@ def test_runs_that_are_killed(tmp_path: Path, prepare: Callable[[int], Runs]) ->
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can mount a small disk")
+@pytest.mark.longest
 def test_disks_that_are_full(tmp_path: Path, prepare: Callable[[int], Runs]) -> None:
     random.seed(DISKS)
     (disk := tmp_path / "disk").mkdir()

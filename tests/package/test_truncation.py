@@ -267,6 +267,7 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path, kind: str, after: i
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs os.truncate on an open file")
+@pytest.mark.slow
 def test_a_cut_during_the_survey_ends_the_command_with_one_line(tmp_path: Path) -> None:
     path = long_wav(tmp_path)
     typed = f"""
@@ -288,6 +289,7 @@ main.main()
     assert "a.wav became shorter while it was read" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.mp3"
     path.write_bytes(encode(tmp_path, tones(2, 440), "MP3") + encode(tmp_path, tones(60, 660), "MP3"))

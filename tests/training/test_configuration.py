@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -56,8 +57,13 @@ def test_missing_settings_are_named() -> None:
     assert load_config(["data=musdb18"], needs_data=False).data.seconds == 5.944
 
 
-@pytest.mark.parametrize("data", ["open", "folder", "musdb18", "musdb18hq"])
-@pytest.mark.parametrize("training", [path.stem for path in (CONFIGS / "training").glob("*.yaml")])
+@pytest.mark.parametrize(
+    ("data", "training"),
+    [
+        *(("open", path.stem) for path in (CONFIGS / "training").glob("*.yaml")),
+        *itertools.product(("folder", "musdb18", "musdb18hq"), ("default", "paper")),  # which set the length
+    ],
+)
 def test_no_config_has_examples_that_need_padding(data: str, training: str) -> None:
     config = load_config([f"data={data}", f"training={training}"], needs_data=False)
     seconds = seconds_of(config.data)
@@ -131,6 +137,7 @@ def test_errors_are_one_line_with_an_exit_code(
     assert code == 0 and "pools: x" in printed
 
 
+@pytest.mark.slow
 def test_output_may_be_closed_early() -> None:
     """As by `--config | head`."""
     script = "import sys; from training.configuration import run_command; sys.exit(run_command(id, about=''))"

@@ -43,6 +43,7 @@ def test_an_estimate_agrees_with_the_profiler(checkpointing: bool, tiny: None) -
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_checkpointing_saves_two_fifths_of_the_reference_model() -> None:
     settings = config("model=reference", "training.batch_size=1", "training.optimizer=adamw")
     off, on = (memory.estimate_peak(settings, checkpointing=value) for value in (False, True))
@@ -51,7 +52,7 @@ def test_checkpointing_saves_two_fifths_of_the_reference_model() -> None:
 
 @pytest.mark.slow
 def test_throughput_is_consistent(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: None
 ) -> None:
     monkeypatch.setattr(throughput, "STEPS", 1)
     settings = config("data.seconds=0.4", "training.batch_size=2", "training.steps=36")

@@ -57,6 +57,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["source"]: row for row in rows if row["pool"] in pack.ORDER}
 
 
+@pytest.mark.slow
 def test_unpacking_restores_the_pools(pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "CLIP", 3 * RATE)
     out, unpacked = tmp_path / "packed", tmp_path / "unpacked"
@@ -99,6 +100,7 @@ def test_pools_take_turns_and_a_song_stays_together(monkeypatch: pytest.MonkeyPa
     assert numbers == sorted(numbers)
 
 
+@pytest.mark.slow
 def test_a_second_run_reuses_clips(pools: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed"
     times = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,23 +61,26 @@ def curve(out: Path, name: str) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_two_processes_train_like_one_with_twice_the_batch(pools: Path, tmp_path: Path, tiny: None) -> None:
-    """One process and two also resume from each other's checkpoints: 1, 2, 1 with ddp, and 2, 1, 2 with fsdp."""
-    one, ddp, fsdp = (tmp_path / name for name in ("one", "ddp", "fsdp"))
-    pieces = ("training.strategy=fsdp", "training.batch_size=2")
-    train(load_config(words(pools, one, "training.batch_size=4", "training.steps=4")))
-    train(load_config(words(pools, ddp, "training.batch_size=4", "training.steps=1")))
+    """One process and two also resume from each other's checkpoints."""
+    one, ddp, fsdp, resumed = (tmp_path / name for name in ("one", "ddp", "fsdp", "resumed"))
+    alone, half = "training.batch_size=4", "training.batch_size=2"
+    train(load_config(words(pools, one, alone, "training.steps=4")))
+    train(load_config(words(pools, ddp, alone, "training.steps=1")))
+    shutil.copytree(ddp, resumed)
     train_in_two(
-        words(pools, ddp, "training.batch_size=2", "training.steps=3"),
-        words(pools, fsdp, *pieces, "training.steps=2"),
+        words(pools, ddp, half, "training.steps=3"),
+        words(pools, fsdp, half, "training.steps=2", "training.strategy=fsdp"),
+        words(pools, resumed, half, "training.steps=4", "training.strategy=fsdp"),
     )
-    train(load_config(words(pools, ddp, "training.batch_size=4", "training.steps=4")))
-    assert [start["processes"] for start in json.loads((ddp / "run.json").read_text())] == [1, 2, 1]
-    train(load_config(words(pools, fsdp, "training.batch_size=4", "training.steps=3")))
-    train_in_two(words(pools, fsdp, *pieces, "training.steps=4"))
+    train(load_config(words(pools, ddp, alone, "training.steps=4")))
+    train(load_config(words(pools, fsdp, alone, "training.steps=4")))
+    for out, processes in ((ddp, [1, 2, 1]), (fsdp, [2, 1]), (resumed, [1, 2])):
+        assert [start["processes"] for start in json.loads((out / "run.json").read_text())] == processes
     expected: dict[str, Any] = torch.load(one / "last.ckpt", weights_only=True)
     assert len({round(loss, 3) for loss in curve(one, "loss")}) == 4
-    for out in (ddp, fsdp):
+    for out in (ddp, fsdp, resumed):
         assert curve(out, "loss") == pytest.approx(curve(one, "loss"), rel=1e-5)
         assert curve(out, "gradient_norm") == pytest.approx(curve(one, "gradient_norm"), rel=1e-3)
         found = torch.load(out / "last.ckpt", weights_only=True)

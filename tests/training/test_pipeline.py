@@ -109,6 +109,7 @@ def musdb(tmp_path: Path) -> Path:
     return tmp_path / "musdb"
 
 
+@pytest.mark.longest
 def test_a_killed_run_resumes_bit_for_bit(musdb: Path, tmp_path: Path, tiny: None) -> None:
     write_musdb(musdb, is_wav=True, seconds=3.0)
 
@@ -134,6 +135,7 @@ def test_a_killed_run_resumes_bit_for_bit(musdb: Path, tmp_path: Path, tiny: Non
     assert losses(tmp_path / "parts") == whole, f"killed at {first} and {second}"
 
 
+@pytest.mark.longest
 def test_a_small_run_beats_the_mixture(musdb: Path, tmp_path: Path) -> None:
     """MUSDB18's own files; the model is published, and separates with the command."""
     write_musdb(musdb, is_wav=False, seconds=3.0)

@@ -57,6 +57,7 @@ def test_a_band_has_three_stems_and_an_instrument_for_each(shared: Path) -> None
     assert catalogue.band_sources(shared, shared, None) == []
 
 
+@pytest.mark.slow
 def test_the_stems_of_a_band_have_the_same_length_and_key(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, other[key]) for key, value in one.items())
 
 
+@pytest.mark.slow
 def test_fp16_scales_clips_and_skips(songs: Path, tmp_path: Path, tiny: None) -> None:
     plain = "augment@data.augment=none"
     exact = run_of(songs, tmp_path / "32", plain)
@@ -245,6 +246,7 @@ def test_a_warm_start_skips_weights_of_another_band_or_attention(tmp_path: Path)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.slow
 def test_freed_memory_is_kept() -> None:
     """Blocks of 50 MB, which glibc always maps on their own: returned to the system, each causes page faults."""
     script = """
@@ -334,6 +336,7 @@ def test_a_run_stops_early_and_logs_to_tensorboard(
     assert len(record.Scalars("train/loss")) == last["step"]
 
 
+@pytest.mark.slow
 def test_pretraining_predicts_masked_patches(songs: Path, tmp_path: Path, tiny: None) -> None:
     run = run_of(songs, tmp_path, "training=pretrain", "training.warmup_steps=1", "training.workers=0",
                  "training.steps=3", "training.accelerator=cpu", "training.precision=32-true")  # fmt: skip
@@ -426,6 +429,7 @@ def test_terms_are_weighted(tiny: None) -> None:
     assert float(total) == pytest.approx(sum(values[name] * float(term) for name, term in terms.items()))
 
 
+@pytest.mark.slow
 def test_a_state_file_continues_at_its_step(songs: Path, tmp_path: Path, tiny: None) -> None:
     train.train(config_of(songs, tmp_path / "first", "training.steps=3"))
     state = tmp_path / "state.safetensors"
@@ -439,6 +443,7 @@ def test_a_state_file_continues_at_its_step(songs: Path, tmp_path: Path, tiny: N
     assert state.stat().st_size < 0.2 * (tmp_path / "first/last.ckpt").stat().st_size
 
 
+@pytest.mark.slow
 def test_checkpoints_are_kept_by_score_and_by_age(songs: Path, tmp_path: Path, tiny: None) -> None:
     keep = ("training.keep_best=2", "training.keep_every=2", "training.keep_last=2")
     run = run_of(songs, tmp_path, f"data.valid={songs}", *keep)
@@ -470,6 +475,7 @@ def test_a_changed_batch_is_reported(songs: Path, tmp_path: Path, tiny: None) ->
 
 
 @pytest.mark.parametrize(("first", "second"), [("32-true", "16-mixed"), ("16-mixed", "bf16-mixed")])
+@pytest.mark.slow
 def test_a_run_resumes_with_another_precision(
     first: str, second: str, songs: Path, tmp_path: Path, tiny: None
 ) -> None:
@@ -486,6 +492,7 @@ def test_another_optimizer_cannot_resume(songs: Path, tmp_path: Path, tiny: None
         run_of(songs, tmp_path, "training.optimizer=adamw")
 
 
+@pytest.mark.slow
 def test_weights_and_biases_gets_the_same_curves(
     songs: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def start(*runs: list[str], **environment: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_every_start_is_recorded(
     pools: Path, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

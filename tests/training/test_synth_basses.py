@@ -41,6 +41,7 @@ def test_notes_have_their_pitch(kind: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", synth_basses.VOICES)
+@pytest.mark.slow
 def test_soft_notes_are_softer_and_do_not_click(kind: str) -> None:
     for seed in range(4):
         for takes in synth_basses.build_instrument(kind, LINE, np.random.default_rng(seed)).samples.values():

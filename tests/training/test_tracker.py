@@ -103,6 +103,7 @@ def test_a_name_only_decides_between_possible_parts() -> None:
 
 
 @needs_player
+@pytest.mark.slow
 def test_a_song_becomes_three_sources_with_their_levels_in_the_song(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,6 +246,7 @@ def write_song(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("domain", ["spectrum", "waveform"])
+@pytest.mark.slow
 def test_a_run_is_validated_and_saves_its_best_checkpoint(
     pools: Path, tmp_path: Path, tiny: None, domain: str
 ) -> None:

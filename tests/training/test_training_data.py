@@ -134,6 +134,7 @@ def test_a_track_above_full_scale_keeps_its_balance(tmp_path: Path) -> None:
     assert peaks[1] == 32_767 and peaks[0] == pytest.approx(32_767 / 4, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_cache_is_built_once_and_repaired(songs: Path, tmp_path: Path) -> None:
     tracks, stems = folder.find_tracks(songs)
     cache_folder = tmp_path / "cache"
@@ -197,6 +198,7 @@ def test_a_stem_without_a_file_is_unknown_and_a_silent_file_is_silence(tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
+@pytest.mark.slow
 def test_a_final_model_trains_on_all_songs_of_musdb(songs: Path, tmp_path: Path) -> None:
     if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
         pytest.skip("musdb wants ffmpeg")
@@ -314,6 +316,7 @@ def test_the_open_corpus_is_validated_on_stem_mp4_files(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_targets_are_any_sums(songs: Path, tmp_path: Path) -> None:
     data = opened(songs, tmp_path, "data.targets=[vocals, accompaniment]", f"data.valid={songs}")
     assert data.targets == ("vocals", "accompaniment") and data.adds_up
