@@ -161,7 +161,7 @@ class Separator:
         """The loaded model, or the models of an ensemble.
 
         Raises:
-            ModelError, DeviceError, UsageError: It cannot be loaded.
+            TfswaError: It cannot be loaded: ModelError, DeviceError or UsageError.
         """
         with self._lock:
             if self._loaded is None:
@@ -390,14 +390,13 @@ def separate(
     Args:
         path: The song.
         model: A loaded Separator, or what Separator takes.
-        track_name: See Separator.separate_file.
-        keep: See Separator.separate_file.
-        on_progress: See Separator.separate_file.
+        track_name: Name of the song in its stems' paths; None for its file's name.
+        keep: Real paths of files that must never be replaced.
+        on_progress: Called after each block, in this thread, with the seconds done and the total.
         **choices: Fields of Runtime and of OutputOptions, such as threads=4, out="stems".
 
     Raises:
-        TfswaError: See Separator.separate_file.
-        UsageError: A loaded Separator is given with fields of Runtime.
+        TfswaError: InputError, UsageError, ModelError, DeviceError or OutputError; nothing is left behind.
     """
     output = dict(choices)
     runtime = take_fields(Runtime, output)
