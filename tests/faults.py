@@ -75,7 +75,7 @@ class Fault:
         unmatched = [name for name in new if not any(fnmatchcase(name, pattern) for pattern in self.new)]
         assert not unmatched and len(new) == len(self.new), f"new: {new}, expected: {self.new}"
 
-    def _run(self, folder: Path, *, timeout: float = 150) -> tuple[int, str]:
+    def _run(self, folder: Path, *, timeout: float = 300) -> tuple[int, str]:
         process = subprocess.Popen(
             ["sh", "-c", self.shell, "sh", *COMMAND, *self.typed],
             cwd=folder,

@@ -127,7 +127,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(rest[: max(0, len(body) // 2 - start)])
             self.wfile.flush()
             self.server.stalled.set()
-            self.server.closing.wait(20)
+            self.server.closing.wait(300)
             rest = b""
         self.wfile.write(rest)
         self.close_connection = True

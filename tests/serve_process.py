@@ -26,7 +26,7 @@ class Server:
         self.port = int(self.address.rpartition(":")[2])
 
     def curl(self, path: str, *options: str) -> Any:
-        command = ["curl", "--silent", "--noproxy", "*", "--max-time", "60", *options, self.address + path]
+        command = ["curl", "--silent", "--noproxy", "*", "--max-time", "300", *options, self.address + path]
         return subprocess.run(command, capture_output=True, check=True).stdout
 
     def get(self, path: str) -> Any:
@@ -41,6 +41,6 @@ class Server:
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(how)
-        self.process.wait(20)
+        self.process.wait(300)
         assert self.process.stdout
         self.process.stdout.close()

@@ -42,18 +42,24 @@ def files_in(folder: Path) -> set[str]:
 def python(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a Python that sees this checkout, installed or not."""
     command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT, env=env)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT, env=env
+    )
 
 
 # --- help
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    helped = python("-X", "importtime", "-m", "tfswa_sep", "--help")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Processor time: other work on the machine must not fail the test. importtime itself costs a tenth.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+    def seconds(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = python(*arguments)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    helped, took = seconds("-X", "importtime", "-m", "tfswa_sep", "--help")
+    # Processor time, and relative to that of typer: neither other work nor a slow machine must fail the test.
+    assert took < 4 * seconds("-c", "import typer")[1]
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in helped.stderr.splitlines()}
     assert "typer" in loaded and not loaded.intersection(HEAVY)
 
@@ -444,10 +450,10 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: str, 
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "working\n"
-        assert wait_for(lambda: len(files_in(tmp_path)) > 1, seconds=10)  # temporary files are open
+        assert wait_for(lambda: len(files_in(tmp_path)) > 1)  # temporary files are open
         process.send_signal(getattr(signal, sent))
         *_, line = process.stderr.read().splitlines()
-        assert process.wait(timeout=20) == code
+        assert process.wait(timeout=300) == code
     assert line.startswith("tfswa-sep: ") and line.endswith("no partial files were left")
     assert files_in(tmp_path) == {"song.wav"} and not (tmp_path / "song").exists()
 
@@ -463,7 +469,7 @@ def test_an_interruption_is_not_lost_in_an_import(tmp_path: Path, sent: str, cod
     command = "def command():\n    import compiled, time\n    time.sleep(30)\n"
     run = "from tfswa_sep.cli import terminal; raise SystemExit(terminal.run(command, debug=False, as_json=False))"
     done = subprocess.run(
-        [sys.executable, "-c", command + run], cwd=tmp_path, capture_output=True, text=True, timeout=20
+        [sys.executable, "-c", command + run], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == code and "no partial files were left" in done.stderr, done.stderr
 
@@ -481,7 +487,7 @@ def test_an_interruption_with_json_reports_what_was_done(tmp_path: Path, sent: s
         done = json.loads(process.stdout.readline())
         process.send_signal(getattr(signal, sent))
         (error,) = map(json.loads, process.stdout.read().splitlines())
-        assert process.wait(timeout=20) == code
+        assert process.wait(timeout=300) == code
     assert (done["song"], done["status"]) == ("a.wav", "done")
     assert error["error"]["exit_code"] == code and "no partial files" in error["error"]["message"]
 
@@ -495,7 +501,7 @@ def test_a_closed_pipe_is_not_an_error(arguments: list[str]) -> None:
             [sys.executable, "-m", "tfswa_sep", *arguments],
             stdout=broken,
             stderr=subprocess.PIPE,
-            timeout=60,
+            timeout=300,
             check=False,
         )
     assert (done.returncode, done.stderr) == (141, b"")

@@ -71,15 +71,15 @@ def test_a_redirection_to_the_same_server_is_followed(server: ModelServer) -> No
 def test_a_server_that_stalls_is_asked_again(
     server: ModelServer, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
     assert download.fetch(file_at(f"{where}stall.onnx")).read_bytes() == BODY
-    assert server.gets["stall.onnx"] == 2
+    assert server.gets["stall.onnx"] >= 2  # more where the answer to the second came late
 
 
 def test_a_server_that_stalls_for_good_is_given_up(
     server: ModelServer, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     with pytest.raises(ModelError, match=r"cut off at 640001 bytes \(.*timed out.*\): run again to resume$"):
         download.fetch(file_at(f"{where}frozen.onnx"))
     assert kept(tmp_path / "cache") == {"partial"}

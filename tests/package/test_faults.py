@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,10 @@ from fakes import write_song
 from faults import COMMAND, Call, Fault, Undo, listing, nothing, song
 from numpy.typing import NDArray
 from waiting import wait_for
+
+from tfswa_sep import separator
+from tfswa_sep.inference.backend import Backend, load_backend
+from tfswa_sep.options import Runtime
 
 pytestmark = pytest.mark.slow
 
@@ -288,6 +293,25 @@ ROWS = [
 # fmt: on
 
 
+@pytest.fixture(scope="module")
+def networks() -> dict[str, Backend]:
+    return {}
+
+
+@pytest.fixture
+def call(call: Call, networks: dict[str, Backend], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """The rows in this process load the bundled network once."""
+
+    def load_once(backend: str, path: Path, runtime: Runtime, **options: Any) -> Backend:
+        key = str((backend, path, runtime, options))
+        if key not in networks:
+            networks[key] = load_backend(backend, path, runtime, **options)
+        return networks[key]
+
+    monkeypatch.setattr(separator, "load_backend", load_once)
+    return call
+
+
 @pytest.mark.parametrize("fault", ROWS, ids=str)
 def test_a_fault_is_reported_in_one_line(fault: Fault, tmp_path: Path, call: Call) -> None:
     fault.check(tmp_path, call)
@@ -309,7 +333,7 @@ def test_odd_names_survive(name: str, tmp_path: Path, call: Call) -> None:
 def test_the_next_run_cleans_up_after_a_killed_one(tmp_path: Path, name: str) -> None:
     next(row for row in ROWS if row.name == "killed").check(tmp_path)
     write_song(tmp_path / f"{name}.wav")
-    subprocess.run([*COMMAND, f"{name}.wav"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    subprocess.run([*COMMAND, f"{name}.wav"], cwd=tmp_path, check=True, capture_output=True, timeout=300)
     assert set(listing(tmp_path)) - {"song/"} == {
         "song.wav", f"{name}.wav", *(path.replace("song", name) for path in ALL[:-1]), f"{name}/.{name}.tfswa-sep.json"
     }  # fmt: skip

@@ -184,14 +184,14 @@ def test_ctrl_c_leaves_a_download_that_resumes(listed: ModelServer, tmp_path: Pa
     """The server stalls after half of the file; a second run needs only the other half."""
     address = f"{listed.url}/stall.onnx#sha256={SHA256}"
     command = [sys.executable, "-m", "tfswa_sep", "models", "pull", address]
-    environment = os.environ | {"HF_HUB_DOWNLOAD_TIMEOUT": "20"}
+    environment = os.environ | {"HF_HUB_DOWNLOAD_TIMEOUT": "300"}
     parts = tmp_path / "cache" / "parts"
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert listed.stalled.wait(60)
+        assert listed.stalled.wait(300)
         while not any(path.stat().st_size > 500_000 for path in parts.glob("*.part")):
             assert process.poll() is None  # it is about to write what was sent
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=20)
+        _, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (130, "tfswa-sep: interrupted; run again to resume the download\n")
     done: list[int] = []
     path = registry.fetch(

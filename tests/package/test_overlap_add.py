@@ -61,7 +61,7 @@ def test_workers_compute_at_once_and_keep_the_order(noise: Noise) -> None:
     finished: list[int] = []
 
     def slow_where_early(segments: Samples) -> Samples:
-        place = together.wait(timeout=20)
+        place = together.wait(timeout=300)
         time.sleep(0.01 * place)
         finished.append(threading.get_ident())
         return as_one_stem(segments)

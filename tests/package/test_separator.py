@@ -276,17 +276,22 @@ def test_a_batch_is_all_that_is_computed_at_once(
     fake_backend: Fake, noise: Noise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four workers of four segments each would be sixteen."""
-    backend, threads = fake_backend(workers=4), set[int]()
+    backend, threads, all_there = fake_backend(workers=4), set[int](), threading.Event()
     compute = type(backend).__call__
 
     def watched(self: Any, segment: Samples, **words: Any) -> Any:
         threads.add(threading.get_ident())
+        if len(threads) == workers:
+            all_there.set()
+        all_there.wait(60)
+        all_there.set()
         time.sleep(0.01)  # so that another worker would come
         return compute(self, segment, **words)
 
     monkeypatch.setattr(type(backend), "__call__", watched)
     for batch_size, workers in ((None, 4), (2, 2), (4, 1)):
         threads.clear()
+        all_there.clear()
         Separator(backend, batch_size=batch_size).separate(noise(2, 60 * 8192), 44_100)
         assert len(threads) == workers
 

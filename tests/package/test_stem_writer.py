@@ -162,7 +162,7 @@ def test_nothing_stays_after_a_failure(
 def test_stems_are_encoded_side_by_side_each_in_order(
     tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    all_at_work = threading.Barrier(3, timeout=20)
+    all_at_work = threading.Barrier(3, timeout=300)
     encode = Encoder.write
 
     def write_together(encoder: Encoder, samples: Samples) -> None:

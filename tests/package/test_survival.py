@@ -51,7 +51,7 @@ class Runs:
     def run(self, out: Path, *words: str, song: str = "new") -> tuple[int, str]:
         """Its exit code, and what it printed to stderr."""
         process = self.start(out, *words, song=song)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
         return process.returncode, err.decode()
 
     def check_whole(self, out: Path, *, all_new: bool = False) -> None:

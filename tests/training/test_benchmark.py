@@ -123,9 +123,12 @@ def test_a_process_is_measured() -> None:
 
 def test_memory_is_that_of_all_processes_together() -> None:
     size = 100 << 20
-    child = f"import time; held = bytearray(b'1') * {size}; time.sleep(1)"
-    start = f"subprocess.Popen([sys.executable, '-c', {child!r}])"
-    together = measure_apart(f"import subprocess, sys; [p.wait() for p in [{start}, {start}]]")
+    child = f"held = bytearray(b'1') * {size}; print(flush=True); input()"
+    start = f"subprocess.Popen([sys.executable, '-c', {child!r}], stdin=-1, stdout=-1)"
+    until_both_hold = (
+        "[p.stdout.readline() for p in both]; time.sleep(1); [p.communicate(b'\\n') for p in both]"
+    )
+    together = measure_apart(f"import subprocess, sys, time; both = [{start}, {start}]; {until_both_hold}")
     assert 2 * size < together.memory < 3 * size
 
 

@@ -146,7 +146,7 @@ def test_output_may_be_closed_early() -> None:
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:
         done = subprocess.run(
-            command, cwd=CONFIGS.parents[1], stdout=closed, stderr=subprocess.PIPE, timeout=100
+            command, cwd=CONFIGS.parents[1], stdout=closed, stderr=subprocess.PIPE, timeout=300
         )
     assert done.returncode == 141 and not done.stderr
 

@@ -262,7 +262,7 @@ new_pages()
 print(new_pages(), returned)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
     )
     kept, returned = map(int, done.stdout.split())
     assert kept < returned / 10
