@@ -5,7 +5,7 @@
 # make test-survival  kill 100 runs and fill 50 disks, as root; make test runs a sample of these
 # make test-live   live separation for 5 minutes per preset on PulseAudio's null sinks, and its faults, on Linux
 # make test-decoders  3,000 files of every kind that ffmpeg writes, whole and damaged; make test has a sample of them
-# make test-ray    a library on several Ray nodes and an S3 server that fails, in an environment of its own (15 minutes)
+# make test-ray    a library on several Ray nodes and an S3 server that fails, and Ray Train, in an environment of its own (15 minutes)
 # make test-cpp    build and run the C++ example
 # make test-serve  the server's page in a browser: axe-core, and pictures for docs/images
 # make docs        build the documentation into site/
