@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -197,6 +198,24 @@ def test_a_failed_upload_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         store.put(tmp_path / "file", "file")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
     assert store.read("file") == b"old"
+
+
+def test_a_target_that_cannot_be_written_is_found_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"\.check cannot be written: (File exists|Not a directory)$"):
+        Store(str(tmp_path / "file")).check_writable()
+    Store(str(tmp_path / "out")).check_writable()
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_stem_on_another_file_system_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    (tmp_path / "file").write_bytes(b"new")
+    monkeypatch.setattr("os.link", link)
+    Store(str(tmp_path / "out")).put(tmp_path / "file", "file")
+    assert (tmp_path / "out" / "file").read_bytes() == b"new"
 
 
 def test_unknown_stores_are_refused() -> None:

@@ -9,6 +9,7 @@ import io
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from tfswa_sep.cluster.catalog import Song, write_catalog
 from tfswa_sep.cluster.run import Cluster, Summary, run_catalog
 from tfswa_sep.cluster.store import Store
 from tfswa_sep.cluster.worker import Job, SongWorker
+from tfswa_sep.errors import DeviceError
 from tfswa_sep.options import OutputOptions, Runtime
 from tfswa_sep.registry import default_model
 
@@ -194,7 +196,7 @@ def samples(wav: bytes) -> bytes:
 def wait_until(reached: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:
     while not reached():
         assert driver.poll() is None, "the driver has ended"
-        time.sleep(0.5)
+        time.sleep(5)  # listing the bucket is work for the server
 
 
 def done(bucket: s3fs.S3FileSystem) -> int:
@@ -253,6 +255,31 @@ def test_a_song_that_takes_too_long_is_set_aside(tmp_path: Path) -> None:
     summary, rows = run_idle(tmp_path, ["a.wav", "slow.wav", "b.wav"], Cluster(workers=(1, 1), time_limit=5))
     assert summary.done == 2
     assert [row["error"] for row in rows if row["state"] == "failed"] == ["TimeLimit"]
+
+
+def test_a_cluster_that_does_not_answer_is_reported_soon(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "nonsense"):
+        with pytest.raises(DeviceError, match=r"the Ray cluster .* cannot be reached"):
+            run_idle(tmp_path, ["a.wav"], Cluster(address=address))
+
+
+def test_a_signal_ends_the_wait_for_ray(tmp_path: Path) -> None:
+    class Terminated(BaseException):
+        pass
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 20)
+        with pytest.raises(Terminated):
+            run_idle(tmp_path, ["slow.wav"], Cluster(workers=(1, 1)))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_million_songs_fit_into_memory(tmp_path: Path) -> None:

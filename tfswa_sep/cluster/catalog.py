@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tfswa_sep.audio.stem_paths import default_track_name
 from tfswa_sep.batch.inputs import SONG_EXTENSIONS
 from tfswa_sep.batch.plan import file_system_key
-from tfswa_sep.cluster.store import Store, walk
+from tfswa_sep.cluster.store import Store, describe, walk
 from tfswa_sep.errors import InputError
 
 MANIFESTS = (".csv", ".parquet", ".jsonl", ".ndjson")
@@ -179,7 +179,7 @@ def _read_manifest(store: Store) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
             reader = pa.csv.open_csv(file) if kind == ".csv" else pa.json.open_json(file)
             schema, batches = reader.schema, iter(reader)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{store.url} cannot be read: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{store.url} cannot be read: {describe(error)}") from None
     if PATH_COLUMN not in schema.names:
         raise InputError(
             f"{store.url} has no column named {PATH_COLUMN}, only {', '.join(schema.names)}: "

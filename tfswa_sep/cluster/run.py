@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,11 +23,12 @@ import numpy as np
 
 from tfswa_sep.cluster import rows
 from tfswa_sep.cluster.catalog import Catalog, Song, is_in
-from tfswa_sep.cluster.store import Store
+from tfswa_sep.cluster.store import Store, describe
 from tfswa_sep.cluster.worker import FATAL, Job, Row, SongWorker, new_row
 from tfswa_sep.errors import DeviceError, InputError, TfswaError
 
 STRIKES = 3  # workers that may die over a song
+_PATIENCE = 10.0  # seconds for a cluster to answer
 _PER_WORKER = 2  # songs at a time: one is separated while another is fetched or stored
 
 
@@ -122,6 +124,7 @@ def run_catalog(
         TfswaError: The cluster cannot be used, the rows cannot be written, or an error that every song would have.
     """
     target = Store(job.target)
+    target.check_writable()
     rows.compact(target)
     if clash := set(rows.SCHEMA.names) & set(catalog.columns.names):
         raise InputError(f"the manifest's column {min(clash)} has a name that the rows use: rename it")
@@ -135,7 +138,12 @@ def run_catalog(
             else:
                 yield song
 
-    with _connected(cluster), _stops_gently(summary), rows.RowWriter(target, catalog.columns) as writer:
+    with (
+        _signals_raise(),
+        _connected(cluster),
+        _stops_gently(summary),
+        rows.RowWriter(target, catalog.columns) as writer,
+    ):
         pool = _Pool(job, cluster, worker, summary)
         try:
             for row in pool.run(waiting(), on_change):
@@ -158,6 +166,8 @@ def _connected(cluster: Cluster) -> Iterator[None]:
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about it
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if cluster.address:
+        _check_address(cluster.address)
     try:
         ray.init(
             address=cluster.address or "local",
@@ -165,11 +175,10 @@ def _connected(cluster: Cluster) -> Iterator[None]:
             log_to_driver=False,
             configure_logging=True,
         )
+    except SystemError:
+        raise
     except Exception as error:  # Ray raises some without a class of their own
-        raise DeviceError(
-            f"the Ray cluster {cluster.address or 'on this machine'} cannot be reached "
-            f"({' '.join(str(error).split())[:200]}): check --ray, or leave it out"
-        ) from None
+        raise _unreachable(cluster.address or "on this machine", error) from None
     for number, handler in before.items():  # Ray installs its own
         signal.signal(number, handler)
     try:
@@ -178,6 +187,33 @@ def _connected(cluster: Cluster) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise DeviceError if nobody answers at HOST:PORT, for which Ray would wait minutes."""
+    host, mark, port = address.removeprefix("ray://").rpartition(":")
+    if mark and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+        except (OSError, OverflowError) as error:
+            raise _unreachable(address, error) from None
+
+
+def _unreachable(address: str, error: Exception) -> DeviceError:
+    return DeviceError(
+        f"the Ray cluster {address} cannot be reached ({describe(error)}): check --ray, or leave it out"
+    )
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Raise what a signal handler raised while Ray waited; Ray makes a SystemError of it."""
+    try:
+        yield
+    except SystemError as error:
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import posixpath
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,13 +109,26 @@ class Store:
             raise OutputError(f"{self.url}/{name} cannot be read: {describe(error)}") from None
         return content
 
+    def check_writable(self) -> None:
+        """Write a file and remove it again. Raises OutputError."""
+        name = f".{random.getrandbits(32):08x}.check"
+        self.write(name, b"")
+        self.remove(name)
+
     def write(self, name: str, content: bytes) -> None:
         """Write a small file, whole or not at all. Raises OutputError."""
         self._put(name, lambda path: self.fs.pipe_file(path, content))
 
     def put(self, file: Path, name: str) -> None:
-        """Copy a local file into the store, whole or not at all. Raises OutputError."""
-        self._put(name, lambda path: self.fs.put_file(str(file), path))
+        """Copy or link a local file into the store, whole or not at all. Raises OutputError."""
+
+        def upload(path: str) -> None:
+            if self.is_local:
+                with suppress(OSError):  # it is on another file system, or that has no links
+                    return os.link(file, path)
+            self.fs.put_file(str(file), path)
+
+        self._put(name, upload)
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists. Raises OutputError."""
@@ -292,5 +306,6 @@ def retry(operation: Callable[[], T], *, attempts: int = ATTEMPTS) -> T:
 
 def describe(error: BaseException) -> str:
     """One line about an error of a store."""
-    text = " ".join(str(error).split())[:200]
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    text = " ".join(str(reason).split())[:200]
     return text or type(error).__name__
