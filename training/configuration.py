@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -45,14 +46,12 @@ def load_config(arguments: list[str], *, needs_data: bool = True) -> DictConfig:
             for override in chosen:
                 files = [path.stem for path in (CONFIGS / override.key_or_group).glob("*.yaml")]
                 _check_name(str(override.value()), files, f"config for {override.key_or_group}")
-            groups = [o.input_line for o in chosen if o.input_line]
-            known = set(_keys(OmegaConf.to_container(compose("config", overrides=groups))))
-            known |= {f"model.changes.{field.name}" for field in dataclasses.fields(ModelConfig)}
+            known = _settings_of(tuple(o.input_line for o in chosen if o.input_line))
             lines = []
             for override in overrides:
                 key, line = override.key_or_group, override.input_line or ""
                 if override not in chosen:
-                    _check_name(key, sorted(known), "setting")
+                    _check_name(key, known, "setting")
                 # Keys of model.changes are valid but not in the config yet: ++ overrides or adds.
                 plain = override in chosen or override.is_delete()
                 lines.append(line if plain else "++" + line.lstrip("+"))
@@ -94,6 +93,13 @@ def run_command(command: Callable[[DictConfig], Any], *, about: str | None, need
         print_error("interrupted; run the same command to resume from the last checkpoint")
         return 130
     return 0
+
+
+@functools.cache
+def _settings_of(groups: tuple[str, ...]) -> list[str]:
+    """List the settings that exist when these configs are chosen."""
+    known = set(_keys(OmegaConf.to_container(compose("config", overrides=list(groups)))))
+    return sorted(known | {f"model.changes.{field.name}" for field in dataclasses.fields(ModelConfig)})
 
 
 def _check_name(name: str, known: list[str], kind: str) -> None:

@@ -280,7 +280,7 @@ def video(path: Path, *inputs: str, options: tuple[str, ...] = ()) -> Path:
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize("container", ("mkv", "mp4"))
+@pytest.mark.parametrize("container", (pytest.param("mkv", marks=pytest.mark.slow), "mp4"))
 def test_of_several_tracks_one_that_is_not_silent_is_used_and_reported(
     tmp_path: Path, container: str
 ) -> None:

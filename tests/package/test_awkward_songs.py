@@ -112,6 +112,7 @@ def test_references_longer_than_the_mixture_count_up_to_its_end(tmp_path: Path) 
     )
 
 
+@pytest.mark.slow
 def test_references_and_estimates_at_48_khz_score_as_at_their_own_rate(tmp_path: Path) -> None:
     """Below 20 kHz, which is all that resampling keeps, at 20 dB by construction."""
     stems = {"vocals": noise(1), "drums": noise(2)}
@@ -125,6 +126,7 @@ def test_references_and_estimates_at_48_khz_score_as_at_their_own_rate(tmp_path:
     assert len(song.warnings) == 2 and all("48000 Hz" in warning for warning in song.warnings)
 
 
+@pytest.mark.slow
 def test_a_perfect_estimate_is_finite_or_undefined_and_recorded(tmp_path: Path) -> None:
     true = {"vocals": noise(1), "drums": noise(2)}
     write(tmp_path / "data" / "song", true)

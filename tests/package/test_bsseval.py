@@ -91,6 +91,7 @@ def test_a_song_shorter_than_a_frame_is_one_frame(tmp_path: Path) -> None:
     assert frames.median == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_quick_numbers_are_version_3_and_their_difference_is_printed(tmp_path: Path) -> None:
     import museval
 
@@ -174,6 +175,7 @@ def test_dependent_references_are_supported() -> None:
             np.testing.assert_allclose(ours[stem][name], ratios, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_mixture_has_no_artefacts(tmp_path: Path) -> None:
     """Its SAR is at the limit, not the rounding errors of a program; its other ratios are museval's."""
     true = {"drums": noise(1), "bass": noise(2), "other": noise(3)}

@@ -442,7 +442,14 @@ print(code, sorted(set({HEAVY!r}) & sys.modules.keys()))
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        ("SIGINT", 130),
+        pytest.param("SIGTERM", 143, marks=pytest.mark.slow),
+        pytest.param("SIGHUP", 143, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, sent: str, code: int) -> None:
     write_song(tmp_path / "song.wav", seconds=20)
     with subprocess.Popen(

@@ -57,6 +57,7 @@ def test_no_file_makes_ffmpeg_open_another(
 
 @needs_ffmpeg
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_ffmpeg_reads_its_own_files(song: Song, kind: str) -> None:
     source = song("source.wav", np.sin(np.arange(16_000) / 20)[None].astype(np.float32) / 2, 16_000)
     target = source.with_name(f"a.{kind}")
@@ -88,7 +89,13 @@ def test_tags_at_the_end_are_found() -> None:
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize("options", (("-c:a", "flac"), ("-c:a", "libspeex", "-ar", "16000", "-ac", "1")))
+@pytest.mark.parametrize(
+    "options",
+    (
+        ("-c:a", "flac"),
+        pytest.param(("-c:a", "libspeex", "-ar", "16000", "-ac", "1"), marks=pytest.mark.slow),
+    ),
+)
 def test_joined_ogg_files_that_only_ffmpeg_reads(tmp_path: Path, options: tuple[str, ...]) -> None:
     content, lengths = b"", []
     for pitch in (440, 660, 880):

@@ -76,6 +76,7 @@ def test_a_server_that_stalls_is_asked_again(
     assert server.gets["stall.onnx"] >= 2  # more where the answer to the second came late
 
 
+@pytest.mark.slow
 def test_a_server_that_stalls_for_good_is_given_up(
     server: ModelServer, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

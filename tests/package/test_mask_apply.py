@@ -95,7 +95,7 @@ def build(shape: dict[str, Any]) -> TfswaUNet:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("frames", [1, 37, 300])
+@pytest.mark.parametrize("frames", [1, 37, pytest.param(300, marks=pytest.mark.slow)])
 def test_features_graph_and_masks_are_the_networks(shape: str, frames: int) -> None:
     network = build(SHAPES[shape])
     config = network.config

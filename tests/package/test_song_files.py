@@ -523,7 +523,7 @@ def test_all_tags_are_copied_or_reported_lost(
 
 
 @pytest.mark.parametrize(
-    "kind", ("wav", "flac", "mp3", "ogg", "opus", pytest.param("m4a", marks=needs_ffmpeg))
+    "kind", ("wav", "flac", "mp3", "ogg", "opus", pytest.param("m4a", marks=(needs_ffmpeg, pytest.mark.slow)))
 )
 @pytest.mark.parametrize("mutagen", (True, False))
 def test_tags_of_any_size_do_not_fail_a_song(

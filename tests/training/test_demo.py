@@ -57,6 +57,7 @@ def test_every_stem_sounds_where_it_should(song: dict[str, Signal]) -> None:
     assert np.max(np.abs(song["drums"][:, : RATE // 10])) > 0.1  # a kick on the first beat
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_performance() -> None:
     once, again = render(beats=4, seed=3), render(beats=4, seed=3)
     for name in STEMS:

@@ -18,6 +18,7 @@ def costs() -> dict[str, describe.ModuleCost]:
     return {cost.name: cost for cost in describe.describe(PRESETS["small"], depth=6)}
 
 
+@pytest.mark.slow
 def test_small_is_cheap(costs: dict[str, describe.ModuleCost]) -> None:
     """5.6 GFLOP per second of audio."""
     assert 1e9 < costs[""].flops <= 6e9

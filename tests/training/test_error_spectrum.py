@@ -53,6 +53,7 @@ def test_a_missing_file_is_one_line(missing: str, tmp_path: Path, capsys: pytest
     assert "nowhere.onnx" in printed and len(printed.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_row_per_stem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(write_tones(tmp_path))]) == 0
     printed = capsys.readouterr().out

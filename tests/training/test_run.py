@@ -134,6 +134,7 @@ def test_targets_decide_the_outputs(songs: Path, tmp_path: Path, tiny: None) -> 
     ).model_config.mixture_consistent
 
 
+@pytest.mark.slow
 def test_a_run_resumes_only_from_a_checkpoint_of_its_own_model(
     songs: Path, tmp_path: Path, tiny: None
 ) -> None:

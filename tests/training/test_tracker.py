@@ -80,6 +80,7 @@ def test_other_files_are_rejected() -> None:
 
 
 @needs_player
+@pytest.mark.slow
 def test_parts_are_found_by_sound() -> None:
     song = find_parts.find_parts(module())
     assert song is not None
