@@ -71,7 +71,7 @@ def test_a_redirection_to_the_same_server_is_followed(server: ModelServer) -> No
 def test_a_server_that_stalls_is_asked_again(
     server: ModelServer, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
     assert download.fetch(file_at(f"{where}stall.onnx")).read_bytes() == BODY
     assert server.gets["stall.onnx"] >= 2  # more where the answer to the second came late
 

@@ -334,6 +334,7 @@ def test_a_mixture_file_is_taken_and_an_estimate_of_another_length_is_named(tmp_
     )
 
 
+@pytest.mark.slow
 def test_the_baselines_part_what_does_not_overlap(tmp_path: Path) -> None:
     time = np.arange(RATE) / RATE
     low, high = (np.float32(0.2) * np.sin(2 * np.pi * f * np.tile(time, (2, 1))) for f in (200, 3000))

@@ -104,6 +104,7 @@ def test_scores_are_shown_with_how_sure_they_are() -> None:
     assert text.count("mean ours") == text.count("mean theirs") == 1
 
 
+@pytest.mark.slow
 def test_nothing_in_a_chart_of_48_songs_is_clipped() -> None:
     page = html_report(made_up(songs=48, methods=("ours", "theirs", "others", "mixture")))
     names = re.findall(r'<span class="song" title="([^"]*)">([^<]*)<', page)

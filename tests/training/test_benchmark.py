@@ -126,7 +126,7 @@ def test_memory_is_that_of_all_processes_together() -> None:
     child = f"held = bytearray(b'1') * {size}; print(flush=True); input()"
     start = f"subprocess.Popen([sys.executable, '-c', {child!r}], stdin=-1, stdout=-1)"
     until_both_hold = (
-        "[p.stdout.readline() for p in both]; time.sleep(1); [p.communicate(b'\\n') for p in both]"
+        "[p.stdout.readline() for p in both]; time.sleep(0.5); [p.communicate(b'\\n') for p in both]"
     )
     together = measure_apart(f"import subprocess, sys, time; both = [{start}, {start}]; {until_both_hold}")
     assert 2 * size < together.memory < 3 * size

@@ -28,6 +28,7 @@ def write_tones(root: Path, *, seconds: int = 1) -> Path:
     return root / "songs"
 
 
+@pytest.mark.slow
 def test_errors_are_in_the_band_of_the_other_stem(tmp_path: Path) -> None:
     (song,) = find_songs(write_tones(tmp_path, seconds=BLOCK_SECONDS + 2))
     energies = song_errors(song, (MixtureBaseline(), OracleBaseline(binary=False)))

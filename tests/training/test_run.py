@@ -111,6 +111,7 @@ def test_fp16_scales_clips_and_skips(songs: Path, tmp_path: Path, tiny: None) ->
     assert again.fabric.strategy.precision.scaler.get_scale() == 1024.0  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_accumulated_parts_are_one_batch(songs: Path, tmp_path: Path, tiny: None) -> None:
     found = []
     for i, size in enumerate((("training.batch_size=4",), ("training.accumulate=2",))):
