@@ -174,5 +174,6 @@ def test_a_checkpoint_is_uploaded_and_downloaded(checkpoint: Path, tmp_path: Pat
         "7 steps (optimizer muon",
         "training.release.publish",
         "library_name",
+        "--model hf://org/tried/tried.onnx",
     ):
         assert part in card

@@ -141,8 +141,9 @@ def write_model_card(
     data: str,
     scores: Scores | None,
     command: str,
+    repo: str | None = None,
 ) -> str:
-    """Return README.md with the front matter for Hugging Face."""
+    """Return README.md with the front matter for Hugging Face; `repo` is where the model is uploaded."""
     front_matter = ModelCardData(
         license=license_name.lower(), library_name="tfswa-sep", pipeline_tag="audio-to-audio",
         tags=["music", "source-separation", "onnx", "safetensors"],
@@ -161,7 +162,7 @@ def write_model_card(
 
 ```bash
 pip install tfswa-sep
-tfswa-sep song.mp3 --model {name}.onnx
+tfswa-sep song.mp3 --model {f"hf://{repo}/{name}.onnx" if repo else f"{name}.onnx"}
 ```
 
 ## Scores
@@ -218,7 +219,7 @@ def publish(options: argparse.Namespace, *, command: str) -> None:
         "data": options.data,
         "scores": scores,
     }
-    card = write_model_card(name, config, checkpoint, command=command, **facts)
+    card = write_model_card(name, config, checkpoint, command=command, repo=options.repo, **facts)
     (out / "README.md").write_text(card, encoding="utf-8")
     where = {backend: path.name for backend, path in paths.items()}
     if options.repo:
