@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
+import soundfile
 from fakes import EvenBackend, write_song
 
 from tfswa_sep import separator
+from tfswa_sep.cli import batch
 from tfswa_sep.cluster import store as stores
 from tfswa_sep.cluster.store import Store, fetch, walk
 from tfswa_sep.errors import InputError, OutputError, UsageError
@@ -23,6 +29,8 @@ from tfswa_sep.registry import default_model
 pa = pytest.importorskip("pyarrow")
 from tfswa_sep.cluster import rows
 from tfswa_sep.cluster.catalog import Catalog, Song, is_in, write_catalog
+from tfswa_sep.cluster.estimate import Estimate
+from tfswa_sep.cluster.run import Cluster, Summary
 from tfswa_sep.cluster.worker import Job, SongWorker
 
 
@@ -69,7 +77,8 @@ def test_a_song_is_fetched_separated_and_stored(tmp_path: Path, uploaded: str, t
     assert store.names_in("album/s") == {"vocals.wav", "drums.wav", "bass.wav", "other.wav", ".s.row.json"}
     plain = separator.separate(tmp_path / "s.wav", out=tmp_path / "plain")
     for stem, path in plain.files.items():
-        assert store.read(f"album/s/{stem}.wav") == path.read_bytes()
+        stored, _ = soundfile.read(io.BytesIO(store.read(f"album/s/{stem}.wav") or b""))
+        assert np.array_equal(stored, soundfile.read(path)[0])  # the headers have times
     assert row["stems"] == [f"album/s/{stem}.wav" for stem in plain.files]
 
 
@@ -333,3 +342,32 @@ def test_damaged_rows_are_named(tmp_path: Path) -> None:
     (tmp_path / "rows" / "1.parquet").write_bytes(b"no")
     with pytest.raises(OutputError, match=r"rows/1\.parquet is damaged"):
         rows.finished_keys(Store(str(tmp_path)), "w")
+
+
+def test_the_display_fits_into_80_columns() -> None:
+    summary = Summary(1_000_000, skipped=123_456, done=7_890, seconds=2e6, cpu_seconds=4e6, workers=64)
+    summary.failed.update(InputError=12, WorkerDied=3)
+    summary.began -= 36_000
+    first, second = batch._describe(summary)
+    assert max(len(first), len(second)) < 80
+    assert first.startswith("131,361 of 1,000,000 songs, 0.93 hours of music per minute, ")
+    assert second == "64 workers, 1,111.11 CPU hours, failed: 12 InputError, 3 WorkerDied"
+    summary.interrupted = True
+    assert "Ctrl-C again" in batch._describe(summary)[1]
+
+
+def test_the_estimate_tells_the_time(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Estimate(
+        songs=10, done=0, sampled=2, hours=1.0, bytes_to_read=1.0, bytes_to_write=1.0, cpu_hours=8.0
+    )
+    batch._print_estimate(found, Cluster(workers=(1, 4), cpus=2), as_json=False)
+    assert "time         1:00:00 with 4 workers" in capsys.readouterr().out
+
+
+def test_cpu_time_of_overlapping_songs_is_counted_once(uploaded: str) -> None:
+    worker = SongWorker(job("memory://out"))
+    began = time.process_time()
+    worker.separate(song(uploaded))  # with what came before
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(worker.separate, [song(uploaded, folder=name) for name in ("a", "b")]))
+    assert 0 <= sum(row["cpu"] for row in found) <= time.process_time() - began

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, replace
@@ -22,7 +23,7 @@ from tfswa_sep.options import OutputOptions, Runtime
 
 if TYPE_CHECKING:
     from tfswa_sep.cluster.estimate import Estimate
-    from tfswa_sep.cluster.run import Summary
+    from tfswa_sep.cluster.run import Cluster, Summary
 
 CLUSTER = "Cluster"
 
@@ -104,7 +105,7 @@ def batch(
         if catalog.ignored and not quiet:
             print_error(f"note: ignored {catalog.ignored} files that are not songs")
         if dry_run:
-            _print_estimate(estimate(catalog, job), as_json=as_json)
+            _print_estimate(estimate(catalog, job), cluster, as_json=as_json)
             return
         display = _Display(shown=not quiet and not as_json)
         try:
@@ -149,7 +150,7 @@ def _check_stems(options: OutputOptions) -> None:
 
 
 class _Display:
-    """How far the batch is, on stderr: one line that changes on a terminal, otherwise a line now and then."""
+    """How far the batch is, on stderr: two lines that change on a terminal, otherwise a line now and then."""
 
     def __init__(self, *, shown: bool) -> None:
         self._live: Any = None
@@ -169,10 +170,12 @@ class _Display:
         if self._live is not None:
             from rich.text import Text
 
-            self._live.update(Text(_describe(summary), no_wrap=True, overflow="ellipsis"), refresh=True)
+            self._live.update(
+                Text("\n".join(_describe(summary)), no_wrap=True, overflow="ellipsis"), refresh=True
+            )
         elif time.monotonic() - self._last >= INTERVAL:
             self._last = time.monotonic()
-            print_error(_describe(summary))
+            print_error(", ".join(_describe(summary)))
 
     def add(self, row: dict[str, Any], *, quiet: bool) -> None:
         """Print what a song's row says of failures and warnings."""
@@ -192,21 +195,21 @@ class _Display:
             self._live.stop()
 
 
-def _describe(summary: Summary) -> str:
+def _describe(summary: Summary) -> tuple[str, str]:
+    """Two lines of at most 80 columns."""
     minutes = max(summary.elapsed, 1e-3) / 60
-    parts = [f"{summary.finished:,} of {summary.songs:,} songs"]
-    if summary.failed:
-        parts.append(f"{summary.failed.total():,} failed")
-    parts += [
-        f"{summary.seconds / 3600 / minutes:.2f} hours of music per minute",
-        f"{summary.workers} workers",
-    ]
-    begun = summary.done + summary.failed.total()
+    first = (
+        f"{summary.finished:,} of {summary.songs:,} songs, "
+        f"{summary.seconds / 3600 / minutes:.2f} hours of music per minute"
+    )
     if summary.interrupted:
-        parts.append("stopping after the songs under way (Ctrl-C again stops at once)")
-    elif begun:
-        parts.append(f"{clock((summary.songs - summary.finished) * summary.elapsed / begun)} left")
-    return ", ".join(parts)
+        return first, "stopping after the songs under way (Ctrl-C again stops at once)"
+    if begun := summary.done + summary.failed.total():
+        first += f", {clock((summary.songs - summary.finished) * summary.elapsed / begun)} left"
+    second = f"{summary.workers} workers, {summary.cpu_seconds / 3600:,.2f} CPU hours"
+    if summary.failed:
+        second += ", failed: " + ", ".join(f"{n:,} {kind}" for kind, n in summary.failed.most_common())
+    return first, second
 
 
 def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
@@ -230,14 +233,23 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
             say(f"{left:,} left: run the same command again")
 
 
-def _print_estimate(found: Estimate, *, as_json: bool) -> None:
+def _print_estimate(found: Estimate, cluster: Cluster, *, as_json: bool) -> None:
     if as_json:
         say(json.dumps(asdict(found)))
         return
     from rich.filesize import decimal
+
+    from tfswa_sep.inference.hardware import count_cores
 
     say(f"songs        {found.songs:,}" + (f", {found.done:,} of them done" if found.done else ""))
     say(f"music        {found.hours:,.1f} hours (from {found.sampled} songs)")
     say(f"to read      {decimal(round(found.bytes_to_read))}")
     say(f"to write     {decimal(round(found.bytes_to_write))}")
     say(f"CPU hours    {found.cpu_hours:,.2f} (measured on this machine)")
+    if not cluster.gpus and cluster.cpus:
+        workers = (
+            cluster.workers[1]
+            if cluster.workers
+            else max(1, int((count_cores() or os.cpu_count() or 1) / cluster.cpus))
+        )
+        say(f"time         {clock(3600 * found.cpu_hours / (workers * cluster.cpus))} with {workers} workers")

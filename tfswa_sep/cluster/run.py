@@ -61,7 +61,7 @@ class Summary:
         done: Separated by this one.
         failed: The number of songs for each class of error.
         seconds: Of music that was separated.
-        cpu_seconds: That the workers were busy, times their CPUs.
+        cpu_seconds: That the workers computed.
         workers: At present.
         lost_workers: That died.
         began: time.monotonic() at the start.
@@ -89,14 +89,14 @@ class Summary:
         """Seconds since the start."""
         return time.monotonic() - self.began
 
-    def add(self, row: Row, cpus: float) -> None:
+    def add(self, row: Row) -> None:
         """Count a row."""
         if row["state"] == "done":
             self.done += 1
             self.seconds += row["seconds"]
         else:
             self.failed[row["error"]] += 1
-        self.cpu_seconds += row.get("took", 0.0) * cpus
+        self.cpu_seconds += row.get("cpu", 0.0)
 
 
 def run_catalog(
@@ -147,7 +147,7 @@ def run_catalog(
         pool = _Pool(job, cluster, worker, summary)
         try:
             for row in pool.run(waiting(), on_change):
-                summary.add(row, cluster.cpus)
+                summary.add(row)
                 writer.add(row)
                 on_row(row)
                 if fatal := FATAL.get(row.get("error", "")):
