@@ -95,15 +95,15 @@ def test_two_runs_cannot_write_to_one_folder(pools: Path, tmp_path: Path, tiny: 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
 @pytest.mark.slow
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_run_stopped_by_a_signal_resumes(number: signal.Signals, pools: Path, tmp_path: Path) -> None:
-    """Slurm signals all processes of a job step, including data workers."""
+@pytest.mark.longest
+def test_a_run_stopped_by_a_signal_resumes(pools: Path, tmp_path: Path) -> None:
+    """Slurm signals all processes of a job step, including data workers. Each start is stopped by another signal."""
     arguments = overrides(
         pools, tmp_path, "training.steps=100000", "training.save_every=100000",
         "training.validate_every=100000", "training.workers=1",
     )  # fmt: skip
     steps = []
-    for _ in range(2):
+    for number in SIGNALS:
         with start(arguments) as process:
             assert process.stdout is not None and process.stderr is not None
             for line in process.stdout:
