@@ -7,6 +7,7 @@
 # make test-decoders  3,000 files of every kind that ffmpeg writes, whole and damaged; make test has a sample of them
 # make test-ray    a library on several Ray nodes and an S3 server that fails, and Ray Train, in an environment of its own (15 minutes)
 # make test-cpp    build and run the C++ example
+# make test-training  every command of docs/training.md, in an environment of its own (7 minutes)
 # make test-serve  the server's page in a browser: axe-core, and pictures for docs/images
 # make docs        build the documentation into site/
 # make system-deps install ffmpeg and chromium if they are missing, or print the command to type
@@ -25,7 +26,7 @@ PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -
 AUDIO_KILOBYTES := 7000000
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test check lint test-audio test-survival test-live test-decoders test-ray test-cpp test-serve docs dist system-deps clean
+.PHONY: demo test check lint test-audio test-survival test-live test-decoders test-ray test-cpp test-training test-serve docs dist system-deps clean
 
 demo: .venv/.done
 	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
@@ -64,6 +65,9 @@ test-ray: .venv-ray/.done
 
 test-cpp: .venv-dev/.done
 	.venv-dev/bin/python -m pytest -m proof tests/training/test_export_programs.py
+
+test-training: .venv-dev/.done system-deps
+	.venv-dev/bin/python -m pytest -n 0 -m proof tests/training/test_pipeline.py
 
 test-serve: .venv-dev/.done
 	PICTURES=docs/images .venv-dev/bin/python -m pytest -m "proof or slow" tests/package/test_serve_page.py
