@@ -6,6 +6,7 @@
 # make test-live   live separation for 5 minutes per preset on PulseAudio's null sinks, and its faults, on Linux
 # make test-decoders  3,000 files of every kind that ffmpeg writes, whole and damaged; make test has a sample of them
 # make test-ray    a library on several Ray nodes and an S3 server that fails, and Ray Train, in an environment of its own (15 minutes)
+# make test-openvino  the OpenVINO backend, in an environment of its own
 # make test-cpp    build and run the C++ example
 # make test-training  every command of docs/training.md, in an environment of its own (7 minutes)
 # make test-serve  the server's page in a browser: axe-core, and pictures for docs/images
@@ -26,7 +27,7 @@ PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -
 AUDIO_KILOBYTES := 7000000
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test check lint test-audio test-survival test-live test-decoders test-ray test-cpp test-training test-serve docs dist system-deps clean
+.PHONY: demo test check lint test-audio test-survival test-live test-decoders test-ray test-openvino test-cpp test-training test-serve docs dist system-deps clean
 
 demo: .venv/.done
 	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
@@ -62,6 +63,9 @@ test-decoders: .venv-dev/.done system-deps
 
 test-ray: .venv-ray/.done
 	.venv-ray/bin/python -m pytest -m ray -s tests/package/test_ray.py tests/training/test_parallel.py
+
+test-openvino: .venv-openvino/.done
+	.venv-openvino/bin/python -m pytest tests/package/test_openvino.py
 
 test-cpp: .venv-dev/.done
 	.venv-dev/bin/python -m pytest -m proof tests/training/test_export_programs.py
@@ -134,6 +138,12 @@ system-deps:
 
 # moto comes second: together with s3fs, pip tries hundreds of versions of botocore and gives up. s3fs does not work with
 # all versions in constraints/torch213.txt, so only that of torch is the same.
+.venv-openvino/.done: pyproject.toml constraints/torch213.txt
+	$(PYTHON) -m venv .venv-openvino
+	.venv-openvino/bin/python $(PIP) --upgrade "pip>=25.1"
+	.venv-openvino/bin/python $(PIP) --constraint constraints/torch213.txt --group dev --editable ".[openvino,train]"
+	touch $@
+
 .venv-ray/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python $(PIP) --upgrade "pip>=25.1"
@@ -142,4 +152,4 @@ system-deps:
 	touch $@
 
 clean:
-	rm -rf .venv .venv-dev .venv-audio .venv-build .venv-docs .venv-ray site build dist demo_stems decoders.md
+	rm -rf .venv .venv-dev .venv-audio .venv-build .venv-docs .venv-openvino .venv-ray site build dist demo_stems decoders.md

@@ -14,10 +14,16 @@ from typing import Any, TypedDict, TypeVar
 from tfswa_sep.constants import NAME_TEMPLATE
 from tfswa_sep.errors import UsageError
 
-BACKENDS = ("auto", "onnx", "torch")
+BACKENDS = ("auto", "onnx", "openvino", "torch")
+_KINDS_OF_FILES = {"openvino": "onnx"}  # where a backend has none of its own
 _SHORTEST_TOKEN = 16
 _Options = TypeVar("_Options", "Runtime", "OutputOptions")
-_DEVICE = re.compile(r"auto|cpu|mps|coreml|cuda(:\d{1,3})?")
+_DEVICE = re.compile(r"auto|cpu|gpu|npu|mps|coreml|cuda(:\d{1,3})?")
+
+
+def kind_of_file(backend: str) -> str:
+    """The backend under which a model lists the files that `backend` reads."""
+    return _KINDS_OF_FILES.get(backend, backend)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +31,13 @@ class Runtime:
     """Where and how the model runs.
 
     Attributes:
-        backend: "onnx", "torch", or "auto": torch if there is a GPU (CUDA or MPS) and the model has a torch file,
-            else onnx.
-        device: "auto", "cpu", "cuda", "cuda:N", "mps" (torch) or "coreml" (onnx). If backend and device are "auto"
+        backend: "onnx", "openvino", "torch", or "auto": torch if there is a GPU (CUDA or MPS) and the model has a
+            torch file, OpenVINO if it is installed and the CPU has AMX, else onnx.
+        device: "auto", "cpu", "cuda", "cuda:N", "mps" (torch), "coreml" (onnx), or, of Intel's processors with
+            OpenVINO, "gpu" or "npu". If backend and device are "auto"
             and the GPU cannot be used, the CPU is used, and the backend's notes say so.
         precision: "fp32", "int8" (onnx), or "auto" for the fastest: int8 on CPUs with int8 instructions, 16 bits in
-            torch on devices that are faster with them.
+            torch and OpenVINO on devices that are faster with them.
         threads: CPU threads; None for one per physical core.
         batch_size: Segments per call (torch: at most 16); None for the device's best.
         shifts: Passes over the song, each with its segments at another offset; the stems are their mean. N passes
@@ -55,7 +62,7 @@ class Runtime:
             raise UsageError(f"unknown backend '{self.backend}': choose from {', '.join(BACKENDS)}")
         if not _DEVICE.fullmatch(self.device):
             raise UsageError(
-                f"unknown device '{self.device}': choose from auto, cpu, cuda, cuda:N, mps, coreml"
+                f"unknown device '{self.device}': choose from auto, cpu, cuda, cuda:N, mps, coreml, gpu, npu"
             )
         _check_counts(threads=self.threads, batch_size=self.batch_size, shifts=self.shifts)
         _ = self.settings

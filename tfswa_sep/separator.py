@@ -39,6 +39,7 @@ from tfswa_sep.options import (
     OutputOptions,
     Runtime,
     RuntimeChoices,
+    kind_of_file,
     override,
     take_fields,
 )
@@ -190,7 +191,7 @@ class Separator:
         else:
             return self._model.name, self._model
         runtime = self._runtime
-        prefer_int8 = prefers_int8(runtime.device)
+        prefer_int8 = prefers_int8(runtime)
         info = registry.with_precision(info, runtime.precision, prefer_int8=prefer_int8)
         if not info.members:
             return info.name, _load_model(info, runtime)
@@ -439,8 +440,9 @@ def _load_model(info: registry.ModelInfo, runtime: Runtime) -> Backend:
 def _load_file(
     info: registry.ModelInfo, backend: str, runtime: Runtime, *, notes: Sequence[str] = ()
 ) -> Backend:
-    files = registry.files_for(info, backend)
-    paths = registry.fetch_all(info, backend)  # before heavy imports: a damaged file fails at once
+    kind = kind_of_file(backend)
+    files = registry.files_for(info, kind)
+    paths = registry.fetch_all(info, kind)  # before heavy imports: a damaged file fails at once
     settings = {**info.settings, **runtime.settings}
     load = [
         partial(
@@ -451,6 +453,7 @@ def _load_file(
             precision=file.precision,
             settings=settings,
             notes=notes,
+            cache=registry.cache_folder() / "openvino",
         )
         for file, path in zip(files, paths, strict=True)
     ]

@@ -300,6 +300,40 @@ def test_auto_takes_the_fastest(
     assert backends.choose_backend(offered, Runtime(device=device)) == expected
 
 
+@pytest.mark.parametrize(
+    ("flags", "installed", "choices", "expected"),
+    (
+        ({"amx_bf16"}, True, {}, ("openvino", False)),
+        ({"amx_bf16", "amx_int8"}, False, {}, ("onnx", True)),
+        ({"avx512_vnni"}, True, {}, ("onnx", True)),
+        ({"amx_bf16"}, True, {"precision": "fp32"}, ("onnx", False)),
+        ({"amx_bf16", "amx_int8"}, True, {"backend": "onnx"}, ("onnx", True)),
+        ({"avx512_vnni"}, True, {"backend": "openvino"}, ("openvino", False)),
+        (set(), True, {"device": "npu"}, ("openvino", False)),
+    ),
+)
+def test_auto_takes_openvino_where_it_is_faster(
+    flags: set[str],
+    installed: bool,
+    choices: dict[str, Any],
+    expected: tuple[str, bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: installed or None if name == "openvino" else real(name)
+    )
+    runtime = Runtime(**choices)
+    assert (backends.choose_backend(("onnx",), runtime), hardware.prefers_int8(runtime)) == expected
+
+
+def test_openvino_without_its_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_missing", lambda backend: backend)
+    with pytest.raises(DeviceError, match="the openvino backend needs the package openvino: "):
+        _ = Separator(backend="openvino").backend
+
+
 def test_choosing_onnx_imports_no_torch(onnx_model: Build) -> None:
     code = (
         "import sys; from tfswa_sep import Separator; Separator(sys.argv[1]).backend; "
@@ -391,8 +425,12 @@ def test_the_default_precision_is_the_fastest_here(tmp_path: Path, monkeypatch: 
     (tmp_path / "capi").mkdir()
     (tmp_path / "capi" / "libonnxruntime_providers_cuda.so").touch()
     found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
-    assert [hardware.prefers_int8(device) for device in ("auto", "cpu", "cuda:1")] == [False, True, False]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found if name == "onnxruntime" else None)
+    assert [hardware.prefers_int8(Runtime(device=device)) for device in ("auto", "cpu", "cuda:1")] == [
+        False,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("load", [Separator, load_model])

@@ -58,6 +58,8 @@ def examine() -> Iterator[Finding]:
     yield _try_backend("onnx")
     if importlib.util.find_spec("torch"):  # else its own line above says enough
         yield _try_backend("torch")
+    if importlib.util.find_spec("openvino"):
+        yield _try_backend("openvino")
 
 
 def works(findings: list[Finding]) -> int:

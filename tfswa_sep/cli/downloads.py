@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from tfswa_sep.cli.progress import Progress, show_progress
 from tfswa_sep.cli.terminal import Interrupted, print_error
+from tfswa_sep.options import Runtime, kind_of_file
 
 if TYPE_CHECKING:
-    from tfswa_sep.options import Runtime
     from tfswa_sep.registry import ModelFile, ModelInfo
 
 
@@ -31,7 +31,7 @@ def fetch_early(info: ModelInfo, runtime: Runtime, *, shown: bool) -> None:
     for model in info.members or (info,):
         backends = list(dict.fromkeys(file.backend for file in model.files))
         if runtime.backend != "auto":
-            needed = [runtime.backend]
+            needed = [kind_of_file(runtime.backend)]
         elif len(backends) == 1:
             needed = backends
         else:

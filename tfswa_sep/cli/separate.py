@@ -144,7 +144,7 @@ def fetch_model(name: str | None, runtime: Runtime, *, shown: bool = True) -> Mo
 
     def find() -> ModelInfo:
         info = registry.find_model(name) if name else registry.default_model()
-        return registry.with_precision(info, runtime.precision, prefer_int8=prefers_int8(runtime.device))
+        return registry.with_precision(info, runtime.precision, prefer_int8=prefers_int8(runtime))
 
     info = find()
     fetch_early(info, runtime, shown=shown)

@@ -34,7 +34,10 @@ Model = Annotated[
 ]
 Precision = Annotated[
     Literal["auto", "fp32", "int8"],
-    option(HARDWARE, "Numeric precision; auto picks the fastest here: int8 (onnx), 16-bit (torch) or fp32."),
+    option(
+        HARDWARE,
+        "Numeric precision; auto picks the fastest here: int8 (onnx), 16-bit (torch, openvino) or fp32.",
+    ),
 ]
 Offline = Annotated[
     bool,
@@ -54,10 +57,16 @@ def _limit(metavar: str, text: str) -> Any:
 # The fields of Runtime, OutputOptions and ServeOptions that can be chosen on the command line.
 _FIELDS: dict[str, Any] = {
     "backend": Annotated[
-        Literal["auto", "onnx", "torch"], option(HARDWARE, "Inference backend; auto picks the fastest.")
+        Literal["auto", "onnx", "openvino", "torch"],
+        option(HARDWARE, "Inference backend; auto picks the fastest."),
     ],
     "device": Annotated[
-        str, option(HARDWARE, "auto, cpu, cuda (or cuda:1, ...), mps or coreml.", metavar="DEVICE")
+        str,
+        option(
+            HARDWARE,
+            "auto, cpu, cuda (or cuda:1, ...), mps, coreml, gpu or npu (openvino).",
+            metavar="DEVICE",
+        ),
     ],
     "precision": Precision,
     "threads": Annotated[

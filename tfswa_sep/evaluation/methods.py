@@ -90,7 +90,7 @@ class ModelMethod:
         """`out`: folder to keep the stems in, as <song>/<stem>.wav; `live`: separate as live, with this latency."""
         info = registry.find_model(model) if isinstance(model, str | Path) else model
         if isinstance(info, registry.ModelInfo):
-            prefer_int8 = prefers_int8(runtime.device)
+            prefer_int8 = prefers_int8(runtime)
             info = registry.with_precision(info, runtime.precision, prefer_int8=prefer_int8)
         self._separator = Separator(info, runtime=runtime)
         self._threads, self.out, self._live = runtime.threads, out, live

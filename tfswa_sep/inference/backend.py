@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa_sep.errors import DeviceError, install_command
+from tfswa_sep.inference import hardware
 from tfswa_sep.inference.families.family import StemModel
-from tfswa_sep.options import Runtime
+from tfswa_sep.options import Runtime, kind_of_file
 
-_BACKEND_OF_DEVICE = {"mps": "torch", "coreml": "onnx"}  # devices that only one backend can use
-_PACKAGES = {"onnx": ("onnxruntime",), "torch": ("torch", "safetensors", "einops")}
+# Devices that only one backend can use.
+_BACKEND_OF_DEVICE = {"mps": "torch", "coreml": "onnx", "gpu": "openvino", "npu": "openvino"}
+_PACKAGES = {"onnx": ("onnxruntime",), "torch": ("torch", "safetensors", "einops"), "openvino": ("openvino",)}
 
 
 class Backend(StemModel, Protocol):
@@ -29,12 +31,12 @@ class Backend(StemModel, Protocol):
 
     @property
     def name(self) -> str:
-        """The backend: "onnx" or "torch"."""
+        """The backend: "onnx", "openvino" or "torch"."""
         ...
 
     @property
     def device(self) -> str:
-        """Where it computes: "cpu", "cuda:0", "mps", "coreml"."""
+        """Where it computes: "cpu", "cuda:0", "mps", "coreml", "gpu", "npu"."""
         ...
 
     @property
@@ -114,9 +116,9 @@ def choose_backend(available: Sequence[str], runtime: Runtime) -> str:
     """
     backend, device = runtime.backend, runtime.device
     if backend == "auto":
-        backend = _fastest(available, device)
-    if backend in available and (package := _missing(backend)):  # otherwise report the missing file
-        install = install_command(extra="torch") if backend == "torch" else install_command(package)
+        backend = _fastest(available, runtime)
+    if kind_of_file(backend) in available and (package := _missing(backend)):  # else report the missing file
+        install = install_command(package) if backend == "onnx" else install_command(extra=backend)
         raise DeviceError(f"the {backend} backend needs the package {package}: {install}")
     if device in _BACKEND_OF_DEVICE and _BACKEND_OF_DEVICE[device] != backend:
         raise DeviceError(
@@ -133,16 +135,18 @@ def load_backend(
     precision: str = "",
     settings: Mapping[str, str] = MappingProxyType({}),
     notes: Sequence[str] = (),
+    cache: Path | None = None,
 ) -> Backend:
     """Load a model file.
 
     Args:
-        backend: "onnx" or "torch".
+        backend: "onnx", "openvino" or "torch".
         path: The file.
-        runtime: Device, precision (for torch) and threads.
+        runtime: Device, precision (for torch and OpenVINO) and threads.
         precision: The precision of an ONNX file, "" if unknown.
         settings: What an ONNX file's metadata lacks, see `families.choose`.
         notes: Fallbacks that led to this backend, one line each.
+        cache: Where OpenVINO keeps compiled networks.
 
     Raises:
         DeviceError: The device is missing or cannot compute.
@@ -159,6 +163,17 @@ def load_backend(
             settings=settings,
             notes=notes,
         )
+    if backend == "openvino":
+        from tfswa_sep.inference.openvino_backend import OpenVinoBackend
+
+        return OpenVinoBackend(
+            path,
+            device=runtime.device,
+            threads=runtime.threads,
+            precision="int8" if precision == "int8" else runtime.precision,
+            settings=settings,
+            cache=cache,
+        )
     from tfswa_sep.inference.torch_backend import TorchBackend
 
     return TorchBackend(path, device=runtime.device, precision=runtime.precision, threads=runtime.threads)
@@ -170,14 +185,18 @@ def can_fall_back(available: Sequence[str], runtime: Runtime, failed: str) -> bo
     return automatic and failed == "torch" and "onnx" in available and not _missing("onnx")
 
 
-def _fastest(available: Sequence[str], device: str) -> str:
+def _fastest(available: Sequence[str], runtime: Runtime) -> str:
+    device = runtime.device
+    if device in ("gpu", "npu"):
+        return "openvino"
     if "onnx" not in available and available:
         return available[0]
+    on_cpu = "openvino" if hardware.prefers_openvino(runtime) else "onnx"
     if "torch" not in available or device in ("cpu", "coreml"):
-        return "onnx"
+        return on_cpu
     if device != "auto":  # the user chose a GPU
         return "onnx" if device != "mps" and _missing("torch") else "torch"
-    return "torch" if _has_gpu() else "onnx"
+    return "torch" if _has_gpu() else on_cpu
 
 
 def _missing(backend: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The light backend: the network in ONNX Runtime, what surrounds it (see `families`) in NumPy."""
+"""The light backend: the network in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from tfswa_sep.errors import DeviceError, ModelError, install_command
-from tfswa_sep.inference.families.band_masks import BandMasks
-from tfswa_sep.inference.families.choose import choose_family
 from tfswa_sep.inference.families.family import Graph, Shape
+from tfswa_sep.inference.graph_backend import GraphBackend, first_line
 from tfswa_sep.inference.hardware import choose_workers, count_cores
-from tfswa_sep.inference.metadata import KEY, ModelMetadata, parse_metadata
 
 _ACCELERATORS = {"cuda": "CUDA", "coreml": "Core ML"}
 _RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"  # which provider runs which node
 _FATAL_ONLY = 4  # ONNX Runtime's log severity: errors are raised anyway
 
 
-class OnnxBackend:
+class OnnxBackend(GraphBackend):
     """A model in an ONNX file; see backend.Backend.
 
     `workers` concurrent calls share the threads: two segments side by side on one core each took 0.27 s per
@@ -45,7 +43,6 @@ class OnnxBackend:
     """
 
     name = "onnx"
-    batch_size = 1
 
     def __init__(
         self,
@@ -57,7 +54,6 @@ class OnnxBackend:
         settings: Mapping[str, str] = MappingProxyType({}),
         notes: Sequence[str] = (),
     ) -> None:
-        self._path = path
         self.notes = tuple(notes)
         self.precision = precision
         providers = _execution_providers(device)
@@ -76,94 +72,22 @@ class OnnxBackend:
             options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
         try:
             self._session = _open_session(path, options, providers)
-            self._properties: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+            properties: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # ONNX Runtime's errors have no common base class
             raise ModelError(
-                f"{path} is damaged or not an ONNX model ({_first_line(error)}): download it again"
+                f"{path} is damaged or not an ONNX model ({first_line(error)}): download it again"
             ) from None
         self.device = _device_of(self._session, requested=device)
-        graph = Graph(
-            inputs=_shapes_of(self._session.get_inputs()), outputs=_shapes_of(self._session.get_outputs())
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if others := {each.type for each in (*inputs, *outputs)} - {"tensor(float)"}:
+            raise ModelError(f"{path} does not take and give 32-bit floats but {', '.join(sorted(others))}")
+        super().__init__(
+            path, properties, Graph(inputs=_shapes_of(inputs), outputs=_shapes_of(outputs)), settings
         )
-        self.family = choose_family(self._properties, settings, graph, file=str(path))
-        self.stems = self.family.stems
-        self.sample_rate = self.family.sample_rate
-        self.channels = self.family.channels
-        self.plan = self.family.plan
-        self.segment_samples = self.plan.segment
-        self.margin_samples = self.plan.margin
-        self._one_per_call = any(shape[:1] == (1,) for shape in graph.inputs.values())
-        self._outputs = list(self.family.outputs)
-        self._check_shapes("inputs", self.family.inputs, self._session.get_inputs())
-        self._check_shapes("outputs", self.family.outputs, self._session.get_outputs())
-        # Files of older exports have a fixed number of frames.
-        self._any_length = all(isinstance(each.shape[-1], str) for each in self._session.get_inputs())
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """The metadata of one of our own models. Raises ModelError for any other."""
-        return parse_metadata(self._properties.get(KEY), file=str(self._path))
-
-    def __call__(
-        self, segments: NDArray[np.float32], *, stem_matrix: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """See Backend."""
-        if self._one_per_call and len(segments) > 1:
-            return np.concatenate([self(segment[None], stem_matrix=stem_matrix) for segment in segments])
-        return self._separate(segments, stem_matrix)
-
-    def fit_segment(self, samples: int) -> int:
-        """See AnyLength."""
-        if self._any_length and isinstance(self.family, BandMasks):
-            return self.family.fit_segment(samples)
-        return self.plan.segment
-
-    def newest(
-        self, segments: NDArray[np.float32], samples: int, *, stem_matrix: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """See AnyLength."""
-        return self._separate(segments, stem_matrix, newest=samples)[..., -samples:]
-
-    def _separate(
-        self,
-        segments: NDArray[np.float32],
-        stem_matrix: NDArray[np.float32] | None,
-        *,
-        newest: int | None = None,
-    ) -> NDArray[np.float32]:
-        try:
-            if newest is not None and isinstance(self.family, BandMasks):
-                return self.family.separate(segments, self._run_network, stem_matrix, newest=newest)
-            return self.family.separate(segments, self._run_network, stem_matrix)
-        except Exception as error:  # as in __init__
-            if "alloc" in str(error).lower() or isinstance(error, MemoryError):
-                raise DeviceError("out of memory while separating: close other programs") from None
-            raise ModelError(
-                f"{self._path} cannot be run ({_first_line(error)}): download it again"
-            ) from None
 
     def _run_network(self, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         outputs: list[NDArray[np.float32]] = self._session.run(self._outputs, inputs)
         return outputs
-
-    def _check_shapes(self, kind: str, expected: Mapping[str, Shape], arguments: Sequence[Any]) -> None:
-        """Raise ModelError if the graph's inputs or outputs contradict its metadata.
-
-        A symbolic size, such as "batch", fits any.
-        """
-        actual = _shapes_of(arguments)
-        fits = actual.keys() == expected.keys() and all(
-            len(actual[name]) == len(shape)
-            and all(
-                None in (size, expected_size) or size == expected_size
-                for size, expected_size in zip(actual[name], shape, strict=True)
-            )
-            for name, shape in expected.items()
-        )
-        if not fits or any(argument.type != "tensor(float)" for argument in arguments):
-            raise ModelError(
-                f"{self._path} does not match its own metadata: expected {kind} {dict(expected)}, got {actual}"
-            )
 
 
 def _shapes_of(arguments: Sequence[Any]) -> dict[str, Shape]:
@@ -242,8 +166,3 @@ def _runs_convolutions(session: Any, provider: str) -> bool:
         part.ep_name == provider and any("Conv" in node.op_type for node in part.get_nodes())
         for part in session.get_provider_graph_assignment_info()
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
