@@ -352,6 +352,8 @@ def test_the_display_fits_into_80_columns() -> None:
     assert max(len(first), len(second)) < 80
     assert first.startswith("131,361 of 1,000,000 songs, 0.93 hours of music per minute, ")
     assert second == "64 workers, 1,111.11 CPU hours, failed: 12 InputError, 3 WorkerDied"
+    summary.workers = 1
+    assert batch._describe(summary)[1].startswith("1 worker, ")
     summary.interrupted = True
     assert "Ctrl-C again" in batch._describe(summary)[1]
 

@@ -206,10 +206,14 @@ def _describe(summary: Summary) -> tuple[str, str]:
         return first, "stopping after the songs under way (Ctrl-C again stops at once)"
     if begun := summary.done + summary.failed.total():
         first += f", {clock((summary.songs - summary.finished) * summary.elapsed / begun)} left"
-    second = f"{summary.workers} workers, {summary.cpu_seconds / 3600:,.2f} CPU hours"
+    second = f"{_count(summary.workers, 'worker')}, {summary.cpu_seconds / 3600:,.2f} CPU hours"
     if summary.failed:
         second += ", failed: " + ", ".join(f"{n:,} {kind}" for kind, n in summary.failed.most_common())
     return first, second
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
@@ -227,7 +231,7 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
         for kind, count in summary.failed.most_common():
             say(f"{count:,} failed: {kind}")
         if summary.lost_workers:
-            say(f"{summary.lost_workers} workers died and were replaced")
+            say(f"workers that died and were replaced: {summary.lost_workers}")
         left = summary.songs - summary.finished
         if left:
             say(f"{left:,} left: run the same command again")
@@ -252,4 +256,6 @@ def _print_estimate(found: Estimate, cluster: Cluster, *, as_json: bool) -> None
             if cluster.workers
             else max(1, int((count_cores() or os.cpu_count() or 1) / cluster.cpus))
         )
-        say(f"time         {clock(3600 * found.cpu_hours / (workers * cluster.cpus))} with {workers} workers")
+        say(
+            f"time         {clock(3600 * found.cpu_hours / (workers * cluster.cpus))} with {_count(workers, 'worker')}"
+        )
