@@ -39,7 +39,10 @@ from unittest.mock import MagicMock
 
 import numpy as np
 
-TOLERANCE = {"scnet_small": 3e-3}  # of the peak: its exported graph differs from its network
+TOLERANCE = {  # of the peak
+    "scnet_small": 3e-3,  # its exported graph differs from its network
+    "htdemucs": 3e-3,  # ONNX Runtime sums the millions of samples of its group norms in 32 bits
+}
 DEFAULT_TOLERANCE = 1e-3
 LEAST_CHANGE = 0.01  # of the stems, when a part of the network is left out
 MOST_DECIBELS = 20  # between a stem and the song
