@@ -14,13 +14,12 @@ import requests
 def main(server: str, *songs: str) -> None:
     """Upload all songs, and save the stems of each as soon as it is done."""
     session = requests.Session()
+    session.hooks["response"] = lambda answer, **_: answer.raise_for_status()
     if token := os.environ.get("TFSWA_TOKEN"):
         session.headers["Authorization"] = f"Bearer {token}"
     for song in map(Path, songs):
         with song.open("rb") as file:
-            answer = session.post(f"{server}/v1/jobs", files={"file": (song.name, file)})
-        answer.raise_for_status()
-        job = answer.json()
+            job = session.post(f"{server}/v1/jobs", files={"file": (song.name, file)}).json()
         while job["state"] in ("queued", "running"):
             time.sleep(1)
             job = session.get(f"{server}/v1/jobs/{job['id']}").json()
