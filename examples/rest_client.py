@@ -14,7 +14,7 @@ import requests
 def main(server: str, *songs: str) -> None:
     """Upload all songs, and save the stems of each as soon as it is done."""
     session = requests.Session()
-    session.hooks["response"] = lambda answer, **_: answer.raise_for_status()
+    session.hooks["response"] = [lambda answer, **_: answer.raise_for_status()]
     if token := os.environ.get("TFSWA_TOKEN"):
         session.headers["Authorization"] = f"Bearer {token}"
     for song in map(Path, songs):
