@@ -226,6 +226,15 @@ def test_an_output_that_pauses_and_catches_up_costs_no_dropout() -> None:
     assert loop.dropouts == 0
 
 
+def test_a_pause_of_the_output_is_made_up_for_without_a_dropout() -> None:
+    loop = make_loop()
+    pauses = range(700, 704)  # 23 ms
+    play(loop, smooth_noise(30 * SECOND), pulls=lambda i: i not in pauses)
+    early = loop.latency
+    play(loop, smooth_noise(10 * SECOND))
+    assert loop.dropouts == 0 and loop.latency <= early + 0.001
+
+
 def test_seconds_without_input_begin_anew() -> None:
     loop = make_loop()
     song = smooth_noise(3 * RATE)

@@ -34,7 +34,8 @@ SETTLING = 10.0  # seconds in which the buffer's length is corrected
 LATE_HOPS = 3  # of the last ten: the CPU is too slow for the hop
 LONGEST_HOP = 0.5  # seconds
 MOST_MISSING = 0.25  # seconds; if the buffer is off by more, it is filled anew
-MOST_STRETCHED = 0.015  # seconds; smaller errors are corrected by stretching, larger ones by a jump
+MOST_STRETCHED = 0.015  # seconds by which it may be too short to be corrected little by little, not by a jump
+MOST_SURPLUS = 0.06  # likewise too long, which costs latency, but no dropout
 PATIENCE = 3  # seconds that a larger error must last before a jump
 MOST_BACKLOG = 3  # hops that may wait for the network
 QUIETEST = -90.0  # dBFS: the bottom of the meters
@@ -320,7 +321,7 @@ class LiveLoop:
         if abs(error) > MOST_MISSING:
             self._rebuffer = True
             return
-        if not self._settled or abs(error) > MOST_STRETCHED:
+        if not self._settled or not -MOST_STRETCHED <= error <= MOST_SURPLUS:
             # Devices fill buffers of their own at first; later they pause now and then, and may catch up.
             self._seconds_off += 1
             if self._settled and self._seconds_off < PATIENCE:
@@ -329,7 +330,8 @@ class LiveLoop:
             self._jump, self._settled, self._seconds_off = round(error * self.output_rate), True, 0
             return
         self._seconds_off = 0
-        self._drift_sum += error / SETTLING / (4 * SETTLING)
+        if abs(error) <= MOST_STRETCHED:  # more is a pause, and says nothing about the clocks
+            self._drift_sum += error / SETTLING / (4 * SETTLING)
         self._drift_sum = float(np.clip(self._drift_sum, -MOST_DRIFT, MOST_DRIFT))
         self.drift = float(np.clip(error / SETTLING + self._drift_sum, -MOST_DRIFT, MOST_DRIFT))
         self._follow.set_io_ratio(self.input_rate * (1 + self.drift), self.rate, round(0.1 * self.input_rate))
