@@ -136,14 +136,14 @@ system-deps:
 	.venv-audio/bin/python $(PIP) --constraint constraints/torchaudio211.txt --editable ".[torch]" hydra-core pytest torchaudio
 	touch $@
 
-# moto comes second: together with s3fs, pip tries hundreds of versions of botocore and gives up. s3fs does not work with
-# all versions in constraints/torch213.txt, so only that of torch is the same.
 .venv-openvino/.done: pyproject.toml constraints/torch213.txt
 	$(PYTHON) -m venv .venv-openvino
 	.venv-openvino/bin/python $(PIP) --upgrade "pip>=25.1"
 	.venv-openvino/bin/python $(PIP) --constraint constraints/torch213.txt --group dev --editable ".[openvino,train]"
 	touch $@
 
+# moto comes second: together with s3fs, pip tries hundreds of versions of botocore and gives up. s3fs does not work with
+# all versions in constraints/torch213.txt, so only that of torch is the same.
 .venv-ray/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python $(PIP) --upgrade "pip>=25.1"

@@ -101,6 +101,15 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value) and path.name in str(error.value)
 
 
+def test_a_network_that_cannot_be_compiled_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no kernel\nfound")
+
+    monkeypatch.setattr("tfswa_sep.inference.openvino_backend._compile", fail)
+    with pytest.raises(DeviceError, match=r"small.onnx on cpu \(no kernel\): use --backend onnx"):
+        OpenVinoBackend(SMALL)
+
+
 def test_auto_takes_it_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset({"amx_bf16", "amx_int8"}))
     assert prefers_openvino(Runtime()) and load_model().name == "openvino"

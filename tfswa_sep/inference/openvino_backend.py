@@ -87,7 +87,7 @@ class OpenVinoBackend(GraphBackend):
             compiled = _compile(core, model, kind, options)
         except Exception as error:
             raise DeviceError(
-                f"OpenVINO cannot run {path} on {device} ({first_line(error)}): use --device cpu"
+                f"OpenVINO cannot run {path} on {self.device} ({first_line(error)}): use --backend onnx"
             ) from None
         # A request is for one call at a time.
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()

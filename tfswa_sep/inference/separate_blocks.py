@@ -97,7 +97,7 @@ def _other_ways(model: Backend | Ensemble) -> str:
     """What to try if this backend fails."""
     ways = ["--device cpu"] if model.device != "cpu" else []
     ways += ["--precision fp32"] if model.precision not in ("", "fp32") else []
-    ways += ["--backend onnx"] if model.name == "torch" else []
+    ways += ["--backend onnx"] if model.name in ("torch", "openvino") else []
     return f"try {' or '.join(ways)}" if ways else "choose another model with --model"
 
 
