@@ -66,8 +66,9 @@ class _Chunk:
     start: int  # of the audio data
     size: int | None  # length according to the header; None for "up to the end"
     bits: int  # of the size field, which wraps around
-    open_ended: Mapping[int, bytes]  # patches that make a decoder read to the end
     to_size: Callable[[int], Mapping[int, bytes]]  # patches for a size
+    # Patches that make a decoder read to the end; None if the size of what there is does.
+    open_ended: Mapping[int, bytes] | None = None
     frames: int | None = None  # samples per channel, if a chunk states them, as for compressed audio
 
 
@@ -109,7 +110,7 @@ class _Chunked:
                 if size != claimed:
                     patches = chunk.to_size(size)
             else:
-                size, patches = available, chunk.open_ended
+                size, patches = available, chunk.open_ended or chunk.to_size(len(data) - chunk.start)
             stop = chunk.start + size if patches or following else end
             parts.append(Part(ranges=((position, stop),), patches=patches, frames=chunk.frames))
             position = following if following is not None and following > position else None
@@ -199,13 +200,7 @@ def _find_w64(data: FileBytes, start: int) -> _Chunk | None:
         return {at + 16: struct.pack("<Q", size + 24)}
 
     claimed = size - 24 if 24 <= size < 1 << 62 else None
-    return _Chunk(
-        start=at + 24,
-        size=claimed,
-        bits=64,
-        open_ended=to_size(len(data) - at - 24),
-        to_size=to_size,
-    )
+    return _Chunk(start=at + 24, size=claimed, bits=64, to_size=to_size)
 
 
 def _w64_header(data: FileBytes, at: int) -> tuple[bytes, int] | None:
@@ -247,13 +242,7 @@ def _find_aiff(data: FileBytes, start: int) -> _Chunk | None:
     claimed: int | None = max(0, size - 8)
     if size == 0 or any(low <= size <= high for low, high in _STREAMED_32):
         claimed = None
-    return _Chunk(
-        start=at + 16,
-        size=claimed,
-        bits=32,
-        open_ended=to_size(len(data) - at - 16),
-        to_size=to_size,
-    )
+    return _Chunk(start=at + 16, size=claimed, bits=32, to_size=to_size)
 
 
 def _aiff_header(data: FileBytes, at: int) -> tuple[bytes, int] | None:
@@ -294,14 +283,7 @@ def _find_caf(data: FileBytes, start: int) -> _Chunk | None:
         return {at + 4: struct.pack(">q", size + 4)}
 
     claimed = size - 4 if size >= 4 else None
-    return _Chunk(
-        start=at + 16,
-        size=claimed,
-        bits=64,
-        open_ended=to_size(len(data) - at - 16),
-        to_size=to_size,
-        frames=_count_caf(data, start),
-    )
+    return _Chunk(start=at + 16, size=claimed, bits=64, to_size=to_size, frames=_count_caf(data, start))
 
 
 def _count_caf(data: FileBytes, start: int) -> int | None:
