@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
 import itertools
 import math
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +19,7 @@ import pytest
 import soundfile
 from fakes import STEMS, FakeBackend
 from numpy.typing import NDArray
+from rich.console import Console
 
 from tfswa_sep.cli import live as command
 from tfswa_sep.cli.main import run
@@ -23,6 +27,7 @@ from tfswa_sep.errors import DeviceError, OutputError, UsageError
 from tfswa_sep.live import devices, session
 from tfswa_sep.live.devices import Device, find_device
 from tfswa_sep.live.loop import LiveLoop
+from tfswa_sep.live.osc import OscPort
 from tfswa_sep.live.recorder import Recorder
 from tfswa_sep.live.ring import Ring
 from tfswa_sep.options import LiveTiming
@@ -519,6 +524,121 @@ def test_keys_change_the_gains() -> None:
     assert mixer.press("0") and mixer.weights() == pytest.approx([0, 10 ** (-6 / 20), 1, 1, 0])
     with pytest.raises(UsageError, match="unknown stem 'singer'"):
         command.Mixer(STEMS, [1, 1, 1, 1, 0], {"singer": 1})
+
+
+@pytest.fixture
+def remote() -> Iterator[OscPort]:
+    pytest.importorskip("pythonosc")
+    with OscPort(0) as opened:
+        yield opened
+
+
+def send(remote: OscPort, address: str, *values: object) -> None:
+    from pythonosc.udp_client import SimpleUDPClient
+
+    with SimpleUDPClient("127.0.0.1", remote.number) as client:
+        client.send_message(address, list(values))
+
+
+def test_osc_messages_change_the_gains(
+    running: session.LiveSession, remote: OscPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    mixer = command.Mixer(STEMS, [0, 1, 1, 1, 0], {"drums": -6.0})
+    looks = command._run(running, mixer, lambda: "", remote)
+
+    def weights(*messages: tuple[object, ...]) -> list[float]:
+        for address, *values in messages:
+            send(remote, str(address), *values)
+        next(looks)
+        return list(running.loop.weights)
+
+    assert weights(("/gain/bass", -20), ("/mute/vocals", 0.0)) == pytest.approx(
+        [1, 0.5012, 0.1, 1, 0], rel=1e-4
+    )
+    assert weights(("/mute/other", True), ("/gain/drums", 99.0))[1:4] == pytest.approx(
+        [3.981, 0.1, 0], rel=1e-3
+    )
+    console = Console(width=100, file=io.StringIO())
+    console.print(command._table(running, mixer, running.loop.status, 0.1, f", OSC at {remote.address}"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "+12 dB" in shown and "-20 dB" in shown and shown.count(" off") == 1 and remote.address in shown
+    assert weights(("/reset",)) == pytest.approx([0, 0.5012, 1, 1, 0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("address", "values", "line"),
+    [
+        (
+            "/level/vocals",
+            [1],
+            "/level/vocals: expected /gain/STEM, /mute/STEM or /reset, where STEM is one of",
+        ),
+        ("/gain/singer", [1], "STEM is one of vocals, drums, bass, other"),
+        ("/gain/vocals", [], "/gain/vocals: expected one number: dB"),
+        ("/gain/vocals", [math.nan], "one number"),
+        ("/gain/vocals", ["loud"], "one number"),
+        ("/mute/vocals", [1, 2], "/mute/vocals: expected one number: 1 for off, 0 for on"),
+    ],
+    ids=["address", "stem", "no value", "NaN", "text", "two values"],
+)
+def test_an_osc_message_that_means_nothing_is_ignored_with_a_line(
+    remote: OscPort, address: str, values: list[object], line: str
+) -> None:
+    mixer = command.Mixer(STEMS, [1, 1, 1, 1, 0], {})
+    send(remote, address, *values)
+    (ignored,) = remote.receive(mixer.obey)
+    assert line in ignored and mixer.weights().tolist() == [1, 1, 1, 1, 0]
+
+
+def test_what_is_not_osc_is_ignored_with_a_line(remote: OscPort, capfd: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    empty = b"#bundle\0" + bytes(8)
+    packets = [
+        b"",
+        b"/",
+        b"/gain\xff",
+        b"/gain/vocals\0\0\0\0,c\0\0\0\0\0\1",
+        empty + b"\xff\xff\xff\xfc/a",
+        empty * 9,
+    ]
+    packets += [b"/gain/vocals\0\0\0\0,f" + random.bytes(n) for n in range(40)]
+    obeyed = list[str]()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for packet in packets:
+            sender.sendto(packet, ("127.0.0.1", remote.number))
+            remote.receive(lambda address, values: obeyed.append(address))
+        sender.sendto(b"nothing", ("127.0.0.1", remote.number))
+    assert remote.receive(print) == [f"ignored what came to port {remote.number}: it is not an OSC message"]
+    assert set(obeyed) <= {"/", "/gain/vocals"} and capfd.readouterr() == ("", "")
+
+
+def test_bundles_of_osc_messages_are_taken_apart(remote: OscPort) -> None:
+    from pythonosc.osc_bundle_builder import IMMEDIATELY, OscBundleBuilder
+    from pythonosc.osc_message_builder import build_msg
+
+    inner, outer = OscBundleBuilder(IMMEDIATELY), OscBundleBuilder(IMMEDIATELY)
+    inner.add_content(build_msg("/a", [1]))
+    inner.add_content(build_msg("/b", [2.0]))
+    outer.add_content(inner.build())
+    outer.add_content(build_msg("/c", [True]))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(outer.build().dgram, ("127.0.0.1", remote.number))
+    obeyed = list[tuple[object, ...]]()
+    assert remote.receive(lambda address, values: obeyed.append((address, *values))) == []
+    assert obeyed == [("/a", 1), ("/b", 2.0), ("/c", True)]
+
+
+def test_only_this_machine_can_send_osc_and_only_to_a_free_port(remote: OscPort) -> None:
+    assert remote.address == f"127.0.0.1:{remote.number}" and remote.receive(print) == []
+    with pytest.raises(OutputError, match=f"port {remote.number}: .* choose another --port"):
+        OscPort(remote.number)
+
+
+def test_without_python_osc_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pythonosc.osc_message", None)
+    with pytest.raises(DeviceError, match=r"needs the package python-osc: .*\[live\]"):
+        OscPort(0)
 
 
 def test_gains_are_parsed() -> None:

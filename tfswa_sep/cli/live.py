@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tfswa_sep.live.loop import LiveStatus
+    from tfswa_sep.live.osc import OscPort
     from tfswa_sep.live.session import LiveSession
 
 DEVICES = "Sound devices"
 _LOOKS_PER_SECOND = 10
-_STEP_DB, _MOST_DB = 3.0, 12.0
+_STEP_DB, _LEAST_DB, _MOST_DB = 3.0, -100.0, 12.0
 _GAIN = re.compile(r"([a-z0-9_+-]+)=([+-]?\d+(?:\.\d+)?|off)", re.IGNORECASE)
 
 app = typer.Typer(cls=RunByDefault, rich_markup_mode=None, epilog="All options: tfswa-sep live run --help")
@@ -68,6 +69,16 @@ def live(
     record: Annotated[
         Path | None, option(OUTPUT, "Record the stems here, as FLAC.", metavar="FOLDER")
     ] = None,
+    port: Annotated[
+        int | None,
+        option(
+            STEMS,
+            "Let other programs change the gains by OSC at this UDP port; 0 for any free one.",
+            min=0,
+            max=65_535,
+            metavar="N",
+        ),
+    ] = None,
     model: Model = None,
     offline: Offline = False,
     as_json: Json = False,
@@ -83,6 +94,7 @@ def live(
 
     portaudio()  # before the model is loaded
     from tfswa_sep.inference.stem_matrix import parse_stems
+    from tfswa_sep.live.osc import OscPort
     from tfswa_sep.live.recorder import Recorder
     from tfswa_sep.live.session import LiveSession
     from tfswa_sep.separator import Separator
@@ -93,6 +105,7 @@ def live(
     status, recorder = None, None
     try:
         with ExitStack() as opened:
+            remote = None if port is None else opened.enter_context(OscPort(port))
             if record is not None:
                 recorder = Recorder(record, backend.stems, backend.sample_rate, backend.channels)
                 opened.callback(recorder.close)
@@ -108,9 +121,9 @@ def live(
                 )
             )
             began, used = time.monotonic(), time.process_time()
-            show = opened.enter_context(_screen(shown=not quiet and not as_json))
+            show = opened.enter_context(_screen(remote, shown=not quiet and not as_json))
             keys = opened.enter_context(_keys())
-            for status in _run(session, mixer, keys):
+            for status in _run(session, mixer, keys, remote):
                 show(session, mixer, status, (time.process_time() - used) / (time.monotonic() - began))
     finally:
         if status is not None:
@@ -143,7 +156,7 @@ def list_devices(as_json: Json = False, debug: Debug = False) -> None:
 
 
 class Mixer:
-    """The gains of the stems, as keys change them.
+    """The gains of the stems, as keys and OSC messages change them.
 
     Args:
         stems: The model's.
@@ -184,17 +197,43 @@ class Mixer:
             return False
         return True
 
+    def obey(self, address: str, values: Sequence[object]) -> None:
+        """Do what an OSC message means. Raises UsageError for one that means nothing."""
+        match address.split("/"):
+            case ["", "reset"]:
+                self.press("0")
+                return
+            case ["", "gain" | "mute" as what, stem] if stem in self.stems:
+                number = self.stems.index(stem)
+            case _:
+                stems = ", ".join(self.stems)
+                raise UsageError(f"expected /gain/STEM, /mute/STEM or /reset, where STEM is one of {stems}")
+        value = values[0] if len(values) == 1 else None
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UsageError("expected one number: " + ("dB" if what == "gain" else "1 for off, 0 for on"))
+        if what == "gain":
+            self.gains[number] = min(max(float(value), _LEAST_DB), _MOST_DB)
+        else:
+            self.on[number] = not value
 
-def _run(session: LiveSession, mixer: Mixer, keys: Callable[[], str]) -> Iterator[LiveStatus]:
+
+def _run(
+    session: LiveSession, mixer: Mixer, keys: Callable[[], str], remote: OscPort | None
+) -> Iterator[LiveStatus]:
     """Look after a session until q is pressed; yields its status a few times per second."""
+    weights = mixer.weights()
     while True:
         for line in session.poll():
             print_error(line)
         key = keys()
         if key == "q":
             return
-        if key and mixer.press(key):
-            session.set_weights(mixer.weights())
+        if key:
+            mixer.press(key)
+        for line in remote.receive(mixer.obey) if remote else ():
+            print_error(line)
+        if (changed := mixer.weights()).tolist() != weights.tolist():
+            session.set_weights(weights := changed)
         yield session.loop.status
         time.sleep(1 / _LOOKS_PER_SECOND)
 
@@ -242,15 +281,18 @@ def _loopback_advice() -> str:
 
 
 @contextmanager
-def _screen(*, shown: bool) -> Iterator[Callable[[LiveSession, Mixer, LiveStatus, float], None]]:
+def _screen(
+    remote: OscPort | None, *, shown: bool
+) -> Iterator[Callable[[LiveSession, Mixer, LiveStatus, float], None]]:
     """What shows a session's status: a table on a terminal, else one line once the latency is known."""
+    osc = f", OSC at {remote.address}" if remote else ""
     if not shown or not sys.stderr.isatty():
         told = not shown
 
         def tell(session: LiveSession, mixer: Mixer, status: LiveStatus, cpu: float) -> None:
             nonlocal told
             if not told and not math.isnan(status.latency):
-                print_error(f"{_route(session)}, latency {1000 * status.latency:.0f} ms")
+                print_error(f"{_route(session)}, latency {1000 * status.latency:.0f} ms{osc}")
                 told = True
 
         yield tell
@@ -260,7 +302,7 @@ def _screen(*, shown: bool) -> Iterator[Callable[[LiveSession, Mixer, LiveStatus
 
     with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as screen:
         yield lambda session, mixer, status, cpu: screen.update(
-            _table(session, mixer, status, cpu), refresh=True
+            _table(session, mixer, status, cpu, osc), refresh=True
         )
 
 
@@ -268,7 +310,7 @@ def _route(session: LiveSession) -> str:
     return f"{session.devices['input'].name} to {session.devices['output'].name}"
 
 
-def _table(session: LiveSession, mixer: Mixer, status: LiveStatus, cpu: float) -> RenderableType:
+def _table(session: LiveSession, mixer: Mixer, status: LiveStatus, cpu: float, osc: str) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -283,7 +325,7 @@ def _table(session: LiveSession, mixer: Mixer, status: LiveStatus, cpu: float) -
     delay = "no sound yet" if math.isnan(status.latency) else f"latency {1000 * status.latency:.0f} ms"
     facts = f"{delay}   late {status.late}   dropouts {status.dropouts}   CPU {cpu:.0%} of one core"
     keys = f"1-{len(mixer.stems)} on/off   + - gain of >   0 reset   q quit"
-    title = "waiting for the device" if session.lost else _route(session)
+    title = ("waiting for the device" if session.lost else _route(session)) + osc
     return Group(Text(title), table, Text(facts), Text(keys, style="dim"))
 
 
