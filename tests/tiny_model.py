@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tfswa_sep.model.config import BRANCHES, Band, ModelConfig
@@ -21,6 +22,11 @@ TINY = ModelConfig(
     segment_samples=31 * 512,
     margin_samples=1024,
 )
+
+# The same as overrides, for the commands of training.
+TINY_WORDS = [
+    f"model.changes.{key}={json.dumps(value).replace(chr(34), '')}" for key, value in TINY.to_json().items()
+]
 
 
 def randomize_norms(network: Any) -> None:

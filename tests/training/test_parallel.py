@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import TINY
+from tiny_model import TINY_WORDS
+from train_process import TrainingProcess
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("hydra")
@@ -23,7 +24,6 @@ from training.distributed import launch
 from training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 def words(pools: Path, out: Path, *more: str) -> list[str]:
@@ -41,14 +41,9 @@ def words(pools: Path, out: Path, *more: str) -> list[str]:
 
 
 def train_in_two(*runs: list[str]) -> None:
-    done = subprocess.run(
-        [*TORCHRUN, str(ROOT / "tests/train_tiny.py"), json.dumps(runs)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    with TrainingProcess(*runs, torchrun=True) as training:
+        said = training.output.read()
+    assert training.exit_code == 0, said[-5000:]
 
 
 def curve(out: Path, name: str) -> list[float]:
@@ -92,13 +87,8 @@ def test_two_processes_train_like_one_with_twice_the_batch(pools: Path, tmp_path
 @pytest.mark.ray
 def test_ray_train_gives_the_losses_of_torchrun(pools: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    # The example has no tiny preset: its fields are settings.
-    tiny = [
-        f"model.changes.{key}={json.dumps(value).replace(chr(34), '')}"
-        for key, value in TINY.to_json().items()
-    ]
     for strategy in ("ddp", "fsdp"):
-        more = (f"training.strategy={strategy}", "training.batch_size=2", "training.steps=3", *tiny)
+        more = (f"training.strategy={strategy}", "training.batch_size=2", "training.steps=3", *TINY_WORDS)
         train_in_two(words(pools, tmp_path / f"torchrun {strategy}", *more))
         settings = words(pools, tmp_path / f"ray {strategy}", *more)
         done = subprocess.run(

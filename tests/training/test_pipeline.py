@@ -21,6 +21,7 @@ pytest.importorskip("hydra")
 pytest.importorskip("lightning_fabric")
 
 from fake_hub import Hub, fake_hub
+from train_process import TrainingProcess
 
 from tfswa_sep.evaluation.metrics import sdr
 from training.configuration import load_config
@@ -77,19 +78,10 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "TFSWA_CACHE": os.devnull, "PYTHONPATH": str(ROOT)}
 
 
-def run(words: list[str], *, kill_at: int | None = None) -> None:
-    """Run to the end, or to the line of step `kill_at`, where it is killed at once."""
-    with subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        for line in process.stdout:
-            if kill_at is not None and line.startswith(f"step {kill_at} loss"):
-                process.send_signal(signal.SIGKILL)
-                break
-        said = process.stderr.read()
-    expected = 0 if kill_at is None else -signal.SIGKILL
-    assert process.returncode == expected, said[-3000:]
+def run(words: list[str]) -> None:
+    """Run to the end."""
+    done = subprocess.run(words, cwd=ROOT, check=False, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def losses(out: Path) -> dict[int, float]:
@@ -125,13 +117,14 @@ def test_a_killed_run_resumes_bit_for_bit(musdb: Path, tmp_path: Path, tiny: Non
     whole = losses(tmp_path / "whole")
     assert sorted(whole) == list(range(1, 9))
     first, second = sorted(np.random.default_rng().choice(range(3, 8), size=2, replace=False).tolist())
-    parts = [
-        sys.executable,
-        str(ROOT / "tests/train_tiny.py"),
-        json.dumps([words(tmp_path / "parts")]),
-    ]
     for kill_at in (first, second, None):
-        run(parts, kill_at=kill_at)
+        with TrainingProcess(words(tmp_path / "parts"), TFSWA_CACHE=os.devnull) as training:
+            for line in training.output:
+                if kill_at is not None and line.startswith(f"step {kill_at} loss"):
+                    training.signal(signal.SIGKILL)
+                    break
+            said = training.output.read()
+        assert training.exit_code == (0 if kill_at is None else -signal.SIGKILL), said
     assert losses(tmp_path / "parts") == whole, f"killed at {first} and {second}"
 
 
@@ -157,13 +150,13 @@ def test_a_small_run_beats_the_mixture(musdb: Path, tmp_path: Path) -> None:
         "tried",
     ]
     publish += ["--license", "cc0-1.0", "--data", "made-up songs", "--out", str(tmp_path / "published")]
-    subprocess.run(publish, cwd=ROOT, check=True, capture_output=True, env=environment())
+    run(publish)
     truth = made_up_song(4, 3.0)  # as the held-out song is; AAC took a little
     mixture = np.sum(list(truth.values()), axis=0)
     soundfile.write(tmp_path / "song.wav", mixture, RATE, subtype="FLOAT")
     separate = [str(Path(sys.executable).parent / "tfswa-sep"), str(tmp_path / "song.wav"), "--quiet"]
     separate += ["--model", str(tmp_path / "published/tried.onnx"), "--out", str(tmp_path / "stems")]
-    subprocess.run(separate, check=True, capture_output=True, env=environment())
+    run(separate)
     gains = {}
     for stem in STEMS:
         estimate, _ = soundfile.read(tmp_path / "stems/song" / f"{stem}.wav", dtype="float32")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from train_process import TrainingProcess
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("hydra")
@@ -24,7 +21,6 @@ from training.distributed import SyncedBatchNorm
 from training.release.export import load_checkpoint
 from training.train import train
 
-ROOT = Path(__file__).resolve().parents[2]
 PRECISIONS = ("bf16-mixed", "32-true")
 
 
@@ -121,17 +117,9 @@ def test_presets_train_in_two_processes(pools: Path, tmp_path: Path) -> None:
     for case, precision in zip(CASES, itertools.cycle(PRECISIONS), strict=False):
         out = outs[case, precision] = tmp_path / case.replace(" ", "-")
         runs += [words(case, precision, steps, pools=pools, out=out) for steps in (2, 3)]
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-            str(ROOT / "tests/train_tiny.py"), json.dumps(runs), "presets",
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-5000:]
+    with TrainingProcess(*runs, tiny=False, torchrun=True) as training:
+        said = training.output.read()
+    assert training.exit_code == 0, said[-5000:]
     for (case, precision), out in outs.items():
         check(out, 3)
         check_export(out, case, precision, processes=2)

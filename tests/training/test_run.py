@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import platform
@@ -22,7 +21,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("hydra")
 pytest.importorskip("lightning_fabric")
 
-from tiny_model import TINY
+from tiny_model import TINY, TINY_WORDS
 from torch import Tensor, nn
 
 import tfswa_sep
@@ -532,8 +531,9 @@ def test_weights_and_biases_offline(songs: Path, tmp_path: Path) -> None:
         "training.workers=0", "training.accelerator=cpu", "training.wandb=mine", "training.log_every=1",
     ]  # fmt: skip
     subprocess.run(
-        [sys.executable, str(ROOT / "tests/train_tiny.py"), json.dumps([words])],
-        env={**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "training.train", *words, *TINY_WORDS],
+        cwd=ROOT,
+        env={**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"},
         check=True,
         timeout=300,
     )

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from train_process import TrainingProcess
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("hydra")
@@ -27,7 +28,6 @@ from training.stop import SIGNALS, Stopped, StopSignals
 from training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "tests/train_tiny.py"
 
 
 def overrides(pools: Path, out: Path, *more: str) -> list[str]:
@@ -37,18 +37,6 @@ def overrides(pools: Path, out: Path, *more: str) -> list[str]:
         "training.precision=32-true", "training.log_every=1", "training.warmup_steps=1",
         "training.loss={domain: spectrum, stft: 1.0, sdr: 0.02}", *more,
     ]  # fmt: skip
-
-
-def start(*runs: list[str], **environment: str) -> subprocess.Popen[str]:
-    """Start training in a process group of its own, so that a signal reaches its workers too."""
-    return subprocess.Popen(
-        [sys.executable, str(TINY), json.dumps(runs)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 @pytest.mark.slow
@@ -104,15 +92,14 @@ def test_a_run_stopped_by_a_signal_resumes(pools: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     steps = []
     for number in SIGNALS:
-        with start(arguments) as process:
-            assert process.stdout is not None and process.stderr is not None
-            for line in process.stdout:
+        with TrainingProcess(arguments) as training:
+            for line in training.output:
                 if line.startswith("step "):
-                    os.killpg(process.pid, number)
+                    training.signal(number)
                     break
-            rest, errors = process.stdout.read(), process.stderr.read()
-        assert process.returncode == Stopped.exit_code == 75, errors[-3000:]
-        assert "stopped by a signal and saved; run the same command" in rest and "Traceback" not in errors
+            rest = training.output.read()
+        assert training.exit_code == Stopped.exit_code == 75, rest[-3000:]
+        assert "stopped by a signal and saved; run the same command" in rest and "Traceback" not in rest
         steps.append(torch.load(tmp_path / "last.ckpt", weights_only=True)["step"])
     assert 1 <= steps[0] < steps[1]
     assert [entry["step"] for entry in json.loads((tmp_path / "run.json").read_text())] == [0, steps[0]]
@@ -142,10 +129,13 @@ def slurm(process: int, **changes: str) -> dict[str, str]:
 @pytest.mark.slow
 def test_srun_tasks_form_one_run(pools: Path, tmp_path: Path) -> None:
     arguments = overrides(pools, tmp_path, "training.steps=2")
-    tasks = [start(arguments, **slurm(process)) for process in range(2)]
-    outputs = [task.communicate(timeout=300) for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], outputs
-    assert "step 2 loss" in outputs[0][0] and "step" not in outputs[1][0]  # only one process logs
+    with (
+        TrainingProcess(arguments, **slurm(0)) as first,
+        TrainingProcess(arguments, **slurm(1)) as second,
+    ):
+        outputs = [task.output.read() for task in (first, second)]
+    assert [task.exit_code for task in (first, second)] == [0, 0], outputs
+    assert "step 2 loss" in outputs[0] and "step" not in outputs[1]  # only one process logs
     (entry,) = json.loads((tmp_path / "run.json").read_text())
     assert entry["processes"] == 2
 
