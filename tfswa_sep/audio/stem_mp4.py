@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+from tfswa_sep.audio.encode import AAC
 from tfswa_sep.audio.ffmpeg import find_ffmpeg, last_error
 from tfswa_sep.audio.ffmpeg_process import FfmpegProcess
 from tfswa_sep.audio.mp4 import check_mp4, make_box, read_boxes
@@ -84,7 +85,7 @@ def write_stem_file(
     for index in range(len(ORDER)):
         command += ["-map", f"{index}:a"]
     rate_there = rate if rate in _RATES else _RATES[0]
-    command += ["-c:a", "aac", "-b:a", _BITRATE, "-ac", "2", "-ar", str(rate_there)]
+    command += [*AAC, "-b:a", _BITRATE, "-ac", "2", "-ar", str(rate_there)]
     # Programs without stem support play only the mix.
     command += ["-disposition:a", "0", "-disposition:a:0", "default"]
     command += ["-map_metadata", "-1", *ffmpeg_options(tags)]
