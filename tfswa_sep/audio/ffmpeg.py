@@ -6,6 +6,7 @@ actually delivered, so there is no need for ffprobe or for parsing messages.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import re
@@ -31,6 +32,7 @@ _TIMELINE = (
 )
 _OFFSET = re.compile(r"ashowinfo.*? pts_time:(-?[\d.]+)")
 _TRACK = re.compile(r"(?m)^(?:\[info\] )?  Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)")
+_ENCODERS = {"m4a": "aac", "mp3": "libmp3lame", "opus": "libopus"}  # of stem files
 # Warnings by which ffmpeg reports audio that it skips.
 _DAMAGE = re.compile(
     r"partial file|corrupt (?:input packet|decoded frame)|Packet corrupt|Packet mismatch|ended prematurely"
@@ -239,6 +241,21 @@ def find_ffmpeg() -> str | None:
         return str(importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe())
     except (ImportError, RuntimeError):
         return None
+
+
+def ffmpeg_encodes(container: str) -> bool:
+    """Whether there is an ffmpeg that can write this kind of stem file: m4a, mp3 or opus."""
+    program, encoder = find_ffmpeg(), _ENCODERS.get(container)
+    return bool(program and encoder and encoder in _encoders(program))
+
+
+@functools.cache
+def _encoders(program: str) -> frozenset[str]:
+    try:
+        with FfmpegProcess([program, "-nostdin", "-hide_banner", "-encoders"], stdout=True) as child:
+            return frozenset(child.read().decode("utf-8", errors="replace").split())
+    except OSError:  # it does not run, or hangs
+        return frozenset()
 
 
 def last_error(messages: str) -> str:

@@ -1,8 +1,8 @@
 """The tags of a song (title, artist, album, ...) and its cover, copied to its stems.
 
 Tags are read by mutagen where it is installed, else by ffmpeg, else by libsndfile. mutagen is GPL and so an extra;
-without it MP3, WAV and M4A stems have all tags, FLAC, Ogg and Opus stems those that libsndfile can write, and none
-has a cover. Tags never make a song fail: those that cannot be read are skipped.
+without it MP3, WAV, M4A and, if ffmpeg is installed, Opus stems have all tags, FLAC and Ogg stems those that libsndfile
+can write, and none has a cover. Tags never make a song fail: those that cannot be read are skipped.
 
 A tag with several values, such as two artists, has a NUL between them, as in ID3.
 """
@@ -22,7 +22,7 @@ import soundfile
 
 from tfswa_sep.audio.containers import find_demuxer
 from tfswa_sep.audio.decode import soundfile_name
-from tfswa_sep.audio.ffmpeg import find_ffmpeg
+from tfswa_sep.audio.ffmpeg import ffmpeg_encodes, find_ffmpeg
 from tfswa_sep.audio.ffmpeg_process import FfmpegProcess
 
 
@@ -53,6 +53,7 @@ _LONGEST = (
     6_000  # bytes of a tag: libsndfile's Opus files can hold 64 kB together, command lines not much more
 )
 _LONGEST_LYRICS = 30_000
+_MOVED = 1 << 20  # bytes at once
 _HEAD = 1 << 18  # bytes at the start of a file that are searched for a cover
 _COVER_MARKS = (b"APIC", b"covr", b"METADATA_BLOCK_PICTURE", b"image/jpeg", b"image/png")
 _FRONT = 3  # the kind of picture, in ID3 and FLAC
@@ -86,7 +87,7 @@ def as_one_line(text: str) -> str:
 
 def lost_tags(tags: Mapping[str, str], container: str) -> list[str]:
     """Names of the tags that cannot be written to this container because mutagen is missing."""
-    if container not in ("flac", "ogg", "opus") or has_mutagen():
+    if container not in ("flac", "ogg", "opus") or has_mutagen() or ffmpeg_encodes(container):
         return []
     return [name for name in tags if name not in _LIBSNDFILE]
 
@@ -117,6 +118,22 @@ def make_id3(tags: Mapping[str, str]) -> bytes:
         content = b"\3" + long + (as_one_line(text) if long else text).encode("utf-8", errors="replace")
         frames += kind.encode() + size(content) + b"\0\0" + content
     return b"ID3\4\0\0" + size(frames) + frames
+
+
+def insert_id3(path: Path, tags: Mapping[str, str]) -> None:
+    """Put the tags before the sound of an MP3, in place. Raises OSError."""
+    tag = make_id3(tags)
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:  # from the end on, so that nothing is overwritten before it has moved
+            start = max(0, end - _MOVED)
+            file.seek(start)
+            moved = file.read(end - start)
+            file.seek(start + len(tag))
+            file.write(moved)
+            end = start
+        file.seek(0)
+        file.write(tag)
 
 
 def add_wav_tags(path: Path, tags: Mapping[str, str]) -> None:
@@ -160,6 +177,7 @@ def _read_with_mutagen(path: Path) -> dict[str, list[str]] | None:
                 for name, names in _NAMES.items()
             }
         by_name = {str(name).lower().replace(" ", ""): values for name, values in dict(tags).items()}
+        by_name.setdefault("comment", by_name.get("description", ()))  # as ffmpeg calls it
         return {name: [str(value) for value in by_name.get(name, ())] for name in _NAMES}
     return None
 
