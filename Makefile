@@ -10,6 +10,8 @@
 # make test-cpp    build and run the C++ example
 # make test-training  every command of docs/training.md, in an environment of its own (7 minutes)
 # make test-serve  the server's page in a browser: axe-core, and pictures for docs/images
+# make web         build the page that separates in the browser into web/dist (needs Node)
+# make test-web    that page in a browser, against the command; and its speed and memory
 # make docs        build the documentation into site/
 # make system-deps install ffmpeg and chromium if they are missing, or print the command to type
 # make dist        build the wheel and the sdist, and check them for PyPI
@@ -27,7 +29,7 @@ PACKAGE := pyproject.toml README.md models.toml $(shell find tfswa_sep -type f -
 AUDIO_KILOBYTES := 7000000
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test check lint test-audio test-survival test-live test-decoders test-ray test-openvino test-cpp test-training test-serve docs dist system-deps clean
+.PHONY: demo test check lint test-audio test-survival test-live test-decoders test-ray test-openvino test-cpp test-training test-serve web test-web docs dist system-deps clean
 
 demo: .venv/.done
 	.venv/bin/tfswa-sep "$(SONG)" --out "$(OUT)" --verbose
@@ -75,6 +77,13 @@ test-training: .venv-dev/.done system-deps
 
 test-serve: .venv-dev/.done
 	PICTURES=docs/images .venv-dev/bin/python -m pytest -m "proof or slow" tests/package/test_serve_page.py
+
+web:
+	cd web && npm ci --silent --no-audit --no-fund && npm run --silent types && npm run --silent build
+	@echo "The page is in web/dist/"
+
+test-web: web .venv-dev/.done
+	.venv-dev/bin/python -m pytest -n 0 -s -m "proof or slow" tests/package/test_web_page.py
 
 docs: .venv-docs/.done
 	.venv-docs/bin/zensical build --strict --clean
@@ -152,4 +161,4 @@ system-deps:
 	touch $@
 
 clean:
-	rm -rf .venv .venv-dev .venv-audio .venv-build .venv-docs .venv-openvino .venv-ray site build dist demo_stems decoders.md
+	rm -rf web/dist web/node_modules .venv .venv-dev .venv-audio .venv-build .venv-docs .venv-openvino .venv-ray site build dist demo_stems decoders.md

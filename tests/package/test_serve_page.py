@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from browser_page import TAP, Page, place_of
 from fakes import write_song
 from numpy.typing import NDArray
 from serve_process import Server
@@ -24,72 +25,6 @@ pytest.importorskip("fastapi")
 RATE = 44_100
 TONE = 440.0  # Hz
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
-# Records what is heard, in buffers that are whole even if the browser drops others.
-TAP = """
-const { context, output } = tfswa.player().engine;
-globalThis.heard = [];
-globalThis.tap = context.createScriptProcessor(8192, 2, 1);
-tap.onaudioprocess = ({ inputBuffer }) => heard.push([...inputBuffer.getChannelData(0)]);
-output.connect(tap);
-tap.connect(context.destination);
-"""
-
-
-class Page:
-    """A browser with the page, and what a musician does there."""
-
-    def __init__(self, driver: Any, server: Server) -> None:
-        self.driver = driver
-        self.script = driver.execute_script
-        self.server = server
-        driver.get(server.address)
-
-    def find(self, selector: str) -> Any:
-        return self.driver.find_element("css selector", selector)
-
-    def click(self, selector: str) -> None:
-        self.find(selector).click()
-
-    def set(self, selector: str, value: float) -> None:
-        self.script(
-            "const it = document.querySelector(arguments[0]); it.value = arguments[1];"
-            "it.dispatchEvent(new Event('input', { bubbles: true }))",
-            selector,
-            value,
-        )
-
-    def wait_until_done(self, songs: int) -> None:
-        states = "return [...tfswa.rows.values()].map(row => row.job.state)"
-        wait_for(lambda: self.script(states) == ["done"] * songs)
-
-    def open(self, name: str) -> None:
-        self.script(
-            "for (const row of tfswa.rows.values())"
-            " if (row.job.name === arguments[0]) row.element.querySelector('.open').click()",
-            name,
-        )
-        wait_for(lambda: self.script("return tfswa.player() !== undefined"))
-
-    def listen(self, buffers: int = 2) -> list[NDArray[np.float32]]:
-        """Play until something was heard, and stop: its buffers of one channel."""
-        self.script("heard.length = 0")
-        self.click(".play")
-        loud = f"return heard.filter(each => each[0] !== 0 && each.at(-1) !== 0).length >= {buffers}"
-        wait_for(lambda: self.script(loud))
-        self.click(".play")
-        heard = [np.array(each, np.float32) for each in self.script("return heard")]
-        return [each for each in heard if each[0] and each[-1]]
-
-    def errors(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
-
-
-def place_of(heard: NDArray[np.float32], mix: NDArray[np.float32]) -> int:
-    """Where a buffer lies in the mix, to the sample; fails if it differs from it anywhere."""
-    windows = np.lib.stride_tricks.sliding_window_view(mix, 16)
-    start = int(np.argmin(np.abs(windows - heard[:16]).max(axis=1)))
-    np.testing.assert_allclose(heard, mix[start : start + len(heard)], atol=1e-6)
-    return start
 
 
 def pitch_of(heard: NDArray[np.float32]) -> float:
@@ -104,7 +39,7 @@ def test_two_songs_from_drop_to_download(serve: Callable[..., Server], browser: 
     tone = tmp_path / "tone.wav"
     soundfile.write(tone, 0.5 * np.sin(2 * np.pi * TONE / RATE * np.arange(8 * RATE)), RATE, "FLOAT")
     server = serve()
-    page = Page(browser, server)
+    page = Page(browser, server.address)
     page.find("#files").send_keys(f"{song}\n{tone}")
     page.wait_until_done(2)
     assert page.script("return document.querySelectorAll('.name b').length") == 0  # titles are text
@@ -163,7 +98,7 @@ def test_songs_outlive_the_server_until_they_are_deleted(
 ) -> None:
     song = write_song(tmp_path / "song.wav", seconds=1)
     server = serve()
-    page = Page(browser, server)
+    page = Page(browser, server.address)
     page.find("#files").send_keys(f"{song}\n{write_song(tmp_path / 'other.wav', seconds=1)}")
     page.wait_until_done(2)
     page.open(song.name)
@@ -194,7 +129,7 @@ def test_nothing_serious_for_axe_and_pictures_for_the_documentation(
     broken = tmp_path / "notes.mp3"
     broken.write_text("not a song")
     server = serve()
-    page = Page(browser, server)
+    page = Page(browser, server.address)
     page.find("#files").send_keys(f"{demo}\n{broken}")
     done = "return [...tfswa.rows.values()].map(row => row.job.state).sort().join()"
     wait_for(lambda: page.script(done) == "done,failed")

@@ -312,9 +312,7 @@ async function begin() {
   const [info, models] = await Promise.all([server.info(), server.models()]);
   formats.names = info.formats;
   formats.stemFile = info.stem_file;
-  $("limits").textContent =
-    `Up to ${Math.round(info.max_minutes)} minutes and ${Math.round(info.max_size)} MB per song. ` +
-    `Songs are deleted after ${Math.round(info.keep)} days.`;
+  $("limits").textContent = server.limits(info);
   for (const model of models) $("model").append(new Option(model.name, model.default ? "" : model.name));
   const chosen = () => models.find(({ name }) => name === $("model").value) ?? models[0];
   $("model").addEventListener("change", () => offerStems(chosen()));

@@ -1,4 +1,4 @@
-// The server's REST API, as the page needs it. A page without a server brings its own object with these methods.
+// The server's REST API, as the page needs it. The page without a server has web/src/server.ts instead.
 
 async function ask(path, options) {
   const answer = await fetch(path, options);
@@ -13,6 +13,10 @@ export class Server {
   cancel = (id) => ask(`/v1/jobs/${id}/cancel`, { method: "POST" });
   retry = (id) => ask(`/v1/jobs/${id}/retry`, { method: "POST" });
   remove = (id) => ask(`/v1/jobs/${id}`, { method: "DELETE" });
+
+  limits = ({ max_minutes: minutes, max_size: size, keep }) =>
+    `Up to ${Math.round(minutes)} minutes and ${Math.round(size)} MB per song. ` +
+    `Songs are deleted after ${Math.round(keep)} days.`;
 
   // Call jobs(list), job(one) and deleted(id) at every change, and connected(yes or no). Returns what ends it.
   watch({ jobs, job, deleted, connected }) {
