@@ -164,9 +164,23 @@ def find_device(wanted: str | None, kind: str, devices: Sequence[Device]) -> Dev
 
 
 def open_stream(
-    device: Device, rate: float, channels: int, block: int, callback: Callable[..., None]
+    device: Device,
+    rate: float,
+    channels: int,
+    block: int,
+    callback: Callable[..., None],
+    *,
+    latency: float = 0.0,
 ) -> tuple[Any, float]:
     """Start a stream, at `rate` if the device can, else at its own.
+
+    Args:
+        device: The device.
+        rate: Hz.
+        channels: At most.
+        block: Samples per callback.
+        callback: sounddevice's.
+        latency: Seconds that the device's buffer holds, if its own lowest latency is not longer.
 
     Returns:
         The stream and its rate in Hz.
@@ -175,6 +189,7 @@ def open_stream(
         DeviceError: The device cannot be opened.
     """
     sd = portaudio()
+    latency = max(latency, sd.query_devices(device.number)[f"default_low_{device.kind}_latency"])
     kind = sd.InputStream if device.kind == INPUT else sd.OutputStream
     before = os.environ.get(_ENVIRONMENT[device.kind])
     if device.pulse:
@@ -188,7 +203,7 @@ def open_stream(
                     channels=min(channels, device.channels),
                     blocksize=block,
                     dtype="float32",
-                    latency="low",
+                    latency=latency,
                     callback=callback,
                 )
                 stream.start()

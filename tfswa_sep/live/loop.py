@@ -28,14 +28,18 @@ from tfswa_sep.options import LiveTiming
 
 SECONDS = 4.0  # of the rings
 FADE = 0.005  # seconds
-SPARE = 0.5  # hops of sound that wait for the output, beyond what a punctual worker needs
+OUTPUT_BUFFER = 0.04  # seconds that the output device holds: it plays on while the whole machine pauses
+SPARE = (
+    0.5  # hops of sound that wait for the output, beyond what a punctual worker needs; at least OUTPUT_BUFFER
+)
 MOST_DRIFT = 0.003  # largest stretch of the input: 5 cents, ten times the drift between sound cards
 SETTLING = 10.0  # seconds in which the buffer's length is corrected
-LATE_HOPS = 3  # of the last ten: the CPU is too slow for the hop
+MOST_LATE = 0.05  # of a second's hops
+SLOW_SECONDS = 3  # in a row with more late hops: the CPU is too slow for the hop; a pause is over sooner
 LONGEST_HOP = 0.5  # seconds
 MOST_MISSING = 0.25  # seconds; if the buffer is off by more, it is filled anew
 MOST_STRETCHED = 0.015  # seconds by which it may be too short to be corrected little by little, not by a jump
-MOST_SURPLUS = 0.06  # likewise too long, which costs latency, but no dropout
+MOST_SURPLUS = 0.1  # likewise too long, which costs latency, but no dropout
 PATIENCE = 3  # seconds that a larger error must last before a jump
 MOST_BACKLOG = 3  # hops that may wait for the network
 QUIETEST = -90.0  # dBFS: the bottom of the meters
@@ -50,7 +54,7 @@ class LiveStatus:
     ]  # dBFS, RMS of the last hop, per stem before its gain, and of "input" and "output"
     latency: float  # seconds from the input's converter to the output's, as the devices report their times
     late: int  # hops whose stems came too late
-    dropouts: int  # times that the output ran dry
+    dropouts: int  # times that the output, or the buffer for it, ran dry
     hop: float  # seconds
     load: float  # share of the hop that the network takes
     drift: float  # relative difference of the clocks that is being corrected
@@ -130,8 +134,7 @@ class LiveLoop:
         self._spare_block = np.zeros((1 << 14, self._channels), np.float32)  # of the output callback
 
         self._cost = self._measure_cost()  # seconds that the network takes, smoothed
-        self._recent = [False] * 10  # whether the last hops were late
-        self._since_change = 0  # hops
+        self._hops, self._late_hops, self._slow_seconds = 0, 0, 0  # the first two in this second
         self.late = self.dropouts = 0
         self._levels = dict.fromkeys((*self.stems, "input", "output"), QUIETEST)
         self.news: list[str] = []  # lines for the user
@@ -150,14 +153,16 @@ class LiveLoop:
         self._captured = (self._incoming.written, captured)
         self.arrived.set()
 
-    def fill(self, out: Samples, played: float) -> None:
+    def fill(self, out: Samples, played: float, *, after_gap: bool = False) -> None:
         """Fill the output's buffer (n, channels).
 
         Args:
             out: The buffer.
             played: When the converter will have the first of them, in seconds of the devices' clock.
+            after_gap: The device had nothing to play before them, as the callback came too late.
         """
         n, fade = len(out), self._fade_in
+        self.dropouts += after_gap and self._playing
         if not self._playing:
             written = self._mix.written
             if written < self._begin_at:
@@ -248,12 +253,9 @@ class LiveLoop:
             self._levels[name] = _decibels(samples)
         if self._on_stems:
             self._on_stems(song, stems)
-        self._recent = [*self._recent[1:], late]
-        self._since_change += 1
         if not late:
             self._follow_clock()
-        if sum(self._recent) >= LATE_HOPS and self._since_change >= len(self._recent):
-            self._lengthen_hop()
+        self._judge_speed(late=late)
         return True
 
     def _take_input(self) -> None:
@@ -320,6 +322,7 @@ class LiveLoop:
         self._errors.clear()
         if abs(error) > MOST_MISSING:
             self._rebuffer = True
+            self.dropouts += 1
             return
         if not self._settled or not -MOST_STRETCHED <= error <= MOST_SURPLUS:
             # Devices fill buffers of their own at first; later they pause now and then, and may catch up.
@@ -350,15 +353,29 @@ class LiveLoop:
     def _set_hop(self, hop: int) -> None:
         self._hop = max(1, min(hop, self._windows.longest))
         fade = round(FADE * self.output_rate)
-        blocks = 2 * self._block + fade
-        self._target = blocks + round((1 + SPARE) * self._hop * self.output_rate / self.rate)
+        hop = self._hop * self.output_rate / self.rate
+        spare = max(SPARE * hop, OUTPUT_BUFFER * self.output_rate)
+        self._target = 2 * self._block + fade + round(hop + spare)
+
+    def _judge_speed(self, *, late: bool) -> None:
+        """Lengthen the hop if many were late for seconds."""
+        self._hops += 1
+        self._late_hops += late
+        if self._hops * self._hop < self.rate:
+            return
+        slow = self._late_hops > MOST_LATE * self._hops
+        self._slow_seconds = self._slow_seconds + 1 if slow else 0
+        self._hops = self._late_hops = 0
+        if self._slow_seconds >= SLOW_SECONDS:
+            self._slow_seconds = 0
+            self._lengthen_hop()
 
     def _lengthen_hop(self) -> None:
         before, longest = self._hop, round(LONGEST_HOP * self.rate)
         if before >= min(longest, self._windows.longest):
             return
         self._set_hop(min(round(1.5 * before), longest))
-        self._rebuffer, self._since_change = True, 0
+        self._rebuffer = True
         was, now = (round(1000 * hop / self.rate) for hop in (before, self._hop))
         self.news.append(f"the CPU is too slow for a hop of {was} ms: now {now} ms, with more latency")
 

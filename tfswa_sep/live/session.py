@@ -15,7 +15,7 @@ from tfswa_sep.errors import DeviceError, TfswaError
 from tfswa_sep.inference.backend import Backend
 from tfswa_sep.inference.overlap_add import Samples
 from tfswa_sep.live import devices
-from tfswa_sep.live.loop import LiveLoop
+from tfswa_sep.live.loop import OUTPUT_BUFFER, LiveLoop
 from tfswa_sep.live.recorder import Recorder
 from tfswa_sep.options import LiveTiming
 
@@ -143,13 +143,13 @@ class LiveSession:
         rate = float(self._model.sample_rate)
         # The loop needs the rates before the callbacks run: until then they do nothing.
         target: list[LiveLoop] = []
-        for kind, callback in (
-            (devices.INPUT, self._on_input(target)),
-            (devices.OUTPUT, self._on_output(target)),
+        for kind, callback, latency in (
+            (devices.INPUT, self._on_input(target), 0.0),
+            (devices.OUTPUT, self._on_output(target), OUTPUT_BUFFER),
         ):
             self._called[kind] = time.monotonic()
             self._streams[kind], _ = devices.open_stream(
-                chosen[kind], rate, self._model.channels, BLOCK, callback
+                chosen[kind], rate, self._model.channels, BLOCK, callback, latency=latency
             )
         rates = {kind: float(stream.samplerate) for kind, stream in self._streams.items()}
         loop = self._loop
@@ -188,7 +188,8 @@ class LiveSession:
                 data[:] = 0
                 return
             out = data if data.shape[1] == stereo.shape[1] else stereo[:frames]
-            target[0].fill(out, when.outputBufferDacTime or when.currentTime)
+            played = when.outputBufferDacTime or when.currentTime
+            target[0].fill(out, played, after_gap=bool(status.output_underflow))
             if out is not data:  # a mono device
                 np.mean(out, axis=1, keepdims=True, out=data)
 
