@@ -19,7 +19,7 @@ from faults import Call
 from model_server import ModelServer, running_server
 from numpy.typing import NDArray
 from serve_process import Server
-from tiny_model import TINY
+from tiny_model import REGISTRY, TINY, randomize_norms
 
 from tfswa_sep.model.config import PRESETS
 
@@ -208,6 +208,36 @@ def onnx_model(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return build
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network, as training saves it, in a folder that holds nothing else."""
+    torch = pytest.importorskip("torch")
+    from tfswa_sep.model.unet import TfswaUNet
+
+    path = tmp_path_factory.mktemp("exported") / "last.ckpt"
+    torch.manual_seed(0)
+    network = TfswaUNet(TINY)
+    randomize_norms(network)
+    torch.nn.init.normal_(network.split.frequency)  # type: ignore[arg-type]
+    torch.save({"shape": TINY.to_json(), "average": network.state_dict(), "step": 1}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint: Path) -> Path:
+    """The folder of `checkpoint`, with the network as tiny.onnx and tiny.safetensors, and their registry."""
+    pytest.importorskip("onnxscript")
+    from training.release import export
+
+    folder = checkpoint.parent
+    (folder / "models.toml").write_text(REGISTRY)
+    command = ["export", str(checkpoint), "--name", "tiny", "--out", str(folder), "--torch"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [*command, "--registry", str(folder / "models.toml")])
+        export.main()
+    return folder
 
 
 @pytest.fixture

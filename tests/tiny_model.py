@@ -29,6 +29,34 @@ TINY_WORDS = [
 ]
 
 
+# What `export` fills in, next to what it must leave alone.
+REGISTRY = """\
+# a comment that stays
+
+[models.tiny]
+summary = "tiny"
+
+[[models.tiny.files]]
+backend = "onnx"
+where = "bundled:tiny.onnx"
+sha256 = "00"
+bytes = 1
+
+[[models.tiny.files]]
+backend = "torch"
+where = "bundled:tiny.safetensors"
+sha256 = "00"
+bytes = 1
+
+[models.other]
+[[models.other.files]]
+backend = "onnx"
+where = "bundled:tiny.onnx"
+sha256 = "00"
+bytes = 1
+"""
+
+
 def randomize_norms(network: Any) -> None:
     """Give batch norms statistics and weights as after training, which a wrong fold would get wrong."""
     from torch import nn, rand, randn

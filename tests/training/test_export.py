@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from tiny_model import TINY, randomize_norms
+from tiny_model import REGISTRY, TINY
 from torch import nn
 
 import tfswa_sep
@@ -29,32 +29,6 @@ from training.release import export
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = Path(tfswa_sep.__file__).parent / "weights"
 RATE = 44_100
-
-REGISTRY = """\
-# a comment that stays
-
-[models.tiny]
-summary = "tiny"
-
-[[models.tiny.files]]
-backend = "onnx"
-where = "bundled:tiny.onnx"
-sha256 = "00"
-bytes = 1
-
-[[models.tiny.files]]
-backend = "torch"
-where = "bundled:tiny.safetensors"
-sha256 = "00"
-bytes = 1
-
-[models.other]
-[[models.other.files]]
-backend = "onnx"
-where = "bundled:tiny.onnx"
-sha256 = "00"
-bytes = 1
-"""
 
 
 def test_only_sizes_and_hashes_change_in_the_registry(tmp_path: Path) -> None:
@@ -70,31 +44,6 @@ def test_only_sizes_and_hashes_change_in_the_registry(tmp_path: Path) -> None:
             export.update_registry(registry, name=name, files=files)
     assert registry.read_text() == changed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models.toml", "tiny.onnx"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny network, as training saves it."""
-    path = tmp_path_factory.mktemp("exported") / "last.ckpt"
-    torch.manual_seed(0)
-    network = TfswaUNet(TINY)
-    randomize_norms(network)
-    nn.init.normal_(network.split.frequency)  # type: ignore[arg-type]
-    state = {"shape": TINY.to_json(), "average": network.state_dict(), "step": 1}
-    torch.save(state, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def exported(checkpoint: Path) -> Path:
-    """A folder with the exported network, as ONNX and safetensors."""
-    folder = checkpoint.parent
-    (folder / "models.toml").write_text(REGISTRY)
-    command = ["export", str(checkpoint), "--name", "tiny", "--out", str(folder), "--torch"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", [*command, "--registry", str(folder / "models.toml")])
-        export.main()
-    return folder
 
 
 @pytest.mark.slow

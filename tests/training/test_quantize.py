@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ pytest.importorskip("onnxscript")
 from tiny_model import TINY
 
 from tfswa_sep.inference.onnx_backend import OnnxBackend
-from tfswa_sep.model.unet import TfswaUNet
 from training.release import export, quantize
 
 ROOT = Path(__file__).parents[2]
@@ -23,12 +23,10 @@ WEIGHTS = ROOT / "tfswa_sep/weights"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, and a folder of songs next to it."""
     folder = tmp_path_factory.mktemp("quantize")
-    torch.manual_seed(0)
-    path = folder / "tiny.onnx"
-    export.export_onnx(TfswaUNet(TINY).eval(), path, name="tiny")
+    path = Path(shutil.copy(exported / "tiny.onnx", folder))
     song = folder / "songs" / "song"
     song.mkdir(parents=True)
     samples = export._pink_noise(2, 3 * 44_100).numpy()
