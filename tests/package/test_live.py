@@ -181,7 +181,15 @@ def test_clocks_that_differ_are_followed(drift: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("input_rate", "output_rate"), [(48_000, 44_100), (44_100, 48_000), (16_000, 32_000)]
+    ("input_rate", "output_rate"),
+    [
+        (48_000, 44_100),
+        (44_100, 48_000),
+        (16_000, 32_000),
+        (8_000, 44_100),
+        (44_100, 8_000),
+        (192_000, 192_000),
+    ],
 )
 def test_devices_may_have_other_rates(input_rate: int, output_rate: int) -> None:
     loop = make_loop(input_rate=input_rate, output_rate=output_rate)
@@ -253,6 +261,23 @@ def test_seconds_without_input_begin_anew() -> None:
     assert abs((lag(song[SECOND:], played) + BLOCK) / RATE - loop.latency) < 0.0005
 
 
+def test_a_model_that_is_too_slow_for_the_hop_begins_with_a_longer_one() -> None:
+    clock = Clock()
+    loop = make_loop(slow_backend(clock, 0.04), clock=clock)
+    assert loop.status.hop == pytest.approx(0.045, abs=1e-3)
+    assert loop.news == ["the CPU is too slow for a hop of 20 ms: now 45 ms, with more latency"]
+    play(loop, smooth_noise(RATE))
+    assert loop.dropouts == 0
+
+
+def test_a_model_that_is_too_slow_for_any_hop_is_refused() -> None:
+    clock = Clock()
+    with pytest.raises(
+        UsageError, match=r"takes 0\.6 s per window here, .* every 0\.1 s: choose another --model"
+    ):
+        make_loop(slow_backend(clock, 0.6), clock=clock)
+
+
 def test_the_recorder_leaves_whole_files(tmp_path: Path) -> None:
     folder = tmp_path / "take 1"
     loop_stems = np.random.default_rng(0).uniform(-0.5, 0.5, (4, 2, 500)).astype(np.float32)
@@ -280,6 +305,25 @@ def test_a_recording_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         recorder.write(np.zeros((2, 5), np.float32), np.zeros((4, 2, 5), np.float32))
     with pytest.raises(OutputError, match="No space"):
         recorder.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limits on files")
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (4, 2, 4_000)).astype(np.float32)
+    recorder = Recorder(tmp_path / "take", STEMS, RATE, 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        for _ in range(10):
+            recorder.write(noise[0], noise)
+        with pytest.raises(OutputError, match=r"the disk may be full\): free up space"):
+            recorder.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.raises(OutputError, match="the disk may be full"):
+        recorder.write(noise[0], noise)
 
 
 def device(name: str, kind: str = "input", **fields: Any) -> Device:
@@ -341,6 +385,7 @@ class FakePortAudio:
     def __init__(self, names: tuple[str, ...] = ("mic", "speaker", "BlackHole 2ch")) -> None:
         self.names, self.broken, self.rates = names, set[str](), {44_100.0, 48_000.0}
         self.streams: list[FakeStream] = []
+        self.channels = 2
         self.default = SimpleNamespace(device=[0, 1])
 
     def query_devices(self, number: int | None = None) -> Any:
@@ -349,8 +394,8 @@ class FakePortAudio:
                 "name": name,
                 "index": i,
                 "hostapi": 0,
-                "max_input_channels": 0 if name == "speaker" else 2,
-                "max_output_channels": 0 if name == "mic" else 2,
+                "max_input_channels": 0 if name == "speaker" else self.channels,
+                "max_output_channels": 0 if name == "mic" else self.channels,
                 "default_samplerate": 48_000.0,
                 "default_low_input_latency": 0.01,
                 "default_low_output_latency": 0.01,
@@ -479,6 +524,15 @@ def test_the_output_holds_more_than_the_input_and_says_when_it_ran_dry(
         status, when = SimpleNamespace(output_underflow=dry), SimpleNamespace(outputBufferDacTime=1.1)
         sound.streams[-1].callback(np.empty((BLOCK, 2), np.float32), BLOCK, when, status)
     assert gaps == [False, True]
+
+
+def test_mono_devices_hear_and_play_both_channels(sound: FakePortAudio) -> None:
+    sound.channels = 1
+    with session.LiveSession(FakeBackend(segment_samples=4096), TIMING, ALL) as opened:
+        deadline = time.monotonic() + 5
+        while np.abs(out := drive(sound)).max() < 0.24 and time.monotonic() < deadline:
+            opened._thread.join(timeout=0.001)  # its turn
+    assert out.shape == (BLOCK, 1) and np.abs(out).max() < 0.4  # 0.25, and the ringing at its start
 
 
 def test_two_lost_devices_share_a_line(sound: FakePortAudio, running: session.LiveSession) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from tfswa_sep.errors import UsageError
 from tfswa_sep.inference.backend import Backend
 from tfswa_sep.inference.live_windows import LiveWindows
 from tfswa_sep.inference.overlap_add import Samples
@@ -73,6 +74,9 @@ class LiveLoop:
         silent: Replace late stems by silence instead of the song.
         on_stems: Called by `step` with each hop's song (c, n) and stems (s, c, n), silent where they were late.
         clock: Seconds.
+
+    Raises:
+        UsageError: The model is too slow, whatever the hop.
     """
 
     def __init__(
@@ -99,7 +103,17 @@ class LiveLoop:
             window=round(timing.window * self.rate),
             lookahead=round(timing.lookahead * self.rate),
         )
+        self.news: list[str] = []  # lines for the user
+        self._longest_hop = min(round(LONGEST_HOP * self.rate), self._windows.longest)
         self._set_hop(round(timing.hop * self.rate))
+        self._cost = self._measure_cost()  # seconds that the network takes, smoothed
+        if self._cost * self.rate > self._longest_hop:
+            raise UsageError(
+                f"this model takes {self._cost:.1f} s per window here, but would have to run every "
+                f"{self._longest_hop / self.rate:.1f} s: choose another --model"
+            )
+        if self._cost * self.rate > self._hop:
+            self._lengthen_hop()
         self.weights = weights  # may be replaced at any time
         self._played_weights = weights
         self._was_late = False
@@ -133,11 +147,9 @@ class LiveLoop:
         self._fade_in = ((np.arange(fade) + 0.5) / fade).astype(np.float32)[:, None]
         self._spare_block = np.zeros((1 << 14, self._channels), np.float32)  # of the output callback
 
-        self._cost = self._measure_cost()  # seconds that the network takes, smoothed
         self._hops, self._late_hops, self._slow_seconds = 0, 0, 0  # the first two in this second
         self.late = self.dropouts = 0
         self._levels = dict.fromkeys((*self.stems, "input", "output"), QUIETEST)
-        self.news: list[str] = []  # lines for the user
         self.arrived = threading.Event()  # set by `feed`
 
     # The callbacks' side.
@@ -345,10 +357,12 @@ class LiveLoop:
             self._model, self._matrix, window=self._windows.window, lookahead=self._windows.lookahead
         )
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, (self._channels, self._hop)).astype(np.float32)
-        trial.advance(noise)
-        began = self._clock()
-        trial.advance(noise)
-        return self._clock() - began
+        costs = []
+        for _ in range(3):
+            began = self._clock()
+            trial.advance(noise)
+            costs.append(self._clock() - began)
+        return min(costs[1:])
 
     def _set_hop(self, hop: int) -> None:
         self._hop = max(1, min(hop, self._windows.longest))
@@ -371,12 +385,15 @@ class LiveLoop:
             self._lengthen_hop()
 
     def _lengthen_hop(self) -> None:
-        before, longest = self._hop, round(LONGEST_HOP * self.rate)
-        if before >= min(longest, self._windows.longest):
+        """Make the hop half as long again, more than once if the network takes longer still."""
+        before = hop = self._hop
+        while hop < self._longest_hop and (hop == before or hop < self._cost * self.rate):
+            hop = min(round(1.5 * hop), self._longest_hop)
+        if hop == before:
             return
-        self._set_hop(min(round(1.5 * before), longest))
+        self._set_hop(hop)
         self._rebuffer = True
-        was, now = (round(1000 * hop / self.rate) for hop in (before, self._hop))
+        was, now = (round(1000 * each / self.rate) for each in (before, hop))
         self.news.append(f"the CPU is too slow for a hop of {was} ms: now {now} ms, with more latency")
 
     # For the screen.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
 from collections.abc import Sequence
@@ -83,5 +84,7 @@ class Recorder:
     def _failure(self) -> OutputError:
         error = self._error
         assert error is not None
+        if isinstance(error, soundfile.LibsndfileError):  # gives no reason; usually the disk is full
+            error = OSError(errno.ENOSPC, "the disk may be full")
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         return OutputError(f"cannot record to {self._folder} ({reason}): {advice(error)}")

@@ -39,7 +39,7 @@ class LiveSession:
 
     Raises:
         DeviceError: A device is missing or cannot be opened.
-        UsageError: A name fits several devices.
+        UsageError: A name fits several devices, or the model is too slow.
     """
 
     def __init__(
