@@ -17,6 +17,7 @@ from fakes import FakeBackend
 from numpy.typing import NDArray
 from rich.console import Console
 
+from tfswa_sep import Separator
 from tfswa_sep.cli import main
 from tfswa_sep.errors import InputError, UsageError
 from tfswa_sep.evaluation.methods import (
@@ -33,6 +34,7 @@ from tfswa_sep.evaluation.report.tables import song_tables
 from tfswa_sep.evaluation.results import Evaluation, StemScore, read_evaluation
 from tfswa_sep.evaluation.run import evaluate
 from tfswa_sep.evaluation.scoring import true_parts
+from tfswa_sep.options import Runtime
 
 RATE = 44_100
 Samples = NDArray[np.float32]
@@ -520,3 +522,23 @@ def test_live_separation_is_scored_without_its_delay(tmp_path: Path) -> None:
     for stem in ("vocals", "drums"):
         expected = offline.songs[0].stems[stem]["sdr"]
         assert live.songs[0].stems[stem]["sdr"] == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_command_scores_what_live_separation_gives(tmp_path: Path) -> None:
+    write_song(tmp_path / "data" / "song", vocals=noise(1, 0.6), drums=noise(2, 0.6))
+    options = ["--live", "low", "--precision", "fp32", "--out", str(tmp_path / "out")]
+    result = tmp_path / "result.json"
+    assert main.run(["eval", "--data", str(tmp_path / "data"), "--json", str(result), *options]) == 0
+    (method,) = json.loads(result.read_text())["methods"]
+    assert method["name"] == "small, live, low latency"
+    live = Separator("small", runtime=Runtime(precision="fp32", threads=1)).live("low")
+    mixture = noise(1, 0.6) + noise(2, 0.6)
+    padded = np.pad(mixture, ((0, 0), (0, live.delay_samples)))
+    pushed = [live.push(block)["vocals"] for block in np.array_split(padded, 37, axis=1)]
+    expected = np.concatenate(pushed, axis=1)[:, live.delay_samples :]
+    written = soundfile.read(tmp_path / "out" / "song" / "vocals.wav", dtype="float32")[0].T
+    np.testing.assert_allclose(written, expected, atol=1e-5)
+    assert method["songs"][0]["stems"]["vocals"]["sdr"] == pytest.approx(
+        sdr(noise(1, 0.6), expected), abs=1e-3
+    )

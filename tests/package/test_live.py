@@ -21,16 +21,18 @@ from fakes import STEMS, FakeBackend
 from numpy.typing import NDArray
 from rich.console import Console
 
+from tfswa_sep import Separator
 from tfswa_sep.cli import live as command
 from tfswa_sep.cli.main import run
 from tfswa_sep.errors import DeviceError, OutputError, UsageError
+from tfswa_sep.inference.live_windows import LiveWindows
 from tfswa_sep.live import devices, session
 from tfswa_sep.live.devices import Device, find_device
 from tfswa_sep.live.loop import OUTPUT_BUFFER, LiveLoop
 from tfswa_sep.live.osc import OscPort
 from tfswa_sep.live.recorder import Recorder
 from tfswa_sep.live.ring import Ring
-from tfswa_sep.options import LiveTiming
+from tfswa_sep.options import LATENCIES, LiveTiming, Runtime
 
 RATE = 44_100
 TIMING = LiveTiming(window=0.09, hop=0.02, lookahead=0.01)
@@ -155,6 +157,30 @@ def test_the_stems_are_played_with_the_latency_that_is_stated() -> None:
     assert loop.dropouts == loop.late == 0
     status = loop.status
     assert status.hop == 0.02 and status.levels["vocals"] > status.levels["bass"] > -60
+
+
+@pytest.mark.slow
+def test_the_stems_are_those_of_the_same_windows_offline() -> None:
+    network, timing = Separator("small", runtime=Runtime(threads=1)).network, LATENCIES["low"]
+    heard, given = list[Floats](), list[Floats]()
+
+    def keep(song: Floats, stems: Floats) -> None:
+        heard.append(song)
+        given.append(stems)
+
+    loop = LiveLoop(network, timing, ALL, input_rate=48_000, output_rate=RATE, clock=Clock(), on_stems=keep)
+    play(loop, smooth_noise(40_000))
+    offline = LiveWindows(
+        network,
+        np.eye(4, 5, dtype=np.float32),
+        window=round(timing.window * RATE),
+        lookahead=round(timing.lookahead * RATE),
+    )
+    song, hop = np.concatenate(heard, axis=1)[:, offline.lookahead :], given[0].shape[-1]
+    assert loop.late == 0 and np.abs(given[-1]).max() > 0.001
+    for i, stems in enumerate(given[:-1]):
+        expected = offline.advance(song[:, i * hop : (i + 1) * hop])
+        np.testing.assert_allclose(stems, expected, atol=1e-5)
 
 
 def test_gains_change_while_it_plays_without_a_click() -> None:
