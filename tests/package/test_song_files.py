@@ -590,6 +590,25 @@ def test_tags_of_any_size_do_not_fail_a_song(
     assert tags.read_tags(result.files["bass"])["title"].startswith("家" * 1999)
 
 
+@pytest.mark.parametrize("mutagen", (True, False))
+def test_tags_of_a_wav_without_any_start_no_other_program(
+    song: Song, monkeypatch: pytest.MonkeyPatch, mutagen: bool
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise AssertionError
+
+    package = pytest.importorskip("mutagen")
+    monkeypatch.setattr(tags, "has_mutagen", lambda: mutagen)
+    monkeypatch.setattr(tags, "FfmpegProcess", fail)
+    monkeypatch.setattr(package, "File", fail)
+    for subtype in ("PCM_16", "FLOAT"):
+        path = song("a.wav", tones(44_100, 0.1), 44_100, subtype)
+        assert tags.read_tags(path) == {} and tags.read_cover(path) is None
+    monkeypatch.undo()
+    tags.add_wav_tags(path, {"lyrics": "la"})
+    assert tags.read_tags(path) == {"lyrics": "la"}
+
+
 @pytest.mark.parametrize(
     "kind", ("wav", "flac", "mp3", "ogg", "opus", pytest.param("m4a", marks=needs_ffmpeg))
 )

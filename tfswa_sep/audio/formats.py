@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +14,11 @@ from tfswa_sep.errors import UsageError, ffmpeg_install_command
 BIT_DEPTHS = {"wav": ("32f", "24", "16"), "flac": ("24", "16")}  # the first is the default
 BITRATES = {"mp3": 320, "ogg": 256, "opus": 192, "m4a": 256}  # kbit/s of a stereo file, the default
 _LOSSY_LIMITS = {"mp3": (8, 320), "ogg": (64, 500), "opus": (16, 500), "m4a": (16, 512)}  # kbit/s
-_RATES: dict[str, tuple[int, ...]] = {  # Hz, of containers that support only some rates
+_RATES: dict[str, Sequence[int]] = {  # Hz, of containers that support only some rates
     "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
     "opus": (8_000, 12_000, 16_000, 24_000, 48_000),
     "m4a": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000),
-    "ogg": (*range(8_000, 192_001), 192_000),
+    "ogg": range(8_000, 192_001),
 }
 _AAC_BITS = 4.2  # per sample: the most that ffmpeg's encoder uses for music (measured)
 _FLAC_FREE_RATE = 65_535  # Hz; above it FLAC supports only multiples of ten
@@ -64,7 +66,7 @@ class AudioFormat:
         if self.container == "flac" and rate > _FLAC_FREE_RATE:
             return min(round(rate / 10) * 10, _FLAC_TOP_RATE)
         if rates := _RATES.get(self.container):
-            return next((held for held in rates if held >= rate), rates[-1])
+            return rates[min(bisect_left(rates, rate), len(rates) - 1)]
         return rate
 
     def bitrate_limits(self, rate: int, channels: int) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from tfswa_sep.audio.containers import find_demuxer
 from tfswa_sep.audio.decode import soundfile_name
 from tfswa_sep.audio.ffmpeg import ffmpeg_encodes, find_ffmpeg
 from tfswa_sep.audio.ffmpeg_process import FfmpegProcess
+from tfswa_sep.audio.truncation import is_bare_wav
 
 
 class _Names(NamedTuple):
@@ -61,6 +62,9 @@ _FRONT = 3  # the kind of picture, in ID3 and FLAC
 
 def read_tags(path: Path) -> dict[str, str]:
     """Return {name as in FLAC: text}; empty if there are none."""
+    with suppress(OSError):
+        if is_bare_wav(path):  # saves a tenth of a second, in which ffmpeg or mutagen would be loaded
+            return {}
     found = _read_with_libsndfile(path)
     more = _read_with_mutagen(path)
     if more is None:
@@ -244,7 +248,7 @@ def read_cover(path: Path) -> bytes | None:
     import mutagen
 
     with suppress(mutagen.MutagenError, OSError, ValueError):
-        file: Any = mutagen.File(path)
+        file: Any = None if is_bare_wav(path) else mutagen.File(path)
         if file is None:
             return None
         pictures = [*getattr(file, "pictures", ()), *_ogg_pictures(file)]

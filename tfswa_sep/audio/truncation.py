@@ -30,6 +30,7 @@ _STREAMED_32 = (
 _PADDING = 1 << 16  # zero bytes after the audio that count as padding
 _MAGIC_BYTES = 16  # of the patterns that begin a file
 _CHUNK_NAME = re.compile(rb"[A-Za-z_(][A-Za-z0-9_ )(]{3}")
+_WAV_SOUND = {b"fmt ", b"fact", b"PEAK", b"data"}  # names of chunks
 _OGG_PAGE = struct.Struct("<4sBBqIIIB")
 _BOS, _EOS = 2, 4  # an Ogg page's flags
 _BIT_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -50,6 +51,13 @@ def survey(path: Path) -> Layout | None:
             return look(data, start)
         except (IndexError, struct.error):  # the file ends within a header: the decoder says so
             return None
+
+
+def is_bare_wav(path: Path) -> bool:
+    """Whether a file is a WAV with nothing but sound, and so without tags. Raises OSError."""
+    with FileBytes(path) as data:
+        is_wav = data[:4] == b"RIFF" and data[8:12] == b"WAVE"
+        return is_wav and all(name in _WAV_SOUND for name, _ in _walk(data, 12, _wav_header))
 
 
 def _missing(count: int) -> str:

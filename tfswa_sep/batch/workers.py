@@ -5,20 +5,22 @@ If a process dies, killed or crashed in a decoder, only its song fails.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfswa_sep.audio.atomic_file import remove_abandoned_below
 from tfswa_sep.batch.plan import Outcome, PlannedSong, Work
 from tfswa_sep.errors import DeviceError, ModelError, TfswaError, UsageError
 from tfswa_sep.inference.hardware import count_cores
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
 
 # (song, seconds done, seconds in all or None where unknown)
 SongProgress = Callable[[PlannedSong, float, float | None], None]
@@ -103,6 +105,8 @@ def _run_in_processes(
     jobs: int,
     on_progress: SongProgress | None,
 ) -> Iterator[Outcome]:
+    from multiprocessing.connection import Connection, wait
+
     waiting = list(reversed(songs))
     failed: list[Outcome] = []
     busy: dict[Connection, tuple[SpawnProcess, PlannedSong]] = {}
@@ -159,6 +163,8 @@ def _drain(outcomes: list[Outcome]) -> Iterator[Outcome]:
 
 
 def _start(work: Work) -> tuple[SpawnProcess, Connection]:
+    import multiprocessing
+
     # spawn: a fork of a process with the threads of soxr, BLAS and ONNX Runtime can hang.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

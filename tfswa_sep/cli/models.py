@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from shutil import get_terminal_size
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -238,6 +237,8 @@ def _size(model: ModelInfo) -> str:
 
 def _score(model: ModelInfo, stem: str) -> str:
     """An SDR of ours or, with an asterisk, one that others published."""
+    from statistics import fmean
+
     from tfswa_sep.registry import MEAN
 
     ours = model.scores | ({MEAN: fmean(model.scores.values())} if model.scores else {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import webbrowser
 from typing import Annotated
 
 import typer
@@ -50,6 +49,8 @@ def serve(
                 say("WARNING: anyone who can reach this address may use the server (--no-auth)")
             say(f"The page is at {address} (press Ctrl-C to stop)")
         if not no_browser and _has_browser():
+            import webbrowser
+
             webbrowser.open(address)
 
     run(options, runtime, model or "", on_ready=announce)
