@@ -1,11 +1,12 @@
 """Prove live separation on PulseAudio's null sinks: no sound card is needed. `make test-live`, on Linux.
 
-    python tests/live_proof.py [SONG] [--seconds 300] [--latency low normal high] [--faults]
+    python tests/live_proof.py [SONG] [--seconds 300] [--latency low normal high] [--busy 1] [--faults]
 
 Needs pulseaudio, pulseaudio-utils, libasound2-plugins and libportaudio2. A server of its own has one null sink of four
 channels: the song is played to the first two, which `live` hears, and `live` plays to the other two, so that one
 recording of all four shows the latency. It is compared with what the program says, and the recorded stems with the
-same windows of the recorded song. `--faults` pulls the device, restarts the server, starves the CPU and interrupts.
+same windows of the recorded song. `--busy 1` keeps a core busy meanwhile. `--faults` pulls the device, restarts the
+server, starves the CPU and interrupts.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,18 @@ def prove(server: Server, song: Path, latencies: list[str], seconds: float, fold
     return fine and right
 
 
+@contextmanager
+def busy_cores(number: int) -> Iterator[None]:
+    """Processes that never rest."""
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+
+
 def faults(server: Server, song: Path, folder: Path) -> bool:
     """Pull the device, restart the server, starve the CPU, interrupt; prints what the program said."""
     stems = folder / "faults"
@@ -225,10 +239,8 @@ def faults(server: Server, song: Path, folder: Path) -> bool:
         time.sleep(8)
         again = server.play(song)
         stack.callback(again.terminate)
-        burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
-        time.sleep(12)
-        for burner in burners:
-            burner.kill()
+        with busy_cores(8):
+            time.sleep(12)
         time.sleep(3)
         live.send_signal(signal.SIGINT)
         out, err = live.communicate(timeout=60)
@@ -249,6 +261,7 @@ def main() -> int:
     parser.add_argument("song", type=Path, nargs="?", default=Path("examples/demo/demo.ogg"))
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--latency", nargs="*", default=["low", "normal", "high"], choices=list(LATENCIES))
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="cores to keep busy meanwhile")
     parser.add_argument("--faults", action="store_true", help="also pull devices and starve the CPU")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -261,7 +274,8 @@ def main() -> int:
         server = Server(folder)
         server.start()
         try:
-            fine = prove(server, song, options.latency, options.seconds, folder)
+            with busy_cores(options.busy):
+                fine = prove(server, song, options.latency, options.seconds, folder)
             if options.faults:
                 fine &= faults(server, song, folder)
         finally:

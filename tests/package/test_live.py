@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import itertools
@@ -584,6 +585,12 @@ def test_the_session_does_not_listen_to_itself(sound: FakePortAudio, monkeypatch
     sound.names = ("speaker.monitor", "speaker")
     with pytest.raises(DeviceError, match="would hear what the program itself plays"):
         session.LiveSession(FakeBackend(), TIMING, ALL, input_name="speaker.monitor").__enter__()
+
+
+def test_garbage_is_not_looked_for_among_what_is_loaded(sound: FakePortAudio) -> None:
+    with session.LiveSession(FakeBackend(segment_samples=4096), TIMING, ALL):
+        assert gc.get_freeze_count() > 1_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_an_error_of_the_worker_ends_the_session(sound: FakePortAudio) -> None:
