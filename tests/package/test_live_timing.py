@@ -175,3 +175,12 @@ def test_a_network_that_is_too_slow_gets_longer_hops(load: float) -> None:
     late, dropouts = computer.loop.late, computer.loop.dropouts
     computer.run(40)
     assert (computer.loop.late, computer.loop.dropouts) == (late, dropouts)
+
+
+def test_pauses_every_second_cost_nothing_for_a_minute() -> None:
+    """As some kernels' housekeeping makes them, on top of a network that now and then takes twice as long."""
+    pauses = [(3 + 1.03 * i, 0.025) for i in range(60)]
+    slow = [(3.4 + 1.7 * i, 0.02) for i in range(36)]
+    computer = Computer(LATENCIES["low"], pauses=pauses, worker_pauses=slow)
+    computer.run(64)
+    assert computer.loop.dropouts == computer.loop.late == computer.gaps == 0

@@ -30,16 +30,16 @@ from tfswa_sep.options import LiveTiming
 SECONDS = 4.0  # of the rings
 FADE = 0.005  # seconds
 OUTPUT_BUFFER = 0.04  # seconds that the output device holds: it plays on while the whole machine pauses
-SPARE = (
-    0.5  # hops of sound that wait for the output, beyond what a punctual worker needs; at least OUTPUT_BUFFER
-)
+# Hops of sound that wait for the output, beyond what a punctual worker needs; at least OUTPUT_BUFFER, as the device
+# takes so much at once after a pause.
+SPARE = 0.5
 MOST_DRIFT = 0.003  # largest stretch of the input: 5 cents, ten times the drift between sound cards
 SETTLING = 10.0  # seconds in which the buffer's length is corrected
 MOST_LATE = 0.05  # of a second's hops
 SLOW_SECONDS = 3  # in a row with more late hops: the CPU is too slow for the hop; a pause is over sooner
 LONGEST_HOP = 0.5  # seconds
 MOST_MISSING = 0.25  # seconds; if the buffer is off by more, it is filled anew
-MOST_STRETCHED = 0.015  # seconds by which it may be too short to be corrected little by little, not by a jump
+MOST_STRETCHED = 0.02  # seconds by which it may be too short to be corrected little by little, not by a jump
 MOST_SURPLUS = 0.1  # likewise too long, which costs latency, but no dropout
 PATIENCE = 3  # seconds that a larger error must last before a jump
 MOST_BACKLOG = 3  # hops that may wait for the network
