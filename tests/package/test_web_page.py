@@ -83,11 +83,16 @@ def download(page: Page, selector: str, file: Path) -> Path:
     return wait_for(lambda: file.is_file() and file.stat().st_size > 0 and file)  # type: ignore[no-any-return]
 
 
+def title(song: Path) -> str:
+    """A song's name in those of its downloads, as the browser makes it safe."""
+    return song.stem.replace("<", "_").replace(">", "_")
+
+
 def zipped_stems(page: Page, song: Path, folder: Path) -> dict[str, Audio]:
     """The stems of a song as the page gives them; it stays open."""
     page.open(song.name)
     choose(page, ".format", "wav")
-    with zipfile.ZipFile(download(page, ".zip", folder / f"{song.stem}.zip")) as archive:
+    with zipfile.ZipFile(download(page, ".zip", folder / f"{title(song)}.zip")) as archive:
         return {
             name.removesuffix(".wav").rpartition(" - ")[2]: soundfile.read(
                 io.BytesIO(archive.read(name)), dtype="float32"
@@ -162,15 +167,14 @@ def test_what_a_musician_does(open_page: Callable[..., Page], tmp_path: Path) ->
     page.driver.execute_async_script("tfswa.player().seek(1).then(arguments[0])")
     mix = stems["drums"] + np.float32(0.5) * stems["bass"] + stems["other"]
     place_of(page.listen(1)[-1], mix)
-    title = song.stem.replace("<", "_").replace(">", "_")  # by the browser
     choose(page, ".format", "flac")
-    saved, rate = soundfile.read(download(page, ".mix", downloads / f"{title} - mix.flac"))
+    saved, rate = soundfile.read(download(page, ".mix", downloads / f"{title(song)} - mix.flac"))
     assert rate == RATE
     np.testing.assert_allclose(saved[:, 0], np.clip(mix, -1, 1), atol=1e-6)
     page.click(".track:nth-of-type(3) .solo")
     choose(page, ".format", "mp3")
     saved, _ = soundfile.read(
-        download(page, ".track:nth-of-type(3) .download", downloads / f"{title} - drums.mp3")
+        download(page, ".track:nth-of-type(3) .download", downloads / f"{title(song)} - drums.mp3")
     )
     assert abs(len(saved) - 5 * RATE) < 3000
     assert not page.errors()
@@ -205,7 +209,7 @@ def test_what_a_musician_does(open_page: Callable[..., Page], tmp_path: Path) ->
 def test_offline_after_the_first_visit(
     host: ThreadingHTTPServer, open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
-    song = write_song(tmp_path / "song.wav", seconds=1)
+    song = write_song(tmp_path / "song.wav", seconds=3)
     page = open_page()
     page.find("#files").send_keys(str(song))
     page.wait_until_done(1)
@@ -217,7 +221,7 @@ def test_offline_after_the_first_visit(
     page.find("#files").send_keys(str(song))
     page.wait_until_done(2)
     page.open(song.name)
-    page.driver.execute_async_script("tfswa.player().seek(0.2).then(arguments[0])")
+    page.driver.execute_async_script("tfswa.player().seek(1).then(arguments[0])")
     page.script(TAP)
     assert page.listen(1)
     assert not page.errors()

@@ -58,6 +58,7 @@ export class Server {
   #watchers = new Set<Watcher>();
   #queue: Job[] = [];
   #running: { job: Job; cancel: () => void } | null = null;
+  #begun: Promise<void> = Promise.resolve(); // of the running song: its files are there
   #listed: Promise<void>;
 
   constructor() {
@@ -68,7 +69,7 @@ export class Server {
       if (this.#running || this.#queue.length) event.preventDefault();
     });
     document.addEventListener("click", (event) => this.#download(event));
-    void this.#prepare();
+    this.#prepare().catch(() => {}); // the first song reports it
   }
 
   async info(): Promise<{ formats: readonly string[]; stem_file: boolean }> {
@@ -88,10 +89,8 @@ export class Server {
 
   watch(watcher: Watcher): () => void {
     this.#watchers.add(watcher);
-    this.#listed.then(
-      () => watcher.jobs([...this.#jobs.values()].sort((a, b) => b.created - a.created)),
-      () => watcher.connected(false),
-    );
+    const list = () => watcher.jobs([...this.#jobs.values()].sort((a, b) => b.created - a.created));
+    this.#listed.then(list, list);
     return () => this.#watchers.delete(watcher);
   }
 
@@ -182,7 +181,7 @@ export class Server {
       await navigator.serviceWorker.register("service-worker.js").catch(() => {}); // not over plain http
       if (!crossOriginIsolated && !sessionStorage.getItem("reloaded")) {
         await navigator.serviceWorker.ready;
-        if (!this.#jobs.size) {
+        if (!this.#songs.size) {
           sessionStorage.setItem("reloaded", "yes");
           location.reload();
           return;
@@ -218,6 +217,7 @@ export class Server {
       } catch (error) {
         this.#separator?.worker.terminate(); // it cannot be told while the network runs
         this.#separator = null;
+        await this.#begun.catch(() => {});
         await this.#library.remove(job.id);
         const stopped = error instanceof DOMException && error.name === "AbortError";
         this.#change(job.id, {
@@ -240,7 +240,8 @@ export class Server {
     let began = 0;
     let frames = 0;
     const opened = async (song: Opened) => {
-      await this.#library.begin(id, song.stems, song.channels);
+      this.#begun = this.#library.begin(id, song.stems, song.channels);
+      await this.#begun;
       this.#change(id, song);
       began = performance.now();
     };

@@ -68,6 +68,8 @@ function multiplyMasks(
   for (let c = 0; c < 2; c++) {
     const real = spectrum.real[c]!;
     const imaginary = spectrum.imaginary[c]!;
+    const madeReal = tile.map((stem) => stem.real[c]!);
+    const madeImaginary = tile.map((stem) => stem.imaginary[c]!);
     for (let bin = band.start; bin < band.stop; bin++) {
       const token = Math.floor((bin - band.start) / stride);
       const row = ((c * stride + ((bin - band.start) % stride)) * tokens + token) * frames;
@@ -85,12 +87,12 @@ function multiplyMasks(
         const to = (frame - first) * bins + bin;
         for (let s = 0; s < stems - 1; s++) {
           const mask = gains[s]! + (Math.abs(gains[s]!) + SHARE_FLOOR) * scale;
-          tile[s]!.real[c]![to] = mask * real[from]!;
-          tile[s]!.imaginary[c]![to] = mask * imaginary[from]!;
+          madeReal[s]![to] = mask * real[from]!;
+          madeImaginary[s]![to] = mask * imaginary[from]!;
           if (bin === bins - 2) {
             // The Nyquist bin shares its neighbour's mask.
-            tile[s]!.real[c]![to + 1] = mask * real[from + 1]!;
-            tile[s]!.imaginary[c]![to + 1] = mask * imaginary[from + 1]!;
+            madeReal[s]![to + 1] = mask * real[from + 1]!;
+            madeImaginary[s]![to + 1] = mask * imaginary[from + 1]!;
           }
         }
       }
