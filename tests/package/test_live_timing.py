@@ -96,9 +96,12 @@ class Computer(FakeBackend):
             self.gaps += after_gap
             if gap > 0:
                 self._empty_at = self.now
+            if after_gap:  # devices say so more than once
+                self._play(after_gap=True)
+                self._empty_at += BLOCK / RATE
             for _ in range(round(gap * RATE / BLOCK) if after_gap and self._catches_up else 0):
                 self._play()
-            self._play(after_gap=after_gap)
+            self._play(after_gap=after_gap and not self._catches_up)
             self._empty_at += BLOCK / RATE
         self.now = max(self.now, end)
 

@@ -140,6 +140,7 @@ class LiveLoop:
         self._settled, self._seconds_off = False, 0
         self._jump = 0  # samples to leave out, or to repeat, once
         self._rebuffer = False  # the output is to fade out, and to wait until the buffer is full again
+        self._in_gap = False  # what the last block was said to follow
         self._song_ended = True  # the last block ended without the song
         self._replaced = True  # the last block did not end with the stems
         self._played = (0, 0.0)  # the position that the last block began with, and when it is played
@@ -171,10 +172,12 @@ class LiveLoop:
         Args:
             out: The buffer.
             played: When the converter will have the first of them, in seconds of the devices' clock.
-            after_gap: The device had nothing to play before them, as the callback came too late.
+            after_gap: The device had nothing to play before them, as the callback came too late; devices may say so
+                several times in a row.
         """
         n, fade = len(out), self._fade_in
-        self.dropouts += after_gap and self._playing
+        self.dropouts += after_gap and self._playing and not self._in_gap
+        self._in_gap = after_gap
         if not self._playing:
             written = self._mix.written
             if written < self._begin_at:
