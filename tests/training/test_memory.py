@@ -44,8 +44,12 @@ def test_an_estimate_agrees_with_the_profiler(checkpointing: bool, tiny: None) -
 
 @pytest.mark.slow
 @pytest.mark.longest
-def test_checkpointing_saves_two_fifths_of_the_reference_model() -> None:
-    settings = config("model=reference", "training.batch_size=1", "training.optimizer=adamw")
+def test_checkpointing_saves_two_fifths_of_a_network_like_reference() -> None:
+    """With fewer of its layers; docs/claims.md has the command for all of them."""
+    settings = config(
+        "model=reference", "model.changes.convs=[1,1,1,1]", "model.changes.attentions=[1,0,0,1]",
+        "training.batch_size=8", "training.optimizer=adamw",
+    )  # fmt: skip
     off, on = (memory.estimate_peak(settings, checkpointing=value) for value in (False, True))
     assert on < 0.6 * off
 
