@@ -290,7 +290,7 @@ def test_seconds_without_input_begin_anew() -> None:
 
 def test_a_model_that_is_too_slow_for_the_hop_begins_with_a_longer_one() -> None:
     clock = Clock()
-    loop = make_loop(slow_backend(clock, 0.04), clock=clock)
+    loop = make_loop(slow_backend(clock, 0.04), clock=clock, cpu_clock=clock)
     assert loop.status.hop == pytest.approx(0.045, abs=1e-3)
     assert loop.news == ["the CPU is too slow for a hop of 20 ms: now 45 ms, with more latency"]
     play(loop, smooth_noise(RATE))
@@ -302,7 +302,13 @@ def test_a_model_that_is_too_slow_for_any_hop_is_refused() -> None:
     with pytest.raises(
         UsageError, match=r"takes 0\.6 s per window here, .* every 0\.1 s: choose another --model"
     ):
-        make_loop(slow_backend(clock, 0.6), clock=clock)
+        make_loop(slow_backend(clock, 0.6), clock=clock, cpu_clock=clock)
+
+
+def test_other_programs_do_not_count_against_a_model() -> None:
+    clock = Clock()
+    loop = make_loop(slow_backend(clock, 0.6), clock=clock)
+    assert loop.status.hop == pytest.approx(0.02) and not loop.news
 
 
 def test_the_recorder_leaves_whole_files(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ class LiveLoop:
         silent: Replace late stems by silence instead of the song.
         on_stems: Called by `step` with each hop's song (c, n) and stems (s, c, n), silent where they were late.
         clock: Seconds.
+        cpu_clock: Seconds of the CPU that this thread has used.
 
     Raises:
         UsageError: The model is too slow, whatever the hop.
@@ -91,6 +92,7 @@ class LiveLoop:
         silent: bool = False,
         on_stems: Callable[[Samples, Samples], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self.stems, self.rate = model.stems, model.sample_rate
         self.input_rate, self.output_rate = input_rate, output_rate
@@ -106,14 +108,14 @@ class LiveLoop:
         self.news: list[str] = []  # lines for the user
         self._longest_hop = min(round(LONGEST_HOP * self.rate), self._windows.longest)
         self._set_hop(round(timing.hop * self.rate))
-        self._cost = self._measure_cost()  # seconds that the network takes, smoothed
-        if self._cost * self.rate > self._longest_hop:
+        self._cost, needed = self._measure_cost(cpu_clock)  # the former in seconds, smoothed
+        if needed * self.rate > self._longest_hop:
             raise UsageError(
-                f"this model takes {self._cost:.1f} s per window here, but would have to run every "
+                f"this model takes {needed:.1f} s per window here, but would have to run every "
                 f"{self._longest_hop / self.rate:.1f} s: choose another --model"
             )
-        if self._cost * self.rate > self._hop:
-            self._lengthen_hop()
+        if needed * self.rate > self._hop:
+            self._lengthen_hop(needed)
         self.weights = weights  # may be replaced at any time
         self._played_weights = weights
         self._was_late = False
@@ -354,18 +356,22 @@ class LiveLoop:
         self.drift = float(np.clip(error / SETTLING + self._drift_sum, -MOST_DRIFT, MOST_DRIFT))
         self._follow.set_io_ratio(self.input_rate * (1 + self.drift), self.rate, round(0.1 * self.input_rate))
 
-    def _measure_cost(self) -> float:
-        """How long the network takes for a hop, in seconds; the first run, which warms up, does not count."""
+    def _measure_cost(self, cpu_clock: Callable[[], float]) -> tuple[float, float]:
+        """How long the network takes for a hop, and how long without other programs, in seconds.
+
+        The first run, which warms up, does not count.
+        """
         trial = LiveWindows(
             self._model, self._matrix, window=self._windows.window, lookahead=self._windows.lookahead
         )
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, (self._channels, self._hop)).astype(np.float32)
         costs = []
         for _ in range(3):
-            began = self._clock()
+            began = self._clock(), cpu_clock()
             trial.advance(noise)
-            costs.append(self._clock() - began)
-        return min(costs[1:])
+            costs.append((self._clock() - began[0], cpu_clock() - began[1]))
+        cost = min(wall for wall, _ in costs[1:])
+        return cost, min(cost, *(cpu for _, cpu in costs[1:]))
 
     def _set_hop(self, hop: int) -> None:
         self._hop = max(1, min(hop, self._windows.longest))
@@ -387,10 +393,10 @@ class LiveLoop:
             self._slow_seconds = 0
             self._lengthen_hop()
 
-    def _lengthen_hop(self) -> None:
-        """Make the hop half as long again, more than once if the network takes longer still."""
+    def _lengthen_hop(self, needed: float = 0.0) -> None:
+        """Make the hop half as long again, more than once if the network needs still more seconds."""
         before = hop = self._hop
-        while hop < self._longest_hop and (hop == before or hop < self._cost * self.rate):
+        while hop < self._longest_hop and (hop == before or hop < needed * self.rate):
             hop = min(round(1.5 * hop), self._longest_hop)
         if hop == before:
             return
