@@ -105,9 +105,8 @@ def masked_frames(
                 np.multiply(mask, mixture[:, :, low:high], out=chunk[..., low:high])
                 if frames_around is not None:
                     filters = _filters(tile, band, config, stem_matrix)
-                    for tap, neighbour in zip(filters, frames_around, strict=True):
-                        tap *= neighbour[:, frames, low - band.start : high - band.start]
-                        chunk[..., low:high] += tap
+                    filters *= frames_around[:, None, :, frames, low - band.start : high - band.start]
+                    chunk[..., low:high] += filters.sum(axis=0)
                 if high == config.bins:  # the Nyquist bin shares its neighbour's mask
                     np.multiply(mask[..., -1], mixture[:, :, -1], out=chunk[..., -1])
         yield chunk.reshape(stems * c, -1, f)
@@ -127,21 +126,17 @@ def _neighbours(spectrum: Spectrum, band: Band, config: ModelConfig) -> Spectrum
     return shifted
 
 
-def _filters(
-    values: Floats, band: Band, config: ModelConfig, stem_matrix: Floats | int
-) -> Iterator[Spectrum]:
-    """The filters' taps, (k, c, t, f) each, from a tile of the network's output, (s, parts * p, tokens, t)."""
-    s, _, tokens, t = values.shape
+def _filters(values: Floats, band: Band, config: ModelConfig, stem_matrix: Floats | int) -> Spectrum:
+    """The filters (taps, k, c, t, f) from a tile of the network's output, (s, parts * p, tokens, t)."""
+    tokens, t = values.shape[2:]
     c, p = config.channels, band.stride
-    taps = values[:, config.mask_parts * p :].reshape(s, c, band.taps, 2, p, tokens, t)
-    for i in range(band.taps):
-        tap = np.clip(taps[:, :, i], -1, 1)
-        if config.mixture_consistent:
-            tap -= tap.mean(axis=0)
-        real, imaginary = (
-            _sum_stems(tap, stem_matrix).transpose(2, 0, 1, 5, 4, 3).reshape(2, -1, c, t, tokens * p)
-        )
-        yield real + 1j * imaginary
+    taps = np.clip(values[:, config.mask_parts * p :], -1, 1)
+    if config.mixture_consistent:
+        taps -= taps.mean(axis=0)
+    taps = _sum_stems(taps, stem_matrix).reshape(-1, c, band.taps, 2, p, tokens, t)
+    filters = np.empty((band.taps, len(taps), c, t, tokens, p), np.complex64)
+    filters.real, filters.imag = taps.transpose(3, 2, 0, 1, 6, 5, 4)
+    return filters.reshape(band.taps, len(taps), c, t, tokens * p)
 
 
 def _real_mask(values: Floats, band: Band, config: ModelConfig, stem_matrix: Floats | int) -> Floats:
