@@ -223,12 +223,12 @@ def test_both_kinds_of_musdb_are_what_musdb_reads(tmp_path: Path) -> None:
     for root in ("packed", "hq"):
         name, songs = musdb.find_musdb(tmp_path / root)
         method = FolderMethod(tmp_path / "found", "found")
-        found = evaluate(songs, [method], data=name, metrics=("museval",), command="c").methods[0]
-        both.append(found)
+        both.append(evaluate(songs, [method], data=name, metrics=("fast",), command="c").methods[0])
     assert both[0] == both[1]
+    found = evaluate(songs, [method], data=name, metrics=("museval",), command="c").methods[0]
     store = museval.eval_mus_track(track, estimates)
     for target in store.scores["targets"]:
         for metric in ("SDR", "ISR", "SIR", "SAR"):
             frames = [float(frame["metrics"][metric]) for frame in target["frames"]]
-            score = both[0].songs[0].stems[target["name"]]
+            score = found.songs[0].stems[target["name"]]
             assert score[f"museval_{metric.lower()}"] == pytest.approx(np.nanmedian(frames), abs=1e-5)
