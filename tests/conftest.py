@@ -220,7 +220,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = TfswaUNet(TINY)
     randomize_norms(network)
-    torch.nn.init.normal_(network.split.frequency)  # type: ignore[arg-type]
+    torch.nn.init.normal_(network.split.frequency)
     torch.save({"shape": TINY.to_json(), "average": network.state_dict(), "step": 1}, path)
     return path
 

@@ -18,8 +18,9 @@ from tiny_model import TINY
 from tfswa_sep.model.config import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = multiprocessing.get_all_start_methods()
-CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in METHODS else "spawn")
+if "forkserver" not in multiprocessing.get_all_start_methods():
+    pytest.skip("needs forks", allow_module_level=True)
+CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["training.train", "torch.distributed.launcher.api"])
 
 
@@ -60,7 +61,7 @@ class TrainingProcess:
         self.output.close()
         self.process.join()
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to all processes of the training. It must have printed something."""
         assert self.process.pid is not None
         os.killpg(self.process.pid, number)
@@ -99,7 +100,7 @@ def _launch_two(runs: list[list[str]], tiny: bool) -> None:
         max_restarts=0,
         start_method="fork",
     )
-    elastic_launch(config, _train)(runs, tiny)
+    elastic_launch(config, _train)(runs, tiny)  # type: ignore[no-untyped-call]
 
 
 def _train(runs: list[list[str]], tiny: bool) -> None:

@@ -123,7 +123,7 @@ def test_a_killed_run_resumes_bit_for_bit(musdb: Path, tmp_path: Path, tiny: Non
         with TrainingProcess(words(tmp_path / "parts"), TFSWA_CACHE=os.devnull) as training:
             for line in training.output:
                 if kill_at is not None and line.startswith(f"step {kill_at} loss"):
-                    training.signal(signal.SIGKILL)
+                    training.send_signal(signal.SIGKILL)
                     break
             said = training.output.read()
         assert training.exit_code == (0 if kill_at is None else -signal.SIGKILL), said

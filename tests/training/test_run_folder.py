@@ -95,7 +95,7 @@ def test_a_run_stopped_by_a_signal_resumes(pools: Path, tmp_path: Path) -> None:
         with TrainingProcess(arguments) as training:
             for line in training.output:
                 if line.startswith("step "):
-                    training.signal(number)
+                    training.send_signal(number)
                     break
             rest = training.output.read()
         assert training.exit_code == Stopped.exit_code == 75, rest[-3000:]
