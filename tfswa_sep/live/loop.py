@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -153,6 +154,7 @@ class LiveLoop:
         self._hops, self._late_hops, self._slow_seconds = 0, 0, 0  # the first two in this second
         self.late = self.dropouts = 0
         self._levels = dict.fromkeys((*self.stems, "input", "output"), QUIETEST)
+        self._latencies = deque[float](maxlen=11)  # after the last hops
         self.arrived = threading.Event()  # set by `feed`
 
     # The callbacks' side.
@@ -187,6 +189,7 @@ class LiveLoop:
                 return
             self._read, self._playing, self._replaced = written - self._target, True, True
             self._settled, self._seconds_off, self._jump = False, 0, 0
+            self._latencies.clear()
         ready = self._mix.written - self._read
         self._played = (self._read, played)
         if ready >= n + len(fade) and not self._rebuffer:
@@ -270,6 +273,8 @@ class LiveLoop:
             self._levels[name] = _decibels(samples)
         if self._on_stems:
             self._on_stems(song, stems)
+        if self._playing and self._played[1] and self._captured[1]:
+            self._latencies.append(self._latency_now())
         if not late:
             self._follow_clock()
         self._judge_speed(late=late)
@@ -409,11 +414,16 @@ class LiveLoop:
 
     @property
     def latency(self) -> float:
-        """Seconds from the input's converter to the output's; NaN before anything is played."""
+        """Seconds from the input's converter to the output's; NaN before anything is played.
+
+        The median after the last hops: devices report their times with errors of milliseconds.
+        """
+        recent = list(self._latencies)
+        return float(np.median(recent)) if recent and self._playing else float("nan")
+
+    def _latency_now(self) -> float:
         fed, captured = self._captured
         read, played = self._played
-        if not self._playing or not played or not captured:
-            return float("nan")
         taken, heard = self._taken, self._heard + self._held
         when_captured = captured - (fed - taken) / self.input_rate
         position = (heard + self._windows.lookahead) * self.output_rate / self.rate
