@@ -453,7 +453,7 @@ def _load_file(
             precision=file.precision,
             settings=settings,
             notes=notes,
-            cache=registry.cache_folder() / "openvino",
+            cache=registry.cache_folder() / backend if file.sha256 or backend == "openvino" else None,
         )
         for file, path in zip(files, paths, strict=True)
     ]

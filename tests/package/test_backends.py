@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -88,6 +89,30 @@ def test_onnx_may_be_called_from_threads(onnx_model: Build, noise: Noise) -> Non
     with ThreadPoolExecutor(4) as pool:
         for segment, stems in zip(segments, pool.map(backend, segments), strict=True):
             np.testing.assert_allclose(stems[:, 0], segment * 0.5, atol=1e-5)
+
+
+def test_onnx_loads_the_graph_that_it_optimized_before(
+    onnx_model: Build, noise: Noise, tmp_path: Path
+) -> None:
+    path, cache = onnx_model(), tmp_path / "cache"
+    segments = noise(2, 8192).reshape(1, 2, 8192)
+    first = OnnxBackend(path, cache=cache)
+    (kept,) = cache.iterdir()
+    assert first._session._model_path == str(path)
+    for content in (None, b"damaged"):
+        if content:
+            kept.write_bytes(content)
+        again = OnnxBackend(path, cache=cache)
+        assert again._session._model_path == str(path if content else kept)
+        assert again.metadata == first.metadata
+        np.testing.assert_array_equal(again(segments), first(segments))
+    assert list(cache.iterdir()) == [kept] and kept.read_bytes() != b"damaged"
+    os.utime(path, (1, 1))  # another state of the model's file
+    assert OnnxBackend(path, cache=cache)._session._model_path == str(path)
+    (tmp_path / "file").touch()
+    np.testing.assert_array_equal(
+        OnnxBackend(path, cache=tmp_path / "file")(segments), first(segments)
+    )  # no folder
 
 
 def test_damaged_files_are_refused(
@@ -320,7 +345,7 @@ def test_auto_takes_openvino_where_it_is_faster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: installed or None if name == "openvino" else real(name)
     )
@@ -351,11 +376,11 @@ def test_cores_are_counted() -> None:
 
 def asked_anew() -> bool:
     """A processor does not change while a program runs, but here it does."""
-    hardware._cpu_flags.cache_clear()
+    hardware.cpu_flags.cache_clear()
     try:
         return hardware.faster_in_int8()
     finally:
-        hardware._cpu_flags.cache_clear()
+        hardware.cpu_flags.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_network_that_cannot_be_compiled_says_what_to_use(monkeypatch: pytest.
 
 
 def test_auto_takes_it_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset({"amx_bf16", "amx_int8"}))
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"amx_bf16", "amx_int8"}))
     assert prefers_openvino(Runtime()) and load_model().name == "openvino"
     assert not hardware.prefers_int8(Runtime())
     for other in (
@@ -121,7 +121,7 @@ def test_auto_takes_it_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> No
         Runtime(device="cuda"),
     ):
         assert not prefers_openvino(other)
-    monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset({"avx512_vnni"}))
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx512_vnni"}))
     assert not prefers_openvino(Runtime()) and load_model().name == "onnx"
 
 

@@ -146,7 +146,7 @@ def load_backend(
         precision: The precision of an ONNX file, "" if unknown.
         settings: What an ONNX file's metadata lacks, see `families.choose`.
         notes: Fallbacks that led to this backend, one line each.
-        cache: Where OpenVINO keeps compiled networks.
+        cache: Folder for networks that OpenVINO compiled or ONNX Runtime optimized, which load faster; None for none.
 
     Raises:
         DeviceError: The device is missing or cannot compute.
@@ -162,6 +162,7 @@ def load_backend(
             precision=precision,
             settings=settings,
             notes=notes,
+            cache=cache,
         )
     if backend == "openvino":
         from tfswa_sep.inference.openvino_backend import OpenVinoBackend

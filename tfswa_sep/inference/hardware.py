@@ -68,7 +68,7 @@ def prefers_openvino(runtime: Runtime) -> bool:
     if runtime.backend != "auto":
         return runtime.backend == "openvino"
     left_to_us = runtime.device in ("auto", "cpu") and runtime.precision == "auto"
-    return left_to_us and "amx_bf16" in _cpu_flags() and importlib.util.find_spec("openvino") is not None
+    return left_to_us and "amx_bf16" in cpu_flags() and importlib.util.find_spec("openvino") is not None
 
 
 def _has_onnxruntime_gpu() -> bool:
@@ -87,12 +87,12 @@ def faster_in_int8() -> bool:
     Measured: int8 takes 0.6 of the time with VNNI and 0.73 with AVX2, which multiplies 32 bytes at once but only
     8 floats; AVX-512 without VNNI multiplies 16 floats and gains nothing. Not measured on Arm.
     """
-    flags = _cpu_flags()
+    flags = cpu_flags()
     return bool(_INT8_FLAGS & flags) or ("avx2" in flags and "avx512f" not in flags)
 
 
 @cache
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
     """The CPU's flags that matter here, as Linux names them; empty if unknown."""
     try:
         if sys.platform == "win32":
