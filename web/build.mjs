@@ -66,6 +66,6 @@ await build({
   entryPoints: ["src/service-worker.ts"],
   define: {
     VERSION: JSON.stringify(version.digest("hex").slice(0, 12)),
-    FILES: JSON.stringify([".", ...files.filter((name) => name !== "index.html" && !/^(models|ort)\//.test(name))]),
+    FILES: JSON.stringify([".", ...files.filter((name) => !/^(models|ort)\//.test(name))]),
   },
 });

@@ -65,7 +65,7 @@ class Network {
     const masks = metadata.config.bands.map((_, i) => outputs[`masks_${i}`]!.data as Float32Array);
     const stems = applyMasks(masks, spectrum, segment, metadata, stft);
     for (const tensor of Object.values(outputs)) tensor.dispose();
-    if (!stems.every((stem) => stem.every((samples) => samples.every(Number.isFinite))))
+    if (!stems.flat().every((samples) => Number.isFinite(samples.reduce((sum, value) => sum + value, 0))))
       throw new Error("the network returned values that are not finite");
     return stems;
   }

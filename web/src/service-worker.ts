@@ -31,7 +31,8 @@ self.addEventListener("fetch", (event) => {
 async function answer(request: Request): Promise<Response> {
   const cache = await caches.open(CACHE);
   const found = await cache.match(request, { ignoreSearch: true });
-  const response = found ?? (await fetch(request, { cache: "no-cache" }));
+  const fresh = request.mode === "navigate" ? {} : { cache: "no-cache" as const }; // which navigations do not take
+  const response = found ?? (await fetch(request, fresh));
   if (!found && response.status === 200) {
     const copy = response.clone();
     cache.put(request, copy).catch(() => {}); // no room: it works online
