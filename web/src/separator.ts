@@ -35,7 +35,7 @@ class Network {
     private makeTensor: (values: Float32Array, shape: number[]) => Tensor,
   ) {}
 
-  static async load({ model, provider, threads }: Request): Promise<Network> {
+  static async load({ model, provider, threads }: Pick<Request, "model" | "provider" | "threads">): Promise<Network> {
     const answer = await fetch(new URL(`models/${model}`, import.meta.url));
     if (!answer.ok) throw new Error(`the model is missing: ${answer.status}`);
     const file = new Uint8Array(await answer.arrayBuffer());
@@ -78,15 +78,20 @@ class Network {
 export class Separator {
   #network: Network | undefined;
   #loaded = "";
+  #loading = Promise.resolve();
 
-  // Load a model in advance.
-  async load(request: Pick<Request, "model" | "provider" | "threads">): Promise<void> {
-    const name = `${request.model} ${request.provider} ${request.threads}`;
-    if (this.#loaded === name) return;
-    await this.#network?.release();
-    this.#loaded = "";
-    this.#network = await Network.load(request as Request);
-    this.#loaded = name;
+  // Load a model, perhaps in advance; one after another.
+  load(request: Pick<Request, "model" | "provider" | "threads">): Promise<void> {
+    const loaded = this.#loading.then(async () => {
+      const name = `${request.model} ${request.provider} ${request.threads}`;
+      if (this.#loaded === name) return;
+      await this.#network?.release();
+      this.#loaded = "";
+      this.#network = await Network.load(request);
+      this.#loaded = name;
+    });
+    this.#loading = loaded.catch(() => {});
+    return loaded;
   }
 
   // Calls `opened` once, then `block` with interleaved samples of each stem, as often as there are some.

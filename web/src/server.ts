@@ -45,6 +45,7 @@ const MODELS = {
 } as const;
 const DEFAULT = "small";
 const MOST_THREADS = 4; // more hardly help
+const RELOAD_PAUSE = 10_000; // milliseconds in which a page that gets no threads is not reloaded again
 const threads = crossOriginIsolated
   ? Number(new URLSearchParams(location.search).get("threads")) ||
     Math.min(MOST_THREADS, navigator.hardwareConcurrency)
@@ -179,10 +180,11 @@ export class Server {
   async #prepare(): Promise<void> {
     if ("serviceWorker" in navigator) {
       await navigator.serviceWorker.register("service-worker.js").catch(() => {}); // not over plain http
-      if (!crossOriginIsolated && !sessionStorage.getItem("reloaded")) {
+      const reloaded = Number(sessionStorage.getItem("reloaded"));
+      if (!crossOriginIsolated && Date.now() - reloaded > RELOAD_PAUSE) {
         await navigator.serviceWorker.ready;
         if (!this.#songs.size) {
-          sessionStorage.setItem("reloaded", "yes");
+          sessionStorage.setItem("reloaded", `${Date.now()}`);
           location.reload();
           return;
         }
