@@ -32,7 +32,7 @@ _TIMELINE = (
 )
 _OFFSET = re.compile(r"ashowinfo.*? pts_time:(-?[\d.]+)")
 _TRACK = re.compile(r"(?m)^(?:\[info\] )?  Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)")
-_ENCODERS = {"m4a": "aac", "mp3": "libmp3lame", "opus": "libopus"}  # of stem files
+_ENCODERS = {"mp3": "libmp3lame", "opus": "libopus"}  # which not every ffmpeg has
 # Warnings by which ffmpeg reports audio that it skips.
 _DAMAGE = re.compile(
     r"partial file|corrupt (?:input packet|decoded frame)|Packet corrupt|Packet mismatch|ended prematurely"
@@ -244,7 +244,7 @@ def find_ffmpeg() -> str | None:
 
 
 def ffmpeg_encodes(container: str) -> bool:
-    """Whether there is an ffmpeg that can write this kind of stem file: m4a, mp3 or opus."""
+    """Whether there is an ffmpeg that can write this kind of stem file, mp3 or opus."""
     program, encoder = find_ffmpeg(), _ENCODERS.get(container)
     return bool(program and encoder and encoder in _encoders(program))
 
