@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import pytest
@@ -35,7 +35,11 @@ class TrainingProcess:
     """
 
     def __init__(
-        self, *runs: list[str], tiny: bool = True, torchrun: bool = False, **environment: str
+        self,
+        *runs: list[str],
+        tiny: bool = True,
+        torchrun: bool = False,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         reader, writer = CONTEXT.Pipe(duplex=False)
         target = _launch_two if torchrun else _train
@@ -100,7 +104,7 @@ def _launch_two(runs: list[list[str]], tiny: bool) -> None:
         max_restarts=0,
         start_method="fork",
     )
-    elastic_launch(config, _train)(runs, tiny)  # type: ignore[no-untyped-call]
+    elastic_launch(config, _train)(runs, tiny)
 
 
 def _train(runs: list[list[str]], tiny: bool) -> None:

@@ -633,7 +633,8 @@ def remote() -> Iterator[OscPort]:
 def send(remote: OscPort, address: str, *values: object) -> None:
     from pythonosc.udp_client import SimpleUDPClient
 
-    with SimpleUDPClient("127.0.0.1", remote.number) as client:
+    client = SimpleUDPClient("127.0.0.1", remote.number)
+    with client:
         client.send_message(address, list(values))
 
 

@@ -120,7 +120,7 @@ def test_a_killed_run_resumes_bit_for_bit(musdb: Path, tmp_path: Path, tiny: Non
     assert sorted(whole) == list(range(1, 9))
     first, second = sorted(np.random.default_rng().choice(range(3, 8), size=2, replace=False).tolist())
     for kill_at in (first, second, None):
-        with TrainingProcess(words(tmp_path / "parts"), TFSWA_CACHE=os.devnull) as training:
+        with TrainingProcess(words(tmp_path / "parts"), environment={"TFSWA_CACHE": os.devnull}) as training:
             for line in training.output:
                 if kill_at is not None and line.startswith(f"step {kill_at} loss"):
                     training.send_signal(signal.SIGKILL)

@@ -130,8 +130,8 @@ def slurm(process: int, **changes: str) -> dict[str, str]:
 def test_srun_tasks_form_one_run(pools: Path, tmp_path: Path) -> None:
     arguments = overrides(pools, tmp_path, "training.steps=2")
     with (
-        TrainingProcess(arguments, **slurm(0)) as first,
-        TrainingProcess(arguments, **slurm(1)) as second,
+        TrainingProcess(arguments, environment=slurm(0)) as first,
+        TrainingProcess(arguments, environment=slurm(1)) as second,
     ):
         outputs = [task.output.read() for task in (first, second)]
     assert [task.exit_code for task in (first, second)] == [0, 0], outputs

@@ -136,11 +136,12 @@ class Encoder:
 
     def _check_whole(self) -> None:
         """Reopen the file and count its samples: an encoder can fail without reporting an error."""
-        if self._format.container == "m4a":
-            check_mp4(self.path, 1, self.frames, messages=self._sink.messages)
-            return
-        if isinstance(self._sink, _Ffmpeg) and (layout := survey(self.path)) and layout.fault:
-            raise OSError(0, f"the file {layout.fault}")
+        if isinstance(self._sink, _Ffmpeg):
+            if self._format.container == "m4a":
+                check_mp4(self.path, 1, self.frames, messages=self._sink.messages)
+                return
+            if (layout := survey(self.path)) and layout.fault:
+                raise OSError(0, f"the file {layout.fault}")
         with soundfile.SoundFile(soundfile_name(self.path)) as written:
             if written.frames < self.frames:
                 raise OSError(0, f"only {written.frames} of {self.frames} samples were written")

@@ -381,9 +381,9 @@ class LiveLoop:
     def _set_hop(self, hop: int) -> None:
         self._hop = max(1, min(hop, self._windows.longest))
         fade = round(FADE * self.output_rate)
-        hop = self._hop * self.output_rate / self.rate
-        spare = max(SPARE * hop, OUTPUT_BUFFER * self.output_rate)
-        self._target = 2 * self._block + fade + round(hop + spare)
+        played = self._hop * self.output_rate / self.rate
+        spare = max(SPARE * played, OUTPUT_BUFFER * self.output_rate)
+        self._target = 2 * self._block + fade + round(played + spare)
 
     def _judge_speed(self, *, late: bool) -> None:
         """Lengthen the hop if many were late for seconds."""
