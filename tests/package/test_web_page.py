@@ -77,6 +77,10 @@ def choose(page: Page, selector: str, text: str) -> None:
     )
 
 
+def wait_until_listed(page: Page, songs: int) -> None:
+    wait_for(lambda: page.script("return document.querySelectorAll('.song').length") == songs)
+
+
 def download(page: Page, selector: str, file: Path) -> Path:
     file.unlink(missing_ok=True)
     page.click(selector)
@@ -192,13 +196,10 @@ def test_what_a_musician_does(open_page: Callable[..., Page], tmp_path: Path) ->
     wait_for(lambda: page.script(state) == "done,failed,running")
     page.script("[...tfswa.rows.values()].find(row => row.job.state === 'running').cancel()")
     wait_for(lambda: page.script(state) == "cancelled,done,failed")
-    for _ in range(3):
-        rows = len(page.script("return [...document.querySelectorAll('.song')]"))
+    for remaining in (2, 1, 0):
         page.click(".song .delete")
         page.click(".song .delete")
-        wait_for(
-            lambda rows=rows: len(page.script("return [...document.querySelectorAll('.song')]")) == rows - 1
-        )  # type: ignore[misc]
+        wait_until_listed(page, remaining)
     left = (
         "navigator.storage.getDirectory().then(r => r.getDirectoryHandle('tfswa-sep')).then(async folder => {"
     )
