@@ -454,6 +454,7 @@ def _load_file(
             settings=settings,
             notes=notes,
             cache=registry.cache_folder() / backend if file.sha256 or backend == "openvino" else None,
+            takes_turns=len(files) > 1,
         )
         for file, path in zip(files, paths, strict=True)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ onnx = pytest.importorskip("onnx")
 Noise = Callable[..., NDArray[np.float32]]
 FOUR = ("vocals", "drums", "bass", "other")
 SIX = (*FOUR, "guitar", "piano")
+STATM = Path("/proc/self/statm")
 FRAMES, BINS = 16, 40
 WEIGHTS = np.random.default_rng(0).standard_normal((2, 1, FRAMES, BINS)).astype(np.float32)  # (s, c, t, f)
 MAGNITUDE_MASKS: dict[str, Any] = {
@@ -365,21 +367,26 @@ def test_mdx_net_equals_audio_separators(tmp_path: Path, noise: Noise, samples: 
     np.testing.assert_allclose(vocals, expected[1], atol=3e-5)
 
 
-def waveform_model(path: Path, gains: list[float], *, output: str = "stems") -> Path:
-    """A network that multiplies segments by gains (s,) and by their peak, one segment per call."""
+def waveform_model(path: Path, gains: list[float], *, output: str = "stems", copies: int = 1) -> Path:
+    """A network that multiplies segments by gains (s,) and by the peak of copies of them, one segment per call."""
     s = len(gains)
     return write_graph(
         path,
         [
             ("Abs", ["mix"], ["magnitudes"]),
-            ("ReduceMax", ["magnitudes"], ["peak"]),
+            ("Tile", ["magnitudes", "copies"], ["many"]),
+            ("ReduceMax", ["many"], ["peak"]),
             ("Mul", ["mix", "peak"], ["scaled"]),
             ("Unsqueeze", ["scaled", "axis"], ["each"]),
             ("Mul", ["each", "gains"], [output]),
         ],
         {"mix": (1, 2, 4_000)},
         {output: (1, s, 2, 4_000)},
-        {"axis": np.array([1]), "gains": np.array(gains, np.float32).reshape(s, 1, 1)},
+        {
+            "axis": np.array([1]),
+            "copies": np.array([1, copies, 1]),
+            "gains": np.array(gains, np.float32).reshape(s, 1, 1),
+        },
         {},
     )
 
@@ -440,11 +447,14 @@ def test_settings_are_pairs() -> None:
         Separator(model_settings="n_fft= 256")
 
 
-def bag_of_two(folder: Path, first: list[float], second: list[float]) -> ModelInfo:
+def bag_of_two(folder: Path, first: list[float], second: list[float], *, copies: int = 1) -> ModelInfo:
     """Two networks of waveforms, the first for drums and bass, the second for the rest and half of the bass."""
     weights = ((1.0, 1.0, 0.0, 0.0), (0.0, 1.0, 1.0, 1.0))
     files = [
-        replace(find_model(waveform_model(folder / f"{i}.onnx", gains)).files[0], weights=weights[i])
+        replace(
+            find_model(waveform_model(folder / f"{i}.onnx", gains, copies=copies)).files[0],
+            weights=weights[i],
+        )
         for i, gains in enumerate((first, second))
     ]
     return replace(find_model(folder / "0.onnx"), name="bag", files=tuple(files))
@@ -468,6 +478,15 @@ def test_only_the_needed_networks_of_a_bag_are_loaded(tmp_path: Path, noise: Noi
     assert separator.separate(noise(2, 100), 44_100, stems="drums")["drums"].any()
     with pytest.raises(ModelError, match=r"1\.onnx is damaged"):
         separator.separate(noise(2, 100), 44_100, stems="bass")
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="needs Linux's count of resident pages")
+def test_the_networks_of_a_bag_keep_no_memory(tmp_path: Path, noise: Noise) -> None:
+    separator = Separator(bag_of_two(tmp_path, [0.1] * 4, [0.2] * 4, copies=2_000))  # 64 MB in each network
+    before = int(STATM.read_text().split()[1])
+    separator.separate(noise(2, 4_000), 44_100)
+    grown = (int(STATM.read_text().split()[1]) - before) * mmap.PAGESIZE
+    assert grown < 40_000_000
 
 
 def test_files_that_differ_are_no_bag(tmp_path: Path, noise: Noise) -> None:

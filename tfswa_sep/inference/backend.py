@@ -136,6 +136,7 @@ def load_backend(
     settings: Mapping[str, str] = MappingProxyType({}),
     notes: Sequence[str] = (),
     cache: Path | None = None,
+    takes_turns: bool = False,
 ) -> Backend:
     """Load a model file.
 
@@ -147,6 +148,7 @@ def load_backend(
         settings: What an ONNX file's metadata lacks, see `families.choose`.
         notes: Fallbacks that led to this backend, one line each.
         cache: Folder for networks that OpenVINO compiled or ONNX Runtime optimized, which load faster; None for none.
+        takes_turns: Whether it is one of several networks that run in turn.
 
     Raises:
         DeviceError: The device is missing or cannot compute.
@@ -163,6 +165,7 @@ def load_backend(
             settings=settings,
             notes=notes,
             cache=cache,
+            takes_turns=takes_turns,
         )
     if backend == "openvino":
         from tfswa_sep.inference.openvino_backend import OpenVinoBackend
