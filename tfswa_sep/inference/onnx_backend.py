@@ -100,9 +100,7 @@ class OnnxBackend(GraphBackend):
         )
 
     def _run_network(self, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        outputs: list[NDArray[np.float32]] = self._session.run(
-            self._outputs, inputs, self._run_options
-        )
+        outputs: list[NDArray[np.float32]] = self._session.run(self._outputs, inputs, self._run_options)
         return outputs
 
 
