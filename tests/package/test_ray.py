@@ -153,13 +153,14 @@ def test_everything_goes_wrong(
             if workers := pids_of("TfswaWorker.separate"):
                 os.kill(generator.choice(workers), signal.SIGKILL)
                 killed += 1
-        assert driver.wait(3600) == 0
+        code = driver.wait(3600)
     finally:
         driver.kill()
     proxy.rate = 0.0
     assert killed == 10
     assert proxy.faults.total() > 0
     rows = rows_of("s3://music/out")
+    assert (code, [row for row in rows if row["state"] != "done"]) == (0, [])
     assert len(rows) == SONGS
     assert Counter(row["state"] for row in rows) == {"done": SONGS}
     assert len({row["source"] for row in rows}) == SONGS
