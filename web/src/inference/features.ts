@@ -10,10 +10,11 @@ const MAGNITUDES = 4; // of left, right, mid and side
 // (features, bins of the band, t) per band.
 export function bandFeatures(spectrum: Spectrum, { config, n_fft, hop }: Metadata): Float32Array[] {
   return config.bands.map((band) => {
-    const phases = band.taps > 0 ? 4 : 0;
-    const target = new Float32Array((phases + MAGNITUDES) * (band.stop - band.start) * spectrum.frames);
-    fillMagnitudes(spectrum, band, target.subarray(phases * (band.stop - band.start) * spectrum.frames));
-    if (phases) fillPhaseAdvance(spectrum, band, target, rotations(band, 1, n_fft, hop));
+    const count = featureCount(band);
+    const size = (band.stop - band.start) * spectrum.frames; // of one feature
+    const target = new Float32Array(count * size);
+    fillMagnitudes(spectrum, band, target.subarray((count - MAGNITUDES) * size));
+    if (band.taps > 0) fillPhaseAdvance(spectrum, band, target, rotations(band, 1, n_fft, hop));
     return target;
   });
 }

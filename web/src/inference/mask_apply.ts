@@ -9,8 +9,12 @@ import type { Spectrum, Stft } from "./stft";
 const SHARE_FLOOR = 1e-3; // added to a mask's magnitude when the masks' remainder is shared out
 const TILE_FRAMES = 32; // whose stems fit into the core's cache
 
-// The stems' spectra of TILE_FRAMES frames: [s][c], each (t, f). Of the last stem there is none: it is what is left.
-type Tile = { real: Float32Array[]; imaginary: Float32Array[] }[];
+// The stems' spectra in the frames from `first` to `last`, TILE_FRAMES at most.
+interface Tile {
+  first: number;
+  last: number;
+  stems: { real: Float32Array[]; imaginary: Float32Array[] }[]; // [c], each (t, f); all but the last: it is what is left
+}
 
 // The network's output, (s * parts * p, tokens, t) per band, to the stems' waveforms [s][c], each (n).
 export function applyMasks(
@@ -25,7 +29,7 @@ export function applyMasks(
   const channels = (size: number) => [new Float32Array(size), new Float32Array(size)];
   const made = metadata.stems.slice(1);
   const waves = made.map(() => channels(length));
-  const tile = made.map(() => ({ real: channels(TILE_FRAMES * bins), imaginary: channels(TILE_FRAMES * bins) }));
+  const spectra = made.map(() => ({ real: channels(TILE_FRAMES * bins), imaginary: channels(TILE_FRAMES * bins) }));
   const turns = metadata.config.bands.map((band) =>
     Array.from({ length: band.taps }, (_, tap) =>
       rotations(band, Math.floor(band.taps / 2) - tap, metadata.n_fft, metadata.hop),
@@ -33,11 +37,12 @@ export function applyMasks(
   );
   for (let first = 0; first < frames; first += TILE_FRAMES) {
     const last = Math.min(first + TILE_FRAMES, frames);
+    const tile = { first, last, stems: spectra };
     for (const [i, band] of metadata.config.bands.entries()) {
-      multiplyMasks(masks[i]!, band, spectrum, metadata.stems.length, first, last, tile);
-      if (band.taps) addFilters(masks[i]!, band, spectrum, metadata.stems.length, first, last, tile, turns[i]!);
+      multiplyMasks(masks[i]!, band, spectrum, tile);
+      if (band.taps) addFilters(masks[i]!, band, spectrum, tile, turns[i]!);
     }
-    for (const [stem, { real, imaginary }] of tile.entries())
+    for (const [stem, { real, imaginary }] of spectra.entries())
       for (let frame = first; frame < last; frame++)
         stft.add(waves[stem]!, frame, real, imaginary, (frame - first) * bins);
   }
@@ -50,26 +55,24 @@ export function applyMasks(
   return [...waves, rest];
 }
 
+// The sizes of a band's output: stems, tokens, and values per stem.
+function sizes({ start, stop, stride, taps }: Band, frames: number, tile: Tile) {
+  const tokens = (stop - start) / stride;
+  return { stems: tile.stems.length + 1, tokens, perStem: (2 * stride + 4 * stride * taps) * tokens * frames };
+}
+
 // Masks are between -1 and 1. What they lack to sum to one over the stems is shared out by magnitude.
-function multiplyMasks(
-  values: Float32Array,
-  band: Band,
-  spectrum: Spectrum,
-  stems: number,
-  first: number,
-  last: number,
-  tile: Tile,
-): void {
+function multiplyMasks(values: Float32Array, band: Band, spectrum: Spectrum, tile: Tile): void {
   const { frames, bins } = spectrum;
+  const { first, last } = tile;
   const { stride } = band;
-  const tokens = (band.stop - band.start) / stride;
-  const perStem = (2 * stride + 4 * stride * band.taps) * tokens * frames;
+  const { stems, tokens, perStem } = sizes(band, frames, tile);
   const gains = new Float64Array(stems);
   for (let c = 0; c < 2; c++) {
     const real = spectrum.real[c]!;
     const imaginary = spectrum.imaginary[c]!;
-    const madeReal = tile.map((stem) => stem.real[c]!);
-    const madeImaginary = tile.map((stem) => stem.imaginary[c]!);
+    const madeReal = tile.stems.map((stem) => stem.real[c]!);
+    const madeImaginary = tile.stems.map((stem) => stem.imaginary[c]!);
     for (let bin = band.start; bin < band.stop; bin++) {
       const token = Math.floor((bin - band.start) / stride);
       const row = ((c * stride + ((bin - band.start) % stride)) * tokens + token) * frames;
@@ -102,20 +105,11 @@ function multiplyMasks(
 
 // Each stem's complex filter over neighbouring frames, less the mean of all stems'. Phases are rotated back by the
 // advance of a tone at its bin's centre from frame to frame.
-function addFilters(
-  values: Float32Array,
-  band: Band,
-  spectrum: Spectrum,
-  stems: number,
-  first: number,
-  last: number,
-  tile: Tile,
-  turns: Float32Array[][],
-): void {
+function addFilters(values: Float32Array, band: Band, spectrum: Spectrum, tile: Tile, turns: Float32Array[][]): void {
   const { frames, bins } = spectrum;
+  const { first, last } = tile;
   const { stride, taps } = band;
-  const tokens = (band.stop - band.start) / stride;
-  const perStem = (2 * stride + 4 * stride * taps) * tokens * frames;
+  const { stems, tokens, perStem } = sizes(band, frames, tile);
   const clip = (value: number) => Math.max(-1, Math.min(1, value));
   for (let c = 0; c < 2; c++) {
     const real = spectrum.real[c]!;
@@ -145,8 +139,8 @@ function addFilters(
           for (let s = 0; s < stems - 1; s++) {
             const tapReal = clip(values[s * perStem + realRow + frame]!) - meanReal;
             const tapImaginary = clip(values[s * perStem + imaginaryRow + frame]!) - meanImaginary;
-            tile[s]!.real[c]![to]! += tapReal * nearReal - tapImaginary * nearImaginary;
-            tile[s]!.imaginary[c]![to]! += tapReal * nearImaginary + tapImaginary * nearReal;
+            tile.stems[s]!.real[c]![to]! += tapReal * nearReal - tapImaginary * nearImaginary;
+            tile.stems[s]!.imaginary[c]![to]! += tapReal * nearImaginary + tapImaginary * nearReal;
           }
         }
       }
